@@ -1,0 +1,1 @@
+"""Decide what to try: config, space, sampler, trials, slots, record."""

@@ -1,0 +1,69 @@
+"""What is known of one trial, as every view of the record reads it.
+
+The sampler fills these from Optuna's storage (`optuna.db`), which is the truth; the table, the
+JSON, the CSV, TensorBoard and the exported model are views.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+"""Optuna's own names. PRUNED: stopped early. FAIL: no score, and `error` says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One suggestion and what came of it."""
+
+    number: int
+    """Order of suggestion, from 0."""
+    id: str
+    """Name of the trial's folders, such as `trial-0007`."""
+    state: str
+    params: dict[str, Any]
+    """What was suggested for this trial, by its plain name (`learning_rate`, not one per strategy)."""
+    baseline: str | None = None
+    """`recipe` or `scratch` where the trial was set, not sampled."""
+    metrics: dict[str, dict[str, float]] = field(default_factory=lambda: {"best": {}, "last": {}})
+    """`best`: the epoch with the best `study.metric`, with its `epoch`; `last`: the last epoch."""
+    epochs: int = 0
+    """Epochs reported."""
+    seconds: float = 0.0
+    """Wall seconds from the trial's start in its slot to its end."""
+    error: str | None = None
+    """Why it failed, one line; None if it did not."""
+    log: str | None = None
+    """Path of the file with the failure's full trace."""
+    slot: str | None = None
+    effective: dict[str, Any] = field(default_factory=dict)
+    """What the worker really used, read back from the model and the optimiser."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Every epoch's metrics, in order, each with its `epoch` (from 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """A study as its folder tells it."""
+
+    name: str
+    metric: str
+    mode: str
+    """`max` or `min`."""
+    planned: int
+    """Trials the study was asked for, baselines included."""
+    epochs: int
+    state: str
+    """`finished`, `interrupted` (resume goes on) or `running`."""
+    seconds: float
+    """Wall seconds of searching, all runs of the study together."""
+    provenance: dict[str, Any]
+    trials: tuple[TrialRecord, ...]
+    folder: str
+    """Path of the results folder."""
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The complete trial with the best `metric` of its best epoch; ties: the earlier one."""
+        done = [t for t in self.trials if t.state == "COMPLETE" and self.metric in t.metrics["best"]]
+        sign = -1.0 if self.mode == "max" else 1.0
+        return min(done, key=lambda t: (sign * t.metrics["best"][self.metric], t.number), default=None)

@@ -1,0 +1,47 @@
+"""What can go wrong while one model is trained.
+
+FinetuneError
+├── DataError         images or labels are missing, unreadable or contradictory
+├── BackboneError     no such backbone, or one that cannot be cut as asked
+├── WeightsError      pretrained weights are missing, unsafe or do not fit
+├── CheckpointError   a checkpoint or model folder is missing, damaged or of another trial
+└── NonFiniteLoss     the loss became NaN or infinite
+
+Messages have the form `<where>: <rule>, got <value>. <what to do>.`
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FinetuneError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class DataError(FinetuneError):
+    """Images or labels are missing, unreadable or contradictory."""
+
+
+class BackboneError(FinetuneError):
+    """There is no such backbone, or it cannot be cut as asked."""
+
+
+class WeightsError(FinetuneError):
+    """Pretrained weights are missing, unsafe to load or do not fit the backbone."""
+
+
+class CheckpointError(FinetuneError):
+    """A checkpoint or model folder is missing, damaged or belongs to another trial."""
+
+
+class NonFiniteLoss(FinetuneError):
+    """The training loss became NaN or infinite."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, show: int = 12) -> str:
+    """Return the end of an error message: the nearest names, then some of the known ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    more = ", ..." if len(known) > show else ""
+    return f"{hint}Known: {', '.join(known[:show])}{more}."
