@@ -34,6 +34,12 @@ class TrialRecord:
     """Why it failed, one line; None if it did not."""
     log: str | None = None
     """Path of the file with the failure's full trace."""
+    interrupted: bool = False
+    """It failed only because the study was interrupted; `resume` goes on with it as another trial."""
+    continues: int | None = None
+    """Number of the interrupted trial that this one goes on with."""
+    seed_of: int | None = None
+    """Number of the trial whose seed it uses, where not its own."""
     slot: str | None = None
     effective: dict[str, Any] = field(default_factory=dict)
     """What the worker really used, read back from the model and the optimiser."""

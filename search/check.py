@@ -1,0 +1,83 @@
+"""Look before a study runs: data, weights, backbone and capacity, without training anything."""
+
+import os
+from typing import Any
+
+from finetune import catalog
+from search.runner import capacity, data_settings
+from search.space import Space
+from search.study import StudyConfig
+
+
+def plan(config: StudyConfig) -> dict[str, Any]:
+    """Return what a run of this config would do.
+
+    Raises:
+        FinetuneError: images, backbone or weights are not as the config says.
+        CapacityError: the slots do not fit on this machine (or on the cluster of RAY_ADDRESS).
+        ConfigErrors: the space does not fit the backbone.
+    """
+    # Torch is needed to look at weights and backbones; the other commands start without it.
+    from finetune import backbones, weights
+
+    images = catalog.scan(data_settings(config))
+    blocks = {name: backbones.count_blocks(name) for name in config.backbones}
+    space = Space(config, blocks)
+    usual = space.settings(space.baseline("recipe"), number=0, cache_dir=os.devnull)
+    origin = {}
+    for name in config.backbones:
+        if usual.weights.source is not None:
+            source = catalog.scan(usual.weights.source.data)
+            count = len(source.splits["train"])
+            origin[name] = f"to be pretrained on {count} images of {', '.join(source.classes)}"
+        else:
+            origin[name] = weights.describe(name, usual.weights)
+    slots = capacity(config, resources())
+    study = config.study
+    return {
+        "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
+        "data": {"classes": list(images.classes), "images": images.counts(), "made_splits": list(images.made)},
+        "model": {name: {"blocks": blocks[name], "weights": origin[name]} for name in config.backbones},
+        "space": config.model_dump(mode="json")["space"],
+        "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
+        "slots": {"count": slots.slots, "workers": slots.workers, "cpus_per_worker": slots.cpus, "gpu": slots.gpu},
+        "results": str(config.folder),
+    }
+
+
+def resources() -> dict[str, float]:
+    """Return what the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
+    if os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        from search.runner import connected
+
+        with connected():
+            found: dict[str, float] = ray.cluster_resources()
+            return found
+    import torch
+
+    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+
+
+def lines(planned: dict[str, Any]) -> list[str]:
+    """Return the plan for people."""
+    study, slots, data = planned["study"], planned["slots"], planned["data"]
+    worker = f"{slots['workers']} worker(s) of {slots['cpus_per_worker']} CPU(s)"
+    text = [
+        f"study {study['name']}: {study['trials']} trials of up to {study['epochs']} epochs, "
+        f"best {study['metric']} wins",
+        f"slots: {slots['count']}, each {worker}" + (" and a GPU each" if slots["gpu"] else ", no GPU"),
+    ]
+    for split, counts in data["images"].items():
+        made = " (taken from the training images by the seed)" if split in data["made_splits"] else ""
+        per_class = ", ".join(f"{name} {count}" for name, count in counts.items())
+        text.append(f"{split}: {sum(counts.values())} images{made}: {per_class}")
+    for name, model in planned["model"].items():
+        text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")
+    text += [f"space.{key}: {value}" for key, value in planned["space"].items()]
+    stop = planned["early_stopping"]
+    text.append(
+        f"early stopping after {stop['grace']} epoch(s)" if stop["enabled"] else "no early stopping"
+    )
+    return [*text, f"results: {planned['results']}"]

@@ -1,0 +1,109 @@
+"""Config file plus `--set key=value` -> StudyConfig, or every mistake in both with its place."""
+
+import copy
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from search.problems import ConfigErrors, Place, Problem, dotted, shown
+from search.problems import Path as KeyPath
+from search.sections import is_weights_file
+from search.study import StudyConfig
+from search.yaml_text import Text
+
+PATHS = (("results",), ("data", "path"), ("model", "weights"), ("model", "weights", "source", "path"))
+"""Keys that hold a path; `model.weights` only where it names a file."""
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyConfig:
+    """Read a config file.
+
+    Args:
+        path: the file. Relative paths in it start at its folder.
+        overrides: `dotted.key=value`, the value in YAML; later ones win. Relative paths start at the
+            current folder, where the user types them.
+
+    Raises:
+        ConfigErrors: with every mistake of the file and of the overrides.
+
+    """
+    text = Text(_read(Path(path)), str(path))
+    if not isinstance(text.values, dict):
+        fix = "Start with `study:` and below it `name:`."
+        rule = f"must be a mapping of sections, got {_or_nothing(text.values)}. {fix}"
+        raise ConfigErrors(text.problems or [Problem(Place(str(path)), rule)])
+    values = copy.deepcopy(text.values)
+    _start_paths_at(os.path.dirname(path), values)
+    given = [_Override(order, words) for order, words in enumerate(overrides)]
+    found = [*text.problems, *(problem for override in given for problem in override.apply(values))]
+
+    def locate(path: KeyPath, key: bool) -> Place:
+        for override in reversed(given):
+            below = path[: len(override.path)] == override.path
+            above = override.path[: len(path)] == path and not text.contains(path)
+            if below or above:
+                return override.place
+        return text.place(path, key)
+
+    try:
+        config = StudyConfig.from_dict(values, locate)
+    except ConfigErrors as errors:
+        raise ConfigErrors([*found, *errors.problems]) from None
+    if found:
+        raise ConfigErrors(found)
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        got = (error.strerror or "an error").lower()
+        text = f"must be a readable config file, got {got}. Check the path."
+    except UnicodeDecodeError as error:
+        text = f"must be UTF-8 text, got byte 0x{error.object[error.start]:02x}. Save it as UTF-8."
+    raise ConfigErrors([Problem(Place(str(path)), text)])
+
+
+def _or_nothing(value: object) -> str:
+    return "nothing" if value is None else shown(value)
+
+
+def _start_paths_at(folder: str, values: dict[str, Any]) -> None:
+    """Make the relative paths in `values` start at `folder`."""
+    for *parents, key in PATHS:
+        inner: Any = values
+        for parent in parents:
+            inner = inner.get(parent) if isinstance(inner, dict) else None
+        path = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(path, str) and path and (key != "weights" or is_weights_file(path)):
+            inner[key] = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+
+
+class _Override:
+    """One `--set`."""
+
+    def __init__(self, order: int, words: str) -> None:
+        keys, self._sign, self._value = words.partition("=")
+        self.path: KeyPath = tuple(keys.strip().split("."))
+        self.place = Place(f"--set {words}", order=(sys.maxsize, order))
+
+    def apply(self, values: dict[str, Any]) -> list[Problem]:
+        """Write the value into `values`, or say why not."""
+        if not self._sign or not all(self.path):
+            fix = "Write --set study.trials=10."
+            return [Problem(self.place, f"must be key=value, got '{self.place.where[6:]}'. {fix}")]
+        text = Text(self._value, "value")
+        inner: Any = values
+        for depth, part in enumerate(self.path[:-1], 1):
+            if inner.get(part) is None:
+                inner[part] = {}
+            inner = inner[part]
+            if not isinstance(inner, dict):
+                rule = f"{dotted(self.path[:depth])}: must be a mapping to set a key in"
+                return [Problem(self.place, f"{rule}, got {shown(inner)}. Set the whole of it.")]
+        if not text.problems:
+            inner[self.path[-1]] = text.values
+        return [Problem(self.place, problem.text) for problem in text.problems]

@@ -1,0 +1,35 @@
+"""What can go wrong while a study runs.
+
+SearchError
+├── CapacityError    the slots asked for do not fit on the machine or cluster
+├── SlotsLost        no slot could be started or kept
+├── SettingsIgnored  a worker trained with other settings than were suggested
+├── StudyError       a results folder is missing, damaged or of another study
+└── TrialFailed      one trial failed, with the reason its worker gave
+
+Config mistakes are `ConfigErrors` (config_file.py): many at once, with positions.
+"""
+
+
+class SearchError(Exception):
+    """Base of every error the search raises on purpose."""
+
+
+class CapacityError(SearchError):
+    """The slots asked for do not fit on the machine or cluster."""
+
+
+class SlotsLost(SearchError):
+    """No slot could be started or kept."""
+
+
+class SettingsIgnored(SearchError):
+    """A worker trained with other settings than were suggested: no result of the study can be trusted."""
+
+
+class StudyError(SearchError):
+    """A results folder is missing, damaged or of another study."""
+
+
+class TrialFailed(SearchError):
+    """One trial failed; the message is the reason its worker gave."""

@@ -1,0 +1,121 @@
+"""Where everything of one study lies: the only place that knows the names in a results folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from search.errors import StudyError
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A results folder, by its path."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config that ran."""
+        return self.root / "study.yaml"
+
+    @property
+    def database(self) -> Path:
+        """Optuna's storage: the record."""
+        return self.root / "optuna.db"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that runs the study."""
+        return self.root / ".lock"
+
+    def is_held(self) -> bool:
+        """True while a process runs the study."""
+        try:
+            with FileLock(self.lock, blocking=False):
+                return False
+        except Timeout:
+            return True
+
+    @property
+    def tune(self) -> Path:
+        """Tune's experiments, one per run of the study."""
+        return self.root / "tune"
+
+    @property
+    def slots(self) -> Path:
+        """Where Train keeps what it writes of the slots' runs."""
+        return self.root / "slots"
+
+    @property
+    def tensorboard(self) -> Path:
+        """One event folder per trial."""
+        return self.root / "tensorboard"
+
+    @property
+    def table(self) -> Path:
+        """The trials as CSV."""
+        return self.root / "trials.csv"
+
+    @property
+    def best(self) -> Path:
+        """The model folder of the best trial."""
+        return self.root / "best"
+
+    def trial(self, trial_id: str) -> Path:
+        """The folder of one trial's own files."""
+        return self.root / "trials" / trial_id
+
+    def best_weights(self, trial_id: str) -> Path:
+        """The trained part of a trial's model at its best epoch."""
+        return self.trial(trial_id) / "best.safetensors"
+
+    def last_weights(self, trial_id: str) -> Path:
+        """What a trial needs to go on after an interruption; gone once it has ended."""
+        return self.trial(trial_id) / "last.safetensors"
+
+    def error(self, trial_id: str) -> Path:
+        """The full trace of a failed trial."""
+        return self.trial(trial_id) / "error.txt"
+
+    @classmethod
+    def create(cls, results: Path, name: str) -> "StudyFolder":
+        """Make a fresh folder `results/name`, or `name-2`, `name-3`, ... where that one is taken."""
+        results.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            folder = cls(results / (name if number == 1 else f"{name}-{number}"))
+            try:
+                folder.root.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+        raise StudyError(f"{results}: a free name for the study must be left, got 9,999 of '{name}'. Clear up.")
+
+    @classmethod
+    def open(cls, root: Path) -> "StudyFolder":
+        """Return the folder of an existing study.
+
+        Raises:
+            StudyError: there is none.
+        """
+        folder = cls(root.resolve())
+        if not folder.config.is_file():
+            near = ", ".join(sorted(str(p.parent) for p in root.glob("*/study.yaml"))) or "none below it"
+            raise StudyError(
+                f"{root}: a results folder must hold study.yaml, got none. Studies found: {near}."
+            )
+        return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def trial_id(number: int) -> str:
+    """Return the name of a trial's folders."""
+    return f"trial-{number:04d}"

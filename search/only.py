@@ -1,0 +1,58 @@
+"""Run one trial alone, in this process, without Ray: for a debugger, and to see a failure again."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from search import config_file, ledger
+from search.errors import StudyError
+from search.layout import StudyFolder
+from search.runner import cache_dir
+from search.space import Space
+
+
+def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict[str, float]:
+    """Train trial `number` of the study whose config this is; return its last epoch's metrics.
+
+    The record is not changed; weights go to a temporary folder.
+
+    Raises:
+        StudyError: the study has no such trial.
+        FinetuneError: what the trial failed with.
+    """
+    import torch
+
+    from finetune import backbones, loop
+
+    config = config_file.load(config_path)
+    beside = StudyFolder(config_path.resolve().parent)
+    folder = beside if beside.database.exists() else StudyFolder.open(config.folder)
+    trials = {trial.number: trial for trial in ledger.read_study(folder).trials}
+    if number not in trials:
+        raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")
+    trial = trials[number]
+    blocks = {name: backbones.count_blocks(name) for name in config.backbones}
+    first = number if trial.seed_of is None else trial.seed_of
+    settings = Space(config, blocks).settings(trial.params, number=first, cache_dir=str(cache_dir()))
+    say(f"{trial.id}: {settings}")
+    history: list[dict[str, float]] = []
+
+    def report(message: dict[str, Any]) -> None:
+        if message.pop("kind") == "epoch":
+            history.append(message)
+            say("  ".join(f"{k} {v:.4g}" for k, v in message.items()))
+        else:
+            say(f"effective: {message}")
+
+    device = torch.device("cuda" if torch.cuda.is_available() and config.resources.gpu else "cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        keep = loop.Keep(
+            metric=config.study.metric,
+            mode=config.study.mode,
+            best=Path(scratch) / "best.safetensors",
+            last=Path(scratch) / "last.safetensors",
+        )
+        loop.train(settings, keep=keep, report=report, world=loop.World(device=device))
+    return history[-1]
+

@@ -1,0 +1,181 @@
+"""All mistakes of a config at once, each with its place, its rule, its value and its fix.
+
+ConfigErrors      every mistake found in a config, in the order of the file
+└── Problem       one of them (a value, not an exception)
+"""
+
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from finetune.errors import did_you_mean
+
+Path = tuple[str | int, ...]
+"""Keys and list positions from the top of a config to one of its values."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the user's words a value or key stands."""
+
+    where: str = ""
+    """`configs/pets.yaml:12:3`, or `--set study.trials=0`, or nothing."""
+    excerpt: str = ""
+    """The line with the mistake underlined, as a compiler shows it."""
+    order: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake."""
+
+    place: Place
+    text: str
+
+    def __str__(self) -> str:
+        head = f"{self.place.where}: {self.text}" if self.place.where else self.text
+        return f"{head}\n{self.place.excerpt}" if self.place.excerpt else head
+
+
+class ConfigErrors(Exception):  # noqa: N818 - it carries several errors, and its name says so
+    """Every mistake found in a config."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.place.order))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+Locate = Callable[[Path, bool], Place]
+"""(path, True for the key and False for the value) -> its place."""
+
+
+def nowhere(path: Path, key: bool) -> Place:
+    """The place of a value that came from no file."""
+    return Place()
+
+
+def dotted(path: Path) -> str:
+    """`space.head_size[2]`, the way a user writes a path."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+
+
+def problems(
+    error: ValidationError, values: Mapping[str, Any], known: Callable[[Path], Iterable[str]], locate: Locate
+) -> list[Problem]:
+    """Put pydantic's errors about `values` into the house form.
+
+    The errors of one value are joined with "or": each is what one form of the field asks for.
+
+    Args:
+        error: what pydantic raised.
+        values: what it was given.
+        locate: tells where in the user's words a value stands.
+        known: gives the keys that the mapping at one of pydantic's locations may have.
+
+    """
+    found: dict[Path, list[ErrorDetails]] = {}
+    for details in error.errors():
+        if details["type"] != "default_factory_not_called":  # what it depends on is refused already
+            found.setdefault(_path(details, values), []).append(details)
+    return [_problem(path, group, known, locate) for path, group in found.items()]
+
+
+def _path(details: ErrorDetails, values: Any) -> Path:
+    """Pydantic's location without the names of the union members it went through."""
+    given: Path | None = details.get("ctx", {}).get("path")
+    if given is not None:
+        return given
+    path: list[str | int] = []
+    for i, part in enumerate(details["loc"]):
+        in_mapping = isinstance(values, Mapping) and part in values
+        if in_mapping or (isinstance(values, list | tuple) and isinstance(part, int)):
+            path.append(part)
+            values = values[part]
+        elif isinstance(values, Mapping) and i == len(details["loc"]) - 1 and str(part)[0] != "<":
+            path.append(part)  # a key that is left out, though it must be given
+    return tuple(path)
+
+
+def _problem(
+    path: Path, group: list[ErrorDetails], known: Callable[[Path], Iterable[str]], locate: Locate
+) -> Problem:
+    first = group[0]
+    if first["type"] == "extra_forbidden":
+        inside = f" in '{dotted(path[:-1])}'" if path[:-1] else ""
+        hint = did_you_mean(str(path[-1]), known(first["loc"][:-1]))
+        return Problem(locate(path, True), f"unknown key '{path[-1]}'{inside}. {hint}")
+    if first["type"] == "missing":
+        return Problem(locate(path, True), f"{dotted(path)}: must be given, got nothing. Add this key.")
+    context = first.get("ctx", {})
+    if first["type"] == "refused":
+        text = f"{context['rule']}, got {context['got']}. {context['fix']}"
+    else:
+        rules = " or ".join(dict.fromkeys(_rule(details) for details in group))
+        text = f"must be {rules}, got {shown(first['input'])}. {_fix(group)}"
+    return Problem(locate(path, False), f"{dotted(path)}: {text}" if path else text)
+
+
+def shown(value: Any) -> str:
+    """The value as the message quotes it: short, and null by YAML's name."""
+    return "null" if value is None else reprlib.repr(value)
+
+
+_RULES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "model_type": "a mapping of keys",
+    "tuple_type": "a list",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "too_short": "a list of at least {min_length}",
+    "string_too_short": "text of at least {min_length} character",
+}
+
+
+def _rule(details: ErrorDetails) -> str:
+    context = details.get("ctx", {})
+    if details["type"] == "literal_error":
+        words = _words(context["expected"])
+        return f"'{words[0]}'" if len(words) == 1 else f"one of {', '.join(words)}"
+    rule = _RULES.get(details["type"])
+    return rule.format(**context) if rule else f"valid ({details['msg']})"
+
+
+_FIXES = {
+    "int_type": "Write a number without quotes or decimals, such as 8.",
+    "float_type": "Write a number without quotes, such as 0.01.",
+    "bool_type": "Write true or false, without quotes.",
+    "finite_number": "Write a number such as 0.01.",
+    "model_type": "Write `key: value` lines below it.",
+    "tuple_type": "Write it as [first, second].",
+    "greater_than": "Raise it.",
+    "greater_than_equal": "Raise it.",
+    "less_than": "Lower it.",
+    "less_than_equal": "Lower it.",
+}
+
+
+def _fix(group: list[ErrorDetails]) -> str:
+    for details in group:
+        value = details["input"]
+        if details["type"] == "literal_error" and isinstance(value, str):
+            words = _words(details["ctx"]["expected"])
+            return did_you_mean(value, words) if len(group) == 1 else "Write one of these."
+        if details["type"] == "string_type" and isinstance(value, bool | int | float):
+            return f"Put it in quotes: '{str(value).lower()}'."
+    kind = group[0]["type"]
+    return _FIXES.get(kind, "Write one of these words." if kind == "literal_error" else "Change it.")
+
+
+def _words(expected: str) -> list[str]:
+    return re.findall(r"'([^']*)'", expected)

@@ -1,0 +1,63 @@
+"""Which code, data, weights and versions a study ran with."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import finetune
+from search.errors import StudyError
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("ray", "optuna", "torch", "torchvision", "tensorboard", "pydantic")
+
+
+def check_code() -> None:
+    """Make sure that the `finetune` in use is the one beside this `search`.
+
+    Raises:
+        StudyError: it is another copy, such as an older one that is installed on this node.
+    """
+    used, beside = Path(finetune.__file__).parent.resolve(), (ROOT / "src" / "finetune").resolve()
+    if used != beside:
+        raise StudyError(
+            f"finetune: must be the copy beside search ({beside}), got {used}. "
+            "Set PYTHONPATH=src, or uninstall the other copy."
+        )
+
+
+def code_hash() -> str:
+    """Return a hash of every source file of `search` and `finetune`, the same on every node."""
+    digest = hashlib.sha256()
+    for folder in (ROOT / "search", ROOT / "src" / "finetune"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def collect(*, seed: int, data_fingerprint: str) -> dict[str, Any]:
+    """Return what must be the same for the study's results to come out the same."""
+    return {
+        "code": code_hash(),
+        "commit": _commit(),
+        "data_fingerprint": data_fingerprint,
+        "seed": seed,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, with `+changes` where files differ from it; None without git."""
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

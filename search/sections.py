@@ -1,0 +1,280 @@
+"""The sections of a config file: what each key means, which values it takes, what it is if left out."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+
+from search.domain import (
+    Amount,
+    BlockCount,
+    Count,
+    Fraction,
+    Names,
+    OptimizerName,
+    Pixels,
+    Rate,
+    Scale,
+    ScheduleName,
+    Section,
+    Size,
+    StrategyName,
+    Switch,
+    Word,
+    per_strategy,
+    refused,
+    values_of,
+)
+
+Metric = Literal["val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+"""What a study may optimise: every epoch of every trial reports all of them."""
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+RANDOM_WEIGHTS = "none"
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+Mode = Literal["max", "min"]
+Baseline = Literal["recipe", "scratch"]
+Kind = Literal["folder", "digits"]
+
+
+def absolute(path: str) -> str:
+    """The path from the root; `~` is the home folder. Relative ones start at the current folder."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def is_weights_file(weights: object) -> bool:
+    """True if `model.weights` names a file."""
+    return isinstance(weights, str) and Path(weights).suffix in WEIGHT_FILES
+
+
+def _weights(name: str) -> str:
+    if is_weights_file(name):
+        return absolute(name)
+    if name != RANDOM_WEIGHTS and not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+        rule = "must be `none`, a torchvision weights name in capitals or a weights file"
+        raise refused(rule, repr(name), f"Write DEFAULT, or a file ending in {', '.join(WEIGHT_FILES)}.")
+    return name
+
+
+def _budget(text: object) -> object:
+    if not re.fullmatch(r"\d+(\.\d+)?[smh]", str(text)) or not float(str(text)[:-1]):
+        raise refused("must be a number above 0 with s, m or h", repr(text), "Write 90s, 10m or 2h.")
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        rule = "must be a folder name of at most 64 letters, digits, `.`, `_` and `-`"
+        raise refused(rule, repr(text), "Rename it, such as flowers-2.")
+    return text
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
+
+
+class Study(Section):
+    """What is searched for, and for how long."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    """Names the study's folder: `<results>/<name>`."""
+    metric: Metric = "val/accuracy"
+    """What the search optimises; a trial counts with its best epoch."""
+    mode: Mode = Field(default_factory=lambda study: "min" if study["metric"] == "val/loss" else "max")
+    """Left out: `min` for val/loss, `max` for the others."""
+    trials: Annotated[int, Field(ge=1)] = 24
+    """How many settings are tried, baselines included."""
+    epochs: Annotated[int, Field(ge=1)] = 8
+    """Passes over the training images of a trial that is not stopped early."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampler, of the split and, with the trial's number, of each trial."""
+    budget: Annotated[str, BeforeValidator(_budget)] | None = None
+    """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
+    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe", "scratch")
+    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Who suggests: Optuna's TPE, or chance."""
+    isolation: Literal["slot", "process"] = "slot"
+    """Where trials run: one after another in warm slots, or each in processes of its own (slow)."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 5
+    """Models of the best trials that stay on disk."""
+
+    @field_validator("mode")
+    @classmethod
+    def _mode_fits_metric(cls, mode: Mode, info: ValidationInfo) -> Mode:
+        metric = info.data.get("metric")
+        if metric is not None and mode != ("min" if metric == "val/loss" else "max"):
+            raise refused(f"{metric} cannot be optimised this way", repr(mode), "Delete `mode`: it follows.")
+        return mode
+
+    @field_validator("baselines")
+    @classmethod
+    def _baselines_fit(cls, names: tuple[Baseline, ...], info: ValidationInfo) -> tuple[Baseline, ...]:
+        trials = info.data.get("trials")
+        if len(set(names)) < len(names):
+            raise refused("must name each baseline once", list(names), "Delete the second one.")
+        if trials is not None and len(names) > trials:
+            raise refused(
+                f"must be at most as many as study.trials ({trials})",
+                list(names),
+                "Ask for more trials, or write [] for no baselines.",
+            )
+        return names
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds; None: no limit."""
+        return None if self.budget is None else float(self.budget[:-1]) * SECONDS[self.budget[-1]]
+
+
+def _path_where_needed(path: str | None, info: ValidationInfo) -> str | None:
+    if path is None and info.data.get("kind") == "folder":
+        raise refused("must be given for kind 'folder'", "nothing", "Add the folder of the images.")
+    return path
+
+
+Classes = Annotated[Names, Field(min_length=2)]
+
+
+class Data(Section):
+    """Which images the new task has, and how the model sees them."""
+
+    kind: Kind = "folder"
+    """`folder`: one folder per class; `digits`: scikit-learn's 8x8 digits, which need no download."""
+    path: Annotated[FilePath | None, AfterValidator(_path_where_needed)] = None
+    """The folder with the images."""
+    classes: Classes | None = None
+    """Use only these classes, in this order; null: all."""
+    image_size: Pixels = 224
+    """Side of the square that the model sees, in pixels."""
+    batch_size: Count = 32
+    """Images per optimiser step, over all workers of a trial together."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training images taken for validation where the folder has no `val` split."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share taken for the test where the folder has neither `val` nor `test`."""
+    horizontal_flip: Switch = True
+    """Mirror half of the training images; false for digits, letters and everything with a direction."""
+    crop_scale: Scale = 1.0
+    """Smallest share of the image's area that a random crop keeps; 1.0: no random crop."""
+
+    @field_validator("test_share")
+    @classmethod
+    def _training_images_are_left(cls, share: float, info: ValidationInfo) -> float:
+        total = share + info.data.get("validation_share", 0.0)
+        if total >= 1:
+            rule = "validation_share and test_share together must be below 1"
+            raise refused(rule, f"{total:g}", "Lower one of them.")
+        return share
+
+
+class Source(Section):
+    """A task to pretrain the backbone on, once; the result is kept in the cache."""
+
+    kind: Kind = "folder"
+    """As in `data`."""
+    path: Annotated[FilePath | None, AfterValidator(_path_where_needed)] = None
+    """As in `data`."""
+    classes: Classes | None = None
+    """As in `data`."""
+    epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over the source images."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """Peak rate of SGD with momentum 0.9 and a cosine schedule."""
+
+
+class Pretraining(Section):
+    """Weights that are trained here."""
+
+    source: Source
+    """The task they are trained on."""
+
+
+Weights = Annotated[
+    Annotated[str, AfterValidator(_weights), Tag("<name>")] | Annotated[Pretraining, Tag("<pretraining>")],
+    Discriminator(lambda value: "<pretraining>" if isinstance(value, dict | Pretraining) else "<name>"),
+]
+
+
+class Model(Section):
+    """Which pretrained model is transferred."""
+
+    backbone: Word = "resnet18"
+    """Name of a torchvision classification model."""
+    weights: Weights = "DEFAULT"
+    """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file, `none` (random), or a source task."""
+
+    @field_validator("weights")
+    @classmethod
+    def _one_file_fits_one_backbone(cls, weights: str | Pretraining, info: ValidationInfo) -> object:
+        names = values_of(info.data.get("backbone", ()))
+        if is_weights_file(weights) and len(names) > 1:
+            raise refused("a weights file fits one backbone", f"{len(names)}", "Name one in `backbone`.")
+        return weights
+
+
+class SpaceSection(Section):
+    """What is searched. Each key: a value, a list, a range, or a mapping strategy -> those."""
+
+    strategy: StrategyName = ("replace", "load", "fuse")
+    """How the source FC becomes the new head, and what trains."""
+    learning_rate: Rate = per_strategy(
+        replace={"low": 1e-3, "high": 3e-1, "log": True},
+        load={"low": 1e-4, "high": 3e-2, "log": True},
+        fuse={"low": 1e-4, "high": 3e-2, "log": True},
+    )
+    """Peak rate of the head. Around the best rates of a probe (.01) and of full fine-tuning (.001)."""
+    head_size: Size = (0, 64, 256, 1024)
+    """Hidden units of the new head; 0: one Linear. Not used by `load`."""
+    frozen_layers: BlockCount = per_strategy(replace="all", load="all", fuse={"low": 0, "high": "all"})
+    """How many leading blocks of the backbone stay as they are; `all`: every block."""
+    backbone_rate: Rate = (0.1, 1.0)
+    """Rate of the trained blocks as a multiple of `learning_rate`. Not used where all are frozen."""
+    optimizer: OptimizerName = "sgd"
+    """Who takes the steps."""
+    momentum: Fraction = 0.9
+    """Of `sgd`; not used by the others."""
+    weight_decay: Amount = 1e-4
+    """Pull of all weights towards zero."""
+    dropout: Fraction = 0.0
+    """Before the last layer of a new head. Not used by `load`."""
+    schedule: ScheduleName = "cosine"
+    """How the rate goes on after the warm-up."""
+    warmup_epochs: Amount = 0.0
+    """Epochs over which the rate rises from zero."""
+    label_smoothing: Fraction = 0.0
+    """Share of each label spread over all classes."""
+
+
+class EarlyStopping(Section):
+    """Trials that lag behind the others are stopped (asynchronous successive halving)."""
+
+    enabled: bool = True
+    """False: every trial runs all its epochs."""
+    grace: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Epochs that every trial gets; `auto`: an eighth of study.epochs."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """One in `factor` trials goes on at each rung."""
+
+
+class Resources(Section):
+    """What a trial gets of the machine or cluster."""
+
+    slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Trials at the same time; `auto`: as many as fit."""
+    workers_per_trial: Annotated[int, Field(ge=1)] = 1
+    """Processes that train one trial together (DDP)."""
+    gpu: bool | Literal["auto"] = "auto"
+    """One GPU for each worker; `auto`: if the cluster has any."""
+    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    """Cores for each worker."""

@@ -1,0 +1,261 @@
+"""Define by run: the strategy first, then only what that strategy uses.
+
+Optuna knows a value by its field's name (`head_size`), followed by the strategy where the config
+says something else for each one (`learning_rate/fuse`), and by the backbone where its number of
+blocks ends the range (`frozen_layers/fuse/vgg16`): so one name never has two ranges.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import optuna
+
+from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
+from search.baselines import BASELINES
+from search.domain import ALL_WORD, STRATEGIES, Domain, PerStrategy, Range, Value, entries
+from search.problems import ConfigErrors, Place, Problem
+from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
+from search.study import NOT_USED, StudyConfig
+
+DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip")
+# What decides which other fields are used is decided before them.
+_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers")
+FIELDS = (*_FIRST, *(field for field in SpaceSection.model_fields if field not in _FIRST), *DATA_FIELDS)
+_DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
+_NOTHING: Mapping[str, Value] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One field of one trial, whose strategy and backbone are known."""
+
+    field: str
+    name: str
+    """Optuna's."""
+    domain: Domain | None
+    """What the config says; None: nothing for this strategy, which is not searched."""
+    blocks: int | None
+    """Of the trial's backbone."""
+
+    def ask(self, trial: optuna.Trial) -> Any:
+        """The fixed value, or Optuna's."""
+        domain = self.domain
+        if isinstance(domain, tuple):
+            return trial.suggest_categorical(self.name, domain)
+        if not isinstance(domain, Range):
+            return self.usual()
+        low, high, step = domain.low, domain.high, domain.step
+        if isinstance(low, int):
+            return trial.suggest_int(self.name, low, high, log=domain.log, step=step or 1)
+        return trial.suggest_float(self.name, low, high, log=domain.log, step=step)
+
+    def held(self, value: Any) -> Value | None:
+        """`value` as the sampler writes it; None where the sampler cannot come to it."""
+        if isinstance(self.domain, tuple):
+            return next((choice for choice in self.domain if choice == value), None)
+        if isinstance(self.domain, Range):
+            number = self.blocks if value == ALL_WORD else value
+            return number if number is not None and self.domain.reaches(number) else None
+        return None
+
+    def usual(self, wanted: Any = None) -> Any:
+        """`wanted` where the sampler can come to it, or the first value that the config names."""
+        if self.domain is None or self.held(wanted) is not None:
+            return wanted
+        if isinstance(self.domain, tuple):
+            return self.domain[0]
+        return self.domain.low if isinstance(self.domain, Range) else self.domain
+
+
+_Answer = Callable[[_Question], Any]
+
+
+class Space:
+    """Everything a study may try."""
+
+    def __init__(self, config: StudyConfig, blocks: Mapping[str, int]) -> None:
+        """Check that no backbone is to have more blocks frozen than it has.
+
+        Args:
+            config: the study.
+            blocks: how many blocks each of `config.backbones` has.
+
+        Raises:
+            ConfigErrors: one does.
+
+        """
+        self._config = config
+        self._blocks = blocks
+        said = {**dict(config.data), **dict(config.model), **dict(config.space)}
+        self._domains: dict[str, Domain] = {field: said[field] for field in FIELDS}
+        most = _most_blocks(self._domains["frozen_layers"])
+        wrong = [backbone for backbone in config.backbones if most > blocks[backbone]]
+        if wrong:
+            fix = f"Write at most {min(blocks[b] for b in wrong)}, or '{ALL_WORD}'."
+            rule = "must be at most the blocks of " + ", ".join(f"{b} ({blocks[b]})" for b in wrong)
+            raise ConfigErrors([Problem(Place(), f"space.frozen_layers: {rule}, got {most}. {fix}")])
+
+    def suggest(self, trial: optuna.Trial, fixed: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+        """Ask Optuna for every value that the trial's strategy uses.
+
+        Args:
+            trial: whose values are asked for.
+            fixed: values that win over Optuna's. Where the space holds one, Optuna is asked all the
+                same, so that the sampler learns from the trial: the caller must have enqueued
+                `enqueue_params(fixed)`, or Optuna remembers another value than was trained.
+
+        Returns:
+            Every used field by its plain name, those that the config fixes included.
+
+        """
+        foreign = self._is_foreign(fixed)
+
+        def answer(question: _Question) -> Any:
+            value = fixed.get(question.field)
+            if question.field in fixed and (foreign or question.held(value) is None):
+                return value
+            asked = question.ask(trial)
+            return asked if value is None else value
+
+        return self._walk(answer, fixed)
+
+    def enqueue_params(self, fixed: Mapping[str, Any]) -> dict[str, Value]:
+        """What to hand to `study.enqueue_trial`: the values of `fixed` that the space holds."""
+        found: dict[str, Value] = {}
+
+        def answer(question: _Question) -> Any:
+            value = whole.get(question.field, question.usual())
+            held = question.held(value)
+            if question.field in fixed and held is not None:
+                found[question.name] = held
+            return value
+
+        for strategy in self._config.strategies:
+            for backbone in self._config.backbones:
+                whole = {"strategy": strategy, "backbone": backbone, **fixed}
+                self._walk(answer)
+        return {} if self._is_foreign(fixed) else found
+
+    def baseline(self, name: str) -> dict[str, Any]:
+        """Every value of a baseline, so that nothing of it is sampled.
+
+        How the images are seen is the default where the study allows it, else the first that it names.
+        """
+        fixed = BASELINES[name]
+        wanted = {**_DEFAULTS, "backbone": self._config.backbones[0]}
+        return self._walk(lambda q: fixed.get(q.field, q.usual(wanted.get(q.field))), fixed)
+
+    def settings(self, params: Mapping[str, Any], *, number: int, cache_dir: str) -> TrialSettings:
+        """Everything that trial `number` trains with.
+
+        Args:
+            params: by plain names, as `suggest` and `baseline` return them; those that the config
+                fixes may be missing.
+            number: order of suggestion, from 0.
+            cache_dir: absolute path of the nodes' cache.
+
+        """
+        values = self._walk(lambda q: params[q.field] if q.field in params else _fixed(q), params)
+        if values["frozen_layers"] == ALL_WORD:
+            values["frozen_layers"] = ALL
+        study, said = self._config.study, self._config.data
+        data = DataSettings(
+            kind=said.kind,
+            path=said.path,
+            classes=said.classes,
+            validation_share=said.validation_share,
+            test_share=said.test_share,
+            seed=study.seed,
+            **{field: values.pop(field) for field in DATA_FIELDS},
+        )
+        weights = self._weights(values.pop("weights", self._config.model.weights), data.image_size)
+        return TrialSettings(
+            data=data,
+            weights=weights,
+            epochs=study.epochs,
+            seed=trial_seed(study.seed, number),
+            cache_dir=cache_dir,
+            **values,
+        )
+
+    @staticmethod
+    def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+        """Optuna's `params` by the names of their fields, as the record shows them."""
+        return {name.split("/")[0]: value for name, value in params.items()}
+
+    def _walk(self, answer: _Answer, fixed: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+        """The answers to every question that the answers before it leave open."""
+        params: dict[str, Any] = {}
+        for field in FIELDS:
+            if self._is_used(field, params):
+                params[field] = answer(self._question(field, params))
+        return {**params, "weights": fixed["weights"]} if "weights" in fixed else params
+
+    def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
+        if field == "momentum":
+            return bool(params["optimizer"] == "sgd")
+        if field == "backbone_rate":
+            frozen = params["frozen_layers"]
+            return bool(frozen != ALL_WORD and frozen < self._blocks[params["backbone"]])
+        return field not in NOT_USED.get(params.get("strategy", ""), ())
+
+    def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
+        name, domain = field, self._domains[field]
+        if isinstance(domain, PerStrategy):
+            name, domain = f"{name}/{params['strategy']}", getattr(domain, params["strategy"])
+        blocks = self._blocks[params["backbone"]] if "backbone" in params else None
+        if isinstance(domain, Range) and domain.high == ALL_WORD and blocks is not None:
+            step = domain.step or 1
+            high = domain.low + (blocks - domain.low) // step * step
+            domain = domain.model_copy(update={"high": high})
+            name = f"{name}/{params['backbone']}" if len(self._config.backbones) > 1 else name
+        return _Question(field, name, domain, blocks)
+
+    def _is_foreign(self, fixed: Mapping[str, Any]) -> bool:
+        """True if no sampled trial is like `fixed`: its score would mislead the sampler."""
+        strategy = fixed.get("strategy", self._config.strategies[0])
+        return "weights" in fixed or strategy not in self._config.strategies
+
+    def _weights(self, weights: str | Pretraining, image_size: int) -> WeightsSettings:
+        if isinstance(weights, str):
+            if weights == RANDOM_WEIGHTS:
+                return WeightsSettings()
+            return (
+                WeightsSettings(file=weights) if is_weights_file(weights) else WeightsSettings(name=weights)
+            )
+        source, seed = weights.source, self._config.study.seed
+        flip = _Question("", "", self._config.data.horizontal_flip, None).usual(True)
+        data = DataSettings(
+            kind=source.kind,
+            path=source.path,
+            classes=source.classes,
+            image_size=image_size,
+            horizontal_flip=flip,
+            seed=seed,
+        )
+        epochs, rate = source.epochs, source.learning_rate
+        return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The seed of trial `number`: 32 bits of NumPy's SeedSequence, whose mixing never changes."""
+    return int(np.random.SeedSequence((study_seed, number)).generate_state(1)[0])
+
+
+def _fixed(question: _Question) -> Any:
+    if isinstance(question.domain, tuple | Range):
+        raise KeyError(question.field)
+    return question.domain
+
+
+def _most_blocks(domain: Domain) -> int:
+    """The largest number of frozen blocks that the config asks for."""
+    most = 0
+    for entry in entries(domain, STRATEGIES).values():
+        ends = (entry.low, entry.high) if isinstance(entry, Range) else entry
+        named = ends if isinstance(ends, tuple) else (ends,)
+        most = max([most, *(n for n in named if isinstance(n, int))])
+    return most

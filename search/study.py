@@ -1,0 +1,185 @@
+"""StudyConfig: all that a config file may say, checked as a whole."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from finetune.errors import did_you_mean
+from search import problems, sections, yaml_text
+from search.domain import STRATEGIES, PerStrategy, Range, Section, entries, refused, values_of
+
+SCHEMA_FILE = Path(__file__).parents[1] / "configs" / "schema.json"
+NOT_USED = {"load": ("head_size", "dropout")}
+"""Fields that a strategy does not use: both shape the new head, and `load` keeps the source FC."""
+
+
+class StudyConfig(Section):
+    """One search. Every key, its meaning and its default stand in `search/sections.py`."""
+
+    study: sections.Study
+    """The search itself: what it optimises, and for how long."""
+    data: sections.Data
+    """The images of the new task."""
+    model: sections.Model = sections.Model()
+    """The pretrained model."""
+    space: sections.SpaceSection = sections.SpaceSection()
+    """What is tried."""
+    early_stopping: sections.EarlyStopping = sections.EarlyStopping()
+    """When a trial is given up."""
+    resources: sections.Resources = sections.Resources()
+    """Where trials run."""
+    results: sections.FilePath = "results"
+    """Folder of all studies. Left out: `results` in the current folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_default(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: {} if value is None and key != "results" else value for key, value in values.items()}
+
+    @field_validator("space")
+    @classmethod
+    def _space_fits(cls, space: sections.SpaceSection, info: ValidationInfo) -> sections.SpaceSection:
+        errors = list(_missing_strategies(space, info.data))
+        model = info.data.get("model")
+        untrained = model is not None and model.weights == sections.RANDOM_WEIGHTS
+        if untrained and "load" in values_of(space.strategy):
+            fix = "Choose weights, or write `strategy: [replace, fuse]`."
+            rule = "the strategy `load` needs pretrained weights"
+            errors.append(refused(rule, "model.weights none", fix, ("space", "strategy")))
+        if errors:
+            details = [InitErrorDetails(type=error, input=space) for error in errors]
+            raise ValidationError.from_exception_data("space", details)
+        return space
+
+    @field_validator("early_stopping")
+    @classmethod
+    def _grace_fits(cls, early: sections.EarlyStopping, info: ValidationInfo) -> sections.EarlyStopping:
+        study = info.data.get("study")
+        if study is not None and early.grace != "auto" and early.grace > study.epochs:
+            rule = f"must be at most study.epochs ({study.epochs})"
+            raise refused(rule, early.grace, "Lower it, or write auto.", ("early_stopping", "grace"))
+        return early
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Every backbone that a trial may use."""
+        return tuple(str(name) for name in values_of(self.model.backbone))
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Every strategy that a sampled trial may use."""
+        return tuple(str(name) for name in values_of(self.space.strategy))
+
+    @property
+    def grace(self) -> int:
+        """Epochs that every trial gets; `auto` is an eighth (PEERS.md: halves the regret of Ray's 1)."""
+        grace = self.early_stopping.grace
+        return max(1, math.ceil(self.study.epochs / 8)) if grace == "auto" else grace
+
+    @property
+    def folder(self) -> Path:
+        """The study's results folder."""
+        return Path(self.results) / self.study.name
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], locate: problems.Locate = problems.nowhere
+    ) -> "StudyConfig":
+        """Check `values`, laid out as in a config file; relative paths start at the current folder.
+
+        Args:
+            values: sections by name.
+            locate: tells where in the user's words a value stands.
+
+        Raises:
+            ConfigErrors: with every mistake.
+
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            found = problems.problems(error, values, known_keys, locate)
+        raise problems.ConfigErrors(found)
+
+    @classmethod
+    def from_folder(cls, path: str | os.PathLike[str], **options: Any) -> "StudyConfig":
+        """Make a study on a folder of images without a config file.
+
+        Args:
+            path: the folder; the study takes its name unless `name` is given.
+            **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section.
+
+        Raises:
+            ConfigErrors: with every mistake.
+
+        """
+        values: dict[str, Any] = {"study": {"name": Path(path).resolve().name}, "data": {"path": str(path)}}
+        homes = {key: name for name in cls.model_fields for key in known_keys((name,))}
+        wrong = []
+        for key, value in options.items():
+            if key == "results":
+                values[key] = value
+            elif key in cls.model_fields and isinstance(value, Mapping):
+                values[key] = {**values.get(key, {}), **value}
+            elif key in homes:
+                values.setdefault(homes[key], {})[key] = value
+            else:
+                text = f"unknown option '{key}'. {did_you_mean(key, [*homes, *cls.model_fields])}"
+                wrong.append(problems.Problem(problems.Place(), text))
+        if wrong:
+            raise problems.ConfigErrors(wrong)
+        return cls.from_dict(values)
+
+    def to_yaml(self) -> str:
+        """Every key with its value, defaults included, as a config file that loads to an equal config."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{yaml_text.dump(values)}"
+
+
+def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> list[PydanticCustomError]:
+    """One error for each mapping that leaves out a strategy which is searched and uses it."""
+    searched = tuple(str(name) for name in values_of(space.strategy))
+    parts = {"data": data.get("data"), "model": data.get("model"), "space": space}
+    errors = []
+    for section, part in parts.items():
+        for field, domain in part or ():
+            if not isinstance(domain, PerStrategy):
+                continue
+            said = entries(domain, searched)
+            lacking = [s for s in searched if said[s] is None and field not in NOT_USED.get(s, ())]
+            if lacking:
+                rule = "a mapping must name every searched strategy"
+                got = f"none for {', '.join(lacking)}"
+                errors.append(refused(rule, got, f"Add `{lacking[0]}:`.", (section, field)))
+    return errors
+
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    **{
+        name: tuple(field.annotation.model_fields)
+        for name, field in StudyConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    },
+    "source": tuple(sections.Source.model_fields),
+    "<pretraining>": tuple(sections.Pretraining.model_fields),
+    "<range>": tuple(Range.model_fields),
+    "<strategies>": STRATEGIES,
+}
+
+
+def known_keys(location: problems.Path) -> tuple[str, ...]:
+    """The keys that a mapping may have, by pydantic's location of it."""
+    return _KEYS.get(str(location[-1]), ()) if location else tuple(StudyConfig.model_fields)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a config file, for editors (draft 2020-12)."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {**head, **StudyConfig.model_json_schema()}

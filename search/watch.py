@@ -1,0 +1,181 @@
+"""Follows every trial through Tune and enters what happens: ledger, TensorBoard, progress, files."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from search.board import Board
+from search.errors import SettingsIgnored, TrialFailed
+from search.layout import StudyFolder, trial_id, write_text
+from search.ledger import Ledger
+from search.progress import Progress
+
+MEASURED = ("epoch", "learning_rate", "seconds", "images_per_second")
+"""Metrics of an epoch beside `train/...` and `val/...`."""
+
+
+@dataclass
+class _Followed:
+    """One trial between its start and its end."""
+
+    number: int
+    id: str
+    params: dict[str, Any]
+    epochs: int
+    """Of a trial that is not stopped early."""
+    began: float = field(default_factory=time.monotonic)
+    history: list[dict[str, float]] = field(default_factory=list)
+    slot: str | None = None
+    effective: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+
+class Watch(Callback):
+    """A Tune callback; its methods run in the search loop, so each must be quick."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        board: Board,
+        progress: Progress,
+        folder: StudyFolder,
+        exchange: Any,
+        numbers: dict[str, int],
+        metric: str,
+        mode: str,
+        keep_checkpoints: int,
+    ) -> None:
+        self._ledger, self._board, self._progress = ledger, board, progress
+        self._folder, self._exchange, self._numbers = folder, exchange, numbers
+        self._metric, self._sign = metric, (1.0 if mode == "max" else -1.0)
+        self._keep_checkpoints = keep_checkpoints
+        self._followed: dict[str, _Followed] = {}
+        self._kept: list[tuple[bool, float, int, str]] = []
+        """Trials whose weights stay: complete ones first, then by the metric, then the earlier one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; nothing is restored from that, `resume` reads the ledger."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Open the trial's TensorBoard run."""
+        number = self._numbers[trial.trial_id]
+        settings = trial.config["job"]["settings"]
+        params = trial.config["job"]["params"]
+        followed = _Followed(number, trial_id(number), params, settings["epochs"])
+        self._followed[trial.trial_id] = followed
+        self._board.start(followed.id, params)
+        self._progress.trial_started(followed.id, params)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Enter one epoch."""
+        followed = self._followed[trial.trial_id]
+        if "slot" in result:
+            followed.slot, followed.effective = result["slot"], result["effective"]
+        metrics = {
+            name: value
+            for name, value in result.items()
+            if name.startswith(("train/", "val/")) or name in MEASURED
+        }
+        followed.history.append(metrics)
+        better = not followed.best or self._sign * (metrics[self._metric] - followed.best[self._metric]) > 0
+        if better:
+            followed.best = metrics
+        epoch = int(metrics["epoch"])
+        self._ledger.report(followed.number, epoch, metrics[self._metric])
+        best = {name: value for name, value in followed.best.items() if name.startswith("val/")}
+        self._board.epoch(followed.id, epoch, metrics, best)
+        self._progress.trial_epoch(followed.id, epoch, metrics)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Close a trial that ended by itself or was stopped early."""
+        followed = self._followed.pop(trial.trial_id)
+        if not followed.history:
+            self._close(followed, "FAIL", error="the trial ended without a single epoch")
+        else:
+            full = len(followed.history) == followed.epochs
+            self._close(followed, "COMPLETE" if full else "PRUNED")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Close a trial that failed, with its reason.
+
+        Raises:
+            SettingsIgnored: the worker did not do as it was told; the whole study ends here.
+        """
+        number = self._numbers[trial.trial_id]
+        job = trial.config["job"]
+        followed = self._followed.pop(trial.trial_id, None) or _Followed(number, job["id"], job["params"], 0)
+        self._exchange.cancel.remote(job["id"])  # a trial function that was killed could not do it itself
+        error = trial.get_error()
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        text = str(cause) if isinstance(cause, TrialFailed) else f"the trial's process failed: {_last(error)}"
+        reason, _, trace = text.partition("\n")
+        log = self._folder.error(followed.id)
+        write_text(log, f"{followed.id}: {reason}\n\n{trace or error}\n")
+        if isinstance(cause, SettingsIgnored):
+            self._close(followed, "FAIL", error=str(cause), log=str(log))
+            raise cause
+        self._close(followed, "FAIL", error=reason, log=str(log))
+
+    def interrupt(self) -> None:
+        """Close what still ran when the study was interrupted; `resume` goes on with it."""
+        for followed in list(self._followed.values()):
+            self._close(followed, "FAIL", error="interrupted", interrupted=True)
+        self._followed.clear()
+
+    def sweep(self) -> None:
+        """Remove the weights of ended trials that are not kept; slots may write late, so call it last."""
+        kept = {entry[3] for entry in self._kept}
+        for record in self._ledger.records():
+            if record.state in ("COMPLETE", "PRUNED") or (record.state == "FAIL" and not record.interrupted):
+                self._folder.last_weights(record.id).unlink(missing_ok=True)
+                if record.id not in kept:
+                    self._folder.best_weights(record.id).unlink(missing_ok=True)
+
+    def _close(
+        self,
+        followed: _Followed,
+        state: str,
+        *,
+        error: str | None = None,
+        log: str | None = None,
+        interrupted: bool = False,
+    ) -> None:
+        value = followed.best.get(self._metric)
+        if value is not None and not math.isfinite(value):
+            state, error = "FAIL", f"{self._metric} must be finite to be compared, got {value}"
+        facts = {
+            "metrics": {"best": followed.best, "last": followed.history[-1] if followed.history else {}},
+            "epochs": len(followed.history),
+            "seconds": round(time.monotonic() - followed.began, 3),
+            "slot": followed.slot,
+            "effective": followed.effective,
+            "history": followed.history,
+        }
+        optional = {"error": error, "log": log, "interrupted": interrupted or None}
+        facts |= {name: fact for name, fact in optional.items() if fact is not None}
+        self._ledger.end(followed.number, state, value, facts)
+        self._board.end(followed.id, "RUNNING" if interrupted else state)
+        self._progress.trial_ended(followed.id, state, followed.best)
+        if value is not None and state != "FAIL":
+            self._keep(state == "COMPLETE", self._sign * value, followed)
+
+    def _keep(self, complete: bool, score: float, followed: _Followed) -> None:
+        self._kept.append((not complete, -score, followed.number, followed.id))
+        self._kept.sort()
+        for *_, dropped in self._kept[self._keep_checkpoints :]:
+            self._folder.best_weights(dropped).unlink(missing_ok=True)
+        del self._kept[self._keep_checkpoints :]
+
+
+def _last(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

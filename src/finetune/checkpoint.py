@@ -1,0 +1,73 @@
+"""Files that outlive a process: written under another name, then renamed; read without unpickling.
+
+A checkpoint is one safetensors file: tensors by name, and everything else as JSON in its header.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from finetune.errors import CheckpointError
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write `tensors` and the JSON-able `facts` to `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"facts": json.dumps(dict(facts))})
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `write` was given.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or was not written by `write`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            facts = json.loads(file.metadata()["facts"])
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: a checkpoint must be there, got no file. Was the trial's checkpoint removed? "
+            "Run the trial again with `run --only-trial N`."
+        ) from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: a checkpoint must be a whole safetensors file with facts, got {error}. "
+            "Delete it and run the trial again."
+        ) from error
+    return tensors, facts
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return the optimiser's state as flat tensors (`optimizer.<parameter>.<name>`) and its groups."""
+    state = optimizer.state_dict()
+    flat = {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, values in state["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+    return flat, state["param_groups"]
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """Put back what `pack_optimizer` took; tensors of other names are ignored."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,280 @@
+"""Pixels for the training loop: decoded once, transformed alike everywhere, ready ahead of the loop.
+
+Shapes: B images of a batch, N images of a split, S side of the square the model sees, in pixels.
+Images are uint8 RGB (B, 3, S, S) until `normalise`.
+"""
+
+import hashlib
+import math
+import os
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.catalog import Catalog, Example, decode
+from finetune.settings import DataSettings
+
+Pixels = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.int64]
+Box = tuple[float, float, float, float]
+"""Left, upper, right, lower edge in pixels of the source image, not rounded."""
+
+BUDGET_BYTES = 2 * 2**30
+"""14,000 images at 224 pixels."""
+CROP_SHARE = 0.875
+"""Of the resized image's side: 224 out of 256, torchvision's reference evaluation."""
+WHOLE_KINDS = frozenset({"digits"})
+"""Kinds whose images are the object from edge to edge: evaluated whole, without the centre crop."""
+KEPT_SIDE = 1.5
+"""Random crops are cut from an image whose shorter side is at most this multiple of S, so that large
+photographs fit in memory and resize fast; kept or decoded afresh, they are cut from the same pixels."""
+CROP_RATIOS = (3 / 4, 4 / 3)
+"""Width / height of a random crop, as in torchvision's RandomResizedCrop."""
+CROP_ATTEMPTS = 10
+"""Draws that may stick out of the image before the centre is taken, as in RandomResizedCrop."""
+BATCHES_AHEAD = 2
+"""Made while the loop computes. More would only hold memory: one batch keeps all decoding threads busy."""
+
+
+class ImageData:
+    """The images of one catalog at one size. Safe to use from several threads.
+
+    Evaluation images stay in memory once decoded, in one array per split, and so do the images that
+    random crops are cut from, as long as all of them together stay within `budget_bytes`. What does
+    not fit is decoded each time; the pixels are the same.
+
+    Args:
+        catalog: what `finetune.catalog.scan` returned.
+        data: image size, augmentation and its seed; the rest is in the catalog.
+        budget_bytes: memory for decoded images in this process.
+        threads: decoding at the same time; None: one per CPU, at most 8.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        data: DataSettings,
+        *,
+        budget_bytes: int = BUDGET_BYTES,
+        threads: int | None = None,
+    ):
+        self.classes = catalog.classes
+        self.fingerprint = catalog.fingerprint
+        self._catalog = catalog
+        self._data = data
+        self._decoders = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode")
+        self._lock = Lock()  # guards what follows
+        self._budget_bytes = budget_bytes
+        self._stores: dict[str, _Store] = {}
+        self._kept: dict[str, Image.Image] = {}
+
+    def size(self, split: str) -> int:
+        """Return N, the number of images of a split."""
+        return len(self._catalog.splits[split])
+
+    def labels(self, split: str) -> Tensor:
+        """Return the labels of a split, int64 (N,)."""
+        return torch.tensor([example.label for example in self._catalog.splits[split]], dtype=torch.int64)
+
+    def batch(self, split: str, indices: Tensor, *, view: int | None = None) -> Tensor:
+        """Return the images at `indices` of a split, uint8 (B, 3, S, S).
+
+        Args:
+            split: `train`, `val` or `test`.
+            indices: int64 (B,) on the CPU, each in 0..N-1; repetitions are allowed.
+            view: None: as for evaluation. v: training view v, a pure function of (data.seed, the
+                image's path, v): randomly cropped and mirrored as far as the settings say.
+
+        Raises:
+            DataError: an image cannot be read.
+            IndexError: an index lies outside the split.
+        """
+        rows = indices.numpy()
+        last = self.size(split) - 1
+        if rows.size and (rows.min() < 0 or rows.max() > last):
+            raise IndexError(
+                f"{split}: indices must lie in 0..{last}, got {rows.min()}..{rows.max()}. "
+                "Count within the split."
+            )
+        crops, flips = self._data.crop_scale < 1, self._data.horizontal_flip
+        if view is None or not (crops or flips):
+            return self._evaluation_images(split, rows)
+        examples = [self._catalog.splits[split][row] for row in rows]
+        draws = [_draws(self._data.seed, example.path, view) for example in examples]
+        mirrored = torch.tensor([draw.random() < 0.5 for draw in draws], dtype=torch.bool)
+        images = self._crops(examples, draws) if crops else self._evaluation_images(split, rows)
+        if flips:
+            images[mirrored] = images[mirrored].flip(-1)
+        return images
+
+    def batches(
+        self, split: str, order: Iterable[Tensor], *, view: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images uint8 (B, 3, S, S) and labels int64 (B,) for each index tensor of `order`.
+
+        The next batches are made in threads while the caller computes; closing the iterator drops them.
+
+        Raises:
+            DataError: an image cannot be read; raised in the place of its batch.
+        """
+        labels = self.labels(split)
+        ahead: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        maker = ThreadPoolExecutor(1, "batches")  # its own: decoders that wait for decoders would hang
+        try:
+            for indices in order:
+                ahead.append((labels[indices], maker.submit(self.batch, split, indices, view=view)))
+                if len(ahead) > BATCHES_AHEAD:
+                    answers, images = ahead.popleft()
+                    yield images.result(), answers
+            for answers, images in ahead:
+                yield images.result(), answers
+        finally:
+            maker.shutdown(cancel_futures=True)
+
+    def _evaluation_images(self, split: str, rows: Rows) -> Tensor:
+        examples, store = self._catalog.splits[split], self._store(split)
+        inside = rows < len(store.pixels)
+
+        def fill(row: int) -> None:
+            store.pixels[row] = self._evaluation_image(examples[row])
+            store.ready[row] = True
+
+        missing = [row for row in np.unique(rows[inside]) if not store.ready[row]]
+        _finish(self._decoders.map(fill, missing))
+        if inside.all():
+            return torch.from_numpy(store.pixels).index_select(0, torch.from_numpy(rows))
+        images = np.empty((len(rows), *store.pixels.shape[1:]), dtype=np.uint8)
+        images[inside] = store.pixels[rows[inside]]
+
+        def make(place: int) -> None:
+            images[place] = self._evaluation_image(examples[rows[place]])
+
+        _finish(self._decoders.map(make, np.flatnonzero(~inside)))
+        return torch.from_numpy(images)
+
+    def _evaluation_image(self, example: Example) -> Pixels:
+        return _evaluation(self._catalog.open(example), self._data.image_size, self._catalog.kind)
+
+    def _store(self, split: str) -> "_Store":
+        with self._lock:
+            if split not in self._stores:
+                side = self._data.image_size
+                rows = min(self.size(split), self._budget_bytes // (3 * side * side))
+                self._budget_bytes -= rows * 3 * side * side
+                self._stores[split] = _Store(rows, side)
+            return self._stores[split]
+
+    def _crops(self, examples: Sequence[Example], draws: Sequence[random.Random]) -> Tensor:
+        side, scale = self._data.image_size, self._data.crop_scale
+
+        def crop(example: Example, draw: random.Random) -> Pixels:
+            image = self._kept_image(example)
+            return _resize(image, _random_box(image.width, image.height, scale, draw), side)
+
+        images = np.empty((len(examples), 3, side, side), dtype=np.uint8)
+        for place, pixels in enumerate(self._decoders.map(crop, examples, draws)):
+            images[place] = pixels
+        return torch.from_numpy(images)
+
+    def _kept_image(self, example: Example) -> Image.Image:
+        """Return the whole image, its shorter side at most KEPT_SIDE * S."""
+        if example.path in self._kept:
+            return self._kept[example.path]
+        image = self._catalog.open(example)
+        shrink = KEPT_SIDE * self._data.image_size / min(image.size)
+        if shrink < 1:
+            size = round(image.width * shrink), round(image.height * shrink)
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        with self._lock:
+            cost = 4 * image.width * image.height  # Pillow holds RGB in 4 bytes
+            if example.path not in self._kept and cost <= self._budget_bytes:
+                self._budget_bytes -= cost
+                self._kept[example.path] = image
+        return image
+
+
+class _Store:
+    """Evaluation images of a split's first rows; memory is taken from the system as rows are filled."""
+
+    def __init__(self, rows: int, side: int):
+        self.pixels: Pixels = np.empty((rows, 3, side, side), dtype=np.uint8)
+        self.ready = np.zeros(rows, dtype=np.bool_)
+
+
+def load_image(path: str | Path, image_size: int, kind: str) -> Tensor:
+    """Return one image file as evaluation sees it, uint8 (3, S, S), for a model trained on `kind`.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    return torch.from_numpy(_evaluation(decode(Path(path)), image_size, kind))
+
+
+def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """Return (images / 255 - mean) / std as float32 (B, 3, S, S), on the device of the images.
+
+    Args:
+        images: uint8 (B, 3, S, S).
+        mean: of each channel, on the scale 0..1; a tensor on the same device saves a copy per batch.
+        std: of each channel, likewise.
+    """
+    mean, std = (
+        torch.as_tensor(value, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        for value in (mean, std)
+    )
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def _evaluation(image: Image.Image, side: int, kind: str) -> Pixels:
+    """Return the centre of an image as uint8 (3, S, S); the whole image for WHOLE_KINDS.
+
+    The same as resizing the shorter side to round(S / 0.875) and cutting out the centre, but only the
+    centre is resized: sizes need no rounding, and a strip of 6000 x 10 pixels costs no memory.
+    """
+    width, height = image.size
+    if kind in WHOLE_KINDS:
+        return _resize(image, (0, 0, width, height), side)
+    cut = min(width, height) * side / round(side / CROP_SHARE)
+    left, upper = (width - cut) / 2, (height - cut) / 2
+    return _resize(image, (left, upper, left + cut, upper + cut), side)
+
+
+def _resize(image: Image.Image, box: Box, side: int) -> Pixels:
+    """Return the part of an RGB image inside `box`, antialiased bilinear, as uint8 (3, S, S)."""
+    square = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def _random_box(width: int, height: int, scale: float, draw: random.Random) -> Box:
+    """Return a box with a share of the area in [scale, 1] and a ratio in CROP_RATIOS."""
+    low, high = CROP_RATIOS
+    for _ in range(CROP_ATTEMPTS):
+        area = width * height * draw.uniform(scale, 1)
+        ratio = math.exp(draw.uniform(math.log(low), math.log(high)))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        left, upper = draw.random() * (width - w), draw.random() * (height - h)
+        if w <= width and h <= height:
+            return left, upper, min(left + w, width), min(upper + h, height)
+    w, h = min(width, height * high), min(height, width / low)
+    left, upper = (width - w) / 2, (height - h) / 2
+    return left, upper, left + w, upper + h
+
+
+def _draws(seed: int, path: str, view: int) -> random.Random:
+    """Return the random numbers of one view of one image: the first mirrors it, the others crop it."""
+    key = f"{seed}\0{view}\0{path}".encode("utf-8", "surrogateescape")
+    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+
+
+def _finish(results: Iterator[None]) -> None:
+    """Wait for all of them; raise the first error."""
+    deque(results, maxlen=0)

@@ -1,0 +1,233 @@
+"""A model folder: one trained model with all that is needed to use it, and nothing else.
+
+`model.safetensors` (every weight), `model.yaml` (what it is and how it did) and `README.md` (a
+short model card). No pickles: a folder from a stranger can be loaded safely.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune import assets, backbones, checkpoint, loop, strategies
+from finetune.catalog import EXTENSIONS
+from finetune.data import load_image, normalise
+from finetune.errors import CheckpointError, DataError
+from finetune.evaluate import BATCH, evaluate
+from finetune.settings import TrialSettings
+from finetune.strategies import TransferModel
+
+FORMAT = 1
+TOP = 5
+"""Most probable classes that a prediction lists."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model folder."""
+
+    net: TransferModel
+    facts: dict[str, Any]
+    """What model.yaml says."""
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the outputs."""
+        names: list[str] = self.facts["classes"]
+        return names
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return softmax probabilities (B, C), float32, for uint8 images (B, 3, S, S)."""
+        steps = self.facts["preprocessing"]
+        pixels = normalise(images.to(self.device), steps["mean"], steps["std"])
+        return self.net(pixels).float().softmax(1).cpu()
+
+
+def write(checkpoint_path: Path, to: Path, provenance: dict[str, Any], *, device: torch.device) -> dict[str, Any]:
+    """Make the model folder `to` of a trial's best weights, and measure it on validation and test.
+
+    This is the only reader of the test split. Returns what model.yaml says.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint at `checkpoint_path`.
+        DataError: the images are gone or not as they were.
+    """
+    tensors, stored = checkpoint.read(checkpoint_path)
+    settings = TrialSettings.from_dict(stored["settings"])
+    run = loop.Run(settings, loop.World(device=device))
+    run.model.load_trained_state(tensors)
+    measured = {split: run.evaluate(split) for split in ("val", "test") if run.data.size(split)}
+    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
+    to.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
+    _replace(to / "model.safetensors", lambda path: save_file(state, path))
+    facts = {
+        "format": FORMAT,
+        "backbone": settings.backbone,
+        "strategy": settings.strategy,
+        "head": {"size": settings.head_size, "dropout": settings.dropout},
+        "frozen_layers": settings.frozen_layers,
+        "source": {"weights": source.origin, "classes": source.source_classes, "sha256": source.sha256},
+        "classes": list(run.data.classes),
+        "preprocessing": {
+            "kind": settings.data.kind,
+            "image_size": settings.data.image_size,
+            "mean": list(source.mean),
+            "std": list(source.std),
+        },
+        "metrics": {
+            "validation": measured["val"] | {"images": run.data.size("val"), "epoch": stored["metrics"]["epoch"]},
+            "test": measured["test"] | {"images": run.data.size("test")} if "test" in measured else None,
+        },
+        "settings": settings.to_dict(),
+        "provenance": provenance
+        | {
+            "data_fingerprint": run.data.fingerprint,
+            "weights_sha256": source.sha256,
+            "model_sha256": hashlib.sha256((to / "model.safetensors").read_bytes()).hexdigest(),
+        },
+    }
+    text = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
+    _replace(to / "model.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    _replace(to / "README.md", lambda path: path.write_text(_card(facts), encoding="utf-8"))
+    return facts
+
+
+def load(folder: Path, *, device: torch.device | None = None) -> Model:
+    """Return the model of a folder that `write` made.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or does not fit the others.
+    """
+    device = device or torch.device("cpu")
+    try:
+        facts = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
+        state = load_file(folder / "model.safetensors")
+        backbone = backbones.build(facts["backbone"], source_classes=facts["source"]["classes"])
+        net = strategies.build(
+            facts["strategy"],
+            backbone,
+            classes=facts["classes"],
+            head_size=facts["head"]["size"],
+            dropout=facts["head"]["dropout"],
+            frozen_layers=facts["frozen_layers"],
+            # Only shapes count here: the rows are overwritten by the file's.
+            relation=torch.zeros(len(facts["classes"]), facts["source"]["classes"]),
+            source_names=None,
+            seed=0,
+        )
+        net.load_state_dict(state, strict=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
+            f"{Path(error.filename).name}. Make one with `export DIR --to MODEL_DIR`."
+        ) from None
+    except (SafetensorError, yaml.YAMLError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: the files of a model folder must be whole and fit together, got "
+            f"{str(error).splitlines()[0]}. Export the model again."
+        ) from error
+    return Model(net.to(device).eval(), facts, device)
+
+
+def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield per image `path`, `class`, `probability` and `top`: the most probable classes with theirs.
+
+    Raises:
+        DataError: a file is no readable image.
+    """
+    steps = model.facts["preprocessing"]
+    for start in range(0, len(paths), BATCH):
+        part = paths[start : start + BATCH]
+        images = torch.stack([load_image(path, steps["image_size"], steps["kind"]) for path in part])
+        for path, row in zip(part, model.probabilities(images), strict=True):
+            best = row.topk(min(TOP, len(row)))
+            top = [
+                {"class": model.classes[index], "probability": value}
+                for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+            yield {"path": str(path)} | top[0] | {"top": top}
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the files given, and the images below the folders given, each folder sorted by path.
+
+    Raises:
+        DataError: a path does not exist or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(
+                p for p in path.rglob("*")
+                if p.suffix.lower() in EXTENSIONS and not any(x.startswith(".") for x in p.relative_to(path).parts)
+            )
+            if not below:
+                raise DataError(f"{path}: a folder must hold images, got none. Known: {', '.join(sorted(EXTENSIONS))}.")
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: an image must exist, got no such file. Check the path.")
+    return found
+
+
+def _replace(path: Path, make: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    make(temporary)
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with tuples as lists, as YAML has no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _card(facts: dict[str, Any]) -> str:
+    """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
+    scores = facts["metrics"]
+    columns = [name for name, value in scores["validation"].items() if isinstance(value, float)]
+
+    def row(name: str, split: dict[str, Any]) -> str:
+        return f"| {name} | {split['images']} | " + " | ".join(f"{split[c]:.4f}" for c in columns) + " |"
+
+    lines = [
+        f"# {facts['backbone']}, strategy {facts['strategy']}",
+        "",
+        f"Classifies images into {len(facts['classes'])} classes: {', '.join(facts['classes'])}.",
+        "",
+        f"Transferred from {facts['source']['weights']}. Input: RGB, "
+        f"{facts['preprocessing']['image_size']} x {facts['preprocessing']['image_size']} px.",
+        "",
+        "| split | images | " + " | ".join(columns) + " |",
+        "|" + " --- |" * (len(columns) + 2),
+        row("validation (chose this model: reads high)", scores["validation"]),
+    ]
+    if scores["test"]:
+        lines.append(row("test (read once, at export)", scores["test"]))
+    else:
+        lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "    python -m search predict THIS_FOLDER IMAGES...",
+        "",
+        "It knows only the classes above and answers one of them for any image. It was measured on images",
+        "of the same source as its training images; on others it may do worse.",
+        "",
+        "Settings, data fingerprint, weights hash and versions are in `model.yaml`.",
+        "",
+    ]
+    return "\n".join(lines)

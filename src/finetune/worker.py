@@ -1,0 +1,163 @@
+"""One worker of a slot: take a trial, train it, take the next. The only file here that imports Ray.
+
+A slot is one long-lived `TorchTrainer` run; `slot_loop` is its training function. Trials come from
+an exchange actor (search/exchange.py) and everything a trial says goes back there.
+"""
+
+import functools
+import os
+import platform
+import socket
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torchvision
+from ray.train.collective import broadcast_from_rank_zero
+
+import finetune
+from finetune import backbones, loop, model_folder
+from finetune.errors import FinetuneError, NonFiniteLoss
+from finetune.loop import Keep, World
+from finetune.settings import TrialSettings
+
+STOP_POLL_SECONDS = 0.02
+"""Between two looks whether the trial was stopped; a look costs about 0.1 ms."""
+
+
+def slot_loop(config: dict[str, Any]) -> None:
+    """Serve trials until the exchange closes the slot.
+
+    Args:
+        config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `backbones` of the
+            study, and `once`: end after one trial, so that the next one gets fresh processes.
+    """
+    exchange, slot = config["exchange"], config["slot"]
+    context = ray.train.get_context()
+    torch.set_num_threads(config["threads"])
+    world = World(context.get_world_rank(), context.get_world_size(), _device())
+    generation = ray.get(exchange.register.remote(slot, _facts(world, config["backbones"]))) if world.rank == 0 else None
+    if world.size > 1:
+        generation = broadcast_from_rank_zero(generation)
+    serial = 0
+    while job := ray.get(exchange.take.remote(slot, generation, world.rank, serial)):
+        serial += 1
+        _serve(job, exchange, world)
+        if config["once"]:
+            return
+
+
+def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
+    """Run one job and tell the exchange how it ended; a failure that spoils the process is raised."""
+    leads = world.rank == 0
+    tell = functools.partial(exchange.report.remote, job["id"]) if leads else lambda message: None
+    begin = time.perf_counter()
+    tell({"kind": "started"})
+    try:
+        end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
+    except Exception as error:
+        if not _survives(error, world):
+            raise
+        end = {"state": "failed", "error": _one_line(error), "trace": traceback.format_exc()}
+    tell({"kind": "end", "seconds": time.perf_counter() - begin} | end)
+
+
+def _train(
+    job: dict[str, Any], exchange: Any, world: World, tell: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    keep = job["keep"] | {name: Path(job["keep"][name]) for name in ("best", "last")}
+    outcome = loop.train(
+        TrialSettings.from_dict(job["settings"]),
+        keep=Keep(**keep),
+        report=tell,
+        world=world,
+        should_stop=_stopper(exchange, job["id"]) if world.rank == 0 else lambda: False,
+    )
+    return {"state": outcome.state}
+
+
+def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
+    if world.rank == 0:
+        model_folder.write(Path(job["checkpoint"]), Path(job["to"]), job["provenance"], device=world.device)
+    world.agree(True)  # nobody takes the next job before everybody has seen this one
+    return {"state": "complete"}
+
+
+def _stopper(exchange: Any, job_id: str) -> Callable[[], bool]:
+    """Return a cheap question: has the trial been stopped from outside?"""
+    answer = exchange.until_stopped.remote(job_id)
+    looked = time.monotonic()
+    stopped = False
+
+    def should_stop() -> bool:
+        nonlocal looked, stopped
+        if not stopped and time.monotonic() - looked >= STOP_POLL_SECONDS:
+            looked = time.monotonic()
+            stopped = bool(ray.wait([answer], timeout=0)[0])
+        return stopped
+
+    return should_stop
+
+
+def _survives(error: Exception, world: World) -> bool:
+    """True if this process, and the workers that train with it, can go on to the next trial.
+
+    A non-finite loss is seen by all workers alike. Any other error of one worker leaves the others
+    waiting for it, and an error on a GPU may have spoilt its context: then the slot starts afresh.
+    """
+    if isinstance(error, NonFiniteLoss):
+        return True
+    if world.size > 1:
+        return False
+    if world.device.type == "cuda":
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    """Return our own messages as they are, others with their type."""
+    text = str(error).strip().splitlines() or [""]
+    return text[0] if isinstance(error, FinetuneError) else f"{type(error).__name__}: {text[0]}"
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if _has_gpu() else torch.device("cpu")
+
+
+def _has_gpu() -> bool:
+    return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU")) and torch.cuda.is_available()
+
+
+def _facts(world: World, names: Sequence[str]) -> dict[str, Any]:
+    """Return where this slot runs, with which code, and how many blocks the backbones have."""
+    blocks: dict[str, int] = {}
+    problem = ""
+    try:
+        blocks = {name: backbones.count_blocks(name) for name in names}
+    except FinetuneError as error:
+        problem = str(error)
+    return {
+        "blocks": blocks,
+        "problem": problem,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "node": ray.get_runtime_context().get_node_id(),
+        "workers": world.size,
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor(),
+        "finetune": str(Path(finetune.__file__).parent),
+        "versions": {
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }

@@ -1,0 +1,208 @@
+"""The space asks only for what a trial uses, and a trial's settings say what was decided."""
+
+import warnings
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial
+
+from finetune.settings import ALL, TrialSettings, WeightsSettings
+from search.problems import ConfigErrors
+from search.space import Space, trial_seed
+from search.study import StudyConfig
+
+BLOCKS = {"resnet18": 10, "vgg16": 18}
+
+
+def space_of(**sections: Any) -> Space:
+    values: dict[str, Any] = {"study": {"name": "s"}, "data": {"path": "/images"}}
+    for name, keys in sections.items():
+        values[name] = {**values.get(name, {}), **keys}
+    return Space(StudyConfig.from_dict(values), BLOCKS)
+
+
+def tpe() -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(multivariate=True, group=True, seed=0)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def search(space: Space, trials: int = 60) -> list[tuple[dict[str, Any], FrozenTrial]]:
+    """Run a study; the score prefers `fuse` with a rate near 0.003."""
+    study, seen = tpe(), []
+    for _ in range(trials):
+        trial = study.ask()
+        params = space.suggest(trial)
+        score = (params["strategy"] == "fuse") - abs(params["learning_rate"] - 0.003)
+        seen.append((params, study.tell(trial, score)))
+    return seen
+
+
+EVERYTHING: dict[str, Any] = {
+    "data": {
+        "batch_size": [16, 32],
+        "crop_scale": {"low": 0.2, "high": 1.0},
+        "horizontal_flip": [True, False],
+    },
+    "model": {"backbone": ["resnet18", "vgg16"]},
+    "space": {
+        "optimizer": ["sgd", "adamw"],
+        "momentum": {"low": 0.5, "high": 0.99},
+        "frozen_layers": {"replace": [8, "all"], "load": "all", "fuse": {"low": 0, "high": "all", "step": 3}},
+        "dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
+    },
+}
+
+
+def test_a_trial_is_asked_only_for_what_its_strategy_uses() -> None:
+    seen = search(space_of(**EVERYTHING))
+    assert {params["strategy"] for params, _ in seen} == {"replace", "load", "fuse"}
+    assert {params["backbone"] for params, _ in seen} == set(BLOCKS)
+    for params, trial in seen:
+        load = params["strategy"] == "load"
+        whole = params["frozen_layers"] in ("all", BLOCKS[params["backbone"]])
+        assert ("head_size" in params) == ("head_size" in trial.params) == (not load)
+        assert ("dropout" in trial.params) == (not load)
+        assert ("backbone_rate" in params) == ("backbone_rate" in trial.params) == (not whole)
+        assert ("momentum" in trial.params) == (params["optimizer"] == "sgd")
+        assert f"learning_rate/{params['strategy']}" in trial.params
+        if params["strategy"] == "fuse":
+            assert params["frozen_layers"] == trial.params[f"frozen_layers/fuse/{params['backbone']}"]
+            assert params["frozen_layers"] % 3 == 0
+        assert {**params, **Space.plain(trial.params)} == params
+
+
+def test_one_name_has_one_distribution() -> None:
+    found: dict[str, Any] = {}
+    for _, trial in search(space_of(**EVERYTHING)):
+        for name, distribution in trial.distributions.items():
+            assert found.setdefault(name, distribution) == distribution
+
+
+def test_the_sampler_learns_in_a_conditional_space() -> None:
+    late = search(space_of())[30:]
+    assert sum(params["strategy"] == "fuse" for params, _ in late) > 15
+
+
+def test_the_default_space_freezes_all_blocks_but_for_fuse() -> None:
+    frozen: dict[str, set[Any]] = {"replace": set(), "load": set(), "fuse": set()}
+    for params, _ in search(space_of()):
+        frozen[params["strategy"]].add(params["frozen_layers"])
+    assert frozen["replace"] == frozen["load"] == {"all"}
+    assert frozen["fuse"] <= set(range(11))
+    assert len(frozen["fuse"]) > 3
+
+
+def test_a_fixed_value_is_never_asked_for() -> None:
+    trial = tpe().ask()
+    params = space_of(space={"strategy": "load", "learning_rate": 0.02}).suggest(trial)
+    assert trial.params == {}
+    assert (params["strategy"], params["learning_rate"]) == ("load", 0.02)
+
+
+def test_more_frozen_blocks_than_a_backbone_has_are_refused() -> None:
+    sections = {"model": {"backbone": ["resnet18", "vgg16"]}, "space": {"frozen_layers": [2, 12]}}
+    with pytest.raises(ConfigErrors, match=r"resnet18 \(10\), got 12\. Write at most 10, or 'all'\."):
+        space_of(**sections)
+
+
+def test_the_recipe_is_enqueued_as_far_as_the_space_holds_it() -> None:
+    space, study = space_of(space={"frozen_layers": {"low": 0, "high": "all"}}), tpe()
+    recipe = space.baseline("recipe")
+    enqueued = space.enqueue_params(recipe)
+    assert enqueued == {
+        "strategy": "replace",
+        "learning_rate/replace": 1e-3,
+        "head_size": 1024,
+        "frozen_layers": 10,
+    }
+    study.enqueue_trial(enqueued)
+    trial = study.ask()
+    assert space.suggest(trial, recipe) == recipe
+    assert trial.params == enqueued
+    study.tell(trial, 1.0)
+    space.suggest(study.ask())
+
+
+def test_from_scratch_is_no_point_of_the_space_and_is_kept_from_the_sampler() -> None:
+    space, study = space_of(), tpe()
+    scratch = space.baseline("scratch")
+    assert space.enqueue_params(scratch) == {}
+    trial = study.ask()
+    assert space.suggest(trial, scratch) == scratch
+    assert study.tell(trial, 0.1).params == {}
+    settings = space.settings(scratch, number=1, cache_dir="/cache")
+    assert settings.weights == WeightsSettings()
+    assert (settings.frozen_layers, settings.head_size) == (0, 0)
+
+
+def test_values_that_stay_open_beside_enqueued_ones_are_sampled() -> None:
+    space, study = space_of(), tpe()
+    fixed = {"strategy": "fuse", "learning_rate": 5.0, "head_size": 64}
+    study.enqueue_trial(space.enqueue_params(fixed))
+    trial = study.ask()
+    params = space.suggest(trial, fixed)
+    assert (params["strategy"], params["learning_rate"], params["head_size"]) == ("fuse", 5.0, 64)
+    assert "learning_rate/fuse" not in trial.params
+    assert 0 <= trial.params["frozen_layers/fuse"] <= 10
+
+
+def test_baselines_take_the_usual_images_where_the_study_allows_them() -> None:
+    recipe = space_of(data={"batch_size": [16, 32], "image_size": [64, 128]}).baseline("recipe")
+    assert (recipe["batch_size"], recipe["image_size"]) == (32, 64)
+    assert (recipe["optimizer"], recipe["head_size"], recipe["frozen_layers"]) == ("adam", 1024, "all")
+    assert "momentum" not in recipe
+    assert "backbone_rate" not in recipe
+
+
+def test_baselines_are_whole_where_their_strategy_is_not_searched() -> None:
+    space = space_of(
+        data={"batch_size": {"fuse": [8, 64]}},
+        model={"backbone": {"fuse": "vgg16"}},
+        space={"strategy": "fuse", "learning_rate": {"fuse": 0.1}},
+    )
+    recipe = space.baseline("recipe")
+    assert (recipe["backbone"], recipe["batch_size"], recipe["learning_rate"]) == ("vgg16", 32, 1e-3)
+    assert space.enqueue_params(recipe) == {}
+    assert space.settings(recipe, number=0, cache_dir="/cache").strategy == "replace"
+
+
+def test_settings_say_what_was_decided_and_survive_json() -> None:
+    space = space_of(**EVERYTHING)
+    for number, (params, trial) in enumerate(search(space, trials=20)):
+        settings = space.settings(params, number=number, cache_dir="/cache")
+        assert TrialSettings.from_dict(settings.to_dict()) == settings
+        assert settings == space.settings(Space.plain(trial.params), number=number, cache_dir="/cache")
+        flat = {**settings.to_dict(), **settings.to_dict()["data"], "seed": settings.seed}
+        for name, value in params.items():
+            assert flat[name] == (ALL if value == "all" else value)
+        assert settings.data.seed == 0
+
+
+def test_seeds_differ_between_trials_and_between_studies_and_never_change() -> None:
+    seeds = {trial_seed(study, number) for study in range(3) for number in range(100)}
+    assert len(seeds) == 300
+    assert trial_seed(0, 0) == 2968811710
+
+
+@pytest.mark.parametrize(
+    ("weights", "name", "file"), [("DEFAULT", "DEFAULT", None), ("/w.safetensors", None, "/w.safetensors")]
+)
+def test_weights_are_named_or_read_from_a_file(weights: str, name: str | None, file: str | None) -> None:
+    space = space_of(model={"weights": weights})
+    settings = space.settings(space.baseline("recipe"), number=0, cache_dir="/cache").weights
+    assert (settings.name, settings.file, settings.source) == (name, file, None)
+
+
+def test_a_source_task_sees_its_images_as_the_trial_does() -> None:
+    source = {"kind": "digits", "classes": ["0", "1"], "epochs": 3, "learning_rate": 0.02}
+    data = {"kind": "digits", "image_size": 32, "horizontal_flip": False}
+    space = space_of(data=data, model={"weights": {"source": source}}, study={"seed": 4})
+    settings = space.settings(space.baseline("recipe"), number=0, cache_dir="/cache").weights.source
+    assert settings is not None
+    assert (settings.epochs, settings.learning_rate, settings.seed) == (3, 0.02, 4)
+    assert (settings.data.classes, settings.data.image_size) == (("0", "1"), 32)
+    assert not settings.data.horizontal_flip

@@ -1,0 +1,260 @@
+"""A config file: what it may say, and how its mistakes are told."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.config_file import load
+from search.domain import PerStrategy, Range
+from search.problems import ConfigErrors
+from search.study import StudyConfig
+
+MINIMAL: dict[str, Any] = {"study": {"name": "flowers"}, "data": {"path": "./flowers"}}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "pets.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def mistakes(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        load(path, overrides)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def said(**sections: Any) -> dict[str, Any]:
+    """The minimal config with keys of its sections added or replaced."""
+    return {**MINIMAL, **{name: {**MINIMAL.get(name, {}), **keys} for name, keys in sections.items()}}
+
+
+def refusal(**sections: Any) -> str:
+    with pytest.raises(ConfigErrors) as caught:
+        StudyConfig.from_dict(said(**sections))
+    return str(caught.value)
+
+
+def test_a_name_and_a_folder_are_enough(tmp_path: Path) -> None:
+    config = load(write(tmp_path, "study: {name: pets}\ndata: {path: ./images}\nspace:\n"))
+    assert (config.study.trials, config.study.mode, config.grace) == (24, "max", 1)
+    assert config.data.path == str(tmp_path / "images")
+    assert config.backbones == ("resnet18",)
+    assert config.folder == Path("results").absolute() / "pets"
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file_with_their_places(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """study:
+  name: pets
+  trials: 0
+data:
+  path: ./pets
+  classes: [cat, 1]
+space:
+  learnig_rate: 0.01
+  head_size:
+    low: 64
+    high: 8
+modle: {}
+""",
+    )
+    told = mistakes(path)
+    places = [line.split(": ")[0] for line in told]
+    assert places == [f"{path}:{at}" for at in ("3:11", "6:18", "8:3", "9:3", "12:1")]
+    assert "study.trials: must be at least 1, got 0. Raise it." in told[0]
+    assert "data.classes[1]: must be text, got 1. Put it in quotes: '1'." in told[1]
+    assert "`low` must be below `high`, got 64 and 8." in told[3]
+    assert "unknown key 'modle'. Did you mean 'model'?" in told[4]
+    assert told[2].startswith(
+        f"{path}:8:3: unknown key 'learnig_rate' in 'space'. Did you mean 'learning_rate'? Known: "
+    )
+    assert told[2].endswith("    8 |   learnig_rate: 0.01\n      |   ^^^^^^^^^^^^")
+
+
+def test_mistakes_across_sections_are_told_with_the_others(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "study: {name: pets, epochs: 4}\ndata: {path: x, batch_size: 0}\n"
+        "model: {weights: none}\nspace: {dropout: {load: 0.1}}\nearly_stopping: {grace: 9}\n",
+    )
+    told = "\n".join(mistakes(path))
+    assert f"{path}:2:29: data.batch_size: must be at least 1, got 0." in told
+    assert "a mapping must name every searched strategy, got none for replace, fuse. Add `replace:`." in told
+    assert "space.strategy: the strategy `load` needs pretrained weights, got model.weights none." in told
+    assert f"{path}:5:25: early_stopping.grace: must be at most study.epochs (4), got 9." in told
+
+
+def test_set_overrides_the_file_and_is_named_in_mistakes(tmp_path: Path) -> None:
+    path = write(tmp_path, "study: {name: pets, trials: 5}\ndata: {path: x}\n")
+    config = load(path, ["study.trials=7", "space.learning_rate={low: 1e-3, high: 0.1, log: true}"])
+    assert config.study.trials == 7
+    assert (
+        config.space.learning_rate
+        == load(
+            path,
+            ["space.learning_rate.low=1e-3", "space.learning_rate.high=.1", "space.learning_rate.log=true"],
+        ).space.learning_rate
+    )
+    told = mistakes(
+        path, "study.trials=x", "study.trails=3", "foo", "study.name.x=1", "spaces.x=1", "results=["
+    )
+    assert told[0] == (
+        "--set study.trials=x: study.trials: must be a whole number, got 'x'. "
+        "Write a number without quotes or decimals, such as 8."
+    )
+    assert "--set study.trails=3: unknown key 'trails' in 'study'. Did you mean 'trials'" in told[1]
+    assert told[2] == "--set foo: must be key=value, got 'foo'. Write --set study.trials=10."
+    assert "study.name: must be a mapping to set a key in, got 'pets'." in told[3]
+    assert "unknown key 'spaces'. Did you mean 'space'?" in told[4]
+    assert told[5].startswith("--set results=[: must be valid YAML")
+
+
+def test_paths_start_at_the_file_and_those_of_set_at_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = "study: {name: a}\ndata: {path: ../x}\nmodel: {weights: w.pth}\nresults: ../out\n"
+    path = write(folder, text)
+    config = load(path.relative_to(tmp_path))
+    assert config.data.path == str(tmp_path / "x")
+    assert config.model.weights == str(folder / "w.pth")
+    assert config.results == str(tmp_path / "out")
+    assert load(path, ["data.path=mine"]).data.path == str(tmp_path / "mine")
+    assert load(path, ["data.path=~/mine"]).data.path == os.path.expanduser("~/mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("study: {name: a}\nstudy: {name: b}\n", ":2:1: a key must stand once in its mapping, got 'study'"),
+        ("study: {name: a\n", "must be valid YAML"),
+        ("a: *b\n", ":1:4: must be valid YAML, got an alias"),
+        ("a: !!python/object:os.system x\n", ":1:4: must be a plain value"),
+        ("? [a]\n: 3\n", "a key must be a word, got a collection"),
+        ("a: \x07\n", "got the character #x0007"),
+        ("[" * 5000, "must be nested less"),
+        ("", "must be a mapping of sections, got nothing"),
+        ("- 1\n", "must be a mapping of sections, got [1]"),
+        ("data: {path: x}\n", "study: must be given, got nothing. Add this key."),
+        ("study: 3\ndata: {path: x}\n", ":1:8: study: must be a mapping of keys, got 3."),
+        ("study: {name: x}\ndata: {}\n", ":2:1: data.path: must be given for kind 'folder', got nothing."),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+    assert told in "\n".join(mistakes(write(tmp_path, text)))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    assert "got no such file or directory. Check the path." in mistakes(tmp_path / "none.yaml")[0]
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"study: {name: \xe9}")
+    assert "must be UTF-8 text, got byte 0xe9." in mistakes(path)[0]
+
+
+def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
+    text = "study: {name: 2024-01-01}\ndata: {path: no, classes: [on, off, 10:30, yes]}\n"
+    config = load(write(tmp_path, text + "space: {learning_rate: 1e-3, head_size: 010}\n"))
+    assert config.data.classes == ("on", "off", "10:30", "yes")
+    assert config.study.name == "2024-01-01"
+    assert config.space.learning_rate == 1e-3
+    assert config.space.head_size == 10
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"study": {"metric": "val/acuracy"}}, "got 'val/acuracy'. Did you mean 'val/accuracy'"),
+        (
+            {"study": {"metric": "val/loss", "mode": "max"}},
+            "study.mode: val/loss cannot be optimised this way",
+        ),
+        ({"study": {"budget": "10"}}, "study.budget: must be a number above 0 with s, m or h, got '10'."),
+        ({"study": {"budget": 10}}, "got 10. Write 90s, 10m or 2h."),
+        ({"study": {"name": "a/b"}}, "got 'a/b'. Rename it"),
+        ({"study": {"trials": 1}}, "must be at most as many as study.trials (1)"),
+        ({"study": {"trials": True}}, "study.trials: must be a whole number, got True."),
+        ({"data": {"classes": ["a"]}}, "data.classes: must be a list of at least 2, got ['a']."),
+        ({"data": {"validation_share": 0.5, "test_share": 0.5}}, "together must be below 1, got 1."),
+        ({"data": {"horizontal_flip": "yes"}}, "must be true or false, got 'yes'."),
+        ({"model": {"weights": "defualt"}}, "got 'defualt'. Write DEFAULT"),
+        ({"model": {"weights": "w.pt", "backbone": ["a", "b"]}}, "a weights file fits one backbone, got 2"),
+        ({"model": {"weights": {"source": {"kind": "digit"}}}}, "model.weights.source.kind: must be one of"),
+        (
+            {"model": {"weights": {"sorce": {}}}},
+            "unknown key 'sorce' in 'model.weights'. Did you mean 'source'",
+        ),
+        ({"space": {"learning_rate": 0}}, "space.learning_rate: must be above 0, got 0. Raise it."),
+        ({"space": {"learning_rate": float("nan")}}, "must be a finite number, got nan"),
+        ({"space": {"head_size": []}}, "space.head_size: must be a list of at least 1, got []."),
+        ({"space": {"head_size": [8, 8]}}, "a list must name each value once, got 8."),
+        ({"space": {"weight_decay": {"low": 0, "high": 1, "log": True}}}, "must be above 0, got 0"),
+        ({"space": {"dropout": {"low": 0, "high": 0.5, "step": 0.2}}}, "a whole number of steps above `low`"),
+        ({"space": {"dropout": {"lo": 0, "high": 0.5}}}, "unknown key 'lo' in 'space.dropout'."),
+        ({"space": {"dropout": {"lo": 0, "high": 0.5}}}, "space.dropout.low: must be given"),
+        (
+            {"space": {"frozen_layers": "al"}},
+            "must be a whole number or 'all', got 'al'. Write one of these.",
+        ),
+        ({"space": {"frozen_layers": {"low": "all", "high": 3}}}, "`low` must be a number, got all."),
+        ({"space": {"frozen_layers": {"fusee": 3}}}, "unknown key 'fusee' in 'space.frozen_layers'."),
+        ({"space": {"optimizer": "adm"}}, "got 'adm'. Did you mean 'adam' or 'adamw'?"),
+        ({"space": {"optimizer": {"low": 1}}}, "unknown key 'low' in 'space.optimizer'."),
+        ({"space": {"strategy": ["replace", "lode"]}}, "space.strategy[1]: must be one of"),
+        ({"resources": {"gpu": "fast"}}, "must be true or false or 'auto', got 'fast'."),
+        ({"resources": {"slots": 0}}, "resources.slots: must be at least 1 or 'auto', got 0. Raise it."),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_fix(sections: dict[str, Any], told: str) -> None:
+    assert told in refusal(**sections)
+
+
+def test_a_field_takes_a_value_a_list_a_range_or_those_per_strategy() -> None:
+    space = {
+        "learning_rate": {"replace": 0.1, "load": [0.1, 0.2], "fuse": {"low": 1e-4, "high": 1, "log": True}},
+        "head_size": {"low": 8, "high": 64, "step": 8},
+        "frozen_layers": {"low": 0, "high": "all"},
+        "optimizer": ["sgd", "adam"],
+    }
+    config = StudyConfig.from_dict(said(space=space))
+    rate, size = config.space.learning_rate, config.space.head_size
+    assert isinstance(rate, PerStrategy)
+    assert (rate.replace, rate.load) == (0.1, (0.1, 0.2))
+    assert isinstance(rate.fuse, Range)
+    assert isinstance(size, Range)
+    assert (size.low, type(size.low)) == (8, int)
+    assert config.space.optimizer == ("sgd", "adam")
+
+
+def test_mode_follows_the_metric_and_grace_the_epochs() -> None:
+    config = StudyConfig.from_dict(said(study={"metric": "val/loss", "epochs": 17, "budget": "1.5m"}))
+    assert (config.study.mode, config.grace, config.study.budget_seconds) == ("min", 3, 90.0)
+
+
+def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> None:
+    config = StudyConfig.from_dict(
+        said(
+            data={"classes": ["no", "1e-3", "7", "true", "null"], "image_size": [32, 64]},
+            model={"weights": {"source": {"kind": "digits"}}, "backbone": ["a", "b"]},
+            space={"learning_rate": {"low": 1e-7, "high": 1e-5, "log": True}},
+        )
+    )
+    text = config.to_yaml()
+    assert text.startswith("# yaml-language-server: $schema=/")
+    assert load(write(tmp_path, text)) == config
+
+
+def test_a_study_without_a_config_file_takes_keys_of_all_sections(tmp_path: Path) -> None:
+    config = StudyConfig.from_folder(
+        tmp_path / "pets", trials=3, backbone="vgg16", learning_rate=0.1, early_stopping={"enabled": False}
+    )
+    assert (config.study.name, config.data.path) == ("pets", str(tmp_path / "pets"))
+    assert (config.study.trials, config.model.backbone, config.space.learning_rate) == (3, "vgg16", 0.1)
+    assert not config.early_stopping.enabled
+    with pytest.raises(ConfigErrors, match=r"unknown option 'trails'\. Did you mean 'trials'"):
+        StudyConfig.from_folder(tmp_path, trails=3)
