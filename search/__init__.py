@@ -1,8 +1,8 @@
 """Decide what to try: config, space, sampler, trials, slots, record.
 
-    import search
-    record = search.run("./flowers", trials=24)
-    print(record.best)
+import search
+record = search.run("./flowers", trials=24)
+print(record.best)
 """
 
 from typing import Any

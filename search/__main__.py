@@ -42,7 +42,8 @@ app = typer.Typer(
 )
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, nothing else.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as study.trials=8.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as study.trials=8."),
 ]
 
 
@@ -59,7 +60,9 @@ def print_json(value: Any) -> None:
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="A config file; or give --data.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder of images, one folder per class; no config.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of images, one folder per class; no config.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="With --data: a torchvision model.")] = None,
     weights: Annotated[str | None, typer.Option(help="With --data: a name, a file or none.")] = None,
     trials: Annotated[int | None, typer.Option(help="With --data: how many trials.")] = None,
@@ -90,14 +93,18 @@ def run(
 
     root = str(results_dir.absolute()) if results_dir else None
     if config is not None:
-        loaded = config_file.load(config, [*(overrides or []), *([f"results={json.dumps(root)}"] if root else [])])
+        loaded = config_file.load(
+            config, [*(overrides or []), *([f"results={json.dumps(root)}"] if root else [])]
+        )
     else:
         loaded = StudyConfig.from_folder(str(data), **options, **({"results": root} if root else {}))
     finish(runner.run(loaded), as_json)
 
 
 @app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="A results folder.")], as_json: JsonFlag = False) -> None:
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A results folder.")], as_json: JsonFlag = False
+) -> None:
     """Go on with an interrupted study."""
     from search import runner
 
@@ -169,7 +176,9 @@ def export(
         print_json(facts)
     else:
         for split, scores in facts["metrics"].items():
-            text = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in (scores or {}).items())
+            text = ", ".join(
+                f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in (scores or {}).items()
+            )
             print_line(console(), f"{split}: {text or 'no such split'}")
     say(f"next: python -m search predict {to} IMAGES...")
 
@@ -222,7 +231,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except typer.TyperException as error:
-        error.show()
+        say(f"error: {error}")
         return Exit.BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted; `python -m search resume DIR` goes on where a study had begun")

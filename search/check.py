@@ -36,11 +36,20 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     study = config.study
     return {
         "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
-        "data": {"classes": list(images.classes), "images": images.counts(), "made_splits": list(images.made)},
+        "data": {
+            "classes": list(images.classes),
+            "images": images.counts(),
+            "made_splits": list(images.made),
+        },
         "model": {name: {"blocks": blocks[name], "weights": origin[name]} for name in config.backbones},
         "space": config.model_dump(mode="json")["space"],
         "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
-        "slots": {"count": slots.slots, "workers": slots.workers, "cpus_per_worker": slots.cpus, "gpu": slots.gpu},
+        "slots": {
+            "count": slots.slots,
+            "workers": slots.workers,
+            "cpus_per_worker": slots.cpus,
+            "gpu": slots.gpu,
+        },
         "results": str(config.folder),
     }
 
@@ -77,7 +86,5 @@ def lines(planned: dict[str, Any]) -> list[str]:
         text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")
     text += [f"space.{key}: {value}" for key, value in planned["space"].items()]
     stop = planned["early_stopping"]
-    text.append(
-        f"early stopping after {stop['grace']} epoch(s)" if stop["enabled"] else "no early stopping"
-    )
+    text.append(f"early stopping after {stop['grace']} epoch(s)" if stop["enabled"] else "no early stopping")
     return [*text, f"results: {planned['results']}"]

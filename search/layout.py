@@ -90,7 +90,9 @@ class StudyFolder:
             except FileExistsError:
                 continue
             return folder
-        raise StudyError(f"{results}: a free name for the study must be left, got 9,999 of '{name}'. Clear up.")
+        raise StudyError(
+            f"{results}: a free name for the study must be left, got 9,999 of '{name}'. Clear up."
+        )
 
     @classmethod
     def open(cls, root: Path) -> "StudyFolder":

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
@@ -44,7 +45,7 @@ class Ledger:
     """What was suggested and what came of it. Not for several drivers at once."""
 
     def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
-        direction = "maximize" if mode == "max" else "minimize"
+        direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._storage = open_storage(path)
         self._stored = optuna.create_study(
             storage=self._storage, study_name=STUDY_NAME, direction=direction, load_if_exists=True

@@ -24,6 +24,7 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
     import torch
 
     from finetune import backbones, loop
+    from finetune.history import Keep
 
     config = config_file.load(config_path)
     beside = StudyFolder(config_path.resolve().parent)
@@ -47,7 +48,7 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
 
     device = torch.device("cuda" if torch.cuda.is_available() and config.resources.gpu else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
-        keep = loop.Keep(
+        keep = Keep(
             metric=config.study.metric,
             mode=config.study.mode,
             best=Path(scratch) / "best.safetensors",
@@ -55,4 +56,3 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
         )
         loop.train(settings, keep=keep, report=report, world=loop.World(device=device))
     return history[-1]
-

@@ -42,7 +42,7 @@ class Problem:
         return f"{head}\n{self.place.excerpt}" if self.place.excerpt else head
 
 
-class ConfigErrors(Exception):  # noqa: N818 - it carries several errors, and its name says so
+class ConfigErrors(Exception):
     """Every mistake found in a config."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -17,7 +17,7 @@ from finetune.catalog import Catalog
 from finetune.settings import DataSettings
 from search import config_file, ledger, provenance, results, sampler, slots, tuner
 from search.board import Board
-from search.errors import CapacityError, SlotsLost, StudyError
+from search.errors import SlotsLost, StudyError
 from search.layout import StudyFolder, trial_id, write_text
 from search.ledger import Ledger
 from search.progress import Progress
@@ -220,7 +220,7 @@ class _Study:
         """Return what a slot needs to train trial `number`."""
         first = number
         if plan is not None and plan.continues is not None:
-            first = plan.seed_of
+            first = plan.continues if plan.seed_of is None else plan.seed_of
             _hand_over(self.folder, trial_id(plan.continues), trial_id(number))
         settings = self.space.settings(params, number=first, cache_dir=str(cache_dir()))
         name = trial_id(number)
@@ -249,7 +249,7 @@ class _Study:
 def to_do(
     earlier: Sequence[TrialRecord], trials: int, baselines: Sequence[str], space: Space
 ) -> tuple[list[Planned], int]:
-    """Return the trials that are set (interrupted ones again, then missing baselines), and how many to sample."""
+    """Return the trials that are set, interrupted ones first, then baselines; and how many to sample."""
     continued = {trial.continues for trial in earlier}
     again = [
         Planned(

@@ -88,7 +88,7 @@ class StudySearcher(Searcher):
             return str(Searcher.FINISHED)
         self.numbers[trial_id] = trial.number
         job = self._make_job(trial.number, params, plan)
-        facts = {"params": params}
+        facts: dict[str, Any] = {"params": params}
         if plan is not None:
             set_by = {"baseline": plan.baseline, "continues": plan.continues, "seed_of": plan.seed_of}
             facts |= {name: fact for name, fact in set_by.items() if fact is not None}

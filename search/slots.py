@@ -130,9 +130,10 @@ class Keeper:
 
     def run(self, name: str) -> None:
         """Keep one slot up until the exchange closes it."""
-        from finetune.worker import slot_loop
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
+
+        from finetune.worker import slot_loop
 
         plan = self._plan
         run = 0
@@ -178,4 +179,3 @@ def _first_words(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "SYSTEM_ERROR" in line or "OOM" in line or "Error:" in line]
     return (telling or lines or [type(error).__name__])[-1]
-

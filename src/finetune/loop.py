@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, checkpoint, optimize, strategies
+from finetune import assets, optimize, strategies
 from finetune.data import ImageData, normalise
-from finetune.errors import CheckpointError, NonFiniteLoss
+from finetune.errors import NonFiniteLoss
 from finetune.evaluate import BATCH, evaluate
+from finetune.history import History, Keep
 from finetune.settings import TrialSettings, WeightsSettings
 from finetune.strategies import TransferModel
 
@@ -46,20 +46,6 @@ class World:
         raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
         torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised.tolist())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keep:
-    """What a trial leaves on disk, and by which metric its best epoch is told."""
-
-    metric: str
-    mode: str
-    best: Path
-    """The trained part of the model at its best epoch."""
-    last: Path
-    """Everything needed to go on, while the trial runs."""
-    every_seconds: float = 30.0
-    """Seconds of training between two writes of `last`."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +74,15 @@ def train(
         FinetuneError: data, weights, backbone or checkpoint are not as the settings say.
     """
     run = Run(settings, world or World())
-    progress = Progress(run, keep)
+    history = History(run.model, run.optimizer, run.schedule, settings, keep, leads=run.world.rank == 0)
     report({"kind": "effective"} | run.effective())
-    for past in progress.restore():
+    for past in history.restore():
         report({"kind": "epoch"} | past)
-    for epoch in range(len(progress.history) + 1, settings.epochs + 1):
+    for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
         begin = time.perf_counter()
         loss = run.train_epoch(epoch, should_stop)
         if loss is None:
-            progress.save_best()
+            history.save_best()
             return Outcome("stopped", epoch - 1)
         scores = {f"val/{name}": value for name, value in run.evaluate("val").items()}
         if not math.isfinite(scores["val/loss"]):
@@ -105,9 +91,9 @@ def train(
         rates = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
         speed = {"seconds": seconds, "images_per_second": run.data.size("train") / seconds}
         metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
-        progress.add(metrics)
+        history.add(metrics)
         report({"kind": "epoch"} | metrics)
-    progress.save_best()
+    history.save_best()
     if run.world.rank == 0:
         keep.last.unlink(missing_ok=True)  # nothing is left to go on with
     return Outcome("complete", settings.epochs)
@@ -119,9 +105,7 @@ class Run:
     def __init__(self, settings: TrialSettings, world: World) -> None:
         self.settings, self.world = settings, world
         self.data = assets.images(settings.data)
-        source = assets.pretrained(
-            settings.backbone, settings.weights, settings.cache_dir, world.device.type
-        )
+        source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
         self.mean, self.std = source.mean, source.std
         self.model = build_model(settings, self.data, world.device)
         self.steps = len(self._order(1))
@@ -192,9 +176,7 @@ class Run:
                 yield self._on_device(pixels), labels.to(world.device)
 
         with self._autocast():
-            return evaluate(
-                self.model, batches(), classes=len(self.data.classes), device=world.device
-            )
+            return evaluate(self.model, batches(), classes=len(self.data.classes), device=world.device)
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers.
@@ -226,76 +208,6 @@ class Run:
                     buffer /= self.world.size
 
 
-class Progress:
-    """What the trial reached so far: its epochs, its best weights, and both on disk."""
-
-    def __init__(self, run: Run, keep: Keep) -> None:
-        self.run, self.keep = run, keep
-        self.history: list[dict[str, float]] = []
-        self._best: dict[str, Tensor] = {}
-        self._best_epoch = 0
-        self._unsaved = False
-        self._written = time.monotonic()
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Take one epoch's metrics; keep the weights if they are the best, and write now and then."""
-        self.history.append(metrics)
-        sign = 1.0 if self.keep.mode == "max" else -1.0
-        values = [sign * past[self.keep.metric] for past in self.history]
-        if values[-1] > max(values[:-1], default=-math.inf):
-            self._best = {k: v.detach().cpu().clone() for k, v in self.run.model.trained_state().items()}
-            self._best_epoch, self._unsaved = int(metrics["epoch"]), True
-        if time.monotonic() - self._written >= self.keep.every_seconds:
-            self._write_last()
-
-    def save_best(self) -> None:
-        """Write the best weights where they are not on disk yet."""
-        if self._unsaved and self.run.world.rank == 0:
-            metrics = self.history[self._best_epoch - 1]
-            facts = {"settings": self.run.settings.to_dict(), "metrics": metrics}
-            checkpoint.write(self.keep.best, self._best, facts)
-        self._unsaved = False
-
-    def restore(self) -> list[dict[str, float]]:
-        """Take up an interrupted run of the same settings, if there is one; return its epochs.
-
-        Raises:
-            CheckpointError: the checkpoint is of other settings.
-        """
-        if not self.keep.last.exists():
-            return []
-        tensors, facts = checkpoint.read(self.keep.last)
-        if TrialSettings.from_dict(facts["settings"]) != self.run.settings:
-            raise CheckpointError(
-                f"{self.keep.last}: a checkpoint must be of the trial's own settings, "
-                f"got those of another. Remove the file to start the trial afresh."
-            )
-        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        self.run.model.load_trained_state(state)
-        checkpoint.unpack_optimizer(self.run.optimizer, tensors, facts["groups"])
-        self.history = facts["history"]
-        self.run.schedule.load_state_dict(facts["schedule"])
-        self._best, best = checkpoint.read(self.keep.best)
-        self._best_epoch = int(best["metrics"]["epoch"])
-        return self.history
-
-    def _write_last(self) -> None:
-        self._written = time.monotonic()
-        self.save_best()
-        if self.run.world.rank != 0:
-            return
-        flat, groups = checkpoint.pack_optimizer(self.run.optimizer)
-        model = {f"model.{k}": v for k, v in self.run.model.trained_state().items()}
-        schedule = {k: v for k, v in self.run.schedule.state_dict().items() if k != "lr_lambdas"}
-        facts = {
-            "settings": self.run.settings.to_dict(),
-            "groups": groups,
-            "schedule": schedule,
-            "history": self.history,
-        }
-        checkpoint.write(self.keep.last, model | flat, facts)
-
-
 def build_model(settings: TrialSettings, data: ImageData, device: torch.device) -> TransferModel:
     """Return the model that the settings describe, on `device`, with its pretrained weights."""
     relation = None
@@ -313,7 +225,8 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
         source_names=source.classes,
         seed=settings.seed,
     )
-    return model.to(device, memory_format=_memory_format(device))  # type: ignore[call-overload]
+    model.to(device, memory_format=_memory_format(device))  # type: ignore[call-overload]
+    return model
 
 
 def _memory_format(device: torch.device) -> torch.memory_format:

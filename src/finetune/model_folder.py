@@ -20,7 +20,7 @@ from finetune import assets, backbones, checkpoint, loop, strategies
 from finetune.catalog import EXTENSIONS
 from finetune.data import load_image, normalise
 from finetune.errors import CheckpointError, DataError
-from finetune.evaluate import BATCH, evaluate
+from finetune.evaluate import BATCH
 from finetune.settings import TrialSettings
 from finetune.strategies import TransferModel
 
@@ -49,10 +49,13 @@ class Model:
         """Return softmax probabilities (B, C), float32, for uint8 images (B, 3, S, S)."""
         steps = self.facts["preprocessing"]
         pixels = normalise(images.to(self.device), steps["mean"], steps["std"])
-        return self.net(pixels).float().softmax(1).cpu()
+        logits: Tensor = self.net(pixels)
+        return logits.float().softmax(1).cpu()
 
 
-def write(checkpoint_path: Path, to: Path, provenance: dict[str, Any], *, device: torch.device) -> dict[str, Any]:
+def write(
+    checkpoint_path: Path, to: Path, provenance: dict[str, Any], *, device: torch.device
+) -> dict[str, Any]:
     """Make the model folder `to` of a trial's best weights, and measure it on validation and test.
 
     This is the only reader of the test split. Returns what model.yaml says.
@@ -85,7 +88,8 @@ def write(checkpoint_path: Path, to: Path, provenance: dict[str, Any], *, device
             "std": list(source.std),
         },
         "metrics": {
-            "validation": measured["val"] | {"images": run.data.size("val"), "epoch": stored["metrics"]["epoch"]},
+            "validation": measured["val"]
+            | {"images": run.data.size("val"), "epoch": stored["metrics"]["epoch"]},
             "test": measured["test"] | {"images": run.data.size("test")} if "test" in measured else None,
         },
         "settings": settings.to_dict(),
@@ -168,11 +172,15 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             below = sorted(
-                p for p in path.rglob("*")
-                if p.suffix.lower() in EXTENSIONS and not any(x.startswith(".") for x in p.relative_to(path).parts)
+                p
+                for p in path.rglob("*")
+                if p.suffix.lower() in EXTENSIONS
+                and not any(x.startswith(".") for x in p.relative_to(path).parts)
             )
             if not below:
-                raise DataError(f"{path}: a folder must hold images, got none. Known: {', '.join(sorted(EXTENSIONS))}.")
+                raise DataError(
+                    f"{path}: a folder must hold images, got none. Known: {', '.join(sorted(EXTENSIONS))}."
+                )
             found += below
         elif path.exists():
             found.append(path)

@@ -31,9 +31,7 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
         return torch.optim.Adam(named, lr=settings.learning_rate, weight_decay=decay)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(named, lr=settings.learning_rate, weight_decay=decay)
-    return torch.optim.SGD(
-        named, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=decay
-    )
+    return torch.optim.SGD(named, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=decay)
 
 
 def schedule(optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> LambdaLR:

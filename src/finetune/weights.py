@@ -113,7 +113,7 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sho
     ]
 
 
-def _from_name(backbone_name: str, name: str) -> Pretrained:
+def _member(backbone_name: str, name: str) -> Any:
     backbones.check(backbone_name)
     members = torchvision.models.get_model_weights(backbone_name).__members__
     if name not in members:
@@ -121,7 +121,11 @@ def _from_name(backbone_name: str, name: str) -> Pretrained:
             f"weights: name must be one of torchvision's for {backbone_name}, got {name!r}. "
             + did_you_mean(name, members)
         )
-    member = members[name]
+    return members[name]
+
+
+def _from_name(backbone_name: str, name: str) -> Pretrained:
+    member = _member(backbone_name, name)
     file = _download(member)
     preset = member.transforms()
     return Pretrained(
@@ -230,3 +234,17 @@ def _sha256(file: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def describe(backbone_name: str, weights: WeightsSettings) -> str:
+    """Return in words where weights come from, after checking all that can be without a download.
+
+    Raises:
+        BackboneError: there is no such backbone.
+        WeightsError: a file does not fit the backbone, or torchvision knows no such name.
+    """
+    if weights.name is not None:
+        return f"torchvision's {_member(backbone_name, weights.name)}"
+    found = load(backbone_name, weights)
+    backbone(backbone_name, found)
+    return found.origin

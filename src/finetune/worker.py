@@ -23,7 +23,8 @@ from ray.train.collective import broadcast_from_rank_zero
 import finetune
 from finetune import backbones, loop, model_folder
 from finetune.errors import FinetuneError, NonFiniteLoss
-from finetune.loop import Keep, World
+from finetune.history import Keep
+from finetune.loop import World
 from finetune.settings import TrialSettings
 
 STOP_POLL_SECONDS = 0.02
@@ -41,7 +42,11 @@ def slot_loop(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
     world = World(context.get_world_rank(), context.get_world_size(), _device())
-    generation = ray.get(exchange.register.remote(slot, _facts(world, config["backbones"]))) if world.rank == 0 else None
+    generation = (
+        ray.get(exchange.register.remote(slot, _facts(world, config["backbones"])))
+        if world.rank == 0
+        else None
+    )
     if world.size > 1:
         generation = broadcast_from_rank_zero(generation)
     serial = 0
@@ -89,7 +94,7 @@ def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
 
 
 def _stopper(exchange: Any, job_id: str) -> Callable[[], bool]:
-    """Return a cheap question: has the trial been stopped from outside?"""
+    """Return a cheap way to ask whether the trial has been stopped from outside."""
     answer = exchange.until_stopped.remote(job_id)
     looked = time.monotonic()
     stopped = False

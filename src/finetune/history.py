@@ -1,0 +1,111 @@
+"""What a trial reached so far: its epochs, its best weights, and both on disk."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from finetune import checkpoint
+from finetune.errors import CheckpointError
+from finetune.settings import TrialSettings
+from finetune.strategies import TransferModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """What a trial leaves on disk, and by which metric its best epoch is told."""
+
+    metric: str
+    mode: str
+    best: Path
+    """The trained part of the model at its best epoch."""
+    last: Path
+    """Everything needed to go on, while the trial runs."""
+    every_seconds: float = 30.0
+    """Seconds of training between two writes of `last`."""
+
+
+class History:
+    """What the trial reached so far: its epochs, its best weights, and both on disk."""
+
+    def __init__(
+        self,
+        model: TransferModel,
+        optimizer: Optimizer,
+        schedule: LambdaLR,
+        settings: TrialSettings,
+        keep: Keep,
+        *,
+        leads: bool,
+    ) -> None:
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.settings, self.keep = settings, keep
+        self.leads = leads
+        """This worker writes the files; the others only keep count."""
+        self.epochs: list[dict[str, float]] = []
+        self._best: dict[str, Tensor] = {}
+        self._best_epoch = 0
+        self._unsaved = False
+        self._written = time.monotonic()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take one epoch's metrics; keep the weights if they are the best, and write now and then."""
+        self.epochs.append(metrics)
+        sign = 1.0 if self.keep.mode == "max" else -1.0
+        values = [sign * past[self.keep.metric] for past in self.epochs]
+        if values[-1] > max(values[:-1], default=-math.inf):
+            self._best = {k: v.detach().cpu().clone() for k, v in self.model.trained_state().items()}
+            self._best_epoch, self._unsaved = int(metrics["epoch"]), True
+        if time.monotonic() - self._written >= self.keep.every_seconds:
+            self._write_last()
+
+    def save_best(self) -> None:
+        """Write the best weights where they are not on disk yet."""
+        if self._unsaved and self.leads:
+            metrics = self.epochs[self._best_epoch - 1]
+            facts = {"settings": self.settings.to_dict(), "metrics": metrics}
+            checkpoint.write(self.keep.best, self._best, facts)
+        self._unsaved = False
+
+    def restore(self) -> list[dict[str, float]]:
+        """Take up an interrupted run of the same settings, if there is one; return its epochs.
+
+        Raises:
+            CheckpointError: the checkpoint is of other settings.
+        """
+        if not self.keep.last.exists():
+            return []
+        tensors, facts = checkpoint.read(self.keep.last)
+        if TrialSettings.from_dict(facts["settings"]) != self.settings:
+            raise CheckpointError(
+                f"{self.keep.last}: a checkpoint must be of the trial's own settings, "
+                f"got those of another. Remove the file to start the trial afresh."
+            )
+        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        self.model.load_trained_state(state)
+        checkpoint.unpack_optimizer(self.optimizer, tensors, facts["groups"])
+        self.epochs = facts["history"]
+        self.schedule.load_state_dict(facts["schedule"])
+        self._best, best = checkpoint.read(self.keep.best)
+        self._best_epoch = int(best["metrics"]["epoch"])
+        return self.epochs
+
+    def _write_last(self) -> None:
+        self._written = time.monotonic()
+        self.save_best()
+        if not self.leads:
+            return
+        flat, groups = checkpoint.pack_optimizer(self.optimizer)
+        model = {f"model.{k}": v for k, v in self.model.trained_state().items()}
+        schedule = {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"}
+        facts = {
+            "settings": self.settings.to_dict(),
+            "groups": groups,
+            "schedule": schedule,
+            "history": self.epochs,
+        }
+        checkpoint.write(self.keep.last, model | flat, facts)
