@@ -77,8 +77,9 @@ class StudySearcher(Searcher):
             return str(Searcher.FINISHED)
         if self._planned:
             plan = self._planned.popleft()
-            trial = self._ledger.ask(self._space.enqueue_params(plan.params))
-            params = self._space.suggest(trial, fixed=plan.params)
+            held = self._space.holds(plan.params)
+            trial = self._ledger.ask(self._space.enqueue_params(plan.params) if held else None)
+            params = self._space.suggest(trial) if held else plan.params
         elif self._sampled > 0:
             self._sampled -= 1
             plan = None

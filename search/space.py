@@ -52,6 +52,11 @@ class _Question:
             return trial.suggest_int(self.name, low, high, log=domain.log, step=step or 1)
         return trial.suggest_float(self.name, low, high, log=domain.log, step=step)
 
+    @property
+    def is_searched(self) -> bool:
+        """True if Optuna is asked."""
+        return isinstance(self.domain, tuple | Range)
+
     def held(self, value: Any) -> Value | None:
         """`value` as the sampler writes it; None where the sampler cannot come to it."""
         if isinstance(self.domain, tuple):
@@ -98,46 +103,44 @@ class Space:
             rule = "must be at most the blocks of " + ", ".join(f"{b} ({blocks[b]})" for b in wrong)
             raise ConfigErrors([Problem(Place(), f"space.frozen_layers: {rule}, got {most}. {fix}")])
 
-    def suggest(self, trial: optuna.Trial, fixed: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Ask Optuna for every value that the trial's strategy uses.
-
-        Args:
-            trial: whose values are asked for.
-            fixed: values that win over Optuna's. Where the space holds one, Optuna is asked all the
-                same, so that the sampler learns from the trial: the caller must have enqueued
-                `enqueue_params(fixed)`, or Optuna remembers another value than was trained.
 
         Returns:
             Every used field by its plain name, those that the config fixes included.
 
         """
-        foreign = self._is_foreign(fixed)
+        return self._walk(lambda question: question.ask(trial))
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """True if `suggest` could return `params`.
+
+        A trial that is set and not held, such as the recipe with Adam where only SGD is searched, must
+        be kept from the sampler, which would credit its score to the values it does know.
+        """
+        if "weights" in params or params["strategy"] not in self._config.strategies:
+            return False
+        questions = self._questions(params)
+        return all(
+            q.held(params[q.field]) is not None if q.is_searched else params[q.field] == q.usual()
+            for q in questions
+        )
+
+    def enqueue_params(self, params: Mapping[str, Any]) -> dict[str, Value]:
+        """What to hand to `study.enqueue_trial` so that `suggest` returns `params`, which it must hold."""
+        held = {q.name: q.held(params[q.field]) for q in self._questions(params) if q.is_searched}
+        return {name: value for name, value in held.items() if value is not None}
+
+    def _questions(self, params: Mapping[str, Any]) -> list[_Question]:
+        """Every question that leads to `params`."""
+        asked: list[_Question] = []
 
         def answer(question: _Question) -> Any:
-            value = fixed.get(question.field)
-            if question.field in fixed and (foreign or question.held(value) is None):
-                return value
-            asked = question.ask(trial)
-            return asked if value is None else value
+            asked.append(question)
+            return params[question.field]
 
-        return self._walk(answer, fixed)
-
-    def enqueue_params(self, fixed: Mapping[str, Any]) -> dict[str, Value]:
-        """What to hand to `study.enqueue_trial`: the values of `fixed` that the space holds."""
-        found: dict[str, Value] = {}
-
-        def answer(question: _Question) -> Any:
-            value = whole.get(question.field, question.usual())
-            held = question.held(value)
-            if question.field in fixed and held is not None:
-                found[question.name] = held
-            return value
-
-        for strategy in self._config.strategies:
-            for backbone in self._config.backbones:
-                whole = {"strategy": strategy, "backbone": backbone, **fixed}
-                self._walk(answer)
-        return {} if self._is_foreign(fixed) else found
+        self._walk(answer)
+        return asked
 
     def baseline(self, name: str) -> dict[str, Any]:
         """Every value of a baseline, so that nothing of it is sampled.
@@ -213,11 +216,6 @@ class Space:
             domain = domain.model_copy(update={"high": high})
             name = f"{name}/{params['backbone']}" if len(self._config.backbones) > 1 else name
         return _Question(field, name, domain, blocks)
-
-    def _is_foreign(self, fixed: Mapping[str, Any]) -> bool:
-        """True if no sampled trial is like `fixed`: its score would mislead the sampler."""
-        strategy = fixed.get("strategy", self._config.strategies[0])
-        return "weights" in fixed or strategy not in self._config.strategies
 
     def _weights(self, weights: str | Pretraining, image_size: int) -> WeightsSettings:
         if isinstance(weights, str):

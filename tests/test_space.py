@@ -109,45 +109,41 @@ def test_more_frozen_blocks_than_a_backbone_has_are_refused() -> None:
         space_of(**sections)
 
 
-def test_the_recipe_is_enqueued_as_far_as_the_space_holds_it() -> None:
-    space, study = space_of(space={"frozen_layers": {"low": 0, "high": "all"}}), tpe()
+def test_a_trial_that_the_space_holds_is_enqueued_whole() -> None:
+    searched = {"optimizer": ["sgd", "adam"], "schedule": ["cosine", "constant"], "weight_decay": [0.0, 1e-4]}
+    space, study = space_of(space={"frozen_layers": {"low": 0, "high": "all"}, **searched}), tpe()
     recipe = space.baseline("recipe")
+    assert space.holds(recipe)
     enqueued = space.enqueue_params(recipe)
-    assert enqueued == {
-        "strategy": "replace",
-        "learning_rate/replace": 1e-3,
-        "head_size": 1024,
-        "frozen_layers": 10,
-    }
+    assert enqueued["frozen_layers"] == 10
     study.enqueue_trial(enqueued)
     trial = study.ask()
-    assert space.suggest(trial, recipe) == recipe
+    assert space.suggest(trial) == recipe | {"frozen_layers": 10}
     assert trial.params == enqueued
     study.tell(trial, 1.0)
     space.suggest(study.ask())
 
 
+def test_a_suggestion_is_held_and_comes_back_when_enqueued() -> None:
+    space, study = space_of(**EVERYTHING), tpe()
+    for params, _ in search(space, trials=20):
+        assert space.holds(params)
+        study.enqueue_trial(space.enqueue_params(params))
+        assert space.suggest(study.ask()) == params
+
+
+def test_the_recipe_is_kept_from_a_sampler_that_knows_no_adam() -> None:
+    space = space_of()
+    assert not space.holds(space.baseline("recipe"))
+
+
 def test_from_scratch_is_no_point_of_the_space_and_is_kept_from_the_sampler() -> None:
-    space, study = space_of(), tpe()
+    space = space_of()
     scratch = space.baseline("scratch")
-    assert space.enqueue_params(scratch) == {}
-    trial = study.ask()
-    assert space.suggest(trial, scratch) == scratch
-    assert study.tell(trial, 0.1).params == {}
+    assert not space.holds(scratch)
     settings = space.settings(scratch, number=1, cache_dir="/cache")
     assert settings.weights == WeightsSettings()
     assert (settings.frozen_layers, settings.head_size) == (0, 0)
-
-
-def test_values_that_stay_open_beside_enqueued_ones_are_sampled() -> None:
-    space, study = space_of(), tpe()
-    fixed = {"strategy": "fuse", "learning_rate": 5.0, "head_size": 64}
-    study.enqueue_trial(space.enqueue_params(fixed))
-    trial = study.ask()
-    params = space.suggest(trial, fixed)
-    assert (params["strategy"], params["learning_rate"], params["head_size"]) == ("fuse", 5.0, 64)
-    assert "learning_rate/fuse" not in trial.params
-    assert 0 <= trial.params["frozen_layers/fuse"] <= 10
 
 
 def test_baselines_take_the_usual_images_where_the_study_allows_them() -> None:
@@ -166,7 +162,7 @@ def test_baselines_are_whole_where_their_strategy_is_not_searched() -> None:
     )
     recipe = space.baseline("recipe")
     assert (recipe["backbone"], recipe["batch_size"], recipe["learning_rate"]) == ("vgg16", 32, 1e-3)
-    assert space.enqueue_params(recipe) == {}
+    assert not space.holds(recipe)
     assert space.settings(recipe, number=0, cache_dir="/cache").strategy == "replace"
 
 

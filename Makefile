@@ -1,0 +1,48 @@
+# `make` lists the targets. Needed: Python 3.10 or newer, pip and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A stamp is written after a successful install, and the install is repeated once pyproject.toml is newer.
+READY := .venv/.installed
+DEV := .venv/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint schema bench dev clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(READY)  ## install and run a whole search on scikit-learn's digits, offline
+	$(BIN)/python -m search run configs/quickstart.yaml
+
+test: $(DEV)  ## install and run every test; ARGS="-m 'not slow'" goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## format, lint and types, nothing is changed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+schema: $(READY)  ## write configs/schema.json again, after a key of the config has changed
+	$(BIN)/python -m search.schema
+
+bench: $(READY)  ## seconds per trial that does nothing: ours, Ray's documented pattern, Tune's floor
+	$(BIN)/python -m benchmarks.trial_overhead --quick
+
+dev: $(DEV)  ## install only, with the tools for development
+
+clean:  ## remove .venv and the tools' caches; results and data stay
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find benchmarks search src tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(READY): pyproject.toml | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $(READY) $@

@@ -1,0 +1,79 @@
+"""Every cluster file passes Ray's own offline check, and its nodes run what the tests ran with."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "configs" / "clusters").glob("*.yaml"))]
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config
+
+
+@every_file
+def test_ray_accepts_every_cluster_file(path: Path) -> None:
+    validate_config(prepare_config(read(path)))
+
+
+def test_the_check_refuses_an_unknown_key_a_missing_resource_and_a_wrong_head() -> None:
+    good = read(FILES[0])
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute"):
+        validate_config(prepare_config({**good, "idle_timeout_minute": 5}))
+    with pytest.raises(jsonschema.ValidationError, match="'resources' is a required property"):
+        validate_config(prepare_config({**good, "available_node_types": {"head": {"node_config": {}}}}))
+    with pytest.raises(ValueError, match="head_node_type"):
+        validate_config(prepare_config({**good, "head_node_type": "haed"}))
+
+
+@every_file
+def test_workers_are_kept_off_the_head_and_gpu_nodes_start_from_none(path: Path) -> None:
+    config = read(path)
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    assert head["resources"]["CPU"] == 0
+    assert head["max_workers"] == 0
+    for node in types.values():
+        assert node["resources"]["GPU"] >= 1
+        assert node["min_workers"] == 0
+        assert 1 <= node["max_workers"] <= config["max_workers"]
+
+
+@every_file
+def test_every_ray_starts_with_a_token_and_the_job_s_own_finetune(path: Path) -> None:
+    config = read(path)
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    starts = [command for command in starts if "ray start" in command]
+    assert len(starts) == 2
+    for command in starts:
+        assert "PYTHONPATH=src RAY_AUTH_MODE=token ray start" in command
+        assert "--dashboard-host" not in command
+    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in starts[0]
+    assert any(remote.endswith("/.ray/auth_token") for remote in config["file_mounts"])
+
+
+@every_file
+def test_nodes_install_one_fitting_version_of_every_dependency(path: Path) -> None:
+    text = " ".join(read(path)["setup_commands"])
+    pins = [Requirement(word) for word in text.split() if re.fullmatch(r"[\w.\[\],-]+==[\w.]+", word)]
+    pinned = {canonicalize_name(pin.name): pin for pin in pins}
+    assert len(pinned) == len(pins)
+    needed = [Requirement(line) for line in importlib.metadata.requires("finetune") or []]
+    needed = [need for need in needed if need.marker is None]
+    assert {canonicalize_name(need.name) for need in needed} == set(pinned)
+    for need in needed:
+        pin = pinned[canonicalize_name(need.name)]
+        (version,) = pin.specifier
+        assert need.specifier.contains(version.version), f"{pin} does not fit {need}"
+        assert need.extras == pin.extras
