@@ -34,7 +34,7 @@ dev: $(DEV)  ## install only, with the tools for development
 
 clean:  ## remove .venv and the tools' caches; results and data stay
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find benchmarks search src tests -name __pycache__ -prune -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

@@ -5,6 +5,7 @@ trial, in order. So a trial costs the search loop no commit (about 25 ms each on
 a crash the storage holds every trial as it was moments before.
 """
 
+import copy
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,17 @@ def open_storage(path: Path) -> RDBStorage:
     return storage
 
 
+class _Written:
+    """What the storage holds of a trial."""
+
+    def __init__(self, stored: int, trial: FrozenTrial) -> None:
+        self.stored = stored
+        """The storage's number of the trial."""
+        self.epochs = set(trial.intermediate_values)
+        self.facts = dict(trial.user_attrs)
+        self.finished = trial.state.is_finished()
+
+
 class Ledger:
     """What was suggested and what came of it. Not for several drivers at once."""
 
@@ -52,13 +64,12 @@ class Ledger:
         )
         fail_orphans(self._stored)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._written: dict[int, FrozenTrial] = {}
-        self._ids: dict[int, int] = {}
+        self._written: dict[int, _Written] = {}
         for trial in self._stored.get_trials(deepcopy=False):
             self._study.add_trial(trial)
-            self._written[trial.number], self._ids[trial.number] = trial, trial._trial_id
+            self._written[trial.number] = _Written(trial._trial_id, trial)
         self._open: dict[int, optuna.Trial] = {}
-        self._dirty: set[int] = set()
+        self._dirty: dict[int, FrozenTrial] = {}
         self._wake = threading.Condition()
         self._closing = False
         self._failure: Exception | None = None
@@ -82,12 +93,12 @@ class Ledger:
         """Enter what was suggested for an open trial, with JSON-able facts about it."""
         for name, value in attributes.items():
             self._open[number].set_user_attr(name, value)
-        self._mark(number)
+        self._mark(self._open[number])
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Enter the metric after an epoch (counted from 1)."""
         self._open[number].report(value, epoch)
-        self._mark(number)
+        self._mark(self._open[number])
 
     def end(self, number: int, state: str, value: float | None, attributes: Mapping[str, Any]) -> None:
         """Close a trial as COMPLETE (with its best value), PRUNED or FAIL, with facts about it."""
@@ -95,7 +106,7 @@ class Ledger:
         for name, fact in attributes.items():
             trial.set_user_attr(name, fact)
         self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
-        self._mark(number)
+        self._mark(trial)
 
     def is_open(self, number: int) -> bool:
         """True while the trial has been asked for and not ended."""
@@ -129,11 +140,13 @@ class Ledger:
         if self._failure:
             raise self._failure
 
-    def _mark(self, number: int) -> None:
+    def _mark(self, trial: optuna.Trial) -> None:
+        # A copy made here: the search loop goes on changing the trial while the writer reads.
+        now = copy.deepcopy(self._study._storage.get_trial(trial._trial_id))
         with self._wake:
             if self._failure:
                 raise self._failure
-            self._dirty.add(number)
+            self._dirty[now.number] = now
             self._wake.notify()
 
     def _write_forever(self) -> None:
@@ -144,30 +157,28 @@ class Ledger:
                         self._wake.wait()
                     if not self._dirty:
                         return
-                    numbers, self._dirty = sorted(self._dirty), set()
-                trials = self.trials
-                for number in numbers:
-                    self._write(trials[number])
+                    dirty, self._dirty = self._dirty, {}
+                for number in sorted(dirty):
+                    self._write(dirty[number])
         except Exception as error:  # the search loop raises it at its next entry
             self._failure = error
 
     def _write(self, now: FrozenTrial) -> None:
         """Bring the storage's trial up to `now`."""
         before = self._written.get(now.number)
-        self._written[now.number] = now
         if before is None:
             stored = self._storage.create_new_trial(self._stored._study_id, template_trial=now)
-            self._ids[now.number] = stored
+            self._written[now.number] = _Written(stored, now)
             return
-        stored = self._ids[now.number]
         for epoch, value in now.intermediate_values.items():
-            if epoch not in before.intermediate_values:
-                self._storage.set_trial_intermediate_value(stored, epoch, value)
+            if epoch not in before.epochs:
+                self._storage.set_trial_intermediate_value(before.stored, epoch, value)
         for name, fact in now.user_attrs.items():
-            if before.user_attrs.get(name) != fact:
-                self._storage.set_trial_user_attr(stored, name, fact)
-        if now.state.is_finished() and not before.state.is_finished():
-            self._storage.set_trial_state_values(stored, now.state, now.values)
+            if before.facts.get(name) != fact:
+                self._storage.set_trial_user_attr(before.stored, name, fact)
+        if now.state.is_finished() and not before.finished:
+            self._storage.set_trial_state_values(before.stored, now.state, now.values)
+        self._written[now.number] = _Written(before.stored, now)
 
 
 def fail_orphans(study: optuna.Study) -> None:

@@ -13,8 +13,10 @@ from PIL import Image
 
 from finetune import catalog
 from finetune.catalog import Catalog, scan
+from finetune.decode import UPRIGHT, decode
 from finetune.errors import DataError
 from finetune.settings import DataSettings
+from finetune.splits import take_from_train
 
 
 def put(root: Path, *paths: str) -> Path:
@@ -60,7 +62,7 @@ def test_made_splits_are_disjoint_complete_stratified_and_blind_to_file_order(
 ) -> None:
     given_ = {"train": {f"c{c}": [f"c{c}/{i}.jpg" for i in range(n)] for c, n in enumerate(counts)}}
     shares = {"val": val, "test": test}
-    splits = catalog._take_from_train(given_, shares, seed)
+    splits = take_from_train(given_, shares, seed)
     for name, images in given_["train"].items():
         parts = {split: list(splits[split][name]) for split in ("train", "val", "test")}
         together = parts["train"] + parts["val"] + parts["test"]
@@ -70,7 +72,7 @@ def test_made_splits_are_disjoint_complete_stratified_and_blind_to_file_order(
         assert abs(len(parts["val"]) - val * len(images)) <= 1
         assert abs(len(parts["test"]) - test * len(images)) <= 1
     mixed = {name: shuffle.sample(images, len(images)) for name, images in given_["train"].items()}
-    assert catalog._take_from_train({"train": mixed}, shares, seed) == splits
+    assert take_from_train({"train": mixed}, shares, seed) == splits
 
 
 def test_another_seed_makes_another_split_with_the_same_counts(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_shares_must_leave_images_to_train_on(tmp_path: Path, shares: dict[str, 
 
 def decoded(image: Image.Image, file: Path, **options: object) -> np.ndarray:
     image.save(file, **options)
-    result = catalog.decode(file)
+    result = decode(file)
     assert result.mode == "RGB"
     return np.asarray(result)
 
@@ -330,7 +332,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> 
 def test_grey_levels_without_a_known_range_are_refused(tmp_path: Path) -> None:
     Image.new("F", (2, 2), 0.5).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=r"x\.tif: .*F levels from 0\.5 to 0\.5"):
-        catalog.decode(tmp_path / "x.tif")
+        decode(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -339,7 +341,7 @@ def test_a_rotated_photograph_is_upright(tmp_path: Path, orientation: int, suffi
     """Stored so that the tag turns it back: the white corner comes out at the upper left."""
     upright = Image.new("RGB", (32, 16))
     upright.paste("white", (0, 0, 8, 8))
-    undo = dict(catalog.UPRIGHT)
+    undo = dict(UPRIGHT)
     undo[6], undo[8] = undo[8], undo[6]
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
@@ -352,7 +354,7 @@ def test_a_rotated_photograph_is_upright(tmp_path: Path, orientation: int, suffi
 
 def test_damaged_exif_does_not_cost_the_image(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), RED).save(tmp_path / "x.jpg", exif=b"Exif\x00\x00garbage that is no TIFF header")
-    assert catalog.decode(tmp_path / "x.jpg").size == (4, 4)
+    assert decode(tmp_path / "x.jpg").size == (4, 4)
 
 
 def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
@@ -375,7 +377,7 @@ def test_broken_files_are_named_with_the_reason(tmp_path: Path) -> None:
         "absent.jpg": "FileNotFoundError",
     }.items():
         with pytest.raises(DataError, match=rf"{name}: .*{reason}.*Replace or remove the file"):
-            catalog.decode(tmp_path / name)
+            decode(tmp_path / name)
 
 
 @pytest.mark.parametrize("factor", [1, 3])
@@ -387,7 +389,7 @@ def test_a_decompression_bomb_is_refused(
     Image.new("1", (100, 101 * factor)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     with pytest.raises(DataError, match=r"x\.png: .*DecompressionBomb"):
-        catalog.decode(tmp_path / "x.png")
+        decode(tmp_path / "x.png")
 
 
 def test_the_catalog_names_the_broken_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_every_ray_starts_with_a_token_and_the_job_s_own_finetune(path: Path) ->
 @every_file
 def test_nodes_install_one_fitting_version_of_every_dependency(path: Path) -> None:
     text = " ".join(read(path)["setup_commands"])
-    pins = [Requirement(word) for word in text.split() if re.fullmatch(r"[\w.\[\],-]+==[\w.]+", word)]
+    pins = [Requirement(word) for word in shlex.split(text) if re.fullmatch(r"[\w.\[\],-]+==[\w.]+", word)]
     pinned = {canonicalize_name(pin.name): pin for pin in pins}
     assert len(pinned) == len(pins)
     needed = [Requirement(line) for line in importlib.metadata.requires("finetune") or []]

@@ -52,7 +52,7 @@ augmented = pytest.mark.parametrize("changes", AUGMENTED)
 
 def test_evaluation_is_resize_and_centre_crop_as_torchvision_does_it(root: Path) -> None:
     """Where sizes are whole pixels; torchvision rounds the longer side and the corner of the crop."""
-    found = load_image(root / "val" / "a" / "0.png", 28, "folder")
+    found = load_image(root / "val" / "a" / "0.png", 28, whole=False)
     with Image.open(root / "val" / "a" / "0.png") as image:
         resized = tv.center_crop(tv.resize(image, [32], antialias=True), [28])
     expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
@@ -72,13 +72,13 @@ def test_prediction_sees_what_validation_saw(root: Path) -> None:
     catalog = scan(settings)
     batch = ImageData(catalog, settings).batch("val", torch.arange(2 * len(SIZES)))
     for example, image in zip(catalog.splits["val"], batch, strict=True):
-        assert torch.equal(load_image(root / example.path, SIDE, catalog.kind), image)
+        assert torch.equal(load_image(root / example.path, SIDE, whole=catalog.whole), image)
 
 
 @pytest.mark.parametrize("size", [(6000, 10), (1, 1), (1, 3000), (2, 2)])
 def test_odd_sizes_become_squares(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "x.png")
-    image = load_image(tmp_path / "x.png", 128, "folder")
+    image = load_image(tmp_path / "x.png", 128, whole=False)
     assert image.shape == (3, 128, 128)
     assert image.amin((1, 2)).tolist() == image.amax((1, 2)).tolist() == [200, 100, 50]
 
@@ -166,7 +166,7 @@ def test_each_file_is_decoded_once(
 ) -> None:
     decoded: list[Path] = []
     decode: Callable[[Path], Image.Image] = data_module.decode
-    monkeypatch.setattr("finetune.catalog.decode", lambda path: decoded.append(path) or decode(path))
+    monkeypatch.setattr("finetune.kinds.decode", lambda path, *size: decoded.append(path) or decode(path))
     data = make(root, **changes)
     for view in range(3):
         data.batch("train", torch.tensor([1, 2]), view=view)

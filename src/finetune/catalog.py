@@ -25,7 +25,7 @@ KINDS: dict[str, Callable[[DataSettings], Source]] = {
     "torchvision": torchvision_set,
     "digits": digits,
 }
-THREADS = min(8, len(os.sched_getaffinity(0)))
+THREADS = min(8, os.cpu_count() or 1)
 """That read images at the same time; Pillow decodes outside the interpreter's lock."""
 
 
@@ -206,12 +206,14 @@ def _examples(
 def _fingerprint(
     kind: str, classes: tuple[str, ...], splits: Mapping[str, tuple[Example, ...]], reader: Reader
 ) -> str:
+    def sample(example: Example) -> tuple[int, str]:
+        size, content = reader.sample(example.path)
+        return size, hashlib.sha256(content).hexdigest()
+
     digest = hashlib.sha256(repr((kind, classes)).encode())
     with ThreadPoolExecutor(THREADS, "scan") as pool:
         for split in SPLITS:
-            samples = pool.map(reader.sample, [example.path for example in splits[split]])
-            for example, (size, content) in zip(splits[split], samples, strict=True):
-                row = (split, example.label, example.path, size, hashlib.sha256(content).hexdigest())
-                weighted = row if example.weight == 1.0 else (*row, example.weight)
-                digest.update(repr(weighted).encode())
+            for example, sampled in zip(splits[split], pool.map(sample, splits[split]), strict=True):
+                row = (split, example.label, example.path, *sampled)
+                digest.update(repr(row if example.weight == 1 else (*row, example.weight)).encode())
     return digest.hexdigest()

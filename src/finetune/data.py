@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.catalog import Catalog, Example, decode
+from finetune.catalog import Catalog, Example
+from finetune.decode import decode
 from finetune.settings import DataSettings
 
 Pixels = npt.NDArray[np.uint8]
@@ -32,8 +33,9 @@ BUDGET_BYTES = 2 * 2**30
 """14,000 images at 224 pixels."""
 CROP_SHARE = 0.875
 """Of the resized image's side: 224 out of 256, torchvision's reference evaluation."""
-WHOLE_KINDS = frozenset({"digits"})
-"""Kinds whose images are the object from edge to edge: evaluated whole, without the centre crop."""
+DECODED_SIDE = 2.0
+"""Large JPEGs are decoded at a fraction of their size, at least this multiple of the side that they are
+resized to: as `reducing_gap=2.0` of Pillow's `thumbnail`, which is close to resizing the full image."""
 KEPT_SIDE = 1.5
 """Random crops are cut from an image whose shorter side is at most this multiple of S, so that large
 photographs fit in memory and resize fast; kept or decoded afresh, they are cut from the same pixels."""
@@ -69,6 +71,7 @@ class ImageData:
     ):
         self.classes = catalog.classes
         self.fingerprint = catalog.fingerprint
+        self.whole = catalog.whole
         self._catalog = catalog
         self._data = data
         self._decoders = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode")
@@ -84,6 +87,14 @@ class ImageData:
     def labels(self, split: str) -> Tensor:
         """Return the labels of a split, int64 (N,)."""
         return torch.tensor([example.label for example in self._catalog.splits[split]], dtype=torch.int64)
+
+    def weights(self, split: str) -> Tensor | None:
+        """Return how much each image of a split counts in a loss, float32 (N,); None: all alike.
+
+        They are as the manifest says, above 0 and not normalised. Metrics do not use them.
+        """
+        weights = [example.weight for example in self._catalog.splits[split]]
+        return None if set(weights) <= {1.0} else torch.tensor(weights, dtype=torch.float32)
 
     def batch(self, split: str, indices: Tensor, *, view: int | None = None) -> Tensor:
         """Return the images at `indices` of a split, uint8 (B, 3, S, S).
@@ -162,7 +173,8 @@ class ImageData:
         return torch.from_numpy(images)
 
     def _evaluation_image(self, example: Example) -> Pixels:
-        return _evaluation(self._catalog.open(example), self._data.image_size, self._catalog.kind)
+        side, whole = self._data.image_size, self.whole
+        return _evaluation(self._catalog.open(example, _evaluation_needs(side, whole)), side, whole)
 
     def _store(self, split: str) -> "_Store":
         with self._lock:
@@ -189,8 +201,9 @@ class ImageData:
         """Return the whole image, its shorter side at most KEPT_SIDE * S."""
         if example.path in self._kept:
             return self._kept[example.path]
-        image = self._catalog.open(example)
-        shrink = KEPT_SIDE * self._data.image_size / min(image.size)
+        kept_side = KEPT_SIDE * self._data.image_size
+        image = self._catalog.open(example, math.ceil(DECODED_SIDE * kept_side))
+        shrink = kept_side / min(image.size)
         if shrink < 1:
             size = round(image.width * shrink), round(image.height * shrink)
             image = image.resize(size, Image.Resampling.BILINEAR)
@@ -210,13 +223,14 @@ class _Store:
         self.ready = np.zeros(rows, dtype=np.bool_)
 
 
-def load_image(path: str | Path, image_size: int, kind: str) -> Tensor:
-    """Return one image file as evaluation sees it, uint8 (3, S, S), for a model trained on `kind`.
+def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:
+    """Return one image file as evaluation sees it, uint8 (3, S, S); `whole`: without the centre crop.
 
     Raises:
         DataError: the file is missing or broken.
     """
-    return torch.from_numpy(_evaluation(decode(Path(path)), image_size, kind))
+    image = decode(Path(path), _evaluation_needs(image_size, whole))
+    return torch.from_numpy(_evaluation(image, image_size, whole))
 
 
 def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
@@ -234,14 +248,19 @@ def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def _evaluation(image: Image.Image, side: int, kind: str) -> Pixels:
-    """Return the centre of an image as uint8 (3, S, S); the whole image for WHOLE_KINDS.
+def _evaluation_needs(side: int, whole: bool) -> int:
+    """Return how many pixels the shorter side of an image must have when it is decoded."""
+    return math.ceil(DECODED_SIDE * (side if whole else round(side / CROP_SHARE)))
+
+
+def _evaluation(image: Image.Image, side: int, whole: bool) -> Pixels:
+    """Return the centre of an image as uint8 (3, S, S), or the whole image.
 
     The same as resizing the shorter side to round(S / 0.875) and cutting out the centre, but only the
     centre is resized: sizes need no rounding, and a strip of 6000 x 10 pixels costs no memory.
     """
     width, height = image.size
-    if kind in WHOLE_KINDS:
+    if whole:
         return _resize(image, (0, 0, width, height), side)
     cut = min(width, height) * side / round(side / CROP_SHARE)
     left, upper = (width - cut) / 2, (height - cut) / 2

@@ -101,11 +101,10 @@ class History:
             return
         flat, groups = checkpoint.pack_optimizer(self.optimizer)
         model = {f"model.{k}": v for k, v in self.model.trained_state().items()}
-        schedule = {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"}
         facts = {
             "settings": self.settings.to_dict(),
             "groups": groups,
-            "schedule": schedule,
+            "schedule": self.schedule.state_dict(),
             "history": self.epochs,
         }
         checkpoint.write(self.keep.last, model | flat, facts)

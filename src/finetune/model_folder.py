@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune import assets, backbones, checkpoint, loop, strategies
-from finetune.catalog import EXTENSIONS
 from finetune.data import load_image, normalise
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
+from finetune.kinds import EXTENSIONS
 from finetune.settings import TrialSettings
 from finetune.strategies import TransferModel
 
@@ -82,7 +82,7 @@ def write(
         "source": {"weights": source.origin, "classes": source.source_classes, "sha256": source.sha256},
         "classes": list(run.data.classes),
         "preprocessing": {
-            "kind": settings.data.kind,
+            "whole_image": run.data.whole,
             "image_size": settings.data.image_size,
             "mean": list(source.mean),
             "std": list(source.std),
@@ -152,7 +152,9 @@ def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     steps = model.facts["preprocessing"]
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
-        images = torch.stack([load_image(path, steps["image_size"], steps["kind"]) for path in part])
+        images = torch.stack(
+            [load_image(path, steps["image_size"], whole=steps["whole_image"]) for path in part]
+        )
         for path, row in zip(part, model.probabilities(images), strict=True):
             best = row.topk(min(TOP, len(row)))
             top = [

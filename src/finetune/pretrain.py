@@ -38,7 +38,8 @@ def ensure(backbone: str, source: SourceSettings, cache_dir: Path, device: torch
     facts = {
         "version": VERSION,
         "backbone": backbone,
-        "source": dataclasses.asdict(source) | {"data": dataclasses.asdict(source.data) | {"path": None}},
+        "source": dataclasses.asdict(source)
+        | {"data": dataclasses.asdict(source.data) | {"path": None, "download": None}},
         "data": images.fingerprint,
         "device": device.type,
         "torch": torch.__version__,

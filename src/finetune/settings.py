@@ -14,6 +14,7 @@ Strategy = Literal["replace", "load", "fuse"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
+OnError = Literal["fail", "skip"]
 
 ALL = -1
 """`frozen_layers` that means every block of the backbone."""
@@ -24,11 +25,17 @@ class DataSettings:
     """Which images, how they are split and how they reach the model."""
 
     kind: str
-    """Where the images come from: `folder`, `digits`."""
+    """Where the images come from: `folder`, `manifest`, `torchvision`, `digits`."""
+    name: str | None = None
+    """Of the set, for kind `torchvision`: a class of torchvision.datasets, such as `CIFAR10`."""
     path: str | None = None
-    """Absolute path of the folder; None for kinds that carry their images."""
+    """Absolute path of the folder or manifest, or the manifest's URL; None for kind `digits`."""
+    download: bool = False
+    """Fetch the torchvision set where it is not below `path`."""
     classes: tuple[str, ...] | None = None
     """Use only these classes, in this order; None: all, sorted by name."""
+    on_error: OnError = "fail"
+    """A broken image: `fail` stops the trial that reads it, `skip` leaves it out from the start."""
     image_size: int = 224
     """Side of the square the model sees, in pixels."""
     batch_size: int = 32

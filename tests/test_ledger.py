@@ -1,0 +1,157 @@
+"""The ledger: what memory says is what the file says, whatever happens to the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+
+from search import ledger
+from search.ledger import STUDY_NAME, Ledger, open_storage
+from search.sampler import make
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "optuna.db"
+
+
+def open_ledger(path: Path) -> Ledger:
+    return Ledger(path, mode="max", sampler=make("tpe", seed=0))
+
+
+def stored(path: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = open_storage(path)
+    study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
+    trials = study.get_trials()
+    storage.remove_session()
+    storage.engine.dispose()
+    return trials
+
+
+def play(book: Ledger, state: str, values: list[float]) -> int:
+    trial = book.ask()
+    trial.suggest_float("learning_rate/fuse", 1e-4, 1e-1, log=True)
+    book.suggested(trial.number, {"params": {"learning_rate": 0.01}})
+    for epoch, value in enumerate(values, start=1):
+        book.report(trial.number, epoch, value)
+    best = max(values, default=None)
+    book.end(trial.number, state, best, {"epochs": len(values), "error": None})
+    return trial.number
+
+
+def test_states_values_and_epochs_are_stored_as_optuna_knows_them(path: Path) -> None:
+    book = open_ledger(path)
+    for state, values in [("COMPLETE", [0.5, 0.9, 0.8]), ("PRUNED", [0.2]), ("FAIL", [])]:
+        play(book, state, values)
+    book.close()
+    complete, pruned, failed = stored(path)
+    assert [t.state for t in (complete, pruned, failed)] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    ]
+    assert complete.value == 0.9
+    assert complete.intermediate_values == {1: 0.5, 2: 0.9, 3: 0.8}
+    assert pruned.intermediate_values == {1: 0.2}
+    assert complete.params.keys() == {"learning_rate/fuse"}
+    assert complete.user_attrs["params"] == {"learning_rate": 0.01}
+    assert complete.datetime_start is not None
+    assert complete.datetime_complete is not None
+
+
+def test_a_running_trial_is_in_the_file_within_a_moment(path: Path) -> None:
+    book = open_ledger(path)
+    trial = book.ask()
+    book.suggested(trial.number, {"params": {}})
+    book.report(trial.number, 1, 0.25)
+    deadline = time.monotonic() + 10
+    while not (path.exists() and stored(path)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert stored(path)[0].state == TrialState.RUNNING
+    book.end(trial.number, "COMPLETE", 0.25, {})
+    book.close()
+    assert stored(path)[0].state == TrialState.COMPLETE
+
+
+def test_a_reopened_ledger_goes_on_counting_and_learning(path: Path) -> None:
+    book = open_ledger(path)
+    for value in (0.1, 0.2, 0.3):
+        play(book, "COMPLETE", [value])
+    book.close()
+    again = open_ledger(path)
+    assert [t.value for t in again.trials] == [0.1, 0.2, 0.3]
+    assert play(again, "COMPLETE", [0.4]) == 3
+    again.close()
+    assert [t.number for t in stored(path)] == [0, 1, 2, 3]
+
+
+def test_a_killed_driver_leaves_its_trials_and_their_orphans_fail_on_the_next_start(path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from search.ledger import Ledger
+        from search.sampler import make
+        book = Ledger(Path({str(path)!r}), mode="max", sampler=make("random", seed=0))
+        for number in range(4):
+            trial = book.ask()
+            trial.suggest_float("x", 0, 1)
+            book.suggested(trial.number, {{"params": {{"x": 0.5}}}})
+            book.report(trial.number, 1, 0.5)
+            if number < 2:
+                book.end(trial.number, "COMPLETE", 0.5, {{}})
+        time.sleep(1)
+        print("ready", flush=True)
+        time.sleep(60)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    book = open_ledger(path)
+    states = [record.state for record in book.records()]
+    assert states == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"]
+    orphan = book.records()[3]
+    assert orphan.interrupted
+    assert orphan.error == "interrupted: the study's driver died"
+    book.close()
+
+
+def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
+    book = open_ledger(path)
+    play(book, "COMPLETE", [0.5])
+    book.set_fact("state", "running")
+    trial = book.ask()
+    book.suggested(trial.number, {"params": {}})
+    deadline = time.monotonic() + 10
+    while len(ledger.read(path)[0]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    records, facts = ledger.read(path)
+    assert [r.state for r in records] == ["COMPLETE", "RUNNING"]
+    assert facts["state"] == "running"
+    book.end(trial.number, "FAIL", None, {"error": "x"})
+    book.close()
+
+
+def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(path: Path) -> None:
+    book = open_ledger(path)
+    trial = book.ask()
+    book.suggested(trial.number, {"params": {}})
+    while not stored(path):
+        time.sleep(0.02)
+    storage = open_storage(path)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("drop table trial_intermediate_values")
+    storage.engine.dispose()
+    book.report(trial.number, 1, 0.5)
+    with pytest.raises(StorageInternalError):
+        book.close()

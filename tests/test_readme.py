@@ -1,0 +1,128 @@
+"""What the README says exists: files, commands, options, exit codes, make targets."""
+
+import ast
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import search
+from search.__main__ import Exit
+from search.config_file import load
+from search.study import StudyConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILE_MAP = README.partition("\n## Files\n")[2].partition("```text\n")[2].partition("```")[0]
+COMMANDS = [
+    words for line in README.splitlines() for words in re.findall(r"python -m search (\S[^`#\n]*)", line)
+]
+
+
+@functools.cache
+def help_of(*command: str) -> str:
+    """What `python -m search COMMAND --help` prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "search", *command, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def mapped(folder: str) -> list[str]:
+    """Return the files that the map lists below a folder."""
+    below = FILE_MAP.partition(f"{folder}/ ")[2].splitlines()[1:]
+    files = []
+    for line in below:
+        if not line.startswith("  "):
+            break
+        files.append(line.split()[0])
+    return files
+
+
+@pytest.mark.parametrize("folder", ["search", "src/finetune"])
+def test_the_file_map_names_every_file_once_and_none_that_is_not_there(folder: str) -> None:
+    there = sorted(path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob("*.py"))
+    assert there
+    assert sorted(mapped(folder)) == there
+
+
+def test_each_line_of_the_file_map_says_what_the_file_is() -> None:
+    for line in FILE_MAP.splitlines():
+        assert re.fullmatch(r"(  )?\S+ {2,}\S.*", line), line
+
+
+def test_the_readme_shows_every_command_the_program_has() -> None:
+    there = re.findall(r"^  ([a-z]+) {2,}", help_of().partition("Commands:")[2], flags=re.MULTILINE)
+    assert set(there) == {shlex.split(text)[0] for text in COMMANDS}
+
+
+@pytest.mark.parametrize("text", sorted(set(COMMANDS)))
+def test_every_option_of_every_command_line_exists(text: str) -> None:
+    command, *rest = shlex.split(text)
+    known = re.findall(r"--[a-z-]+", help_of(command))
+    for word in rest:
+        if word.startswith("-"):
+            assert word in known, f"python -m search {command} has no {word}"
+
+
+def test_options_named_beside_a_command_in_the_table_exist() -> None:
+    rows = re.findall(r"^\| `python -m search (\w+)[^`]*` \| (.*) \|$", README, flags=re.MULTILINE)
+    assert len(rows) >= 7
+    for command, description in rows:
+        for option in re.findall(r"--[a-z-]+", description):
+            assert option in help_of(command), f"python -m search {command} has no {option}"
+
+
+def test_every_config_of_the_readme_exists() -> None:
+    for name in set(re.findall(r"configs/[\w.-]+\.\w+", README)):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    codes = re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)
+    assert [int(code) for code in codes] == sorted(Exit)
+
+
+def test_the_lines_of_python_call_what_exists() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert sum(bool(line) for line in block.splitlines()) == 3
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "search.run"
+    ]
+    (folder,) = (ast.literal_eval(value) for value in call.args)
+    options = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}
+    assert callable(search.run)
+    assert StudyConfig.from_folder(folder, **options).study.trials == options["trials"]
+
+
+def test_the_yaml_of_the_readme_loads(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    path = tmp_path / "study.yaml"
+    path.write_text(block, encoding="utf-8")
+    assert load(path).study.trials == 24
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^    )make ([a-z]+)", README, flags=re.MULTILINE))
+    assert {"quickstart", "test", "lint"} <= named <= targets
+
+
+def test_ci_ends_with_the_command_of_make_test() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^test: \$\(DEV\).*\n\t(.*)$", makefile, flags=re.MULTILINE)
+    command = recipe.replace("$(BIN)", ".venv/bin").replace("$(ARGS)", "").strip()
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-1] == f"exec {command}"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -1,0 +1,41 @@
+"""Train the settings given on stdin with two gloo workers; print rank 0's epochs. Used by test_loop."""
+
+import ast
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "src")]
+
+import torch.distributed
+
+from finetune import loop
+from finetune.history import Keep
+from finetune.settings import TrialSettings
+
+
+def work(rank: int, settings: TrialSettings, folder: Path, file: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    messages: list[dict[str, object]] = []
+    keep = Keep(metric="val/accuracy", mode="max", best=folder / "best", last=folder / "last")
+    loop.train(settings, keep=keep, report=messages.append, world=loop.World(rank, 2))
+    if rank == 0:
+        (folder / "epochs.json").write_text(json.dumps([m for m in messages if m["kind"] == "epoch"]))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True)
+    given = TrialSettings.from_dict(ast.literal_eval(sys.stdin.read()))
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(r, given, target, f"{target}/rendezvous")) for r in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    print((target / "epochs.json").read_text())
+    sys.exit(max(worker.exitcode or 0 for worker in workers))
