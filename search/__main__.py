@@ -149,7 +149,7 @@ def check(
     overrides: Overrides = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check config, data, weights and capacity without training, and print the plan."""
+    """Check config, every image, weights and capacity without training, and print the plan."""
     from search import check as checker
 
     planned = checker.plan(config_file.load(config, overrides or []))
@@ -158,7 +158,27 @@ def check(
     else:
         for line in checker.lines(planned):
             print_line(console(), line)
+    for error in (found := checker.errors(planned)):
+        say(f"error: data: {error}")
+    if found:
+        raise typer.Exit(Exit.BAD_INPUT)
     say(f"next: python -m search run {config}")
+
+
+@app.command()
+def blocks(
+    name: Annotated[str, typer.Argument(help="A torchvision model, such as resnet18.")],
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the images, for the shapes.")] = 224,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the blocks of a backbone, which frozen_layers counts, with parameters and output shapes."""
+    from search import blocks as lister
+
+    listed = lister.listing(name, image_size)
+    if as_json:
+        print_json(listed)
+    else:
+        lister.show(listed)
 
 
 @app.command()

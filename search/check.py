@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from finetune import catalog
+from finetune import catalog, inspect_data
 from search.runner import capacity, data_settings
 from search.space import Space
 from search.study import StudyConfig
@@ -36,11 +36,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     study = config.study
     return {
         "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
-        "data": {
-            "classes": list(images.classes),
-            "images": images.counts(),
-            "made_splits": list(images.made),
-        },
+        "data": inspect_data.inspect(images),
         "model": {name: {"blocks": blocks[name], "weights": origin[name]} for name in config.backbones},
         "space": config.model_dump(mode="json")["space"],
         "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
@@ -71,20 +67,22 @@ def resources() -> dict[str, float]:
 
 def lines(planned: dict[str, Any]) -> list[str]:
     """Return the plan for people."""
-    study, slots, data = planned["study"], planned["slots"], planned["data"]
+    study, slots = planned["study"], planned["slots"]
     worker = f"{slots['workers']} worker(s) of {slots['cpus_per_worker']} CPU(s)"
     text = [
         f"study {study['name']}: {study['trials']} trials of up to {study['epochs']} epochs, "
         f"best {study['metric']} wins",
         f"slots: {slots['count']}, each {worker}" + (" and a GPU each" if slots["gpu"] else ", no GPU"),
     ]
-    for split, counts in data["images"].items():
-        made = " (taken from the training images by the seed)" if split in data["made_splits"] else ""
-        per_class = ", ".join(f"{name} {count}" for name, count in counts.items())
-        text.append(f"{split}: {sum(counts.values())} images{made}: {per_class}")
+    text += inspect_data.lines(planned["data"])
     for name, model in planned["model"].items():
         text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")
     text += [f"space.{key}: {value}" for key, value in planned["space"].items()]
     stop = planned["early_stopping"]
     text.append(f"early stopping after {stop['grace']} epoch(s)" if stop["enabled"] else "no early stopping")
     return [*text, f"results: {planned['results']}"]
+
+
+def errors(planned: dict[str, Any]) -> list[str]:
+    """Return what stands in the way of a run."""
+    return [finding["text"] for finding in planned["data"]["findings"] if finding["grade"] == "error"]

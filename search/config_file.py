@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from finetune.kinds import is_url
 from search.problems import ConfigErrors, Place, Problem, dotted, shown
 from search.problems import Path as KeyPath
 from search.sections import is_weights_file
@@ -78,7 +79,9 @@ def _start_paths_at(folder: str, values: dict[str, Any]) -> None:
         for parent in parents:
             inner = inner.get(parent) if isinstance(inner, dict) else None
         path = inner.get(key) if isinstance(inner, dict) else None
-        if isinstance(path, str) and path and (key != "weights" or is_weights_file(path)):
+        if not isinstance(path, str) or not path or is_url(path):
+            continue
+        if key != "weights" or is_weights_file(path):
             inner[key] = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
 
 

@@ -19,7 +19,7 @@ RECEIVE_SECONDS = 30.0
 HANDED_OUT_AT_MOST = 2
 """A job whose slot died before the worker began it is handed out again, once."""
 FUTILE_STARTS = 3
-"""Deaths in a row without a job done after which a slot is given up."""
+"""Deaths in a row, without a start between them, after which a slot is given up."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Slot:
     asking: bool = False
     """The first worker waits for a job."""
     deaths: int = 0
-    """In a row, without a job done between them."""
+    """In a row, without a start between them."""
     reason: str = ""
     """Why it last died."""
 
@@ -121,7 +121,7 @@ class Exchange:
         slot = self._slots.setdefault(name, _Slot(name))
         self._drop_work(slot)
         slot.generation += 1
-        slot.facts, slot.serial, slot.ready, slot.asking = facts, 0, True, False
+        slot.facts, slot.serial, slot.ready, slot.asking, slot.deaths = facts, 0, True, False, 0
         self._changed()
         return slot.generation
 
@@ -133,8 +133,6 @@ class Exchange:
         slot = self._slots[name]
         if rank == 0:
             slot.work, slot.asking = None, True
-            if serial:
-                slot.deaths = 0
             self._match()
         while slot.serial <= serial:
             if self._closed or slot.generation != generation:

@@ -7,7 +7,7 @@ a crash the storage holds every trial as it was moments before.
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class Ledger:
             self._study.add_trial(trial)
             self._written[trial.number] = _Written(trial._trial_id, trial)
         self._open: dict[int, optuna.Trial] = {}
-        self._dirty: dict[int, FrozenTrial] = {}
+        self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
+        self._writing = False
         self._wake = threading.Condition()
         self._closing = False
         self._failure: Exception | None = None
@@ -100,13 +101,24 @@ class Ledger:
         self._open[number].report(value, epoch)
         self._mark(self._open[number])
 
-    def end(self, number: int, state: str, value: float | None, attributes: Mapping[str, Any]) -> None:
-        """Close a trial as COMPLETE (with its best value), PRUNED or FAIL, with facts about it."""
+    def end(
+        self,
+        number: int,
+        state: str,
+        value: float | None,
+        attributes: Mapping[str, Any],
+        *,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Close a trial as COMPLETE (with its best value), PRUNED or FAIL, with facts about it.
+
+        `then` is called, from another thread, once the file has it: only then may it be announced.
+        """
         trial = self._open.pop(number)
         for name, fact in attributes.items():
             trial.set_user_attr(name, fact)
         self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
-        self._mark(trial)
+        self._mark(trial, then)
 
     def is_open(self, number: int) -> bool:
         """True while the trial has been asked for and not ended."""
@@ -133,35 +145,45 @@ class Ledger:
         """
         with self._wake:
             self._closing = True
-            self._wake.notify()
+            self._wake.notify_all()
         self._writer.join()
         self._storage.remove_session()
         self._storage.engine.dispose()
         if self._failure:
             raise self._failure
 
-    def _mark(self, trial: optuna.Trial) -> None:
+    def flush(self) -> None:
+        """Wait until the file has all that was entered."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._failure or not (self._dirty or self._writing))
+
+    def _mark(self, trial: optuna.Trial, then: Callable[[], None] = lambda: None) -> None:
         # A copy made here: the search loop goes on changing the trial while the writer reads.
         now = copy.deepcopy(self._study._storage.get_trial(trial._trial_id))
         with self._wake:
             if self._failure:
                 raise self._failure
-            self._dirty[now.number] = now
-            self._wake.notify()
+            self._dirty[now.number] = now, then
+            self._wake.notify_all()
 
     def _write_forever(self) -> None:
         try:
             while True:
                 with self._wake:
-                    while not self._dirty and not self._closing:
-                        self._wake.wait()
+                    self._writing = False
+                    self._wake.notify_all()
+                    self._wake.wait_for(lambda: self._dirty or self._closing)
                     if not self._dirty:
                         return
-                    dirty, self._dirty = self._dirty, {}
+                    dirty, self._dirty, self._writing = self._dirty, {}, True
                 for number in sorted(dirty):
-                    self._write(dirty[number])
+                    trial, then = dirty[number]
+                    self._write(trial)
+                    then()
         except Exception as error:  # the search loop raises it at its next entry
-            self._failure = error
+            with self._wake:
+                self._failure = error
+                self._wake.notify_all()
 
     def _write(self, now: FrozenTrial) -> None:
         """Bring the storage's trial up to `now`."""

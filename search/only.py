@@ -46,6 +46,7 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
         else:
             say(f"effective: {message}")
 
+    torch.set_num_threads(config.resources.cpus_per_worker)  # as a slot's worker does: same bits
     device = torch.device("cuda" if torch.cuda.is_available() and config.resources.gpu else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         keep = Keep(

@@ -82,9 +82,7 @@ def data_settings(config: StudyConfig) -> DataSettings:
     """Return what decides which images the study has and how they are split."""
     data = config.data
     return DataSettings(
-        kind=data.kind,
-        path=data.path,
-        classes=data.classes,
+        **data.images,
         validation_share=data.validation_share,
         test_share=data.test_share,
         seed=config.study.seed,
@@ -200,6 +198,7 @@ class _Study:
                     name=datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
                 )
             finally:
+                self.ledger.flush()
                 self.progress.stop()
         in_time = self.deadline is None or time.monotonic() < self.deadline
         done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
@@ -243,7 +242,8 @@ class _Study:
         study = self.config.study
         known = provenance.collect(seed=study.seed, data_fingerprint=self.images.fingerprint)
         counts = {split: len(self.images.splits[split]) for split in self.images.splits}
-        self.ledger.set_fact("provenance", known | {"images": counts, "slots": facts})
+        skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
+        self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
 
 
 def to_do(

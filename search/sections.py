@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,10 @@ from pydantic import (
     field_validator,
 )
 
+from finetune.errors import did_you_mean
+from finetune.kinds import is_url
+from finetune.settings import OnError
+from finetune.torchvision_sets import NO_DOWNLOAD, SETS
 from search.domain import (
     Amount,
     BlockCount,
@@ -45,7 +49,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 Mode = Literal["max", "min"]
 Baseline = Literal["recipe", "scratch"]
-Kind = Literal["folder", "digits"]
+Kind = Literal["folder", "manifest", "torchvision", "digits"]
 
 
 def absolute(path: str) -> str:
@@ -137,32 +141,88 @@ class Study(Section):
         return None if self.budget is None else float(self.budget[:-1]) * SECONDS[self.budget[-1]]
 
 
-def _path_where_needed(path: str | None, info: ValidationInfo) -> str | None:
-    if path is None and info.data.get("kind") == "folder":
-        raise refused("must be given for kind 'folder'", "nothing", "Add the folder of the images.")
-    return path
+def _absolute_or_url(path: str) -> str:
+    return path if is_url(path) else absolute(path)
 
 
 Classes = Annotated[Names, Field(min_length=2)]
 
 
-class Data(Section):
-    """Which images the new task has, and how the model sees them."""
+class Images(Section):
+    """Which images a task has."""
 
     kind: Kind = "folder"
-    """`folder`: one folder per class; `digits`: scikit-learn's 8x8 digits, which need no download."""
-    path: Annotated[FilePath | None, AfterValidator(_path_where_needed)] = None
-    """The folder with the images."""
+    """`folder`: one folder per class; `manifest`: a CSV or Parquet file with the columns image, label and,
+    if wanted, split and weight; `torchvision`: one of its sets; `digits`: scikit-learn's, no download."""
+    name: str | None = None
+    """For kind `torchvision`: the set by torchvision's class, such as CIFAR10 or Flowers102."""
+    path: Annotated[str, Field(min_length=1), AfterValidator(_absolute_or_url)] | None = None
+    """The folder with the images or the torchvision sets; or the manifest, also as a URL (s3://...)."""
+    download: bool = False
+    """For kind `torchvision`: fetch the set where it is not below `path`."""
     classes: Classes | None = None
     """Use only these classes, in this order; null: all."""
+    on_error: OnError = "fail"
+    """A broken image: `fail` stops the trial that reads it and names it; `skip` decodes all images once
+    at the start, leaves out the broken ones and counts them in the record."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits(cls, name: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if kind == "torchvision" and name not in SETS:
+            got = "nothing" if name is None else repr(name)
+            raise refused("must name one of torchvision's sets", got, did_you_mean(name or "", SETS))
+        if name is not None and kind not in ("torchvision", None):
+            raise refused("goes with kind 'torchvision'", repr(name), "Delete it, or change `kind`.")
+        return name
+
+    @field_validator("path")
+    @classmethod
+    def _path_fits(cls, path: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if path is None and kind in _PATHS:
+            raise refused(f"must be given for kind '{kind}'", "nothing", f"Add {_PATHS[kind]}.")
+        if path is not None and is_url(path) and kind in ("folder", "torchvision"):
+            fix = "Write a path, or use kind 'manifest'."
+            raise refused(f"must be a folder of this machine for kind '{kind}'", repr(path), fix)
+        return path
+
+    @field_validator("download")
+    @classmethod
+    def _download_fits(cls, download: bool, info: ValidationInfo) -> bool:
+        if download and info.data.get("kind") not in ("torchvision", None):
+            raise refused("goes with kind 'torchvision'", "true", "Delete it, or change `kind`.")
+        if download and info.data.get("name") in NO_DOWNLOAD:
+            fix = "Put its files below `path`."
+            raise refused(f"torchvision cannot download {info.data['name']}", "true", fix)
+        return download
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """What says which images there are, by the names of `DataSettings`."""
+        return {field: getattr(self, field) for field in Images.model_fields}
+
+
+_PATHS = {
+    "folder": "the folder of the images",
+    "manifest": "the CSV or Parquet file",
+    "torchvision": "the folder of the sets",
+}
+"""Kind -> what its path is; the others take none."""
+
+
+class Data(Images):
+    """Which images the new task has, and how the model sees them."""
+
     image_size: Pixels = 224
     """Side of the square that the model sees, in pixels."""
     batch_size: Count = 32
     """Images per optimiser step, over all workers of a trial together."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the training images taken for validation where the folder has no `val` split."""
+    """Share of the training images taken for validation where no `val` split is given."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share taken for the test where the folder has neither `val` nor `test`."""
+    """Share taken for the test where neither `val` nor `test` is given."""
     horizontal_flip: Switch = True
     """Mirror half of the training images; false for digits, letters and everything with a direction."""
     crop_scale: Scale = 1.0
@@ -178,15 +238,9 @@ class Data(Section):
         return share
 
 
-class Source(Section):
+class Source(Images):
     """A task to pretrain the backbone on, once; the result is kept in the cache."""
 
-    kind: Kind = "folder"
-    """As in `data`."""
-    path: Annotated[FilePath | None, AfterValidator(_path_where_needed)] = None
-    """As in `data`."""
-    classes: Classes | None = None
-    """As in `data`."""
     epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over the source images."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.01

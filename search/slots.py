@@ -5,7 +5,7 @@ slot pays once. `once` gives that pattern back: fresh processes for every trial.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Slots:
         keeper = ray.remote(Keeper).options(
             num_cpus=0, max_concurrency=plan.slots, runtime_env={"env_vars": TRAIN_ENVIRONMENT}
         )
-        self._keeper = keeper.remote(self.exchange, plan, str(folder), tuple(backbones))
+        self._keeper = keeper.remote(self.exchange, plan, str(folder), tuple(backbones), serve)
         self._runs = [self._keeper.run.remote(f"slot-{i}") for i in range(plan.slots)]
 
     def wait(self, count: int = 1) -> dict[str, Any]:
@@ -124,9 +124,16 @@ class Slots:
 class Keeper:
     """An actor that holds the Train runs, one thread each, so that the driver need not import torch."""
 
-    def __init__(self, exchange: Any, plan: SlotPlan, folder: str, backbones: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        exchange: Any,
+        plan: SlotPlan,
+        folder: str,
+        backbones: tuple[str, ...],
+        serve: Callable[[dict[str, Any]], None],
+    ) -> None:
         self._exchange, self._plan, self._folder = exchange, plan, folder
-        self._backbones = backbones
+        self._backbones, self._serve = backbones, serve
 
     def run(self, name: str) -> None:
         """Keep one slot up until the exchange closes it."""
@@ -137,7 +144,7 @@ class Keeper:
         while not ray.get(self._exchange.is_closed.remote()):
             run += 1
             _trainer()(
-                serve,
+                self._serve,
                 train_loop_config={
                     "exchange": self._exchange,
                     "slot": name,
@@ -196,7 +203,7 @@ def _obituary(exchange: Any, name: str) -> Any:
 
 
 def _first_words(error: Exception) -> str:
-    """Return the one line of a Ray error that says what happened."""
+    """Return the one line of a Ray error that says what happened, without its general advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "SYSTEM_ERROR" in line or "OOM" in line or "Error:" in line]
-    return (telling or lines or [type(error).__name__])[-1]
+    return (telling or lines or [type(error).__name__])[-1].partition(" Some common causes include")[0]

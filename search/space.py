@@ -166,9 +166,7 @@ class Space:
             values["frozen_layers"] = ALL
         study, said = self._config.study, self._config.data
         data = DataSettings(
-            kind=said.kind,
-            path=said.path,
-            classes=said.classes,
+            **said.images,
             validation_share=said.validation_share,
             test_share=said.test_share,
             seed=study.seed,
@@ -226,14 +224,7 @@ class Space:
             )
         source, seed = weights.source, self._config.study.seed
         flip = _Question("", "", self._config.data.horizontal_flip, None).usual(True)
-        data = DataSettings(
-            kind=source.kind,
-            path=source.path,
-            classes=source.classes,
-            image_size=image_size,
-            horizontal_flip=flip,
-            seed=seed,
-        )
+        data = DataSettings(**source.images, image_size=image_size, horizontal_flip=flip, seed=seed)
         epochs, rate = source.epochs, source.learning_rate
         return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
 

@@ -1,5 +1,6 @@
 """Ray Tune, set up for trials that borrow slots."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def quieten() -> None:
     """Keep Ray's own tables and hints off the terminal, unless the user's environment asks for them."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    # A failed trial is in the record with its reason and its trace; Tune would print the trace too.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def tune(

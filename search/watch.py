@@ -3,8 +3,11 @@
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -114,7 +117,7 @@ class Watch(Callback):
         job = trial.config["job"]
         followed = self._followed.pop(trial.trial_id, None) or _Followed(number, job["id"], job["params"], 0)
         self._exchange.cancel.remote(job["id"])  # a trial function that was killed could not do it itself
-        error = trial.get_error()
+        error = _error(trial)
         cause = error.cause if isinstance(error, RayTaskError) else error
         text = str(cause) if isinstance(cause, TrialFailed) else f"the trial's process failed: {_last(error)}"
         reason, _, trace = text.partition("\n")
@@ -162,9 +165,9 @@ class Watch(Callback):
         }
         optional = {"error": error, "log": log, "interrupted": interrupted or None}
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
-        self._ledger.end(followed.number, state, value, facts)
+        announce = partial(self._progress.trial_ended, followed.id, state, followed.best)
+        self._ledger.end(followed.number, state, value, facts, then=announce)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
-        self._progress.trial_ended(followed.id, state, followed.best)
         if value is not None and state != "FAIL":
             self._keep(state == "COMPLETE", self._sign * value, followed)
 
@@ -176,6 +179,15 @@ class Watch(Callback):
         del self._kept[self._keep_checkpoints :]
 
 
-def _last(error: BaseException | None) -> str:
+def _error(trial: Trial) -> BaseException:
+    """Return what a trial failed with; Tune writes it beside the driver first, to storage only later."""
+    path = Path(trial.pickled_error_file or "")
+    if path.is_file():
+        error: BaseException = cloudpickle.loads(path.read_bytes())  # our own process wrote it
+        return error
+    return TrialFailed("Tune left no reason; see Ray's logs")
+
+
+def _last(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

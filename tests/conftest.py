@@ -1,10 +1,16 @@
-"""What every test may use: where the material lies, and small real images."""
+"""What every test may use: the material, a Ray of one's own, and a study small enough for seconds."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-MATERIAL = Path(__file__).parents[2] / "shared" / "material"
+from search.study import StudyConfig
+
+ROOT = Path(__file__).parents[1]
+MATERIAL = ROOT.parent / "shared" / "material"
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +19,67 @@ def material() -> Path:
     if not MATERIAL.is_dir():
         pytest.skip("no ../shared/material beside the checkout")
     return MATERIAL
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node's cache of this test run: the small backbone below is pretrained once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray with two CPUs, in a temp folder of its own, gone after the module's tests."""
+    import ray
+
+    from search import tuner
+
+    tuner.quieten()
+    folder = tmp_path_factory.mktemp("ray")
+    ray.init(
+        num_cpus=2,
+        address="local",
+        _temp_dir=f"/tmp/{folder.parent.name}-{folder.name}",  # sockets below it have short paths only
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def small_study(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudyConfig]:
+    """Return a function that makes a study on digits 5 to 7; a trial takes about a second."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+    def make(**sections: dict[str, Any]) -> StudyConfig:
+        values: dict[str, Any] = {
+            "study": {"name": "small", "trials": 4, "epochs": 3, "baselines": []},
+            "data": {
+                "kind": "digits",
+                "classes": ["5", "6", "7"],
+                "image_size": 32,
+                "batch_size": 32,
+                "validation_share": 0.4,
+                "test_share": 0.3,
+                "horizontal_flip": False,
+            },
+            "model": {
+                "backbone": "shufflenet_v2_x0_5",
+                "weights": {"source": {"kind": "digits", "classes": ["0", "1"], "epochs": 2}},
+            },
+            "resources": {"slots": 2},
+            "results": str(tmp_path / "results"),
+        }
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section}
+        return StudyConfig.from_dict(values)
+
+    return make
+
+
+@pytest.fixture
+def command() -> list[str]:
+    """The command line's first words, to be run in the checkout's root."""
+    return [sys.executable, "-m", "search"]

@@ -268,6 +268,51 @@ def test_shares_must_leave_images_to_train_on(tmp_path: Path, shares: dict[str, 
     assert fault in message(folder(put(tmp_path, *many("a", 3), *many("b", 3)), **shares))
 
 
+# Broken images
+
+
+def with_broken(root: Path) -> Path:
+    """Ten images of each class; of `a` three are broken: cut off, no image, empty."""
+    put(root, *many("a", 10), *many("b", 10))
+    (root / "a/001.png").write_bytes((root / "a/001.png").read_bytes()[:50])
+    (root / "a/004.png").write_text("no image")
+    (root / "a/007.png").write_bytes(b"")
+    return root
+
+
+def test_broken_images_are_left_out_before_the_splits_are_made(tmp_path: Path) -> None:
+    found = scan(folder(with_broken(tmp_path), on_error="skip"))
+    assert [skipped.path for skipped in found.skipped] == ["a/001.png", "a/004.png", "a/007.png"]
+    assert all(f"{tmp_path}/{s.path}: an image must be readable, got" in s.reason for s in found.skipped)
+    for name in ("a/001.png", "a/004.png", "a/007.png"):
+        (tmp_path / name).unlink()
+    clean = scan(folder(tmp_path))
+    assert (found.splits, found.fingerprint) == (clean.splits, clean.fingerprint)
+    assert found.counts()["val"] == {"a": 1, "b": 2}
+
+
+def test_every_worker_leaves_out_the_same_images(tmp_path: Path) -> None:
+    data = folder(with_broken(tmp_path), on_error="skip")
+    assert scan(data) == scan(data)
+
+
+def test_without_skipping_a_scan_keeps_broken_images_and_reading_one_fails(tmp_path: Path) -> None:
+    found = scan(folder(with_broken(tmp_path)))
+    assert found.skipped == ()
+    assert sum(found.counts()["train"].values()) + sum(found.counts()["val"].values()) == 18
+    broken = next(e for part in found.splits.values() for e in part if e.path == "a/004.png")
+    with pytest.raises(DataError, match=r"a/004\.png: an image must be readable, got UnidentifiedImage"):
+        found.open(broken)
+
+
+def test_a_class_of_only_broken_images_is_named(tmp_path: Path) -> None:
+    put(tmp_path, *many("a", 3))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.png").touch()
+    text = message(folder(tmp_path, on_error="skip"))
+    assert "without 1 broken images: every class needs an image to train on, got none for b." in text
+
+
 # Image files of every kind become RGB, upright
 
 
@@ -361,6 +406,19 @@ def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     pixels = decoded(frames[0], tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert pixels[0, 0].tolist() == list(RED)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_at_a_fraction_no_smaller_than_wanted(
+    tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (800, 600), RED).save(tmp_path / "x.jpg", exif=exif)
+    sizes = [sorted(decode(tmp_path / "x.jpg", at_least).size) for at_least in (None, 301, 300, 75, 1)]
+    assert sizes == [[600, 800], [600, 800], [300, 400], [75, 100], [75, 100]]
+    Image.new("RGB", (800, 600), RED).save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png", 75).size == (800, 600)
 
 
 def test_broken_files_are_named_with_the_reason(tmp_path: Path) -> None:

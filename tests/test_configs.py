@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from search.config_file import load
 from search.schema import text
 from search.study import SCHEMA_FILE, StudyConfig
+from search.yaml_text import Text
 
 CONFIGS = sorted(SCHEMA_FILE.parent.glob("*.yaml"))
 
@@ -40,8 +40,8 @@ def test_every_config_fits_the_schema(path: Path) -> None:
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    validator.validate(yaml.safe_load(load(path).to_yaml()))
+    validator.validate(Text(path.read_text(encoding="utf-8"), str(path)).values)
+    validator.validate(Text(load(path).to_yaml(), str(path)).values)
     wrong = {"study": {"name": "a", "trials": 0}, "data": {"path": "x"}, "space": {"learnig_rate": 1}}
     assert len(list(validator.iter_errors(wrong))) == 2
 

@@ -75,6 +75,30 @@ def test_prediction_sees_what_validation_saw(root: Path) -> None:
         assert torch.equal(load_image(root / example.path, SIDE, whole=catalog.whole), image)
 
 
+@pytest.mark.parametrize("changes", [{}, {"crop_scale": 0.3}])
+@pytest.mark.parametrize("view", [None, 1])
+def test_large_jpegs_give_the_same_pixels_kept_fresh_and_at_prediction(
+    tmp_path: Path, changes: dict[str, object], view: int | None
+) -> None:
+    """They are decoded at a fraction of their size: everywhere at the same."""
+    noise = np.random.default_rng(1).integers(0, 255, (20, 27, 3), dtype=np.uint8)
+    for name in ("a", "b"):
+        for index in range(4):
+            file = tmp_path / name / f"{index}.jpg"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.roll(noise, index, 0)).resize((1080, 800)).save(file)
+    roomy, narrow = make(tmp_path, **changes), make(tmp_path, budget_bytes=0, **changes)
+    rows = everything(roomy, "train")
+    fresh = roomy.batch("train", rows, view=view)
+    assert torch.equal(roomy.batch("train", rows, view=view), fresh)
+    assert torch.equal(narrow.batch("train", rows, view=view), fresh)
+    if view is None:
+        example = roomy._catalog.splits["train"][0]
+        assert torch.equal(load_image(tmp_path / example.path, SIDE, whole=False), fresh[0])
+        whole = data_module._evaluation(roomy._catalog.open(example), SIDE, False)
+        assert np.abs(whole.astype(int) - fresh[0].numpy()).mean() < 2  # of 255
+
+
 @pytest.mark.parametrize("size", [(6000, 10), (1, 1), (1, 3000), (2, 2)])
 def test_odd_sizes_become_squares(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "x.png")

@@ -135,6 +135,20 @@ def test_queued_jobs_fail_when_the_last_slot_keeps_dying() -> None:
     play(scene)
 
 
+def test_trials_that_kill_one_worker_after_another_do_not_give_up_the_slot() -> None:
+    async def scene(exchange: Exchange) -> None:
+        for name in "abcd":
+            await exchange.submit(job(name))
+        for name in "abcd":
+            generation = await exchange.register("slot-0", {})
+            assert await exchange.take("slot-0", generation, 0, 0) == job(name)
+            await exchange.report(name, {"kind": "started"})
+            await exchange.bury("slot-0", "killed")
+            assert (await ends(exchange, name))["error"] == "its worker died: killed"
+
+    play(scene)
+
+
 def test_closing_ends_every_job_and_sends_every_worker_home() -> None:
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})

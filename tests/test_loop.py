@@ -32,9 +32,7 @@ def settings(cache: str) -> TrialSettings:
     return TrialSettings(
         data=digits("567", batch_size=32, validation_share=0.4, test_share=0.4),
         backbone="shufflenet_v2_x0_5",
-        weights=WeightsSettings(
-            source=SourceSettings(data=digits("01"), epochs=1, learning_rate=0.05)
-        ),
+        weights=WeightsSettings(source=SourceSettings(data=digits("01"), epochs=1, learning_rate=0.05)),
         strategy="fuse",
         frozen_layers=10,
         learning_rate=0.02,
@@ -114,9 +112,7 @@ def test_a_checkpoint_of_other_settings_is_refused(settings: TrialSettings, tmp_
     assert loop.train(settings, keep=part, report=lambda _: None, **stop).epochs == 1
     assert part.last.exists()
     with pytest.raises(CheckpointError, match=r"must be of the trial's own settings"):
-        loop.train(
-            dataclasses.replace(settings, learning_rate=0.5), keep=part, report=lambda _: None
-        )
+        loop.train(dataclasses.replace(settings, learning_rate=0.5), keep=part, report=lambda _: None)
 
 
 def test_the_best_epoch_is_kept_and_not_the_last(settings: TrialSettings, tmp_path: Path) -> None:

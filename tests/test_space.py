@@ -202,3 +202,14 @@ def test_a_source_task_sees_its_images_as_the_trial_does() -> None:
     assert (settings.epochs, settings.learning_rate, settings.seed) == (3, 0.02, 4)
     assert (settings.data.classes, settings.data.image_size) == (("0", "1"), 32)
     assert not settings.data.horizontal_flip
+
+
+def test_settings_name_the_images_as_the_config_does() -> None:
+    said = {"kind": "torchvision", "name": "DTD", "path": "/sets", "download": True, "on_error": "skip"}
+    source = {"kind": "manifest", "path": "s3://b/x.csv", "on_error": "skip"}
+    space = space_of(data=said, model={"weights": {"source": source}})
+    settings = space.settings(space.baseline("recipe"), number=0, cache_dir="/cache")
+    assert {name: getattr(settings.data, name) for name in said} == said
+    assert settings.weights.source is not None
+    assert {name: getattr(settings.weights.source.data, name) for name in source} == source
+    assert TrialSettings.from_dict(settings.to_dict()) == settings

@@ -180,6 +180,20 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
         ({"study": {"trials": 1}}, "must be at most as many as study.trials (1)"),
         ({"study": {"trials": True}}, "study.trials: must be a whole number, got True."),
         ({"data": {"classes": ["a"]}}, "data.classes: must be a list of at least 2, got ['a']."),
+        (
+            {"data": {"kind": "torchvision", "name": "CIFAR1O"}},
+            "data.name: must name one of torchvision's sets, got 'CIFAR1O'. Did you mean 'CIFAR10'",
+        ),
+        ({"data": {"kind": "torchvision"}}, "data.name: must name one of torchvision's sets, got nothing."),
+        ({"data": {"name": "MNIST"}}, "data.name: goes with kind 'torchvision', got 'MNIST'. Delete it"),
+        ({"data": {"download": True}}, "data.download: goes with kind 'torchvision', got true. Delete it"),
+        (
+            {"data": {"kind": "torchvision", "name": "ImageNet", "download": True}},
+            "data.download: torchvision cannot download ImageNet, got true. Put its files below `path`.",
+        ),
+        ({"data": {"kind": "manifest", "path": None}}, "must be given for kind 'manifest', got nothing."),
+        ({"data": {"path": "s3://b/x"}}, "for kind 'folder', got 's3://b/x'. Write a path, or use kind"),
+        ({"data": {"on_error": "skipp"}}, "data.on_error: must be one of fail, skip, got 'skipp'. Did you"),
         ({"data": {"validation_share": 0.5, "test_share": 0.5}}, "together must be below 1, got 1."),
         ({"data": {"horizontal_flip": "yes"}}, "must be true or false, got 'yes'."),
         ({"model": {"weights": "defualt"}}, "got 'defualt'. Write DEFAULT"),
@@ -247,6 +261,11 @@ def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> No
     text = config.to_yaml()
     assert text.startswith("# yaml-language-server: $schema=/")
     assert load(write(tmp_path, text)) == config
+
+
+def test_a_manifest_may_lie_behind_a_url(tmp_path: Path) -> None:
+    text = "study: {name: a}\ndata: {kind: manifest, path: s3://bucket/pets.parquet}\n"
+    assert load(write(tmp_path, text)).data.path == "s3://bucket/pets.parquet"
 
 
 def test_a_study_without_a_config_file_takes_keys_of_all_sections(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class ImageData:
         return torch.tensor([example.label for example in self._catalog.splits[split]], dtype=torch.int64)
 
     def weights(self, split: str) -> Tensor | None:
-        """Return how much each image of a split counts in a loss, float32 (N,); None: all alike.
+        """Return how much each image of a split counts in a loss, float32 (N,); None: all count 1.
 
         They are as the manifest says, above 0 and not normalised. Metrics do not use them.
         """

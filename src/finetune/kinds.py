@@ -94,7 +94,7 @@ class Files:
 
     def sample(self, path: str) -> tuple[int, bytes]:
         """See `Reader`: the first and last SAMPLE_BYTES."""
-        with _readable(self.location(path)) as file:
+        with readable(self.location(path)) as file:
             head = file.read(SAMPLE_BYTES)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(len(head), size - SAMPLE_BYTES))
@@ -102,7 +102,7 @@ class Files:
 
     def content(self, path: str) -> bytes:
         """See `Reader`."""
-        with _readable(self.location(path)) as file:
+        with readable(self.location(path)) as file:
             return file.read()
 
 

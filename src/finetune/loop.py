@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, optimize, strategies
+from finetune import assets, optimize, order, strategies
 from finetune.data import ImageData, normalise
 from finetune.errors import NonFiniteLoss
 from finetune.evaluate import BATCH, evaluate
@@ -135,9 +135,9 @@ class Run:
         # Every epoch seeds itself: going on after an interruption needs no generator's state.
         torch.manual_seed(_mix(settings.seed, epoch, world.rank))
         self.step_model.train()
-        order = self._order(epoch)
+        whole = self._order(epoch)
         total = torch.zeros((), device=world.device)
-        shares = [batch[world.rank :: world.size] for batch in order]
+        shares = [batch[world.rank :: world.size] for batch in whole]
         batches = self.data.batches("train", shares, view=epoch - 1)
         for step, (pixels, labels) in enumerate(batches):
             images, labels = self._on_device(pixels), labels.to(world.device, non_blocking=True)
@@ -149,13 +149,13 @@ class Run:
                     label_smoothing=settings.label_smoothing,
                 )
             # DDP averages gradients over workers: this makes the average the mean over all images.
-            loss = losses * (world.size / len(order[step]))
+            loss = losses * (world.size / len(whole[step]))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
             total += losses.detach()
-            look = world.device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == len(order)
+            look = world.device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == len(whole)
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
             if bad:
                 raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
@@ -164,7 +164,7 @@ class Run:
         if world.size > 1:
             torch.distributed.all_reduce(total)
             self._average_buffers()
-        return total.item() / sum(len(batch) for batch in order)
+        return total.item() / sum(len(batch) for batch in whole)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metrics of a split; each worker reads its own share of the images."""
@@ -179,14 +179,9 @@ class Run:
             return evaluate(self.model, batches(), classes=len(self.data.classes), device=world.device)
 
     def _order(self, epoch: int) -> list[Tensor]:
-        """Return the epoch's batches of image numbers, over all workers.
-
-        A last batch too small for two images per worker is left out (batch norm needs two).
-        """
-        count = self.data.size("train")
+        """Return the epoch's batches of image numbers, over all workers."""
         shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
-        batches = list(torch.randperm(count, generator=shuffle).split(self.settings.data.batch_size))
-        return batches[:-1] if len(batches) > 1 and len(batches[-1]) < 2 * self.world.size else batches
+        return order.batches(self.data.size("train"), self.settings.data.batch_size, shuffle)
 
     def _on_device(self, pixels: Tensor) -> Tensor:
         images = normalise(pixels.to(self.world.device, non_blocking=True), self.mean, self.std)

@@ -7,7 +7,6 @@ torchvision's keys, and everything downstream treats it like one.
 import dataclasses
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -15,12 +14,12 @@ import torch.nn.functional as F
 import torchvision
 from filelock import FileLock
 
-from finetune import backbones, catalog, checkpoint, weights
+from finetune import backbones, catalog, checkpoint, order, weights
 from finetune.data import ImageData, normalise
 from finetune.settings import SourceSettings, WeightsSettings
 from finetune.weights import Pretrained
 
-VERSION = 1
+VERSION = 2
 """Of the recipe below; part of the fingerprint, so that a changed recipe trains anew."""
 MOMENTUM = 0.9
 
@@ -70,12 +69,12 @@ def _train(
             model.parameters(), lr=source.learning_rate, momentum=MOMENTUM, weight_decay=source.weight_decay
         )
         size, count = source.data.batch_size, data.size("train")
-        steps = source.epochs * math.ceil(count / size)
+        shuffle = torch.Generator().manual_seed(source.seed)
+        steps = source.epochs * len(order.batches(count, size, shuffle))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for epoch in range(source.epochs):
             model.train()
-            order = [batch for batch in torch.randperm(count).split(size) if len(batch) > 1]
-            for pixels, labels in data.batches("train", order, view=epoch):
+            for pixels, labels in data.batches("train", order.batches(count, size, shuffle), view=epoch):
                 logits = model(normalise(pixels.to(device), mean, std))
                 loss = F.cross_entropy(logits, labels.to(device))
                 optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,8 @@
 """Kind `torchvision`: torchvision's classification sets by the name of their class.
 
-Only torchvision knows how its sets lie on disk, so the process that scans one imports torchvision, and
-with it torch, also where it searches (3 s and 0.4 GB, once per study, in this kind alone). A child process would
-cost the same seconds and need a protocol for pixels, as half of the sets are arrays without files.
+Only torchvision knows how its sets lie on disk. So the process that scans one imports torchvision, and
+with it torch; where studies are searched this happens once per study, and for this kind alone. A child
+process would cost the same seconds, and a protocol for pixels: half of the sets are no files.
 
 Left out: sets without one label per image (detection, captions, attributes, video), Omniglot and
 LFW (their test classes are others), iNaturalist (its labels have six levels), LSUN (lmdb) and
@@ -91,8 +91,8 @@ def check_name(name: str | None) -> str:
     Raises:
         DataError: it is no set of `SETS`; the message names the nearest ones.
     """
-    if name not in SETS:
-        hint = did_you_mean(str(name), SETS) if name else f"Known: {', '.join(sorted(SETS)[:12])}, ..."
+    if name is None or name not in SETS:
+        hint = did_you_mean(name or "", SETS)
         raise DataError(f"data.name: must name one of torchvision's sets, got {name!r}. {hint}")
     return name
 
@@ -115,24 +115,29 @@ def torchvision_set(data: DataSettings) -> Source:
     if data.download:
         _ensure(name, data.path)
     sets = _open_sets(name, data.path)
-    root = Path(data.path)
-    files = {split: _files(root, images) for split, images in sets.items()}
-    in_files = all(paths is not None for paths in files.values())
-    given: dict[str, dict[str, list[str]]] = {}
-    for split, images in sets.items():
-        paths = files[split] if in_files else None
-        labels, names = _labels(images), _class_names(images)
-        if any(label is None or label < 0 for label in labels):
-            continue
-        by_class = given.setdefault(split, {})
-        width = len(str(max(labels, default=0)))
-        for index, label in enumerate(labels):
-            class_name = names[label] if names else f"{label:0{width}}"
-            by_class.setdefault(class_name, []).append(paths[index] if paths else f"{split}/{index}")
+    files = {split: _files(Path(data.path), images) for split, images in sets.items()}
+    if all(files.values()):
+        reader: Reader = Files(data.path)
+    else:
+        reader = _Arrays(name, data.path)
+        files = {split: [f"{split}/{row}" for row in range(len(images))] for split, images in sets.items()}
+    grouped = {split: _by_class(images, files[split] or []) for split, images in sets.items()}
+    given = {split: by_class for split, by_class in grouped.items() if by_class}
     names = _class_names(sets["train"])
-    classes = tuple(class_name for class_name in names if class_name in given["train"]) if names else None
-    reader: Reader = Files(str(root)) if in_files else _Arrays(name, data.path)
+    classes = tuple(name for name in names if name in given["train"]) if names else None
     return Source(given, reader, classes=classes, whole=SETS[name].whole)
+
+
+def _by_class(images: Any, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return class -> paths of a split; empty where its labels are not public (None or -1)."""
+    labels, names = _labels(images), _class_names(images)
+    by_class: dict[str, list[str]] = {}
+    if any(label is None or label < 0 for label in labels):
+        return by_class
+    digits = len(str(max(labels, default=0)))
+    for path, label in zip(paths, labels, strict=True):
+        by_class.setdefault(names[label] if names else f"{label:0{digits}}", []).append(path)
+    return by_class
 
 
 @dataclass(frozen=True)
@@ -187,9 +192,10 @@ def _open_set(name: str, root: str, arguments: Arguments) -> Any:
         return getattr(datasets, name)(root, **arguments)
     except Exception as error:  # each set raises errors of its own
         said = ", ".join(f"{key} {value}" for key, value in arguments.items())
+        tried = arguments.get("download")
+        fix = "Check the network, or put its files there." if tried else "Correct data.path, or download it."
         raise DataError(
-            f"{root}: must hold torchvision's {name} ({said}), got {type(error).__name__}: {error}. "
-            "Correct data.path, or write `download: true`."
+            f"{root}: must hold torchvision's {name} ({said}), got {type(error).__name__}: {error}. {fix}"
         ) from error
 
 
@@ -205,17 +211,17 @@ def _files(root: Path, images: Any) -> list[str] | None:
     return None
 
 
-def _labels(images: Any) -> Sequence[int]:
+def _labels(images: Any) -> Sequence[Any]:
     """Return the label of every image, without decoding images where the set allows it."""
     for field in ("targets", "_labels", "labels", "y"):
         found = getattr(images, field, None)
         if found is not None and getattr(found, "ndim", 1) == 1:
-            return [label if label is None else int(label) for label in found]
+            return found.tolist() if hasattr(found, "tolist") else list(found)
     for field in ("_samples", "samples"):
         pairs = getattr(images, field, None)
         if pairs is not None:
-            return [label if label is None else int(label) for _, label in pairs]
-    return [int(images[index][1]) for index in range(len(images))]
+            return [label for _, label in pairs]
+    return [images[index][1] for index in range(len(images))]
 
 
 def _class_names(images: Any) -> list[str] | None:

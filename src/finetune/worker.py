@@ -62,7 +62,9 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
     leads = world.rank == 0
     tell = functools.partial(exchange.report.remote, job["id"]) if leads else lambda message: None
     begin = time.perf_counter()
-    tell({"kind": "started"})
+    if leads:
+        # Waited for: a trial that kills its worker must not look as if it had not begun.
+        ray.get(exchange.report.remote(job["id"], {"kind": "started"}))
     try:
         end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
     except Exception as error:

@@ -80,7 +80,10 @@ def _googlenet(model: Any) -> Split:
 
 
 def _inception_v3(model: Any) -> Split:
-    """Blocks by torchvision's names (Szegedy et al. 2015, arXiv:1512.00567); made for images of 299 pixels."""
+    """Blocks by torchvision's names (Szegedy et al. 2015, arXiv:1512.00567).
+
+    Pretrained on images of 299 pixels.
+    """
     pooled = {"Conv2d_2b_3x3": "maxpool1", "Conv2d_4a_3x3": "maxpool2"}
     source_fc = nn.Sequential(model.avgpool, model.dropout, nn.Flatten(), model.fc)
     return Split(_blocks(model, pooled), source_fc, features=model.fc.in_features, sides=Sides(least=75))

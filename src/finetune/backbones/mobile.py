@@ -48,7 +48,7 @@ def _mnasnet(model: Any) -> Split:
     return Split(blocks, source_fc, features=model.classifier[-1].in_features)
 
 
-class PlainMNASNet(MNASNet):  # type: ignore[misc]  # torchvision has no types
+class PlainMNASNet(MNASNet):
     """An MNASNet that also loads weights without torch's metadata, as safetensors files are.
 
     Without a version there torchvision refuses; every file that it publishes is of version 2.

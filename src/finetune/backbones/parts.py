@@ -46,9 +46,10 @@ class Sides:
 
     def __str__(self) -> str:
         if self.least == self.most:
-            return f"{self.least} pixels wide and high"
-        multiple = f" and a multiple of {self.step}" if self.step > 1 else ""
-        return f"at least {self.least} pixels wide and high{multiple}"
+            return f"{self.least} pixels"
+        if self.step > 1:
+            return f"a multiple of {self.step} pixels"
+        return f"at least {self.least} pixels" if self.least > 1 else "any number of pixels"
 
     def nearest(self, side: int) -> int:
         """Return the side nearest to `side` that works."""
@@ -59,7 +60,7 @@ class Sides:
         """Raise a BackboneError unless model `name` can read images of `side` pixels."""
         if self.nearest(side) != side:
             raise BackboneError(
-                f"{name}: images must be {self}, got {side}. Set image_size to {self.nearest(side)}."
+                f"{name}: image_size must be {self}, got {side}. Set it to {self.nearest(side)}."
             )
 
 

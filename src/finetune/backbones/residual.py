@@ -35,7 +35,10 @@ def _resnet(model: Any) -> Split:
 
 
 def _regnet(model: Any) -> Split:
-    """One block per residual block; torchvision's `block2` is the paper's stage 2 (Radosavovic et al. 2020, arXiv:2003.13678)."""
+    """One block per residual block (Radosavovic et al. 2020, arXiv:2003.13678).
+
+    What torchvision calls `block2` is `stage2` here, as in the paper.
+    """
     blocks: Blocks = [("stem", model.stem)]
     for number, stage in enumerate(model.trunk_output, start=1):
         blocks += numbered(f"stage{number}", stage)
@@ -81,7 +84,7 @@ def _convnext(model: Any) -> Split:
 
 
 class DenseUnit(nn.Module):
-    """A dense layer that hands on what it was given beside what it adds: (B, D, h, w) -> (B, D + growth, h, w)."""
+    """A dense layer that hands on what it was given, too: (B, D, h, w) -> (B, D + growth, h, w)."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

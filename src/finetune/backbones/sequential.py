@@ -18,7 +18,7 @@ def _alexnet(model: Any) -> Split:
 
 
 def _vgg(model: Any) -> Split:
-    """One block per convolution, named as in the paper (`conv3_2`; Simonyan & Zisserman 2014, arXiv:1409.1556)."""
+    """One block per convolution, named as in the paper: `conv3_2` (Simonyan 2014, arXiv:1409.1556)."""
     blocks: Blocks = []
     stage, position = 1, 1
     for block in groups(model.features, nn.Conv2d):
@@ -34,7 +34,8 @@ def _squeezenet(model: Any) -> Split:
     stem, *fires = groups(model.features, nn.Conv2d, Fire)
     blocks: Blocks = [("stem", stem), *((f"fire{i}", fire) for i, fire in enumerate(fires, start=2))]
     source_fc = nn.Sequential(*model.classifier, nn.Flatten())
-    return Split(blocks, source_fc, features=512, sides=Sides(least=21))
+    first = model.features[0].kernel_size[0]  # 7 pixels in version 1.0, 3 in 1.1
+    return Split(blocks, source_fc, features=512, sides=Sides(least=21 if first == 7 else 17))
 
 
 FAMILIES = {"alexnet": Family(_alexnet), "vgg": Family(_vgg), "squeezenet": Family(_squeezenet)}

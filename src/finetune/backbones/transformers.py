@@ -45,10 +45,11 @@ class PatchEmbedding(nn.Module):
 
     def _positions(self, grid: int) -> Tensor:
         """Return position embeddings for a class token and `grid` x `grid` patches."""
-        first, patches = self.pos_embedding[:, :1], self.pos_embedding[:, 1:]
+        positions: Tensor = self.pos_embedding
+        first, patches = positions[:, :1], positions[:, 1:]
         built_for = math.isqrt(patches.shape[1])
         if grid == built_for:
-            return self.pos_embedding
+            return positions
         square = patches.permute(0, 2, 1).unflatten(2, (built_for, built_for))  # (1, D, 14, 14)
         resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=True)
         return torch.cat([first, resized.flatten(2).permute(0, 2, 1)], dim=1)

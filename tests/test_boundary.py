@@ -1,0 +1,54 @@
+"""The one-way street: search decides, finetune trains, and only one file of finetune knows Ray."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FINETUNE = sorted((ROOT / "src" / "finetune").rglob("*.py"))
+TORCH_FREE = (
+    "search.runner",
+    "search.trial",
+    "search.exchange",
+    "search.slots",
+    "search.watch",
+    "search.ledger",
+    "search.results",
+    "search.__main__",
+)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level names of all modules that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FINETUNE) > 10
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.name)
+def test_finetune_imports_no_search_no_tune_and_no_optuna(path: Path) -> None:
+    wrong = [n for n in imported(path) if n.split(".")[0] in ("search", "optuna") or n.startswith("ray.tune")]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [p for p in FINETUNE if p.name != "worker.py"], ids=lambda path: path.name)
+def test_only_the_worker_imports_ray(path: Path) -> None:
+    assert [name for name in imported(path) if name.split(".")[0] == "ray"] == []
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_the_processes_that_search_start_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{ROOT}/src"})
+    assert done.returncode == 0

@@ -1,0 +1,304 @@
+"""The command line as a machine and as a person meet it."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def call(
+    command: list[str], *words: object, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study on digits that takes seconds once its slots are up."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    values = {
+        "study": {"name": "tiny", "trials": 6, "epochs": 3},
+        "data": {
+            "kind": "digits",
+            "classes": ["5", "6", "7"],
+            "image_size": 32,
+            "horizontal_flip": False,
+            "validation_share": 0.4,
+            "test_share": 0.3,
+        },
+        "model": {
+            "backbone": "shufflenet_v2_x0_5",
+            "weights": {
+                "source": {"kind": "digits", "classes": ["0", "1"], "epochs": 2, "learning_rate": 0.05}
+            },
+        },
+        "results": "results",
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def env(cache: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(cache)}
+
+
+# Bad input: exit code 2, one message, no trace
+
+
+def test_every_mistake_of_a_config_is_told_at_once_with_its_place(command: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("study:\n  name: x\n  trails: 3\ndata:\n  kind: digits\nspace:\n  dropout: [2.0]\n")
+    done = call(command, "check", path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"{path}:3:3: unknown key 'trails' in 'study'. Did you mean 'trials'?" in done.stderr
+    assert f"{path}:7:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run"], "give a config file or --data FOLDER, one of them"),
+        (["run", "configs/quickstart.yaml", "--trials", "3"], "with a config file use --set"),
+        (["results", "no-such-folder"], "must hold study.yaml"),
+        (["resume", "no-such-folder"], "must hold study.yaml"),
+        (["predict", "no-such-model", "README.md"], "must hold model.yaml"),
+        (
+            ["check", "configs/quickstart.yaml", "--set", "data.path=x", "--set", "data.kind=folder"],
+            "must be an existing folder",
+        ),
+        (["check", "configs/quickstart.yaml", "--set", "model.backbone=resnet81"], "resnet18"),
+        (["check", "configs/quickstart.yaml", "--set", "resources.slots=4096"], "4096 slot"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(command: list[str], words: list[str], message: str) -> None:
+    done = call(command, *words)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_check_prints_the_plan_and_trains_nothing(command: list[str], tmp_path: Path) -> None:
+    done = call(command, "check", "configs/quickstart.yaml", "--json", env={"XDG_CACHE_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["study"]["trials"] == 26
+    assert plan["model"]["shufflenet_v2_x0_5"]["blocks"] == 18
+    assert list(tmp_path.iterdir()) == []
+    assert "next: python -m search run configs/quickstart.yaml" in done.stderr
+
+
+# A study from start to use, through the command line only
+
+
+@pytest.fixture(scope="module")
+def study(config: Path, env: dict[str, str]) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    import sys
+
+    done = call([sys.executable, "-m", "search"], "run", config, env=env)
+    return config.parent / "results" / "tiny", done
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestStudy:
+    """One study, run once; every reading command is tried on it."""
+
+    Study = tuple[Path, subprocess.CompletedProcess[str]]
+
+    def test_run_prints_the_table_on_stdout_and_the_rest_on_stderr(self, study: Study) -> None:
+        folder, done = study
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^study tiny: finished, 6 of 6 trials", done.stdout, re.MULTILINE)
+        assert "against recipe:" in done.stdout
+        assert "against scratch:" in done.stdout
+        assert len(re.findall(r"^\[ ?\d/6\] trial-\d{4} ", done.stderr, re.MULTILINE)) == 6
+        assert (
+            f"tensorboard --logdir {os.path.relpath(folder, ROOT)}" in done.stderr
+            or str(folder) in done.stderr
+        )
+        assert done.stderr.strip().splitlines()[-1].startswith("next: python -m search predict ")
+        assert not CONTROL.search(done.stdout + done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "tune.py" not in done.stderr
+
+    def test_results_is_one_json_object_that_others_build_on(self, command: list[str], study: Study) -> None:
+        done = call(command, "results", study[0], "--json")
+        assert done.returncode == 0
+        record = json.loads(done.stdout)
+        assert record.keys() == {"study", "best", "trials"}
+        assert record["study"]["state"] == "finished"
+        keys = {
+            "number",
+            "id",
+            "state",
+            "params",
+            "metrics",
+            "epochs",
+            "seconds",
+            "error",
+            "slot",
+            "effective",
+        }
+        assert all(keys <= trial.keys() for trial in record["trials"])
+        assert record["best"]["state"] == "COMPLETE"
+        assert record["best"]["metrics"].keys() == {"best", "last"}
+        with (study[0] / "trials.csv").open(newline="") as file:
+            assert [row["number"] for row in csv.DictReader(file)] == [str(n) for n in range(6)]
+
+    def test_results_prints_the_table_of_the_run_again(self, command: list[str], study: Study) -> None:
+        assert call(command, "results", study[0]).stdout == study[1].stdout
+
+    def test_the_best_model_predicts_what_validation_said_to_the_image(
+        self, command: list[str], study: Study, tmp_path: Path
+    ) -> None:
+        from finetune import catalog
+        from search import config_file, runner
+
+        folder = study[0]
+        images = catalog.scan(runner.data_settings(config_file.load(folder / "study.yaml")))
+        for number, example in enumerate(images.splits["val"]):
+            place = tmp_path / "val" / images.classes[example.label]
+            place.mkdir(parents=True, exist_ok=True)
+            images.open(example).save(place / f"{number:04d}.png")
+        done = call(command, "predict", folder / "best", tmp_path / "val", "--json")
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)
+        assert all(row.keys() == {"path", "class", "probability", "top"} for row in rows)
+        right = sum(Path(row["path"]).parent.name == row["class"] for row in rows)
+        card = yaml.safe_load((folder / "best" / "model.yaml").read_text())
+        record = json.loads(call(command, "results", folder, "--json").stdout)
+        reported = record["best"]["metrics"]["best"]["val/accuracy"]
+        assert right == round(reported * len(rows))
+        assert card["metrics"]["validation"]["accuracy"] == pytest.approx(reported, abs=1e-7)
+        assert card["metrics"]["test"]["images"] == len(images.splits["test"])
+        assert card["classes"] == ["5", "6", "7"]
+
+    def test_predict_writes_csv_and_plain_lines(
+        self, command: list[str], study: Study, tmp_path: Path
+    ) -> None:
+        from PIL import Image
+
+        Image.new("RGB", (40, 30), "white").save(tmp_path / "a.png")
+        done = call(command, "predict", study[0] / "best", tmp_path / "a.png", "--csv", tmp_path / "out.csv")
+        assert done.returncode == 0, done.stderr
+        with (tmp_path / "out.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert row["path"] == str(tmp_path / "a.png")
+        plain = call(command, "predict", study[0] / "best", tmp_path / "a.png").stdout
+        assert plain.split("\t")[:2] == [str(tmp_path / "a.png"), row["class"]]
+
+    def test_another_trial_can_be_exported(self, command: list[str], study: Study, tmp_path: Path) -> None:
+        done = call(command, "export", study[0], "--trial", "0", "--to", tmp_path / "model", "--json")
+        assert done.returncode == 0, done.stderr
+        facts = json.loads(done.stdout)
+        assert facts["strategy"] == "replace"
+        assert {p.name for p in (tmp_path / "model").iterdir()} == {
+            "model.safetensors",
+            "model.yaml",
+            "README.md",
+        }
+
+    def test_one_trial_runs_again_alone_with_the_same_result(
+        self, command: list[str], study: Study, env: dict[str, str]
+    ) -> None:
+        done = call(command, "run", study[0] / "study.yaml", "--only-trial", "2", env=env)
+        assert done.returncode == 0, done.stderr
+        record = json.loads(call(command, "results", study[0], "--json", "--history").stdout)
+        history = record["trials"][2]["history"]
+        for epoch in history:
+            assert f"val/loss {epoch['val/loss']:.4g}" in done.stderr
+
+    def test_tensorboard_shows_every_parameter_of_every_trial(self, study: Study) -> None:
+        from tensorboard.backend.event_processing import event_accumulator
+
+        for folder in sorted((study[0] / "tensorboard").iterdir()):
+            events = event_accumulator.EventAccumulator(str(folder)).Reload()
+            tags = set(events.Tags()["scalars"])
+            wanted = {
+                "train/loss",
+                "val/loss",
+                "val/accuracy",
+                "learning_rate",
+                "seconds",
+                "images_per_second",
+            }
+            assert wanted <= tags
+            assert "best/val/accuracy" in tags
+
+    def test_resuming_a_finished_study_changes_nothing(
+        self, command: list[str], study: Study, env: dict[str, str]
+    ) -> None:
+        before = json.loads(call(command, "results", study[0], "--json").stdout)
+        done = call(command, "resume", study[0], "--json", env=env)
+        assert done.returncode == 0, done.stderr
+        after = json.loads(done.stdout)
+        assert after["trials"] == before["trials"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
+    command: list[str], config: Path, env: dict[str, str], tmp_path: Path, how: signal.Signals
+) -> None:
+    words = [*command, "run", str(config), "--results", str(tmp_path), "--set", "study.trials=8"]
+    more = ["--set", "study.epochs=6", "--set", "early_stopping.enabled=false"]
+    process = subprocess.Popen(
+        [*words, *more], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    ended = [line for line in until(process.stderr, count=2)]
+    process.send_signal(how)
+    rest = process.stderr.read()
+    code = process.wait(timeout=60)
+    process.stderr.close()
+    folder = tmp_path / "tiny"
+    if how != signal.SIGKILL:
+        assert code == 130, rest
+        assert f"next: python -m search resume {folder}" in rest
+    before = json.loads(call(command, "results", folder, "--json").stdout)
+    assert before["study"]["state"] == "interrupted"
+    assert sum(trial["state"] == "COMPLETE" for trial in before["trials"]) >= len(ended)
+    done = call(command, "resume", folder, "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    assert after["study"]["state"] == "finished"
+    counted = [trial for trial in after["trials"] if not trial["interrupted"]]
+    assert len(counted) == 8
+    complete = {trial["number"]: trial for trial in before["trials"] if trial["state"] == "COMPLETE"}
+    for number, trial in complete.items():
+        assert after["trials"][number] == trial
+
+
+def until(stream: Any, *, count: int) -> list[str]:
+    """Read lines until `count` trials have ended; return those lines."""
+    found: list[str] = []
+    deadline = time.monotonic() + 200
+    while len(found) < count and time.monotonic() < deadline:
+        line = stream.readline()
+        if re.match(r"\[ ?\d+/\d+\] trial-", line):
+            found.append(line)
+    return found

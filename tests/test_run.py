@@ -1,0 +1,286 @@
+"""Whole studies on a real Ray: every way a trial can end, and what is left afterwards."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray.cloudpickle
+
+from finetune.history import Keep
+from search import runner, slots
+from search.errors import SettingsIgnored
+from search.layout import StudyFolder
+from search.ledger import read_study
+from search.study import StudyConfig
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+Make = Callable[..., StudyConfig]
+
+DOOMED = 0.0666
+"""A learning rate that marks the trial something happens to."""
+
+
+def planted(change: Callable[[Any], None]) -> Callable[[dict[str, Any]], None]:
+    """Return a worker that runs `change` on `finetune.worker` before it serves trials."""
+
+    def serve(config: dict[str, Any]) -> None:
+        from finetune import worker
+
+        change(worker)
+        worker.slot_loop(config)
+
+    return serve
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+    import sys
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(slots, "serve", planted(change))
+
+
+def ray_processes() -> list[psutil.Process]:
+    """Return the processes of this test's Ray that do something."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].startswith("ray::") and "IDLE" not in words[0] and "Agent" not in words[0]:
+            found.append(process)
+    return found
+
+
+def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_study: Make) -> None:
+    config = small_study(study={"trials": 8, "baselines": ["recipe", "scratch"], "seed": 3})
+    record = runner.run(config)
+    assert record.state == "finished"
+    assert [trial.number for trial in record.trials] == list(range(8))
+    assert [trial.baseline for trial in record.trials[:2]] == ["recipe", "scratch"]
+    assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
+    assert {"replace", "load", "fuse"} == {trial.params["strategy"] for trial in record.trials}
+    assert all(trial.epochs == 3 for trial in record.trials if trial.state == "COMPLETE")
+    best = record.best
+    assert best is not None
+    folder = StudyFolder(Path(record.folder))
+    for path in (folder.config, folder.database, folder.table, folder.best / "model.yaml"):
+        assert path.is_file(), path
+    assert any(folder.tune.rglob("experiment_state*.json"))
+    assert {p.name for p in folder.tensorboard.iterdir()} == {trial.id for trial in record.trials}
+    for trial in record.trials:
+        assert trial.slot in ("slot-0", "slot-1")
+        assert trial.effective["learning_rates"]["head"] == pytest.approx(trial.params["learning_rate"])
+        assert len(trial.history) == trial.epochs
+        assert not folder.last_weights(trial.id).exists()
+    kept = [trial.id for trial in record.trials if folder.best_weights(trial.id).exists()]
+    assert best.id in kept
+    assert len(kept) <= config.study.keep_checkpoints
+    left = [" ".join(process.cmdline()) for process in ray_processes()]
+    assert not [words for words in left if "RayTrain" in words or "Keeper" in words or "Exchange" in words]
+
+
+def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
+    small_study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(worker: Any) -> None:
+        train = worker.loop.train
+
+        def doomed(settings: Any, **options: Any) -> Any:
+            if settings.learning_rate == 0.0666:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if settings.learning_rate == 0.0667:
+                os._exit(3)
+            return train(settings, **options)
+
+        worker.loop.train = doomed
+
+    plant(monkeypatch, die)
+    rates = [0.01, 0.0666, 0.02, 0.0667, 0.03]
+    record = runner.run(
+        small_study(
+            study={"trials": 12, "sampler": "random"},
+            space={"strategy": "replace", "head_size": 0, "learning_rate": rates},
+            early_stopping={"enabled": False},
+        )
+    )
+    assert record.state == "finished"
+    by_rate = {rate: {t.state for t in record.trials if t.params["learning_rate"] == rate} for rate in rates}
+    assert by_rate[0.0666] | by_rate[0.0667] == {"FAIL"}
+    assert by_rate[0.01] | by_rate[0.02] | by_rate[0.03] == {"COMPLETE"}
+    for trial in record.trials:
+        if trial.state == "FAIL":
+            assert trial.error is not None
+            assert trial.error.startswith("its worker died: worker 0: ")
+            assert trial.log is not None
+            assert trial.error in Path(trial.log).read_text()
+
+
+def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
+    small_study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ignore(worker: Any) -> None:
+        import dataclasses
+
+        train = worker.loop.train
+        worker.loop.train = lambda settings, **options: train(
+            dataclasses.replace(settings, learning_rate=0.5), **options
+        )
+
+    plant(monkeypatch, ignore)
+    config = small_study(space={"strategy": "replace", "learning_rate": 0.25})
+    with pytest.raises(SettingsIgnored, match=r"learning_rate 0\.5 instead of 0\.25"):
+        runner.run(config)
+    record = read_study(StudyFolder(config.folder))
+    assert record.state == "interrupted"
+    assert record.best is None
+
+
+def test_a_trial_function_that_is_killed_gives_its_slot_back(small_study: Make) -> None:
+    """The process that stands for the trial in Tune dies; its slot serves the trials after it."""
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            for process in ray_processes():
+                words = process.cmdline()[0]
+                if "trainable" in words or "ImplicitFunc" in words:
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    record = runner.run(
+        small_study(
+            study={"trials": 5},
+            resources={"slots": 1},
+            space={"strategy": "fuse", "frozen_layers": 0},
+            early_stopping={"enabled": False},
+        )
+    )
+    killer.join(timeout=1)
+    assert killed
+    assert record.state == "finished"
+    assert [trial.state for trial in record.trials].count("FAIL") <= 1
+    assert [trial.state for trial in record.trials].count("COMPLETE") >= 4
+    assert all(t.error and "process" in t.error for t in record.trials if t.state == "FAIL")
+
+
+def test_a_loss_that_is_not_finite_fails_the_trial_and_never_the_study(small_study: Make) -> None:
+    record = runner.run(
+        small_study(
+            study={"trials": 4, "sampler": "random"},
+            space={"strategy": "replace", "head_size": 0, "learning_rate": [1e30, 0.05]},
+        )
+    )
+    assert record.state == "finished"
+    for trial in record.trials:
+        wild = trial.params["learning_rate"] == 1e30
+        assert (trial.state == "FAIL") == wild
+        assert not wild or "must stay finite" in str(trial.error)
+
+
+def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> None:
+    record = runner.run(
+        small_study(
+            study={"trials": 3, "metric": "val/loss"},
+            resources={"slots": 1, "workers_per_trial": 2},
+            space={"strategy": ["fuse", "load"]},
+        )
+    )
+    assert record.state == "finished"
+    assert record.best is not None
+    assert all(trial.effective["workers"] == 2 for trial in record.trials)
+
+
+def test_a_warm_slot_gives_the_bits_of_a_cold_process(small_study: Make, tmp_path: Path) -> None:
+    """The same trials, each in fresh processes: same metrics, epoch by epoch, bit for bit."""
+    options = {
+        "study": {"trials": 3, "sampler": "random", "epochs": 2},
+        "early_stopping": {"enabled": False},
+        "resources": {"slots": 1},
+    }
+    warm = runner.run(small_study(**options))
+    cold_study = {**options["study"], "name": "cold", "isolation": "process"}
+    cold = runner.run(small_study(**{**options, "study": cold_study}))
+    assert [scores(t.history) for t in warm.trials] == [scores(t.history) for t in cold.trials]
+    assert len({t.params["strategy"] for t in warm.trials}) > 1
+
+
+def scores(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    timed = ("seconds", "images_per_second")
+    return [{name: value for name, value in epoch.items() if name not in timed} for epoch in history]
+
+
+def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Path) -> None:
+    """A job of many epochs is cancelled; the next one in the same slot ends within seconds."""
+    config = small_study()
+    warm = slots.Slots(
+        slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots", config.backbones
+    )
+    try:
+        blocks = next(iter(warm.wait().values()))["blocks"]
+        long, short = (job(config, blocks, name, tmp_path) for name in ("long", "short"))
+        long["settings"]["epochs"] = 10_000
+        ray.get(warm.exchange.submit.remote(long))
+        while not any(m["kind"] == "epoch" for m in ray.get(warm.exchange.receive.remote("long"))):
+            pass
+        ray.get(warm.exchange.cancel.remote("long"))
+        ray.get(warm.exchange.submit.remote(short))
+        messages: list[dict[str, Any]] = []
+        while not messages or messages[-1]["kind"] != "end":
+            messages += ray.get(warm.exchange.receive.remote("short"))
+        assert messages[-1]["state"] == "complete"
+    finally:
+        warm.close()
+
+
+def job(config: StudyConfig, blocks: dict[str, int], name: str, folder: Path) -> dict[str, Any]:
+    from search.space import Space
+
+    space = Space(config, blocks)
+    settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(runner.cache_dir()))
+    keep = Keep(metric="val/accuracy", mode="max", best=folder / f"{name}.best", last=folder / f"{name}.last")
+    facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(keep).items()}
+    return {
+        "id": name,
+        "kind": "train",
+        "settings": json.loads(json.dumps(settings.to_dict())),
+        "keep": facts,
+    }
+
+
+def test_interrupted_trials_are_tried_again_and_the_study_keeps_its_length(small_study: Make) -> None:
+    """A study that died is resumed: every interrupted trial goes on under a new number."""
+    config = small_study(study={"trials": 5}, early_stopping={"enabled": False})
+    record = runner.run(config)
+    folder = StudyFolder(Path(record.folder))
+    forget(folder, numbers=(3, 4))
+    again = runner.resume(folder.root)
+    assert again.state == "finished"
+    assert [t.state for t in again.trials] == ["COMPLETE"] * 3 + ["FAIL"] * 2 + ["COMPLETE"] * 2
+    assert [t.continues for t in again.trials[5:]] == [3, 4]
+    for old, new in zip(record.trials[3:], again.trials[5:], strict=True):
+        assert new.params == old.params
+        assert scores(new.history) == scores(old.history)
+
+
+def forget(folder: StudyFolder, numbers: tuple[int, ...]) -> None:
+    """Put the record back to where these trials still ran, as a killed driver leaves it."""
+    import sqlite3
+
+    with sqlite3.connect(folder.database) as database:
+        marks = ",".join(str(number) for number in numbers)
+        trials = f"(select trial_id from trials where number in ({marks}))"
+        database.execute(
+            f"update trials set state = 'RUNNING', datetime_complete = null where number in ({marks})"
+        )
+        database.execute(f"delete from trial_values where trial_id in {trials}")
+        database.execute("update study_user_attributes set value_json = '\"running\"' where key = 'state'")
+    database.close()
