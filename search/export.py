@@ -19,12 +19,13 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     import torch
 
     from finetune import model_folder
+    from finetune.loop import World
 
     record = ledger.read_study(folder)
     trial = _chosen(record, number)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     provenance = record.provenance | {"study": record.name, "trial": trial.id}
-    return model_folder.write(folder.best_weights(trial.id), to, provenance, device=device)
+    return model_folder.write(folder.best_weights(trial.id), to, provenance, world=World(device=device))
 
 
 def _chosen(record: StudyRecord, number: int | None) -> TrialRecord:

@@ -20,6 +20,7 @@ from finetune import assets, backbones, checkpoint, loop, strategies
 from finetune.data import load_image, normalise
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
+from finetune.loop import World
 from finetune.kinds import EXTENSIONS
 from finetune.settings import TrialSettings
 from finetune.strategies import TransferModel
@@ -54,26 +55,45 @@ class Model:
 
 
 def write(
-    checkpoint_path: Path, to: Path, provenance: dict[str, Any], *, device: torch.device
+    checkpoint_path: Path, to: Path, provenance: dict[str, Any], *, world: World | None = None
 ) -> dict[str, Any]:
     """Make the model folder `to` of a trial's best weights, and measure it on validation and test.
 
-    This is the only reader of the test split. Returns what model.yaml says.
+    This is the only reader of the test split. All workers of `world` measure, the first one writes.
+    Returns what model.yaml says.
 
     Raises:
         CheckpointError: there is no whole checkpoint at `checkpoint_path`.
         DataError: the images are gone or not as they were.
     """
+    world = world or World()
     tensors, stored = checkpoint.read(checkpoint_path)
     settings = TrialSettings.from_dict(stored["settings"])
-    run = loop.Run(settings, loop.World(device=device))
+    run = loop.Run(settings, world)
     run.model.load_trained_state(tensors)
-    measured = {split: run.evaluate(split) for split in ("val", "test") if run.data.size(split)}
-    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
-    to.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
-    _replace(to / "model.safetensors", lambda path: save_file(state, path))
-    facts = {
+    metrics: dict[str, Any] = {"validation": None, "test": None}
+    for name, split in (("validation", "val"), ("test", "test")):
+        if run.data.size(split):
+            metrics[name] = run.evaluate(split) | {"images": run.data.size(split)}
+    metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
+    facts = _facts(run, metrics, provenance)
+    if world.rank == 0:
+        to.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
+        _replace(to / "model.safetensors", lambda path: save_file(state, path))
+        digest = hashlib.sha256((to / "model.safetensors").read_bytes()).hexdigest()
+        facts["provenance"]["model_sha256"] = digest
+        text = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
+        _replace(to / "model.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+        _replace(to / "README.md", lambda path: path.write_text(_card(facts), encoding="utf-8"))
+    return facts
+
+
+def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    settings = run.settings
+    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, run.world.device.type)
+    prints = {"data_fingerprint": run.data.fingerprint, "weights_sha256": source.sha256}
+    return {
         "format": FORMAT,
         "backbone": settings.backbone,
         "strategy": settings.strategy,
@@ -87,23 +107,10 @@ def write(
             "mean": list(source.mean),
             "std": list(source.std),
         },
-        "metrics": {
-            "validation": measured["val"]
-            | {"images": run.data.size("val"), "epoch": stored["metrics"]["epoch"]},
-            "test": measured["test"] | {"images": run.data.size("test")} if "test" in measured else None,
-        },
+        "metrics": metrics,
         "settings": settings.to_dict(),
-        "provenance": provenance
-        | {
-            "data_fingerprint": run.data.fingerprint,
-            "weights_sha256": source.sha256,
-            "model_sha256": hashlib.sha256((to / "model.safetensors").read_bytes()).hexdigest(),
-        },
+        "provenance": provenance | prints,
     }
-    text = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
-    _replace(to / "model.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-    _replace(to / "README.md", lambda path: path.write_text(_card(facts), encoding="utf-8"))
-    return facts
 
 
 def load(folder: Path, *, device: torch.device | None = None) -> Model:

@@ -129,7 +129,7 @@ def _from_name(backbone_name: str, name: str) -> Pretrained:
     file = _download(member)
     preset = member.transforms()
     return Pretrained(
-        state=_read(file),
+        state=backbones.current_keys(backbone_name, _read(file)),
         classes=tuple(member.meta["categories"]),
         source_classes=len(member.meta["categories"]),
         sha256=_sha256(file),
@@ -164,7 +164,7 @@ def _from_file(backbone_name: str, file: Path) -> Pretrained:
         outline = backbones.classifier(backbone_name)
     rows = backbones.last_layer(backbones.split(backbone_name, outline).source_fc).weight
     key = next(name for name, parameter in outline.named_parameters() if parameter is rows)
-    state = _read(file)
+    state = backbones.current_keys(backbone_name, _read(file))
     if key not in state or state[key].dim() != rows.dim():
         raise _misfit(str(file), backbone_name, differences(outline.state_dict(), state))
     source_classes = len(state[key])

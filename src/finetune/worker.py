@@ -89,8 +89,7 @@ def _train(
 
 
 def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
-    if world.rank == 0:
-        model_folder.write(Path(job["checkpoint"]), Path(job["to"]), job["provenance"], device=world.device)
+    model_folder.write(Path(job["checkpoint"]), Path(job["to"]), job["provenance"], world=world)
     world.agree(True)  # nobody takes the next job before everybody has seen this one
     return {"state": "complete"}
 
