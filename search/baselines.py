@@ -14,7 +14,23 @@ from search.domain import ALL_WORD, Value
 from search.sections import RANDOM_WEIGHTS
 
 _COMMON: Mapping[str, Value] = MappingProxyType(
-    {"strategy": "replace", "backbone_rate": 1.0, "dropout": 0.0, "label_smoothing": 0.0, "momentum": 0.9}
+    {
+        "strategy": "replace",
+        "backbone_rate": 1.0,
+        "dropout": 0.0,
+        "label_smoothing": 0.0,
+        "momentum": 0.9,
+        # Everything that neither the recipe nor the references have.
+        "imbalance": "none",
+        "layer_decay": 1.0,
+        "unfreeze_epochs": 0,
+        "l2_sp": 0.0,
+        "ema_decay": 0.0,
+        "clip_norm": 0.0,
+        "accumulate": 1,
+        "mix": "none",
+        "augment": "none",
+    }
 )
 BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {

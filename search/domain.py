@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from finetune.settings import Optimizer, Schedule, Strategy
+from finetune.settings import Augment, Imbalance, Mix, Optimizer, Schedule, Strategy
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 ALL_WORD = "all"
@@ -163,6 +163,11 @@ def per_strategy(**said: Any) -> Any:
     return Field(default=said)
 
 
+def between(low: float, high: float) -> Any:
+    """A default that is a range."""
+    return Field(default={"low": low, "high": high})
+
+
 def _range_of(name: str, item: Any) -> type[Range]:
     def told(field: str, default: Any) -> Any:
         return Field(default, description=Range.model_fields[field].description)
@@ -213,4 +218,7 @@ Switch = Annotated[Domain, Searched("Switch", bool, ranges=False)]
 Word = Annotated[Domain, Searched("Word", Annotated[str, Field(min_length=1)], ranges=False)]
 OptimizerName = Annotated[Domain, Searched("Optimizer", Optimizer, ranges=False)]
 ScheduleName = Annotated[Domain, Searched("Schedule", Schedule, ranges=False)]
+ImbalanceName = Annotated[Domain, Searched("Imbalance", Imbalance, ranges=False)]
+MixName = Annotated[Domain, Searched("Mix", Mix, ranges=False)]
+AugmentName = Annotated[Domain, Searched("Augment", Augment, ranges=False)]
 StrategyName = Annotated[Domain, Searched("Strategy", Strategy, ranges=False, strategies=False)]

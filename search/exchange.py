@@ -33,8 +33,20 @@ class _Work:
     started: bool = False
     handed_out: int = 0
     ended: bool = False
+    early: dict[int, Message] = field(default_factory=dict)
+    """Messages of the worker that overtook an earlier one, by number."""
+    heard: int = 0
+    """Messages of the worker so far, without a gap."""
+
+    def hear(self, number: int, message: Message) -> None:
+        """Take the worker's message `number` (from 0); say it once all before it are there."""
+        self.early[number] = message
+        while self.heard in self.early:
+            self.say(self.early.pop(self.heard))
+            self.heard += 1
 
     def say(self, message: Message) -> None:
+        """Pass a message on; the first `end` is the last."""
         if not self.ended:
             self.messages.append(message)
             self.ended = message["kind"] == "end"
@@ -140,15 +152,15 @@ class Exchange:
             await slot.change.wait()
         return slot.work.job if slot.work and slot.generation == generation else None
 
-    async def report(self, job_id: str, message: Message) -> None:
-        """Pass on what a slot says of its job; what nobody waits for any more is dropped."""
+    async def report(self, job_id: str, number: int, message: Message) -> None:
+        """Pass on a slot's message `number` (from 0) of its job; one that nobody waits for is dropped."""
         work = self._works.get(job_id)
         if work is None:
             return
         slot = next((s for s in self._slots.values() if s.work is work), None)
         if slot is not None and message["kind"] == "started":
             message = message | {"slot": slot.name}
-        work.say(message)
+        work.hear(number, message)
 
     async def until_stopped(self, job_id: str) -> bool:
         """Return once the job has been cancelled or has ended."""

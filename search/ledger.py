@@ -1,12 +1,14 @@
 """The record of a study: an Optuna study in memory for speed, and the same in a file for good.
 
-The sampler reads memory; a thread brings the storage up to date within milliseconds, trial by
+The sampler reads memory; a thread brings the storage up to date a few times a second, trial by
 trial, in order. So a trial costs the search loop no commit (about 25 ms each on SQLite), and after
 a crash the storage holds every trial as it was moments before.
 """
 
 import copy
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from search.layout import StudyFolder, trial_id
 from search.record import StudyRecord, TrialRecord
 
 STUDY_NAME = "study"
+PAUSE_SECONDS = 0.2
+"""Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
 BUSY_SECONDS = 60
 """How long SQLite waits for another process, such as a dashboard, that holds the file."""
 
@@ -70,7 +74,9 @@ class Ledger:
             self._written[trial.number] = _Written(trial._trial_id, trial)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
-        self._writing = False
+        self._marked: dict[int, float] = {}
+        """When each open trial was last handed to the writer."""
+        self._writing = self._hurried = False
         self._wake = threading.Condition()
         self._closing = False
         self._failure: Exception | None = None
@@ -99,7 +105,8 @@ class Ledger:
     def report(self, number: int, epoch: int, value: float) -> None:
         """Enter the metric after an epoch (counted from 1)."""
         self._open[number].report(value, epoch)
-        self._mark(self._open[number])
+        if time.monotonic() - self._marked.get(number, -math.inf) >= PAUSE_SECONDS:
+            self._mark(self._open[number])
 
     def end(
         self,
@@ -115,6 +122,7 @@ class Ledger:
         `then` is called, from another thread, once the file has it: only then may it be announced.
         """
         trial = self._open.pop(number)
+        self._marked.pop(number, None)
         for name, fact in attributes.items():
             trial.set_user_attr(name, fact)
         self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
@@ -155,10 +163,14 @@ class Ledger:
     def flush(self) -> None:
         """Wait until the file has all that was entered."""
         with self._wake:
+            self._hurried = True
+            self._wake.notify_all()
             self._wake.wait_for(lambda: self._failure or not (self._dirty or self._writing))
+            self._hurried = False
 
     def _mark(self, trial: optuna.Trial, then: Callable[[], None] = lambda: None) -> None:
         # A copy made here: the search loop goes on changing the trial while the writer reads.
+        self._marked[trial.number] = time.monotonic()
         now = copy.deepcopy(self._study._storage.get_trial(trial._trial_id))
         with self._wake:
             if self._failure:
@@ -180,6 +192,8 @@ class Ledger:
                     trial, then = dirty[number]
                     self._write(trial)
                     then()
+                with self._wake:  # short trials begin and end meanwhile, and are then written once
+                    self._wake.wait_for(lambda: self._hurried or self._closing, timeout=PAUSE_SECONDS)
         except Exception as error:  # the search loop raises it at its next entry
             with self._wake:
                 self._failure = error

@@ -161,7 +161,7 @@ class _Study:
             progress=self.progress,
             folder=folder,
             exchange=warm.exchange,
-            numbers=self.searcher.numbers,
+            suggested=self.searcher.suggested,
             metric=study.metric,
             mode=study.mode,
             keep_checkpoints=study.keep_checkpoints,
@@ -180,6 +180,7 @@ class _Study:
             factor=early.factor,
             enabled=early.enabled,
             deadline=self.deadline,
+            is_spared=self.searcher.is_spared,
         )
         stopping.replay(self._earlier)
         self.ledger.set_fact("state", "running")

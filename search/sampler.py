@@ -5,6 +5,7 @@ stopped early. Here the ledger holds the study; this class only suggests, and th
 tells the ledger how each trial went.
 """
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -64,8 +65,8 @@ class StudySearcher(Searcher):
         self._ledger, self._space, self._make_job = ledger, space, make_job
         self._planned, self._sampled = deque(planned), sampled
         self._deadline = deadline
-        self.numbers: dict[str, int] = {}
-        """Tune's trial id -> the trial's number in the ledger."""
+        self.suggested: dict[str, tuple[int, dict[str, Any]]] = {}
+        """Tune's trial id -> the trial's number in the ledger, and its job."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher; nothing is restored from that, `resume` reads the ledger."""
@@ -87,14 +88,19 @@ class StudySearcher(Searcher):
             params = self._space.suggest(trial)
         else:
             return str(Searcher.FINISHED)
-        self.numbers[trial_id] = trial.number
         job = self._make_job(trial.number, params, plan)
         facts: dict[str, Any] = {"params": params}
         if plan is not None:
             set_by = {"baseline": plan.baseline, "continues": plan.continues, "seed_of": plan.seed_of}
             facts |= {name: fact for name, fact in set_by.items() if fact is not None}
         self._ledger.suggested(trial.number, facts)
-        return {"job": job}
+        self.suggested[trial_id] = trial.number, job
+        # Text, as Tune copies, flattens and writes a config with many keys over and over: 25 ms a trial.
+        return {"job": json.dumps(job)}
+
+    def is_spared(self, trial_id: str) -> bool:
+        """True if a suggested trial is never stopped early."""
+        return bool(self.suggested[trial_id][1]["spared"])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to do: the watch enters results, also those that end a trial."""

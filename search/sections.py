@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -21,9 +22,12 @@ from finetune.settings import OnError
 from finetune.torchvision_sets import NO_DOWNLOAD, SETS
 from search.domain import (
     Amount,
+    AugmentName,
     BlockCount,
     Count,
     Fraction,
+    ImbalanceName,
+    MixName,
     Names,
     OptimizerName,
     Pixels,
@@ -35,14 +39,17 @@ from search.domain import (
     StrategyName,
     Switch,
     Word,
+    between,
     per_strategy,
     refused,
     values_of,
 )
 
-Metric = Literal["val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-"""What a study may optimise: every epoch of every trial reports all of them."""
+METRICS = ("val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5", "val/ece")
+"""What a study may optimise: every epoch of every trial reports all of them (top5: where classes > 5)."""
+RECALL = "val/recall/"
+"""Before the name of a class: its recall, which a study may optimise, too."""
+LESS_IS_BETTER = ("val/loss", "val/ece")
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 RANDOM_WEIGHTS = "none"
 SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -71,6 +78,17 @@ def _weights(name: str) -> str:
     return name
 
 
+def _metric(name: str) -> str:
+    if name not in METRICS and not (name.startswith(RECALL) and len(name) > len(RECALL)):
+        known = did_you_mean(name, [*METRICS, f"{RECALL}<class>"])
+        raise refused("must be a metric that every epoch reports", repr(name), known)
+    return name
+
+
+def _mode_of(metric: str) -> "Mode":
+    return "min" if metric in LESS_IS_BETTER else "max"
+
+
 def _budget(text: object) -> object:
     if not re.fullmatch(r"\d+(\.\d+)?[smh]", str(text)) or not float(str(text)[:-1]):
         raise refused("must be a number above 0 with s, m or h", repr(text), "Write 90s, 10m or 2h.")
@@ -84,6 +102,11 @@ def _name(text: str) -> str:
     return text
 
 
+Metric = Annotated[
+    str,
+    AfterValidator(_metric),
+    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{RECALL}.+"}]}),
+]
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
 
 
@@ -93,9 +116,9 @@ class Study(Section):
     name: Annotated[str, AfterValidator(_name)]
     """Names the study's folder: `<results>/<name>`."""
     metric: Metric = "val/accuracy"
-    """What the search optimises; a trial counts with its best epoch."""
-    mode: Mode = Field(default_factory=lambda study: "min" if study["metric"] == "val/loss" else "max")
-    """Left out: `min` for val/loss, `max` for the others."""
+    """What the search optimises, also `val/recall/<class>`; a trial counts with its best epoch."""
+    mode: Mode = Field(default_factory=lambda study: _mode_of(study.get("metric", "")))
+    """Left out: `min` for val/loss and val/ece, `max` for the others."""
     trials: Annotated[int, Field(ge=1)] = 24
     """How many settings are tried, baselines included."""
     epochs: Annotated[int, Field(ge=1)] = 8
@@ -117,7 +140,7 @@ class Study(Section):
     @classmethod
     def _mode_fits_metric(cls, mode: Mode, info: ValidationInfo) -> Mode:
         metric = info.data.get("metric")
-        if metric is not None and mode != ("min" if metric == "val/loss" else "max"):
+        if metric is not None and mode != _mode_of(metric):
             raise refused(f"{metric} cannot be optimised this way", repr(mode), "Delete `mode`: it follows.")
         return mode
 
@@ -227,6 +250,8 @@ class Data(Images):
     """Mirror half of the training images; false for digits, letters and everything with a direction."""
     crop_scale: Scale = 1.0
     """Smallest share of the image's area that a random crop keeps; 1.0: no random crop."""
+    augment: AugmentName = "none"
+    """`trivial`: TrivialAugment, one random operation of random strength per training image."""
 
     @field_validator("test_share")
     @classmethod
@@ -307,7 +332,34 @@ class SpaceSection(Section):
     warmup_epochs: Amount = 0.0
     """Epochs over which the rate rises from zero."""
     label_smoothing: Fraction = 0.0
-    """Share of each label spread over all classes."""
+    """Share of each label spread over all classes. Not used with `imbalance: focal`."""
+    imbalance: ImbalanceName = "none"
+    """What is done about classes of unequal size."""
+    focal_gamma: Amount = 2.0
+    """Of `focal`: how strongly images that are classified well are discounted."""
+    class_balanced_beta: Fraction = 0.999
+    """Of `class_balanced`: 0 weighs all classes alike, towards 1 by 1 / images."""
+    logit_adjustment_tau: Rate = between(0.5, 2.0)
+    """Of `logit_adjustment`: multiple of the log prior; at 1 it is `balanced_softmax`."""
+    layer_decay: Scale = 1.0
+    """Rate of each trained block as a multiple of that of the next one towards the head. Not used where
+    all are frozen."""
+    unfreeze_epochs: Size = 0
+    """Epochs between two thaws, the head alone first, then block by block from the last one down to
+    `frozen_layers`; 0: all of them train from the start. Not used where all are frozen."""
+    l2_sp: Amount = 0.0
+    """Pull of pretrained weights towards where they started, in place of their `weight_decay`; not used
+    where none of them trains."""
+    ema_decay: Fraction = 0.0
+    """Per step, of a moving average of the weights that is evaluated and kept in their place; 0: none."""
+    clip_norm: Amount = 0.0
+    """Largest norm of the gradient; 0: no limit."""
+    accumulate: Count = 1
+    """Parts that each batch is computed in, one after another, to save memory."""
+    mix: MixName = "none"
+    """Blend each training image and its label with another one's of the batch."""
+    mix_alpha: Rate = 0.2
+    """Of `mix`: at 1 any share of the two images is as likely; towards 0 one of them nearly fills it."""
 
 
 class EarlyStopping(Section):

@@ -20,11 +20,20 @@ from search.problems import ConfigErrors, Place, Problem
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.study import NOT_USED, StudyConfig
 
-DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip")
+DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
 # What decides which other fields are used is decided before them.
-_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers")
+_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix")
 FIELDS = (*_FIRST, *(field for field in SpaceSection.model_fields if field not in _FIRST), *DATA_FIELDS)
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
+_OF_TRAINED_BLOCKS = ("backbone_rate", "layer_decay", "unfreeze_epochs")
+_USED_BY = {
+    "momentum": ("optimizer", "sgd"),
+    "focal_gamma": ("imbalance", "focal"),
+    "class_balanced_beta": ("imbalance", "class_balanced"),
+    "logit_adjustment_tau": ("imbalance", "logit_adjustment"),
+}
+"""Field -> the field and the value of it without which it is not used."""
+
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 
 
@@ -196,9 +205,14 @@ class Space:
         return {**params, "weights": fixed["weights"]} if "weights" in fixed else params
 
     def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
-        if field == "momentum":
-            return bool(params["optimizer"] == "sgd")
-        if field == "backbone_rate":
+        if field in _USED_BY:
+            other, value = _USED_BY[field]
+            return bool(params[other] == value)
+        if field == "label_smoothing":
+            return bool(params["imbalance"] != "focal")
+        if field == "mix_alpha":
+            return bool(params["mix"] != "none")
+        if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and params["strategy"] == "replace"):
             frozen = params["frozen_layers"]
             return bool(frozen != ALL_WORD and frozen < self._blocks[params["backbone"]])
         return field not in NOT_USED.get(params.get("strategy", ""), ())

@@ -1,7 +1,7 @@
 """When a trial is given up: asynchronous successive halving on our own epoch, and the study's budget."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -26,6 +26,7 @@ class EarlyStopping(ASHAScheduler):
         factor: int,
         enabled: bool,
         deadline: float | None,
+        is_spared: Callable[[str], bool],
     ) -> None:
         super().__init__(
             time_attr="epoch",
@@ -37,6 +38,8 @@ class EarlyStopping(ASHAScheduler):
             stop_last_trials=False,
         )
         self._enabled, self._deadline = enabled, deadline
+        self._is_spared = is_spared
+        """Asked with Tune's id of a trial: is it a baseline, which runs to its end?"""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return CONTINUE or STOP after an epoch."""
@@ -44,7 +47,7 @@ class EarlyStopping(ASHAScheduler):
             return str(TrialScheduler.CONTINUE)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return str(TrialScheduler.STOP)
-        if not self._enabled or trial.config["job"]["spared"]:
+        if not self._enabled or self._is_spared(trial.trial_id):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 

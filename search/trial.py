@@ -4,6 +4,7 @@ It imports neither torch nor torchvision, so starting its process costs little, 
 `reuse_actors=True` one process serves many trials.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,11 @@ from ray import tune
 
 from search.errors import SettingsIgnored, TrialFailed
 
-CHECKED = ("strategy", "head_size", "dropout", "optimizer", "momentum", "weight_decay", "backbone")
+CHECKED = (
+    *("strategy", "head_size", "dropout", "backbone", "optimizer", "momentum", "weight_decay"),
+    *("imbalance", "label_smoothing", "unfreeze_epochs", "l2_sp"),
+    *("ema_decay", "clip_norm", "accumulate", "mix"),
+)
 """Settings that the worker reads back from the model and the optimiser under the same name."""
 NOT_USED = {"load": ("head_size", "dropout")}
 """Settings that a strategy has no use for."""
@@ -23,14 +28,14 @@ def run_trial(config: dict[str, Any], exchange: Any) -> None:
     """Train one suggestion in a slot, reporting each epoch to Tune.
 
     Args:
-        config: `job`, what a slot needs to train it.
+        config: `job`, what a slot needs to train it, as JSON.
         exchange: the actor that hands it to a slot.
 
     Raises:
         TrialFailed: training failed; the message is the worker's reason, then its trace.
         SettingsIgnored: the worker used other settings than the job's.
     """
-    job = config["job"]
+    job = json.loads(config["job"])
     ray.get(exchange.submit.remote(job))
     try:
         facts: dict[str, Any] = {}
@@ -41,7 +46,7 @@ def run_trial(config: dict[str, Any], exchange: Any) -> None:
                         facts = {"slot": message["slot"]}
                     case "effective":
                         check_effective(job, message)
-                        facts["effective"] = message
+                        facts["effective"] = json.dumps(message)
                     case "epoch":
                         tune.report(message | facts)
                         facts = {}  # once is enough

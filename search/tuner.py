@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 
+from search.sampler import StudySearcher
 from search.trial import run_trial
 from search.watch import Watch
 
@@ -35,7 +36,7 @@ def quieten() -> None:
 def tune(
     exchange: Any,
     *,
-    searcher: Searcher,
+    searcher: StudySearcher,
     scheduler: TrialScheduler,
     watch: Watch,
     trials: int,
@@ -52,7 +53,7 @@ def tune(
     def trainable(config: dict[str, Any]) -> None:
         run_trial(config, exchange)
 
-    ray_tune.Tuner(
+    search = ray_tune.Tuner(
         ray_tune.with_resources(trainable, TRIAL_RESOURCES),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
@@ -60,7 +61,13 @@ def tune(
             num_samples=trials,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"{trial.config['job']['id']}",
+            trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id][1]["id"],
         ),
         run_config=ray_tune.RunConfig(name=name, storage_path=str(storage), callbacks=[watch], verbose=0),
-    ).fit()
+    )
+    try:
+        search.fit()
+    except TuneError:
+        if watch.fatal:
+            raise watch.fatal from None
+        raise

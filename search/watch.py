@@ -1,5 +1,6 @@
 """Follows every trial through Tune and enters what happens: ledger, TensorBoard, progress, files."""
 
+import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from ray.tune.experiment import Trial
 
 from search.board import Board
 from search.errors import SettingsIgnored, TrialFailed
-from search.layout import StudyFolder, trial_id, write_text
+from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.progress import Progress
 
@@ -49,16 +50,18 @@ class Watch(Callback):
         progress: Progress,
         folder: StudyFolder,
         exchange: Any,
-        numbers: dict[str, int],
+        suggested: dict[str, tuple[int, dict[str, Any]]],
         metric: str,
         mode: str,
         keep_checkpoints: int,
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
-        self._folder, self._exchange, self._numbers = folder, exchange, numbers
+        self._folder, self._exchange, self._suggested = folder, exchange, suggested
         self._metric, self._sign = metric, (1.0 if mode == "max" else -1.0)
         self._keep_checkpoints = keep_checkpoints
         self._followed: dict[str, _Followed] = {}
+        self.fatal: SettingsIgnored | None = None
+        """What ended the study; Tune wraps what a callback raises."""
         self._kept: list[tuple[bool, float, int, str]] = []
         """Trials whose weights stay: complete ones first, then by the metric, then the earlier one."""
 
@@ -68,13 +71,11 @@ class Watch(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's TensorBoard run."""
-        number = self._numbers[trial.trial_id]
-        settings = trial.config["job"]["settings"]
-        params = trial.config["job"]["params"]
-        followed = _Followed(number, trial_id(number), params, settings["epochs"])
+        number, job = self._suggested[trial.trial_id]
+        followed = _Followed(number, job["id"], job["params"], job["settings"]["epochs"])
         self._followed[trial.trial_id] = followed
-        self._board.start(followed.id, params)
-        self._progress.trial_started(followed.id, params)
+        self._board.start(followed.id, followed.params)
+        self._progress.trial_started(followed.id, followed.params)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -82,7 +83,7 @@ class Watch(Callback):
         """Enter one epoch."""
         followed = self._followed[trial.trial_id]
         if "slot" in result:
-            followed.slot, followed.effective = result["slot"], result["effective"]
+            followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
         metrics = {
             name: value
             for name, value in result.items()
@@ -113,8 +114,7 @@ class Watch(Callback):
         Raises:
             SettingsIgnored: the worker did not do as it was told; the whole study ends here.
         """
-        number = self._numbers[trial.trial_id]
-        job = trial.config["job"]
+        number, job = self._suggested[trial.trial_id]
         followed = self._followed.pop(trial.trial_id, None) or _Followed(number, job["id"], job["params"], 0)
         self._exchange.cancel.remote(job["id"])  # a trial function that was killed could not do it itself
         error = _error(trial)
@@ -125,6 +125,7 @@ class Watch(Callback):
         write_text(log, f"{followed.id}: {reason}\n\n{trace or error}\n")
         if isinstance(cause, SettingsIgnored):
             self._close(followed, "FAIL", error=str(cause), log=str(log))
+            self.fatal = cause
             raise cause
         self._close(followed, "FAIL", error=reason, log=str(log))
 

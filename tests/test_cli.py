@@ -270,7 +270,7 @@ def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
         [*words, *more], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    ended = [line for line in until(process.stderr, count=2)]
+    ended = until(process.stderr, count=2)
     process.send_signal(how)
     rest = process.stderr.read()
     code = process.wait(timeout=60)

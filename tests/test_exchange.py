@@ -30,9 +30,9 @@ def test_a_slot_gets_jobs_in_order_and_their_messages_reach_the_trial() -> None:
         await exchange.submit(job("b"))
         generation = await exchange.register("slot-0", {})
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
-        await exchange.report("a", {"kind": "started"})
-        await exchange.report("a", {"kind": "epoch", "epoch": 1})
-        await exchange.report("a", {"kind": "end", "state": "complete"})
+        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.report("a", 2, {"kind": "end", "state": "complete"})  # it overtook the epoch
+        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
         messages = await exchange.receive("a")
         assert [m["kind"] for m in messages] == ["started", "epoch", "end"]
         assert messages[0]["slot"] == "slot-0"
@@ -63,7 +63,7 @@ def test_a_cancelled_job_is_stopped_in_its_slot_and_the_slot_takes_the_next() ->
         assert not stopped.done()
         await exchange.cancel("a")
         assert await stopped
-        await exchange.report("a", {"kind": "epoch", "epoch": 2})  # too late, nobody listens
+        await exchange.report("a", 1, {"kind": "epoch", "epoch": 2})  # too late, nobody listens
         await exchange.submit(job("b"))
         assert await exchange.take("slot-0", generation, 0, 1) == job("b")
 
@@ -87,7 +87,7 @@ def test_a_job_whose_worker_dies_fails_alone_with_the_reason() -> None:
         await exchange.submit(job("a"))
         await exchange.submit(job("b"))
         await exchange.take("slot-0", first, 0, 0)
-        await exchange.report("a", {"kind": "started"})
+        await exchange.report("a", 0, {"kind": "started"})
         await exchange.bury("slot-0", "worker 0: out of memory")
         end = await ends(exchange, "a")
         assert (end["state"], end["error"]) == ("failed", "its worker died: worker 0: out of memory")
@@ -142,7 +142,7 @@ def test_trials_that_kill_one_worker_after_another_do_not_give_up_the_slot() -> 
         for name in "abcd":
             generation = await exchange.register("slot-0", {})
             assert await exchange.take("slot-0", generation, 0, 0) == job(name)
-            await exchange.report(name, {"kind": "started"})
+            await exchange.report(name, 0, {"kind": "started"})
             await exchange.bury("slot-0", "killed")
             assert (await ends(exchange, name))["error"] == "its worker died: killed"
 

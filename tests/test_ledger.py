@@ -14,7 +14,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from search import ledger
-from search.ledger import STUDY_NAME, Ledger, open_storage
+from search.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
 from search.sampler import make
 
 
@@ -152,6 +152,7 @@ def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(pa
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("drop table trial_intermediate_values")
     storage.engine.dispose()
+    time.sleep(PAUSE_SECONDS)
     book.report(trial.number, 1, 0.5)
     with pytest.raises(StorageInternalError):
         book.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from finetune import checkpoint, loop
-from finetune.errors import CheckpointError, NonFiniteLoss
+from finetune.errors import CheckpointError, DataError, NonFiniteLoss
 from finetune.history import Keep
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 
@@ -20,6 +21,11 @@ def digits(classes: str, **options: Any) -> DataSettings:
     return DataSettings(
         kind="digits", classes=tuple(classes), image_size=32, horizontal_flip=False, **options
     )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -78,10 +84,24 @@ def test_the_same_settings_give_the_same_epochs_in_any_order_of_trials(
     assert epochs(train(settings, tmp_path / "c")) == alone
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"optimizer": "adamw", "warmup_epochs": 1.5},
+    "careful": {
+        **{"layer_decay": 0.8, "unfreeze_epochs": 1, "l2_sp": 0.01, "ema_decay": 0.9, "clip_norm": 1.0},
+        "imbalance": "class_balanced",
+    },
+    "mixed": {"mix": "mixup", "accumulate": 2, "imbalance": "balanced_sampling", "optimizer": "adam"},
+    "cut": {"mix": "cutmix", "ema_decay": 0.5, "imbalance": "focal", "unfreeze_epochs": 2},
+}
+"""Options that keep a state, or draw random numbers, between two epochs."""
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_an_interrupted_run_goes_on_to_the_result_of_an_uninterrupted_one(
-    settings: TrialSettings, tmp_path: Path
+    settings: TrialSettings, tmp_path: Path, way: str
 ) -> None:
-    settings = dataclasses.replace(settings, optimizer="adamw", warmup_epochs=1.5)
+    data = dataclasses.replace(settings.data, augment="none" if way == "plain" else "trivial")
+    settings = dataclasses.replace(settings, data=data, **WAYS[way])
     whole = epochs(train(settings, tmp_path / "whole"))
 
     class Dies(Exception):
@@ -163,20 +183,50 @@ def test_two_workers_evaluate_every_image_once_and_train_like_one(
     settings: TrialSettings, tmp_path: Path
 ) -> None:
     """Without batch norm in the trained part, the mean over two workers is the mean over all images."""
-    plain = dataclasses.replace(settings, strategy="replace", frozen_layers=-1, dropout=0.0, head_size=16)
-    one = epochs(train(plain, tmp_path / "one"))
+    data = dataclasses.replace(settings.data, classes=tuple("345678"))  # six: top-5 is told, too
+    plain = dataclasses.replace(
+        settings, strategy="replace", frozen_layers=-1, dropout=0.0, head_size=16, data=data
+    )
+    averaged = {"ema_decay": 0.9, "clip_norm": 0.5, "accumulate": 2}
+    whole = {"backbone": "squeezenet1_1", "weights": WeightsSettings(), "frozen_layers": 8}
+    thawing = {"unfreeze_epochs": 1, "layer_decay": 0.8, "l2_sp": 0.01, "learning_rate": 0.01}
+    trials = [
+        plain,
+        dataclasses.replace(plain, imbalance="class_weights", label_smoothing=0.1, **averaged),
+        dataclasses.replace(plain, imbalance="balanced_sampling", **whole, **thawing),
+    ]
+    batch_norms = dataclasses.replace(settings, unfreeze_epochs=1, **averaged)
     script = Path(__file__).parent / "two_workers.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "two")],
-        input=repr(plain.to_dict()),
+        input=repr([trial.to_dict() for trial in (*trials, batch_norms)]),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    two = eval(done.stdout, {"nan": float("nan")})  # our own process's list of dicts
-    assert len(two) == len(one)
-    for ours, theirs in zip(one, two, strict=True):
-        assert theirs["val/accuracy"] == ours["val/accuracy"]
-        assert theirs["val/loss"] == pytest.approx(ours["val/loss"], rel=1e-4)
-        assert theirs["train/loss"] == pytest.approx(ours["train/loss"], rel=1e-4)
+    told = eval(done.stdout, {"nan": float("nan")})  # our own process's list of lists of dicts
+    assert all(math.isfinite(epoch["val/loss"]) for epoch in told.pop())
+    for number, (trial, two) in enumerate(zip(trials, told, strict=True)):
+        one = epochs(train(trial, tmp_path / f"one{number}"))
+        timed = {"kind", "seconds", "images_per_second"}
+        assert [{k: v for k, v in epoch.items() if k not in timed} for epoch in two] == [
+            pytest.approx(epoch, rel=1e-3, abs=1e-6) for epoch in one
+        ]
+        for ours, theirs in zip(one, two, strict=True):
+            assert {name for name in ours if name.startswith("val/recall/")} == {
+                f"val/recall/{name}" for name in "345678"
+            }
+            assert {"val/ece", "val/top5", "val/balanced_accuracy"} <= ours.keys()
+            assert theirs["val/accuracy"] == ours["val/accuracy"]
+
+
+@pytest.mark.parametrize("metric", ["val/top5", "val/recall/8", "val/acuracy"])
+def test_a_metric_that_the_images_do_not_tell_is_refused_before_training(
+    settings: TrialSettings, tmp_path: Path, metric: str
+) -> None:
+    told: list[dict[str, Any]] = []
+    other = dataclasses.replace(keep(tmp_path), metric=metric)
+    with pytest.raises(DataError, match=rf"study\.metric: must be one .*, got '{metric}'\. .*Known: "):
+        loop.train(settings, keep=other, report=told.append)
+    assert not told

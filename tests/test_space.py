@@ -75,6 +75,55 @@ def test_a_trial_is_asked_only_for_what_its_strategy_uses() -> None:
         assert {**params, **Space.plain(trial.params)} == params
 
 
+WAYS: dict[str, Any] = {
+    "space": {
+        "imbalance": ["none", "focal", "class_balanced", "logit_adjustment"],
+        "focal_gamma": [0.5, 2.0],
+        "class_balanced_beta": [0.9, 0.999],
+        "label_smoothing": [0.0, 0.1],
+        "mix": ["none", "mixup"],
+        "mix_alpha": [0.2, 1.0],
+        "layer_decay": {"low": 0.5, "high": 1.0},
+        "unfreeze_epochs": [0, 1],
+        "l2_sp": {"low": 1e-4, "high": 1e-1, "log": True},
+        "frozen_layers": {"replace": [3, "all"], "load": "all", "fuse": [3, 10]},
+    },
+    "data": {"augment": ["none", "trivial"]},
+}
+
+
+def test_a_way_to_fine_tune_is_asked_for_only_where_it_does_something() -> None:
+    space = space_of(**WAYS)
+    for params, trial in search(space):
+        trains = params["frozen_layers"] not in ("all", 10)
+        used = {
+            "focal_gamma": params["imbalance"] == "focal",
+            "class_balanced_beta": params["imbalance"] == "class_balanced",
+            "logit_adjustment_tau": params["imbalance"] == "logit_adjustment",
+            "label_smoothing": params["imbalance"] != "focal",
+            "mix_alpha": params["mix"] == "mixup",
+            "layer_decay": trains,
+            "unfreeze_epochs": trains,
+            "l2_sp": trains or params["strategy"] != "replace",
+        }
+        assert {name: name in params for name in used} == used
+        assert {name: name in trial.params for name in used} == used
+        assert trial.params["augment"] in ("none", "trivial")
+        settings = space.settings(params, number=0, cache_dir="/cache")
+        assert (settings.imbalance, settings.data.augment) == (params["imbalance"], params["augment"])
+        assert TrialSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_ways_to_fine_tune_are_off_by_default_and_in_baselines() -> None:
+    plain, searched = space_of(), space_of(**WAYS)
+    found = [(plain, plain.suggest(tpe().ask())), (searched, searched.baseline("scratch"))]
+    for space, params in found:
+        settings = space.settings(params, number=0, cache_dir="/cache")
+        assert (settings.imbalance, settings.mix, settings.data.augment) == ("none", "none", "none")
+        assert (settings.layer_decay, settings.unfreeze_epochs, settings.accumulate) == (1.0, 0, 1)
+        assert (settings.l2_sp, settings.ema_decay, settings.clip_norm) == (0.0, 0.0, 0.0)
+
+
 def test_one_name_has_one_distribution() -> None:
     found: dict[str, Any] = {}
     for _, trial in search(space_of(**EVERYTHING)):

@@ -171,6 +171,16 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
     [
         ({"study": {"metric": "val/acuracy"}}, "got 'val/acuracy'. Did you mean 'val/accuracy'"),
         (
+            {"study": {"metric": "val/recall/"}},
+            "study.metric: must be a metric that every epoch reports, got",
+        ),
+        ({"study": {"metric": "val/ece", "mode": "max"}}, "val/ece cannot be optimised this way, got 'max'"),
+        ({"space": {"imbalance": "focl"}}, "got 'focl'. Did you mean 'focal'"),
+        ({"space": {"mix": "mixupp"}}, "must be one of none, mixup, cutmix, got 'mixupp'."),
+        ({"space": {"layer_decay": 1.5}}, "space.layer_decay: must be at most 1, got 1.5."),
+        ({"space": {"accumulate": 0}}, "space.accumulate: must be at least 1, got 0."),
+        ({"data": {"augment": "trivia"}}, "data.augment: must be one of none, trivial, got 'trivia'."),
+        (
             {"study": {"metric": "val/loss", "mode": "max"}},
             "study.mode: val/loss cannot be optimised this way",
         ),
@@ -248,6 +258,14 @@ def test_a_field_takes_a_value_a_list_a_range_or_those_per_strategy() -> None:
 def test_mode_follows_the_metric_and_grace_the_epochs() -> None:
     config = StudyConfig.from_dict(said(study={"metric": "val/loss", "epochs": 17, "budget": "1.5m"}))
     assert (config.study.mode, config.grace, config.study.budget_seconds) == ("min", 3, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("val/ece", "min"), ("val/recall/no tail", "max"), ("val/top5", "max")]
+)
+def test_every_metric_may_be_optimised_and_has_its_direction(metric: str, mode: str) -> None:
+    config = StudyConfig.from_dict(said(study={"metric": metric}))
+    assert (config.study.metric, config.study.mode) == (metric, mode)
 
 
 def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> None:

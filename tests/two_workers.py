@@ -1,9 +1,8 @@
-"""Train the settings given on stdin with two gloo workers; print rank 0's epochs. Used by test_loop."""
+"""Train all settings given on stdin with two gloo workers; print rank 0's epochs. Used by test_loop."""
 
 import ast
 import json
 import multiprocessing
-import os
 import sys
 from pathlib import Path
 
@@ -16,13 +15,17 @@ from finetune.history import Keep
 from finetune.settings import TrialSettings
 
 
-def work(rank: int, settings: TrialSettings, folder: Path, file: str) -> None:
+def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    messages: list[dict[str, object]] = []
-    keep = Keep(metric="val/accuracy", mode="max", best=folder / "best", last=folder / "last")
-    loop.train(settings, keep=keep, report=messages.append, world=loop.World(rank, 2))
+    told = []
+    for number, settings in enumerate(trials):
+        messages: list[dict[str, object]] = []
+        paths = {"best": folder / f"best{number}", "last": folder / f"last{number}"}
+        keep = Keep(metric="val/accuracy", mode="max", **paths)
+        loop.train(settings, keep=keep, report=messages.append, world=loop.World(rank, 2))
+        told.append([m for m in messages if m["kind"] == "epoch"])
     if rank == 0:
-        (folder / "epochs.json").write_text(json.dumps([m for m in messages if m["kind"] == "epoch"]))
+        (folder / "epochs.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()
 
 
@@ -30,7 +33,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
     target.mkdir(parents=True)
-    given = TrialSettings.from_dict(ast.literal_eval(sys.stdin.read()))
+    given = [TrialSettings.from_dict(values) for values in ast.literal_eval(sys.stdin.read())]
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(r, given, target, f"{target}/rendezvous")) for r in (0, 1)]
     for worker in workers:

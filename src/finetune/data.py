@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from finetune import augment
 from finetune.catalog import Catalog, Example
 from finetune.decode import decode
 from finetune.settings import DataSettings
@@ -103,7 +104,7 @@ class ImageData:
             split: `train`, `val` or `test`.
             indices: int64 (B,) on the CPU, each in 0..N-1; repetitions are allowed.
             view: None: as for evaluation. v: training view v, a pure function of (data.seed, the
-                image's path, v): randomly cropped and mirrored as far as the settings say.
+                image's path, v): randomly cropped, mirrored and altered as far as the settings say.
 
         Raises:
             DataError: an image cannot be read.
@@ -117,7 +118,8 @@ class ImageData:
                 "Count within the split."
             )
         crops, flips = self._data.crop_scale < 1, self._data.horizontal_flip
-        if view is None or not (crops or flips):
+        augments = self._data.augment != "none"
+        if view is None or not (crops or flips or augments):
             return self._evaluation_images(split, rows)
         examples = [self._catalog.splits[split][row] for row in rows]
         draws = [_draws(self._data.seed, example.path, view) for example in examples]
@@ -125,6 +127,8 @@ class ImageData:
         images = self._crops(examples, draws) if crops else self._evaluation_images(split, rows)
         if flips:
             images[mirrored] = images[mirrored].flip(-1)
+        if augments:
+            images = torch.stack(list(self._decoders.map(augment.trivial, images, draws)))
         return images
 
     def batches(
@@ -289,7 +293,7 @@ def _random_box(width: int, height: int, scale: float, draw: random.Random) -> B
 
 
 def _draws(seed: int, path: str, view: int) -> random.Random:
-    """Return the random numbers of one view of one image: the first mirrors it, the others crop it."""
+    """Return the random numbers of one view of one image: to mirror it, then to crop it, then to alter it."""
     key = f"{seed}\0{view}\0{path}".encode("utf-8", "surrogateescape")
     return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
 

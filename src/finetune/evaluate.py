@@ -3,50 +3,114 @@
 Shapes: B images of a batch, C classes.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
+from torchmetrics import SumMetric
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassStatScores
+
+from finetune.errors import DataError, did_you_mean
 
 BATCH = 64
 """Images per evaluation step and worker; fixed, so that an exported model answers as the study did."""
+BINS = 15
+"""Of the calibration error, as in Guo et al., ICML 2017."""
+TOP = 5
 
 
-def metrics(classes: int) -> MetricCollection:
-    """Return the metrics of a split by their plain names; torchmetrics sums their states over workers.
+def names(classes: Sequence[str], labels: Tensor) -> list[str]:
+    """Return the names of the metrics of a split with `labels` int64 (N,), as `Scores` reports them."""
+    top = ["top5"] if len(classes) > TOP else []
+    present = [f"recall/{classes[label]}" for label in labels.unique().tolist()]
+    return ["loss", "accuracy", "balanced_accuracy", "macro_f1", "ece", *top, *present]
 
-    `balanced_accuracy` is the mean recall over the classes that occur (Brodersen et al., ICPR 2010).
+
+def check_metric(metric: str, classes: Sequence[str], labels: Tensor) -> None:
+    """Raise a DataError unless a validation split with `labels` tells `metric`, such as `val/top5`."""
+    known = [f"val/{name}" for name in names(classes, labels)]
+    if metric not in known:
+        raise DataError(
+            f"study.metric: must be one that these validation images tell, got {metric!r}. "
+            + did_you_mean(metric, known)
+        )
+
+
+class Scores:
+    """The metrics of a split, built once; torchmetrics sums their states over the workers.
+
+    loss               mean cross-entropy, nats
+    accuracy           share of images whose most probable class is the label's
+    balanced_accuracy  mean recall over the classes that occur (Brodersen et al., ICPR 2010)
+    macro_f1           mean F1 over the classes that occur or are answered, as scikit-learn's
+    ece                expected calibration error in 15 bins (Guo et al., ICML 2017, eq. 3), 0..1
+    top5               share of images with the label among the five most probable; where C > 5
+    recall/<class>     share of the class's images that are answered so; for classes that occur
+
+    Args:
+        classes: names of the C classes in the order of the logits.
+        device: where the logits will be.
     """
-    named = {
-        "accuracy": MulticlassAccuracy(classes, average="micro"),
-        "balanced_accuracy": MulticlassRecall(classes, average="macro"),
-        "macro_f1": MulticlassF1Score(classes, average="macro"),
-    }
-    if classes > 5:
-        named["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
-    return MetricCollection(named)  # type: ignore[arg-type]
+
+    def __init__(self, classes: Sequence[str], device: torch.device) -> None:
+        self.classes = classes
+        # A NaN must reach the sum: torchmetrics' default leaves it out with a warning.
+        self._loss = SumMetric(nan_strategy="disable").to(device)
+        self._in_top = SumMetric(nan_strategy="disable").to(device)
+        count = len(classes)
+        self._counts = MulticlassStatScores(count, average=None, validate_args=False).to(device)
+        self._calibration = MulticlassCalibrationError(count, n_bins=BINS, validate_args=False).to(device)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        for metric in (self._loss, self._in_top, self._counts, self._calibration):
+            metric.reset()
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take float32 logits (B, C) and labels int64 (B,)."""
+        log_p = F.log_softmax(logits, dim=1)
+        self._loss.update(F.nll_loss(log_p, labels, reduction="sum"))
+        self._counts.update(logits.argmax(dim=1), labels)
+        self._calibration.update(log_p.exp(), labels)  # logits within 0..1 would pass for probabilities
+        if len(self.classes) > TOP:
+            found = logits.topk(TOP, dim=1).indices == labels[:, None]  # (B, 5)
+            self._in_top.update(found.sum().float())
+
+    def compute(self) -> dict[str, float]:
+        """Return all metrics over all workers by name; all NaN where the loss is not finite."""
+        tp, fp, _, fn, support = self._counts.compute().double().cpu().unbind(dim=1)  # each (C,)
+        images, occurs = support.sum(), support > 0
+        answered = occurs | (fp > 0)
+        recalls = tp / support  # NaN where a class does not occur
+        scores = {
+            "loss": self._loss.compute().double().cpu() / images,
+            "accuracy": tp.sum() / images,
+            "balanced_accuracy": recalls[occurs].mean(),
+            "macro_f1": (2 * tp / (2 * tp + fp + fn))[answered].mean(),
+            "ece": self._calibration.compute(),
+        }
+        if len(self.classes) > TOP:
+            scores["top5"] = self._in_top.compute().double().cpu() / images
+        named = zip(self.classes, recalls, occurs.tolist(), strict=True)
+        scores |= {f"recall/{name}": recall for name, recall, there in named if there}
+        values = {name: value.item() for name, value in scores.items()}
+        # A NaN among the logits would count as a sure answer.
+        return values if math.isfinite(values["loss"]) else dict.fromkeys(values, math.nan)
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, classes: int, device: torch.device
-) -> dict[str, float]:
-    """Return loss (mean cross-entropy in nats) and `metrics` over all batches of all workers.
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scores: Scores) -> dict[str, float]:
+    """Return the metrics over all batches of all workers.
 
     Args:
         model: images (B, 3, H, W) -> logits (B, C); left in `eval` mode.
-        batches: this worker's share, normalised images (B, 3, H, W) and labels (B,) on `device`.
-        classes: C.
-        device: where the batches are.
+        batches: this worker's share, normalised images (B, 3, H, W) and labels (B,) on the device.
+        scores: of these classes; what they counted before is forgotten.
     """
     model.eval()
-    scores = metrics(classes).to(device)
-    loss = MeanMetric(sync_on_compute=True).to(device)
+    scores.reset()
     for images, labels in batches:
-        logits = model(images).float()  # (B, C)
-        scores.update(logits, labels)
-        loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-    return {"loss": loss.compute().item()} | {name: value.item() for name, value in scores.compute().items()}
+        scores.update(model(images).float(), labels)
+    return scores.compute()

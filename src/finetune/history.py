@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune import checkpoint
+from finetune.averaging import Average
 from finetune.errors import CheckpointError
 from finetune.settings import TrialSettings
 from finetune.strategies import TransferModel
@@ -40,10 +42,11 @@ class History:
         settings: TrialSettings,
         keep: Keep,
         *,
+        average: Average | None,
         leads: bool,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.settings, self.keep = settings, keep
+        self.settings, self.keep, self.average = settings, keep, average
         self.leads = leads
         """This worker writes the files; the others only keep count."""
         self.epochs: list[dict[str, float]] = []
@@ -58,7 +61,8 @@ class History:
         sign = 1.0 if self.keep.mode == "max" else -1.0
         values = [sign * past[self.keep.metric] for past in self.epochs]
         if values[-1] > max(values[:-1], default=-math.inf):
-            self._best = {k: v.detach().cpu().clone() for k, v in self.model.trained_state().items()}
+            evaluated = self.average.state if self.average else self.model.trained_state()
+            self._best = {k: v.detach().cpu().clone() for k, v in evaluated.items()}
             self._best_epoch, self._unsaved = int(metrics["epoch"]), True
         if time.monotonic() - self._written >= self.keep.every_seconds:
             self._write_last()
@@ -85,8 +89,10 @@ class History:
                 f"{self.keep.last}: a checkpoint must be of the trial's own settings, "
                 f"got those of another. Remove the file to start the trial afresh."
             )
-        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_trained_state(state)
+        self.model.load_trained_state(_below("model.", tensors))
+        if self.average:
+            for name, tensor in _below("average.", tensors).items():
+                self.average.state[name].copy_(tensor)
         checkpoint.unpack_optimizer(self.optimizer, tensors, facts["groups"])
         self.epochs = facts["history"]
         self.schedule.load_state_dict(facts["schedule"])
@@ -101,6 +107,8 @@ class History:
             return
         flat, groups = checkpoint.pack_optimizer(self.optimizer)
         model = {f"model.{k}": v for k, v in self.model.trained_state().items()}
+        if self.average:
+            model |= {f"average.{k}": v for k, v in self.average.state.items()}
         facts = {
             "settings": self.settings.to_dict(),
             "groups": groups,
@@ -108,3 +116,7 @@ class History:
             "history": self.epochs,
         }
         checkpoint.write(self.keep.last, model | flat, facts)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

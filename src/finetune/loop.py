@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, optimize, order, strategies
+from finetune import assets, augment, optimize, order, strategies
+from finetune.averaging import Average
 from finetune.data import ImageData, normalise
 from finetune.errors import NonFiniteLoss
-from finetune.evaluate import BATCH, evaluate
+from finetune.evaluate import BATCH, Scores, check_metric, evaluate
 from finetune.history import History, Keep
+from finetune.losses import Loss
 from finetune.settings import TrialSettings, WeightsSettings
 from finetune.strategies import TransferModel
 
@@ -74,7 +75,16 @@ def train(
         FinetuneError: data, weights, backbone or checkpoint are not as the settings say.
     """
     run = Run(settings, world or World())
-    history = History(run.model, run.optimizer, run.schedule, settings, keep, leads=run.world.rank == 0)
+    check_metric(keep.metric, run.data.classes, run.data.labels("val"))
+    history = History(
+        run.model,
+        run.optimizer,
+        run.schedule,
+        settings,
+        keep,
+        average=run.average,
+        leads=run.world.rank == 0,
+    )
     report({"kind": "effective"} | run.effective())
     for past in history.restore():
         report({"kind": "epoch"} | past)
@@ -84,7 +94,8 @@ def train(
         if loss is None:
             history.save_best()
             return Outcome("stopped", epoch - 1)
-        scores = {f"val/{name}": value for name, value in run.evaluate("val").items()}
+        with run.average.applied() if run.average else nullcontext():
+            scores = {f"val/{name}": value for name, value in run.evaluate("val").items()}
         if not math.isfinite(scores["val/loss"]):
             raise NonFiniteLoss(_non_finite("validation", scores["val/loss"], epoch, settings))
         seconds = time.perf_counter() - begin
@@ -108,18 +119,27 @@ class Run:
         source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
         self.mean, self.std = source.mean, source.std
         self.model = build_model(settings, self.data, world.device)
+        weights, classes = self.data.weights("train"), len(self.data.classes)
+        self.loss = Loss(settings, self.data.labels("train"), weights, classes=classes, device=world.device)
         self.steps = len(self._order(1))
         self.optimizer = optimize.optimizer(self.model.parameter_groups(), settings)
         self.schedule = optimize.schedule(self.optimizer, settings, steps_per_epoch=self.steps)
-        self.step_model: nn.Module = self.model
-        if world.size > 1:
-            self.step_model = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.starts = optimize.starts(self.optimizer)
+        self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.mixing = augment.mixing(settings)
+        self.scores = Scores(self.data.classes, world.device)
+        self.step_model = self._parallel()
         self.weights_sha256 = source.sha256
 
     def effective(self) -> dict[str, Any]:
         """Return what is really used, read back from the model, the optimiser and the data."""
-        facts = self.model.describe() | optimize.effective(self.optimizer)
+        facts = self.model.describe() | optimize.effective(self.optimizer) | self.loss.effective()
         return facts | {
+            "ema_decay": self.average.decay if self.average else 0.0,
+            "mix": self.settings.mix if self.mixing else "none",
+            "clip_norm": self.settings.clip_norm,
+            "accumulate": self.settings.accumulate,
+            "unfreeze_epochs": self.settings.unfreeze_epochs,
             "backbone": self.settings.backbone,
             "batch_size": self.settings.data.batch_size,
             "image_size": self.settings.data.image_size,
@@ -130,31 +150,26 @@ class Run:
         }
 
     def train_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> float | None:
-        """Return the mean training loss per image, or None if told to stop between two batches."""
-        settings, world = self.settings, self.world
+        """Return the (weighted) mean training loss, or None if told to stop between two batches."""
+        settings, world, weights = self.settings, self.world, self.loss.weights
         # Every epoch seeds itself: going on after an interruption needs no generator's state.
         torch.manual_seed(_mix(settings.seed, epoch, world.rank))
+        self._thaw(epoch)
         self.step_model.train()
         whole = self._order(epoch)
         total = torch.zeros((), device=world.device)
         shares = [batch[world.rank :: world.size] for batch in whole]
         batches = self.data.batches("train", shares, view=epoch - 1)
         for step, (pixels, labels) in enumerate(batches):
-            images, labels = self._on_device(pixels), labels.to(world.device, non_blocking=True)
-            with self._autocast():
-                losses = F.cross_entropy(
-                    self.step_model(images),  # (B, C)
-                    labels,
-                    reduction="sum",
-                    label_smoothing=settings.label_smoothing,
-                )
-            # DDP averages gradients over workers: this makes the average the mean over all images.
-            loss = losses * (world.size / len(whole[step]))
+            images, targets = self._on_device(pixels), self.loss.targets(labels, weights[shares[step]])
+            images, targets = augment.mix(self.mixing, images, targets)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            # DDP averages gradients over workers: this makes the average the mean over all images.
+            total += self._backward(images, targets, scale=world.size / weights[whole[step]].sum().item())
+            optimize.step(self.optimizer, self.starts, clip_norm=settings.clip_norm)
             self.schedule.step()
-            total += losses.detach()
+            if self.average:
+                self.average.update(self.schedule.last_epoch)
             look = world.device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == len(whole)
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
             if bad:
@@ -164,7 +179,39 @@ class Run:
         if world.size > 1:
             torch.distributed.all_reduce(total)
             self._average_buffers()
-        return total.item() / sum(len(batch) for batch in whole)
+        return total.item() / weights[torch.cat(whole)].sum().item()
+
+    def _backward(self, images: Tensor, targets: Tensor, *, scale: float) -> Tensor:
+        """Add the gradient of scale * the sum of losses, in `accumulate` parts; return that sum.
+
+        Workers exchange gradients once, with the last part.
+        """
+        total = torch.zeros((), device=self.world.device)
+        parts = list(zip(*(t.chunk(self.settings.accumulate) for t in (images, targets)), strict=True))
+        for number, (some, wanted) in enumerate(parts, 1):
+            model = self.step_model
+            waits = number < len(parts) and isinstance(model, DistributedDataParallel)
+            with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with self._autocast():
+                    losses = self.loss(model(some), wanted)
+                (losses * scale).backward()
+            total += losses.detach()
+        return total
+
+    def _thaw(self, epoch: int) -> None:
+        """Let those trained blocks train whose turn has come: one more every `unfreeze_epochs` epochs.
+
+        Gradual unfreezing (Howard and Ruder, ACL 2018, section 3.3), the head alone first.
+        """
+        every = self.settings.unfreeze_epochs
+        if every and self.model.thaw((epoch - 1) // every):
+            self.step_model = self._parallel()
+
+    def _parallel(self) -> nn.Module:
+        """Return the model as its workers step it; DDP waits for all gradients that it sees here."""
+        if self.world.size == 1:
+            return self.model
+        return DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metrics of a split; each worker reads its own share of the images."""
@@ -176,12 +223,15 @@ class Run:
                 yield self._on_device(pixels), labels.to(world.device)
 
         with self._autocast():
-            return evaluate(self.model, batches(), classes=len(self.data.classes), device=world.device)
+            return evaluate(self.model, batches(), self.scores)
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
         shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
-        return order.batches(self.data.size("train"), self.settings.data.batch_size, shuffle)
+        size = self.settings.data.batch_size
+        if self.settings.imbalance == "balanced_sampling":
+            return order.balanced_batches(self.data.labels("train"), size, shuffle)
+        return order.batches(self.data.size("train"), size, shuffle)
 
     def _on_device(self, pixels: Tensor) -> Tensor:
         images = normalise(pixels.to(self.world.device, non_blocking=True), self.mean, self.std)
@@ -196,11 +246,10 @@ class Run:
 
     def _average_buffers(self) -> None:
         """Give all workers the mean of the trained batch norms' running statistics."""
-        for part in (self.model.trunk, self.model.head):
-            for buffer in part.buffers():
-                if buffer.is_floating_point():
-                    torch.distributed.all_reduce(buffer)
-                    buffer /= self.world.size
+        for name, buffer in self.model.moving_statistics().items():
+            for statistic in [buffer, self.average.state[name]] if self.average else [buffer]:
+                torch.distributed.all_reduce(statistic)
+                statistic /= self.world.size
 
 
 def build_model(settings: TrialSettings, data: ImageData, device: torch.device) -> TransferModel:

@@ -20,8 +20,8 @@ from finetune import assets, backbones, checkpoint, loop, strategies
 from finetune.data import load_image, normalise
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
-from finetune.loop import World
 from finetune.kinds import EXTENSIONS
+from finetune.loop import World
 from finetune.settings import TrialSettings
 from finetune.strategies import TransferModel
 
@@ -214,7 +214,8 @@ def _plain(value: Any) -> Any:
 def _card(facts: dict[str, Any]) -> str:
     """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
     scores = facts["metrics"]
-    columns = [name for name, value in scores["validation"].items() if isinstance(value, float)]
+    whole = {name: value for name, value in scores["validation"].items() if "/" not in name}
+    columns = [name for name, value in whole.items() if isinstance(value, float)]
 
     def row(name: str, split: dict[str, Any]) -> str:
         return f"| {name} | {split['images']} | " + " | ".join(f"{split[c]:.4f}" for c in columns) + " |"

@@ -1,10 +1,10 @@
-"""The optimiser of one trial: one parameter group per part of the model, and its rate over the steps."""
+"""The optimiser of one trial: one parameter group per part of the model, its rate, and one step of it."""
 
 import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -12,26 +12,35 @@ from finetune.settings import TrialSettings
 
 
 def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialSettings) -> Optimizer:
-    """Return the optimiser over named parameter groups.
+    """Return the optimiser over named parameter groups, the backbone's in the order of its blocks.
 
-    Groups of the backbone (`blocks.*`) train at `learning_rate * backbone_rate`, all others at
-    `learning_rate`.
+    Groups of the backbone (`blocks.*`) train at `learning_rate * backbone_rate * layer_decay^d`, where d
+    counts them from the head: 1 for the last one (Howard and Ruder, ACL 2018, section 3.2); all others
+    at `learning_rate`. Each group says in `l2_sp` how strongly it is pulled to where it started; one that
+    is pulled there has no `weight_decay`, which would pull it to zero (Li et al., ICML 2018, section 3).
     """
-    named = [
+    named = [(name, parameters) for name, parameters in groups if parameters]
+    blocks = [name for name, _ in named if name.startswith("blocks.")]
+    rates = {
+        name: settings.backbone_rate * settings.layer_decay**distance
+        for distance, name in enumerate(reversed(blocks), 1)
+    }
+    options = [
         {
             "name": name,
             "params": parameters,
-            "lr": settings.learning_rate * (settings.backbone_rate if name.startswith("blocks.") else 1.0),
+            "lr": settings.learning_rate * rates.get(name, 1.0),
+            "l2_sp": settings.l2_sp if _is_pretrained(name, settings) else 0.0,
         }
-        for name, parameters in groups
-        if parameters
+        for name, parameters in named
     ]
-    decay = settings.weight_decay
+    for group in options:
+        group["weight_decay"] = 0.0 if group["l2_sp"] else settings.weight_decay
     if settings.optimizer == "adam":
-        return torch.optim.Adam(named, lr=settings.learning_rate, weight_decay=decay)
+        return torch.optim.Adam(options, lr=settings.learning_rate)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(named, lr=settings.learning_rate, weight_decay=decay)
-    return torch.optim.SGD(named, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.AdamW(options, lr=settings.learning_rate)
+    return torch.optim.SGD(options, lr=settings.learning_rate, momentum=settings.momentum)
 
 
 def schedule(optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> LambdaLR:
@@ -52,13 +61,46 @@ def schedule(optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: 
     return LambdaLR(optimizer, factor)
 
 
+def starts(optimizer: Optimizer) -> list[list[Tensor]]:
+    """Return copies of the parameters that are to be pulled back, by group; none for other groups."""
+    return [
+        [p.detach().clone() for p in group["params"]] if group["l2_sp"] else []
+        for group in optimizer.param_groups
+    ]
+
+
+@torch.no_grad()
+def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) -> None:
+    """Take one step along the gradients; parameters without gradient stay as they are.
+
+    L2-SP adds the gradient of l2_sp / 2 * ||w - w_start||^2 (Li et al., section 3); then all
+    gradients together are scaled down to the norm `clip_norm` where they exceed it; 0: never.
+    """
+    for group, begin in zip(optimizer.param_groups, starts, strict=True):
+        for parameter, start in zip(group["params"], begin, strict=False):  # no starts: no pull
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=group["l2_sp"])
+    if clip_norm:
+        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
+    optimizer.step()
+
+
 def effective(optimizer: Optimizer) -> dict[str, object]:
-    """Return what the optimiser really holds: its kind, peak rates by group and shared options."""
-    first = optimizer.param_groups[0]
-    rates = {group["name"]: group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}
+    """Return what the optimiser really holds: its kind, peak rates by group and shared options.
+
+    `weight_decay` is that of the groups that are not pulled to where they started, where there are any.
+    """
+    groups = optimizer.param_groups
+    decays = [group["weight_decay"] for group in groups if not group["l2_sp"]]
     return {
         "optimizer": type(optimizer).__name__.lower(),
-        "learning_rates": rates,
-        "weight_decay": first["weight_decay"],
-        **({"momentum": first["momentum"]} if "momentum" in first else {}),
+        "learning_rates": {group["name"]: group.get("initial_lr", group["lr"]) for group in groups},
+        "l2_sp": max(group["l2_sp"] for group in groups),
+        **({"weight_decay": decays[0]} if decays else {}),
+        **({"momentum": groups[0]["momentum"]} if "momentum" in groups[0] else {}),
     }
+
+
+def _is_pretrained(group: str, settings: TrialSettings) -> bool:
+    """True if the group's parameters are the source's; under `load` the head's are made of them."""
+    return group != "head" or settings.strategy == "load"

@@ -11,5 +11,36 @@ def batches(images: int, size: int, shuffle: torch.Generator) -> list[Tensor]:
     few images with one pixel each has a variance near zero, and its gradient, multiplied from block to
     block, has thrown ShuffleNet's weights to 1e5 in one step (measured: 2 images, 32 px, random weights).
     """
-    order = list(torch.randperm(images, generator=shuffle).split(size))
-    return order[:-1] if len(order) > 1 and 2 * len(order[-1]) < size else order
+    return _split(torch.randperm(images, generator=shuffle), size)
+
+
+def balanced_batches(labels: Tensor, size: int, shuffle: torch.Generator) -> list[Tensor]:
+    """Return an epoch's batches in which all classes that occur are drawn alike, in random order.
+
+    Class-balanced sampling: p_c = 1 / C (Kang et al., ICLR 2020, eq. 1 with q = 0), without the
+    variance of independent draws: an epoch has as many images as ever, N // C or one more of each
+    class, and each image of a class equally often, or once more. An image that comes twice in an
+    epoch comes with the same view: views are functions of the image and the epoch.
+
+    Args:
+        labels: of all training images, int64 (N,).
+        size: images per batch.
+        shuffle: moved by a number of draws that depends on the labels.
+    """
+    present = labels.unique()
+    share, more = divmod(len(labels), len(present))
+    lucky = torch.randperm(len(present), generator=shuffle)[:more].tolist()
+    drawn = []
+    for place, label in enumerate(present):
+        members = (labels == label).nonzero().flatten()
+        wanted = share + (place in lucky)
+        rounds = -(-wanted // len(members))
+        often = [members[torch.randperm(len(members), generator=shuffle)] for _ in range(rounds)]
+        drawn.append(torch.cat(often)[:wanted] if often else members[:0])
+    images = torch.cat(drawn)
+    return _split(images[torch.randperm(len(images), generator=shuffle)], size)
+
+
+def _split(order: Tensor, size: int) -> list[Tensor]:
+    parts = list(order.split(size))
+    return parts[:-1] if len(parts) > 1 and 2 * len(parts[-1]) < size else parts

@@ -15,6 +15,17 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnError = Literal["fail", "skip"]
+Augment = Literal["none", "trivial"]
+Mix = Literal["none", "mixup", "cutmix"]
+Imbalance = Literal[
+    "none",
+    "class_weights",
+    "balanced_sampling",
+    "focal",
+    "class_balanced",
+    "logit_adjustment",
+    "balanced_softmax",
+]
 
 ALL = -1
 """`frozen_layers` that means every block of the backbone."""
@@ -48,6 +59,8 @@ class DataSettings:
     """Mirror half of the training images."""
     crop_scale: float = 1.0
     """Smallest share of the image's area that a random resized crop keeps; 1.0: no random crop."""
+    augment: Augment = "none"
+    """`trivial`: one random operation of random strength per training image (TrivialAugment)."""
     seed: int = 0
     """Of the split and of the augmentation: view v of image i is a function of (seed, i, v)."""
 
@@ -105,6 +118,33 @@ class TrialSettings:
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises linearly from zero, counted in steps."""
     label_smoothing: float = 0.0
+    """Share of each label spread over all classes; not used by `focal`."""
+    imbalance: Imbalance = "none"
+    """What is done about classes of unequal size; `finetune.losses` has the formulas."""
+    focal_gamma: float = 2.0
+    """Of `focal`: how strongly images that are classified well are discounted; 0: not at all."""
+    class_balanced_beta: float = 0.999
+    """Of `class_balanced`, in [0, 1): 0 weighs all classes alike, towards 1 by 1 / images."""
+    logit_adjustment_tau: float = 1.0
+    """Of `logit_adjustment`: multiple of the log prior; 1: the same function as `balanced_softmax`."""
+    layer_decay: float = 1.0
+    """The rate of a trained block is multiplied by this once per block from the head, itself included."""
+    unfreeze_epochs: int = 0
+    """Epochs between two thaws: the head trains first, then one block more each time, the last block
+    first, down to `frozen_layers`; 0: all of them train from the start."""
+    l2_sp: float = 0.0
+    """Pull of pretrained weights towards where they started, in place of their `weight_decay`."""
+    ema_decay: float = 0.0
+    """Per step, of the exponential moving average of the weights that is evaluated and kept; 0: none."""
+    clip_norm: float = 0.0
+    """Largest Euclidean norm of the gradient over all trained weights; 0: no limit."""
+    accumulate: int = 1
+    """Parts that each worker's share of a batch is computed in, to save memory; the step is the same
+    but for rounding, dropout's draws and batch norm, which sees one part at a time."""
+    mix: Mix = "none"
+    """Blend each training image and its label with another one's of the batch."""
+    mix_alpha: float = 0.2
+    """Of `mix`: both parameters of the Beta distribution that the share of the first is drawn from."""
     precision: Precision = "auto"
     """`auto`: bfloat16 autocast on GPUs that have it, float32 elsewhere."""
     seed: int = 0

@@ -23,7 +23,8 @@ class TransferModel(nn.Module):
     """Frozen prefix, trained trunk, head: images (B, 3, H, W) -> logits (B, C).
 
     The prefix has no gradient and stays in `eval` mode whatever `train` is told, so that its batch
-    norms do not drift and its dropout is off.
+    norms do not drift and its dropout is off. The same holds for the leading blocks of the trunk that
+    wait for `thaw`.
     """
 
     def __init__(self, backbone: Backbone, frozen: int, head: Head) -> None:
@@ -32,6 +33,8 @@ class TransferModel(nn.Module):
         self.prefix = backbone.blocks[:frozen].requires_grad_(False).eval()
         self.trunk = backbone.blocks[frozen:].requires_grad_(True)
         self.head = head.requires_grad_(True)
+        self.waiting = 0
+        """Leading blocks of the trunk that are frozen for now."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C) for images `x` (B, 3, H, W)."""
@@ -48,10 +51,23 @@ class TransferModel(nn.Module):
         logits: Tensor = self.head(self.trunk(h))
         return logits
 
+    def thaw(self, blocks: int) -> bool:
+        """Let the last `blocks` blocks of the trunk train and freeze the others; True if that changes.
+
+        A frozen one has no gradient, stays in `eval` mode and keeps its parameters and buffers.
+        """
+        waiting = max(0, len(self.trunk) - blocks)
+        changed, self.waiting = waiting != self.waiting, waiting
+        for place, block in enumerate(self.trunk):
+            block.requires_grad_(place >= waiting)
+        self.train(self.training)
+        return changed
+
     def train(self, mode: bool = True) -> "TransferModel":
-        """Set trunk and head to training or evaluation mode; the prefix stays in evaluation mode."""
+        """Set what is not frozen to training or evaluation mode; the rest stays in evaluation mode."""
         super().train(mode)
         self.prefix.eval()
+        self.trunk[: self.waiting].eval()
         return self
 
     def parameter_groups(self) -> list[tuple[str, list[nn.Parameter]]]:
@@ -69,6 +85,17 @@ class TransferModel(nn.Module):
             ("head", [p for module in head for p in module.parameters()]),
             *((name, parameters) for name, parameters in groups if parameters),
         ]
+
+    def moving_statistics(self) -> dict[str, Tensor]:
+        """Return the floating-point buffers that training moves, by their names in `trained_state`."""
+        blocks = list(self.trunk.named_children())[self.waiting :]
+        parts = {**{f"trunk.{name}": block for name, block in blocks}, "head": self.head}
+        return {
+            f"{part}.{name}": buffer
+            for part, module in parts.items()
+            for name, buffer in module.named_buffers()
+            if buffer.is_floating_point()
+        }
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return parameters and buffers outside the prefix, by name; they share the model's memory."""

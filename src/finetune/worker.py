@@ -4,7 +4,7 @@ A slot is one long-lived `TorchTrainer` run; `slot_loop` is its training functio
 an exchange actor (search/exchange.py) and everything a trial says goes back there.
 """
 
-import functools
+import itertools
 import os
 import platform
 import socket
@@ -60,11 +60,15 @@ def slot_loop(config: dict[str, Any]) -> None:
 def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
     """Run one job and tell the exchange how it ended; a failure that spoils the process is raised."""
     leads = world.rank == 0
-    tell = functools.partial(exchange.report.remote, job["id"]) if leads else lambda message: None
+    count = itertools.count()
+
+    def tell(message: dict[str, Any]) -> Any:
+        # Not waited for, and so numbered: calls of an asynchronous actor may overtake one another.
+        return exchange.report.remote(job["id"], next(count), message) if leads else None
+
     begin = time.perf_counter()
     if leads:
-        # Waited for: a trial that kills its worker must not look as if it had not begun.
-        ray.get(exchange.report.remote(job["id"], {"kind": "started"}))
+        ray.get(tell({"kind": "started"}))  # a trial that kills its worker must not look as if not begun
     try:
         end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
     except Exception as error:
@@ -75,7 +79,7 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
 
 
 def _train(
-    job: dict[str, Any], exchange: Any, world: World, tell: Callable[[dict[str, Any]], None]
+    job: dict[str, Any], exchange: Any, world: World, tell: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Any]:
     keep = job["keep"] | {name: Path(job["keep"][name]) for name in ("best", "last")}
     outcome = loop.train(

@@ -1,0 +1,202 @@
+"""What searching `imbalance` is worth on a long tail: the same budget with and without it.
+
+    python -m benchmarks.imbalance --images DIR --weights FILE [--quick]
+
+DIR is a folder with `train` and a balanced `val`, such as trashnet_lt; FILE holds mobilenet_v2's weights.
+
+Two studies per seed, drawn by the random sampler from the product's own space (strategies `replace` and
+`load`, everything else at its defaults), score: val/balanced_accuracy of the best epoch of the best trial.
+
+without    imbalance: none
+with       imbalance: all seven ways
+
+Both have the same number of trials and epochs. Both strategies leave the backbone as it is, and without
+augmentation its features are the same in every epoch: they are computed once, and a trial trains the
+head on them with the product's own loop (`loop.Run`). That this is the trial it stands for is measured
+first: one trial both ways.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from torch import Tensor
+
+from benchmarks import report
+from finetune import backbones, loop
+from finetune.data import ImageData
+from finetune.evaluate import BATCH
+from finetune.settings import TrialSettings
+from search.space import Space
+from search.study import StudyConfig
+
+BACKBONE = "mobilenet_v2"
+METRIC = "val/balanced_accuracy"
+WAYS = (
+    *("none", "class_weights", "balanced_sampling", "focal"),
+    *("class_balanced", "logit_adjustment", "balanced_softmax"),
+)
+
+
+class Features:
+    """Stands for the images of a trial: pooled activations of the frozen backbone, float32 (N, D, 1, 1).
+
+    A head's own global average pooling leaves them as they are.
+    """
+
+    def __init__(self, run: loop.Run) -> None:
+        self._data: ImageData = run.data
+        self.classes = run.data.classes
+        run.model.eval()
+        self._splits = {split: torch.cat(list(self._extract(run, split))) for split in ("train", "val")}
+
+    def size(self, split: str) -> int:
+        """Return N."""
+        return self._data.size(split)
+
+    def labels(self, split: str) -> Tensor:
+        """Return the labels, int64 (N,)."""
+        return self._data.labels(split)
+
+    def batches(
+        self, split: str, order: Iterable[Tensor], *, view: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features and labels; every view is the same."""
+        labels = self.labels(split)
+        for indices in order:
+            yield self._splits[split][indices], labels[indices]
+
+    def _extract(self, run: loop.Run, split: str) -> Iterator[Tensor]:
+        for pixels, _ in self._data.batches(split, torch.arange(self.size(split)).split(BATCH)):
+            yield run.model.features(run._on_device(pixels)).mean(dim=(2, 3), keepdim=True)
+
+
+class HeadRun(loop.Run):
+    """A run of the loop whose images are features; the frozen prefix is left out."""
+
+    def __init__(self, settings: TrialSettings, features: Features) -> None:
+        super().__init__(settings, loop.World())
+        self.data: Any = features
+        self.model.prefix = self.model.prefix[:0]
+
+    def _on_device(self, features: Tensor) -> Tensor:
+        return features
+
+
+def main() -> None:
+    """Run the studies of all seeds; print one row per seed, and what each way reached."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", required=True, type=Path, help="folder with train and val")
+    parser.add_argument("--weights", required=True, type=Path, help="mobilenet_v2's weights")
+    parser.add_argument("--quick", action="store_true", help="2 seeds and 6 trials instead of 8 and 24")
+    options = parser.parse_args()
+    seeds, trials = (2, 6) if options.quick else (8, 24)
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    begin = time.perf_counter()
+    features, difference = same_as_the_loop(configure(options, seed=0, trials=trials, ways=("none",)))
+    print(f"a trial on features and on images differ by at most {difference:.1e} in any metric\n")
+    rows, found = [], []
+    for seed in range(seeds):
+        one = study(configure(options, seed=seed, trials=trials, ways=("none",)), features)
+        all_ways = study(configure(options, seed=seed, trials=trials, ways=WAYS), features)
+        best = [max(scores, key=lambda score: score[1]) for scores in (one, all_ways)]
+        rows.append((best[0][1], best[1][1]))
+        found += all_ways
+        cells = [f"{100 * score:.1f}" for score in (*rows[-1], rows[-1][1] - rows[-1][0])]
+        print(
+            f"seed {seed}: without {cells[0]}, with {cells[1]} ({best[1][0]}), {cells[2]} points", flush=True
+        )
+    summary(rows, found, seconds=time.perf_counter() - begin, trials=trials)
+
+
+def configure(options: argparse.Namespace, *, seed: int, trials: int, ways: tuple[str, ...]) -> StudyConfig:
+    """Return the study of one seed and arm."""
+    return StudyConfig.from_dict(
+        {
+            "study": {
+                **{"name": "imbalance", "metric": METRIC, "seed": seed, "trials": trials, "epochs": 8},
+                **{"sampler": "random", "baselines": []},
+            },
+            "data": {"path": str(options.images), "image_size": 128, "horizontal_flip": False},
+            "model": {"backbone": BACKBONE, "weights": str(options.weights)},
+            "space": {"strategy": ["replace", "load"], "imbalance": ways},
+        }
+    )
+
+
+def suggestions(config: StudyConfig) -> Iterator[TrialSettings]:
+    """Yield the settings of each trial of the study."""
+    space = Space(config, {BACKBONE: backbones.count_blocks(BACKBONE)})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.study.seed))
+    for number in range(config.study.trials):
+        yield space.settings(space.suggest(study.ask()), number=number, cache_dir="/nowhere")
+
+
+def study(config: StudyConfig, features: Features) -> list[tuple[str, float]]:
+    """Return of each trial how it met imbalance and the score of its best epoch."""
+    scores = []
+    for settings in suggestions(config):
+        epochs = train(HeadRun(settings, features), settings.epochs)
+        scores.append((settings.imbalance, max(epoch[METRIC.removeprefix("val/")] for epoch in epochs)))
+    return scores
+
+
+def train(run: loop.Run, epochs: int) -> list[dict[str, float]]:
+    """Return the validation metrics of each epoch."""
+    told = []
+    for epoch in range(1, epochs + 1):
+        run.train_epoch(epoch, lambda: False)
+        told.append(run.evaluate("val"))
+    return told
+
+
+def same_as_the_loop(config: StudyConfig) -> tuple[Features, float]:
+    """Return the features, and by how much two epochs on them differ from two epochs on the images."""
+    settings = next(suggestions(config))
+    whole = loop.Run(settings, loop.World())
+    features = Features(whole)
+    pairs = zip(train(whole, 2), train(HeadRun(settings, features), 2), strict=True)
+    return features, max(abs(a[name] - b[name]) for a, b in pairs for name in a)
+
+
+def summary(
+    rows: list[tuple[float, float]], found: list[tuple[str, float]], *, seconds: float, trials: int
+) -> None:
+    """Print means and spreads over seeds, then the trials of the searching studies by way."""
+    print()
+    gains = [100 * (after - before) for before, after in rows]
+    columns = [[100 * row[0] for row in rows], [100 * row[1] for row in rows], gains]
+    means = [f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns]
+    report.table(["", "without", "with", "gain, points"], [["mean ± sd over seeds", *means]])
+    print()
+    ways = [[100 * score for name, score in found if name == way] for way in WAYS]
+    cells = [
+        [way, str(len(scores)), f"{statistics.median(scores):.1f}", f"{max(scores):.1f}"]
+        for way, scores in zip(WAYS, ways, strict=True)
+        if scores
+    ]
+    report.table(["way", "trials", "median", "best"], cells)
+    report.last_line(
+        {
+            "gain_mean": statistics.mean(gains),
+            "gain_sd": statistics.stdev(gains),
+            "gain_min": min(gains),
+            "seeds": len(rows),
+            "trials": trials,
+            "seconds": seconds,
+            "load": report.load(),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

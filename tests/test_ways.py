@@ -1,0 +1,301 @@
+"""Ways to fine-tune beyond the plain one: each does what its formula says, and nothing where it is off."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from benchmarks import imbalance
+from finetune import augment, checkpoint, loop, optimize
+from finetune.averaging import Average
+from finetune.history import Keep
+from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from search.errors import SettingsIgnored
+from search.trial import check_effective
+
+BLOCKS = 18
+"""Of shufflenet_v2_x0_5."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TrialSettings:
+    return TrialSettings(
+        data=DataSettings(
+            kind="digits", classes=tuple("67"), image_size=32, horizontal_flip=False, test_share=0.7
+        ),
+        backbone="shufflenet_v2_x0_5",
+        weights=WeightsSettings(),
+        strategy="fuse",
+        frozen_layers=BLOCKS - 3,
+        learning_rate=0.02,
+        epochs=3,
+        seed=7,
+        cache_dir=str(tmp_path),
+    )
+
+
+def run_of(settings: TrialSettings, **options: Any) -> loop.Run:
+    return loop.Run(dataclasses.replace(settings, **options), loop.World())
+
+
+def train_epoch(run: loop.Run, epoch: int = 1) -> float:
+    loss = run.train_epoch(epoch, lambda: False)
+    assert loss is not None
+    return loss
+
+
+def copied(run: loop.Run) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in run.model.trained_state().items()}
+
+
+def moved(before: dict[str, Tensor], run: loop.Run) -> set[str]:
+    """Return the parts of the model, such as `trunk.2`, of which anything has changed."""
+    changed = [name for name, t in run.model.trained_state().items() if not torch.equal(before[name], t)]
+    return {".".join(name.split(".")[: 2 if name.startswith("trunk") else 1]) for name in changed}
+
+
+def test_rates_fall_from_block_to_block_with_the_distance_from_the_head(settings: TrialSettings) -> None:
+    groups = run_of(settings, layer_decay=0.5, backbone_rate=0.1).effective()["learning_rates"]
+    names = [name for name in groups if name.startswith("blocks.")]
+    assert groups["head"] == groups["source_fc"] == 0.02
+    assert [groups[name] for name in names] == pytest.approx([0.02 * 0.1 * 0.5**d for d in (3, 2, 1)])
+
+
+def test_blocks_thaw_from_the_top_and_until_then_stay_as_they_are(settings: TrialSettings) -> None:
+    """Parameters and batch norms' buffers alike; with k = 1 epoch 1 trains the head alone."""
+    run = run_of(settings, unfreeze_epochs=1, weight_decay=0.1, ema_decay=0.5)
+    before = copied(run)
+    first, second, last = (f"trunk.{BLOCKS - i}" for i in (3, 2, 1))  # a slice of blocks keeps its numbers
+    expected = [{"head"}, {"head", last}, {"head", last, second}]
+    for epoch, parts in enumerate(expected, 1):
+        train_epoch(run, epoch)
+        assert moved(before, run) == parts
+        assert run.average is not None
+        waiting = [name for name in before if name.startswith(f"{first}.")]
+        assert waiting
+        assert all(torch.equal(run.average.state[name], before[name]) for name in waiting)
+    train_epoch(run, 4)
+    assert moved(before, run) == {"head", last, second, first}
+
+
+def test_the_statistics_that_workers_average_are_those_that_training_moves(settings: TrialSettings) -> None:
+    run = run_of(settings)
+    before = copied(run)
+    run.model.thaw(1)
+    train_epoch(run)
+    statistics = run.model.moving_statistics()
+    buffers = {name for name, _ in run.model.named_buffers() if not name.startswith("prefix.")}
+    changed = {name for name in buffers if not torch.equal(run.model.trained_state()[name], before[name])}
+    assert statistics
+    assert set(statistics) == {name for name in changed if before[name].is_floating_point()}
+
+
+def test_every_k_epochs_one_block_thaws(settings: TrialSettings) -> None:
+    run = run_of(settings, unfreeze_epochs=2)
+    waiting = []
+    for epoch in range(1, 9):
+        run._thaw(epoch)
+        waiting.append(run.model.waiting)
+    assert waiting == [3, 3, 2, 2, 1, 1, 0, 0]
+
+
+def step_by(run: loop.Run, gradient: float) -> None:
+    for parameter in run.model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, gradient)
+    optimize.step(run.optimizer, run.starts, clip_norm=run.settings.clip_norm)
+
+
+@pytest.mark.parametrize("strategy", ["replace", "fuse"])
+def test_l2_sp_pulls_pretrained_weights_to_their_start_and_new_ones_to_zero(
+    settings: TrialSettings, strategy: str
+) -> None:
+    """w <- w - rate * l2_sp * (w - w_start); weight decay is left to the new head."""
+    run = run_of(settings, strategy=strategy, l2_sp=0.5, weight_decay=0.1, momentum=0.0)
+    start = copied(run)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(1.0)
+    step_by(run, 0.0)
+    for name, parameter in run.model.named_parameters():
+        if name.startswith("head.new"):
+            expected = (start[name] + 1) * (1 - 0.02 * 0.1)
+        elif parameter.requires_grad:
+            expected = start[name] + 1 - 0.02 * 0.5
+        else:
+            continue
+        assert torch.allclose(parameter, expected, atol=1e-6), name
+    effective = run.effective()
+    assert (effective["l2_sp"], effective["weight_decay"]) == (0.5, 0.1)
+
+
+def test_l2_sp_is_nothing_where_no_pretrained_weight_trains(settings: TrialSettings) -> None:
+    run = run_of(settings, strategy="replace", frozen_layers=-1, l2_sp=0.5)
+    assert run.effective()["l2_sp"] == 0.0
+
+
+def test_the_gradient_is_clipped_to_the_norm_over_all_weights(settings: TrialSettings) -> None:
+    run = run_of(settings, clip_norm=0.25, momentum=0.0)
+    before = copied(run)
+    step_by(run, 3.0)
+    steps = [before[name] - t for name, t in run.model.trained_state().items()]
+    norm = torch.cat([s.flatten().double() for s in steps]).norm().item()
+    assert norm == pytest.approx(0.02 * 0.25, rel=1e-3)
+
+
+def test_the_average_follows_its_formula_and_counts_buffers_in(settings: TrialSettings) -> None:
+    run = run_of(settings)
+    average = Average(run.model, 0.6)
+    expected = {name: t.double().clone() for name, t in run.model.trained_state().items()}
+    for steps in range(1, 12):
+        with torch.no_grad():
+            for tensor in run.model.trained_state().values():
+                tensor.add_(steps)
+        average.update(steps)
+        d = min(0.6, (1 + steps) / (10 + steps))
+        for name, tensor in run.model.trained_state().items():
+            counter = not tensor.is_floating_point()
+            expected[name] = tensor.clone() if counter else d * expected[name] + (1 - d) * tensor.double()
+    for name, tensor in expected.items():
+        assert torch.allclose(average.state[name].double(), tensor.double(), rtol=1e-5), name
+
+
+def test_the_average_is_what_is_evaluated_and_kept_and_training_goes_on_with_the_weights(
+    settings: TrialSettings, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(settings, ema_decay=0.9, epochs=1)
+    keep = Keep(metric="val/loss", mode="min", best=tmp_path / "best", last=tmp_path / "last")
+    told: list[dict[str, Any]] = []
+    loop.train(settings, keep=keep, report=told.append)
+    run = run_of(settings)
+    train_epoch(run)
+    assert run.average is not None
+    own = copied(run)
+    with run.average.applied():
+        assert run.evaluate("val")["loss"] == told[-1]["val/loss"]
+        assert moved(own, run)
+    assert not moved(own, run)
+    kept, _ = checkpoint.read(keep.best)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in run.average.state.items())
+
+
+@pytest.mark.parametrize("parts", [2, 5, 1000])
+def test_an_accumulated_step_is_the_step(settings: TrialSettings, parts: int) -> None:
+    """Up to rounding, without batch norm in the trained part."""
+    head = {"frozen_layers": -1, "imbalance": "class_weights", "mix": "cutmix", "clip_norm": 1.0}
+    one, many = run_of(settings, **head), run_of(settings, **head, accumulate=parts)
+    assert train_epoch(many) == pytest.approx(train_epoch(one), rel=1e-4)
+    for name, tensor in one.model.trained_state().items():
+        assert torch.allclose(many.model.trained_state()[name], tensor, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_targets_are_mixed_in_the_share_of_the_pixels_and_weights_are_kept(
+    settings: TrialSettings, kind: str
+) -> None:
+    torch.manual_seed(0)
+    mixing = augment.mixing(dataclasses.replace(settings, mix=kind, mix_alpha=1.0))
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
+    targets = torch.eye(4) * torch.tensor([1.0, 2.0, 0.5, 3.0])[:, None]
+    mixed, blended = augment.mix(mixing, images, targets)
+    assert blended.sum() == pytest.approx(6.5)
+    share = (blended / targets.sum(dim=0)).double()  # of each image in each: rows add up to 1
+    assert share.sum(dim=1) == pytest.approx(torch.ones(4).numpy(), abs=1e-6)
+    assert mixed.double().mean(dim=(1, 2, 3)) == pytest.approx((share @ torch.arange(4.0).double()).numpy())
+    assert 0 < share[0, 0] < 1
+
+
+def test_one_image_has_none_to_be_mixed_with(settings: TrialSettings) -> None:
+    mixing = augment.mixing(dataclasses.replace(settings, mix="mixup"))
+    image, target = torch.rand(1, 3, 8, 8), torch.ones(1, 2)
+    assert augment.mix(mixing, image, target) == (image, target)
+
+
+def augmented(settings: TrialSettings, **options: Any) -> loop.Run:
+    return run_of(settings, data=dataclasses.replace(settings.data, augment="trivial", **options))
+
+
+def test_a_trivially_augmented_view_is_a_function_of_seed_image_and_view(settings: TrialSettings) -> None:
+    data = augmented(settings).data
+    images = torch.arange(36)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = data.batch("train", images, view=3)
+    assert torch.equal(torch.get_rng_state(), state), "the loop's generator must stay where it is"
+    torch.manual_seed(2)
+    back = data.batch("train", images.flip(0), view=3)
+    assert torch.equal(back.flip(0), first)
+    assert not torch.equal(data.batch("train", images, view=4), first)
+    assert not torch.equal(data.batch("train", images), first), "evaluation sees the image itself"
+    assert not torch.equal(augmented(settings, seed=5).data.batch("train", images, view=3), first)
+
+
+def test_trivial_augment_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With equal draws, each operation gives the pixels that torchvision's own class gives."""
+
+    class Draws:
+        """Stands for random.Random and for torch's generator: an operation, a strength, a sign."""
+
+        def __init__(self, place: int) -> None:
+            self.place = place
+
+        def choice(self, items: list[Any]) -> Any:
+            return items[self.place]
+
+        def randrange(self, bins: int) -> int:
+            return 11
+
+        def random(self) -> float:
+            return 0.1
+
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    theirs = v2.TrivialAugmentWide()
+    items = list(theirs._AUGMENTATION_SPACE.items())
+    monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(11))
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.1))
+    for place, item in enumerate(items):
+        monkeypatch.setattr(theirs, "_get_random_item", lambda _, item=item: item)
+        assert torch.equal(augment.trivial(image, Draws(place)), theirs(image)), item[0]  # type: ignore[arg-type]
+
+
+def test_everything_is_off_by_default(settings: TrialSettings) -> None:
+    effective = run_of(settings).effective()
+    off = {"imbalance": "none", "mix": "none", "ema_decay": 0.0, "l2_sp": 0.0, "clip_norm": 0.0}
+    assert {name: effective[name] for name in off} == off
+    assert (effective["accumulate"], effective["unfreeze_epochs"]) == (1, 0)
+
+
+def test_the_imbalance_benchmarks_shortcut_is_the_trial_that_it_stands_for(settings: TrialSettings) -> None:
+    head = dataclasses.replace(settings, strategy="replace", frozen_layers=-1, imbalance="balanced_sampling")
+    whole = run_of(head)
+    features = imbalance.Features(whole)
+    short = imbalance.train(imbalance.HeadRun(head, features), 2)
+    for ours, theirs in zip(short, imbalance.train(whole, 2), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"imbalance": "focal", "mix": "cutmix", "ema_decay": 0.9, "accumulate": 3},
+        {"l2_sp": 0.1, "unfreeze_epochs": 2, "layer_decay": 0.5, "label_smoothing": 0.1, "clip_norm": 1.0},
+        {"strategy": "replace", "weight_decay": 0.1, "l2_sp": 0.1, "imbalance": "logit_adjustment"},
+    ],
+)
+def test_the_worker_reports_what_it_was_given(settings: TrialSettings, options: dict[str, Any]) -> None:
+    run = run_of(settings, **options)
+    job = {"settings": run.settings.to_dict(), "data_fingerprint": run.data.fingerprint}
+    check_effective(job, run.effective())
+    for name in {"imbalance", "l2_sp", "mix", "ema_decay", "accumulate"} & options.keys():
+        with pytest.raises(SettingsIgnored, match=name):
+            check_effective(job, run.effective() | {name: "another"})
