@@ -26,6 +26,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     usual = space.settings(space.baseline("recipe"), number=0, cache_dir=os.devnull)
     origin = {}
     for name in config.backbones:
+        backbones.check_image_size(name, usual.data.image_size)
         if usual.weights.source is not None:
             source = catalog.scan(usual.weights.source.data)
             count = len(source.splits["train"])
