@@ -302,3 +302,31 @@ def until(stream: Any, *, count: int) -> list[str]:
         if re.match(r"\[ ?\d+/\d+\] trial-", line):
             found.append(line)
     return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_folder_of_images_is_enough_and_the_config_that_ran_is_kept(
+    command: list[str], tmp_path: Path
+) -> None:
+    import torchvision
+    from safetensors.torch import save_file
+
+    from finetune import catalog
+    from finetune.settings import DataSettings
+
+    images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))
+    for number, example in enumerate(images.splits["train"][:150]):
+        place = tmp_path / "pictures" / f"digit {images.classes[example.label]}"
+        place.mkdir(parents=True, exist_ok=True)
+        images.open(example).resize((48, 40)).save(place / f"{number}.png")
+    weights = tmp_path / "weights.safetensors"
+    save_file(torchvision.models.shufflenet_v2_x0_5(num_classes=4).state_dict(), weights)
+    given = ["--data", tmp_path / "pictures", "--backbone", "shufflenet_v2_x0_5", "--weights", weights]
+    done = call(command, "run", *given, "--trials", "3", "--budget", "10m", "--results", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert len(record["trials"]) == 3
+    kept = yaml.safe_load((tmp_path / "pictures-2" / "study.yaml").read_text())
+    assert kept["model"]["weights"] == str(weights)
+    assert kept["study"]["budget"] == "10m"
