@@ -1,7 +1,7 @@
 """The record of a study: an Optuna study in memory for speed, and the same in a file for good.
 
 The sampler reads memory; a thread brings the storage up to date a few times a second, trial by
-trial, in order. So a trial costs the search loop no commit (about 25 ms each on SQLite), and after
+trial, in order. So the search loop waits for no commit (24 ms for all of a trial's, on SQLite), and after
 a crash the storage holds every trial as it was moments before.
 """
 

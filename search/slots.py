@@ -170,8 +170,7 @@ def _trainer() -> Any:
     """Return `TorchTrainer` without two helper processes per run that a slot has no use for.
 
     One deals out Ray datasets; the other frees placement groups of Tune trials that were stopped
-    under their Train run, and a slot outlives its trials. That is 2 s of 30 until two slots are up on
-    2 cores, and 0.2 GB.
+    under their Train run, and a slot outlives its trials.
     """
     from ray.train.torch import TorchTrainer
 

@@ -21,9 +21,6 @@ from search.study import StudyConfig
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 Make = Callable[..., StudyConfig]
 
-DOOMED = 0.0666
-"""A learning rate that marks the trial something happens to."""
-
 
 def planted(change: Callable[[Any], None]) -> Callable[[dict[str, Any]], None]:
     """Return a worker that runs `change` on `finetune.worker` before it serves trials."""

@@ -28,7 +28,7 @@ from finetune.loop import World
 from finetune.settings import TrialSettings
 
 STOP_POLL_SECONDS = 0.02
-"""Between two looks whether the trial was stopped; a look costs about 0.1 ms."""
+"""Between two looks whether the trial was stopped, so that a look per batch costs nothing."""
 
 
 def slot_loop(config: dict[str, Any]) -> None:
