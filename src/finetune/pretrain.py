@@ -62,7 +62,7 @@ def _train(
 ) -> tuple[torch.nn.Module, float]:
     """Return the torchvision model after training, and its accuracy on the source's validation split."""
     mean, std = weights.IMAGENET_MEAN, weights.IMAGENET_STD
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(source.seed)
         model = backbones.classifier(backbone, source_classes=len(data.classes)).to(device)
         optimizer = torch.optim.SGD(
