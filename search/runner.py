@@ -180,7 +180,7 @@ class _Study:
             factor=early.factor,
             enabled=early.enabled,
             deadline=self.deadline,
-            is_spared=self.searcher.is_spared,
+            strategy_of=self.searcher.strategy_of,
         )
         stopping.replay(self._earlier)
         self.ledger.set_fact("state", "running")
