@@ -308,9 +308,9 @@ class SpaceSection(Section):
     strategy: StrategyName = ("replace", "load", "fuse")
     """How the source FC becomes the new head, and what trains."""
     learning_rate: Rate = per_strategy(
-        replace={"low": 1e-3, "high": 3e-1, "log": True},
-        load={"low": 1e-4, "high": 3e-2, "log": True},
-        fuse={"low": 1e-4, "high": 3e-2, "log": True},
+        replace={"low": 1e-3, "high": 1e-1, "log": True},
+        load={"low": 1e-3, "high": 3e-2, "log": True},
+        fuse={"low": 1e-3, "high": 3e-2, "log": True},
     )
     """Peak rate of the head. Around the best rates of a probe (.01) and of full fine-tuning (.001)."""
     head_size: Size = (0, 64, 256, 1024)

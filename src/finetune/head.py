@@ -54,7 +54,11 @@ class LoadHead(nn.Module):
 
 
 class FuseHead(nn.Module):
-    """`fuse`: new layers read the pooled activations (D) and the source FC's logits (K) side by side."""
+    """`fuse`: new layers read the pooled activations (D) and the source FC's softmax (K) side by side.
+
+    The softmax, as the logits themselves are so large beside the features that a rate good for the
+    trunk is too high for the head (figures: docs/decisions.md).
+    """
 
     strategy = "fuse"
 
@@ -66,7 +70,7 @@ class FuseHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the last block's activations `h`."""
-        both = torch.cat([self.pool(h), self.source_fc(h)], dim=1)  # (B, D + K)
+        both = torch.cat([self.pool(h), self.source_fc(h).softmax(dim=1)], dim=1)  # (B, D + K)
         logits: Tensor = self.new(both)
         return logits
 
