@@ -129,6 +129,9 @@ class Study(Section):
     """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe", "scratch")
     """Trials that are set, not sampled, and run first: the founding recipe; training from random weights."""
+    warm_start: bool = True
+    """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
+    judged and learned from like sampled trials."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Who suggests: Optuna's TPE, or chance."""
     isolation: Literal["slot", "process"] = "slot"

@@ -42,11 +42,11 @@ def test_a_search_on_photos_is_worth_its_imagenet_weights(tmp_path: Path, materi
             (tmp_path / "photos" / split / folder.name).mkdir(parents=True)
             for photo in sorted(folder.iterdir())[:40]:
                 (tmp_path / "photos" / split / folder.name / photo.name).symlink_to(photo)
-    said = {"data__path": tmp_path / "photos", "data__image_size": 64, "study__trials": 6}
+    said = {"data__path": tmp_path / "photos", "data__image_size": 64, "study__trials": 4}
     said |= {"study__baselines": "[]", "space__strategy": "[replace, fuse]"}
     imagenet = material / "weights" / "mobilenet_v2.pth"
     transferred = best_of("flowers.yaml", tmp_path, model__weights=imagenet, **said)
     random = best_of("flowers.yaml", tmp_path, model__weights="none", **said)
     print(f"flowers: {transferred:.3f} from ImageNet's weights, {random:.3f} from random ones")
-    assert transferred > 0.6  # chance: 0.2, standard error 0.035
-    assert random < 0.45
+    assert transferred > 0.5  # chance: 0.2, standard error 0.035
+    assert random < 0.35
