@@ -24,6 +24,7 @@ from search.ledger import Ledger
 from search.progress import Progress
 from search.record import StudyRecord, TrialRecord
 from search.sampler import Planned, StudySearcher
+from search.sections import Study
 from search.slots import SlotPlan, Slots
 from search.space import Space
 from search.stopping import EarlyStopping
@@ -143,7 +144,7 @@ class _Study:
             sampler=sampler.make(study.sampler, seed=study.seed + len(earlier)),
         )
         earlier = self.ledger.records()
-        self.planned, self.sampled = to_do(earlier, study.trials, study.baselines, self.space)
+        self.planned, self.sampled = to_do(earlier, study, self.space)
         self.deadline = None
         if study.budget_seconds is not None:
             self.deadline = time.monotonic() + study.budget_seconds
@@ -192,7 +193,7 @@ class _Study:
             factor=early.factor,
             enabled=early.enabled,
             deadline=self.deadline,
-            is_spared=self.searcher.is_spared,
+            strategy_of=self.searcher.strategy_of,
         )
         stopping.replay(self._earlier)
         self.ledger.set_fact("state", "running")
@@ -260,10 +261,8 @@ class _Study:
         self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
 
 
-def to_do(
-    earlier: Sequence[TrialRecord], trials: int, baselines: Sequence[str], space: Space
-) -> tuple[list[Planned], int]:
-    """Return the trials that are set, interrupted ones first, then baselines; and how many to sample."""
+def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
+    """Return what is set: interrupted trials, then baselines, then starts; and how many to sample."""
     continued = {trial.continues for trial in earlier}
     again = [
         Planned(
@@ -277,10 +276,14 @@ def to_do(
     ]
     settled = {trial.baseline for trial in earlier if not trial.interrupted}
     settled |= {plan.baseline for plan in again}
-    fresh = [Planned(params=space.baseline(name), baseline=name) for name in baselines if name not in settled]
-    done = sum(not trial.interrupted for trial in earlier)
-    planned = (again + fresh)[: max(0, trials - done)]
-    return planned, max(0, trials - done - len(planned))
+    fresh = [
+        Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
+    ]
+    tried = [trial.params for trial in earlier]
+    starts = [params for params in space.starts() if study.warm_start and params not in tried]
+    left = study.trials - sum(not trial.interrupted for trial in earlier)
+    planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
+    return planned, max(0, left - len(planned))
 
 
 def _hand_over(folder: StudyFolder, old: str, new: str) -> None:

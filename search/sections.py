@@ -129,6 +129,9 @@ class Study(Section):
     """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe", "scratch")
     """Trials that are set, not sampled, and run first: the founding recipe; training from random weights."""
+    warm_start: bool = True
+    """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
+    judged and learned from like sampled trials."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Who suggests: Optuna's TPE, or chance."""
     isolation: Literal["slot", "process"] = "slot"
@@ -314,9 +317,9 @@ class SpaceSection(Section):
     strategy: StrategyName = ("replace", "load", "fuse")
     """How the source FC becomes the new head, and what trains."""
     learning_rate: Rate = per_strategy(
-        replace={"low": 1e-3, "high": 3e-1, "log": True},
-        load={"low": 1e-4, "high": 3e-2, "log": True},
-        fuse={"low": 1e-4, "high": 3e-2, "log": True},
+        replace={"low": 1e-3, "high": 1e-1, "log": True},
+        load={"low": 1e-3, "high": 3e-2, "log": True},
+        fuse={"low": 1e-3, "high": 3e-2, "log": True},
     )
     """Peak rate of the head. Around the best rates of a probe (.01) and of full fine-tuning (.001)."""
     head_size: Size = (0, 64, 256, 1024)
@@ -380,14 +383,14 @@ class Features(Section):
 
 
 class EarlyStopping(Section):
-    """Trials that lag behind the others are stopped (asynchronous successive halving)."""
+    """Trials that lag behind others of their strategy are stopped (asynchronous successive halving)."""
 
     enabled: bool = True
     """False: every trial runs all its epochs."""
     grace: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Epochs that every trial gets; `auto`: an eighth of study.epochs."""
+    """Epochs that every trial gets; `auto`: an eighth of study.epochs, and at least 2."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """One in `factor` trials goes on at each rung."""
+    """One in `factor` trials of a strategy goes on at each rung: after `grace` epochs, `grace * factor`..."""
 
 
 class Resources(Section):

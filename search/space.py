@@ -7,6 +7,7 @@ blocks ends the range (`frozen_layers/fuse/vgg16`): so one name never has two ra
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import optuna
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from search.baselines import BASELINES
+from search.baselines import BASELINES, START_FROZEN, STARTS
 from search.domain import ALL_WORD, STRATEGIES, Domain, PerStrategy, Range, Value, entries
 from search.problems import ConfigErrors, Place, Problem
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
@@ -160,6 +161,16 @@ class Space:
         wanted = {**_DEFAULTS, "backbone": self._config.backbones[0]}
         return self._walk(lambda q: fixed.get(q.field, q.usual(wanted.get(q.field))), fixed)
 
+    def starts(self) -> list[dict[str, Any]]:
+        """The first trial of each strategy, where the sampler can come to all that `STARTS` says of it."""
+        found = []
+        for strategy in self._config.strategies:
+            wanted = {"strategy": strategy, **STARTS[strategy]}
+            params = self._walk(partial(_started, wanted))
+            if all(params.get(field) == value for field, value in wanted.items()):
+                found.append(params)
+        return found
+
     def settings(self, params: Mapping[str, Any], *, number: int, cache_dir: str) -> TrialSettings:
         """Everything that trial `number` trains with.
 
@@ -243,6 +254,15 @@ class Space:
         data = DataSettings(**source.images, image_size=image_size, horizontal_flip=flip, seed=seed)
         epochs, rate = source.epochs, source.learning_rate
         return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
+
+
+def _started(wanted: Mapping[str, Value], question: _Question) -> Any:
+    """What a start wants, where that is searched; else what the config says or names first."""
+    if not question.is_searched:
+        return question.usual()
+    if question.field == "frozen_layers" and question.blocks is not None:
+        return question.usual(int(question.blocks * START_FROZEN))
+    return question.usual(wanted.get(question.field))
 
 
 def trial_seed(study_seed: int, number: int) -> int:

@@ -81,9 +81,9 @@ class StudyConfig(Section):
 
     @property
     def grace(self) -> int:
-        """Epochs that every trial gets; `auto` is an eighth (PEERS.md: halves the regret of Ray's 1)."""
-        grace = self.early_stopping.grace
-        return max(1, math.ceil(self.study.epochs / 8)) if grace == "auto" else grace
+        """Epochs that every trial gets; `auto`: an eighth of all, and at least two where there are two."""
+        grace, epochs = self.early_stopping.grace, self.study.epochs
+        return min(epochs, max(2, math.ceil(epochs / 8))) if grace == "auto" else grace
 
     @property
     def folder(self) -> Path:

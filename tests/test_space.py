@@ -9,6 +9,8 @@ from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, TrialSettings, WeightsSettings
 from search.problems import ConfigErrors
+from search.record import TrialRecord
+from search.runner import to_do
 from search.space import Space, trial_seed
 from search.study import StudyConfig
 
@@ -262,3 +264,48 @@ def test_settings_name_the_images_as_the_config_does() -> None:
     assert settings.weights.source is not None
     assert {name: getattr(settings.weights.source.data, name) for name in source} == source
     assert TrialSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_each_strategy_starts_with_a_setting_that_the_sampler_learns_from() -> None:
+    space, study = space_of(), tpe()
+    starts = space.starts()
+    assert [start["strategy"] for start in starts] == ["replace", "load", "fuse"]
+    assert starts[2]["frozen_layers"] == BLOCKS["resnet18"] // 3
+    for start in starts:
+        assert space.holds(start)
+        study.enqueue_trial(space.enqueue_params(start))
+        assert space.suggest(study.ask()) == start
+        assert space.settings(start, number=0, cache_dir="/c").learning_rate == start["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("space", "left"),
+    [
+        ({"optimizer": "adam"}, []),
+        ({"optimizer": ["adam", "sgd"], "strategy": "load"}, ["load"]),
+        ({"learning_rate": {"low": 0.005, "high": 0.1, "log": True}}, ["replace"]),
+        ({"frozen_layers": "all"}, ["replace", "load"]),
+    ],
+)
+def test_a_start_is_left_out_where_the_space_does_not_reach_it(
+    space: dict[str, Any], left: list[str]
+) -> None:
+    assert [start["strategy"] for start in space_of(space=space).starts()] == left
+
+
+def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_repeat_them() -> None:
+    config = StudyConfig.from_dict({"study": {"name": "s", "trials": 8}, "data": {"path": "/images"}})
+    space = Space(config, BLOCKS)
+    planned, sampled = to_do([], config.study, space)
+    assert [plan.baseline for plan in planned] == ["recipe", "scratch", None, None, None]
+    assert [plan.params for plan in planned[2:]] == space.starts()
+    assert sampled == 3
+    before = [
+        TrialRecord(number=n, id=f"trial-{n}", state="COMPLETE", params=plan.params, baseline=plan.baseline)
+        for n, plan in enumerate(planned[:4])
+    ]
+    planned, sampled = to_do(before, config.study, space)
+    assert [plan.params["strategy"] for plan in planned] == ["fuse"]
+    assert sampled == 3
+    cold = config.study.model_copy(update={"warm_start": False})
+    assert [plan.baseline for plan in to_do([], cold, space)[0]] == ["recipe", "scratch"]

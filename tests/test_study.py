@@ -39,7 +39,7 @@ def refusal(**sections: Any) -> str:
 
 def test_a_name_and_a_folder_are_enough(tmp_path: Path) -> None:
     config = load(write(tmp_path, "study: {name: pets}\ndata: {path: ./images}\nspace:\n"))
-    assert (config.study.trials, config.study.mode, config.grace) == (24, "max", 1)
+    assert (config.study.trials, config.study.mode, config.grace) == (24, "max", 2)
     assert config.data.path == str(tmp_path / "images")
     assert config.backbones == ("resnet18",)
     assert config.folder == Path("results").absolute() / "pets"
@@ -258,6 +258,11 @@ def test_a_field_takes_a_value_a_list_a_range_or_those_per_strategy() -> None:
 def test_mode_follows_the_metric_and_grace_the_epochs() -> None:
     config = StudyConfig.from_dict(said(study={"metric": "val/loss", "epochs": 17, "budget": "1.5m"}))
     assert (config.study.mode, config.grace, config.study.budget_seconds) == ("min", 3, 90.0)
+
+
+@pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (2, 2), (5, 2), (16, 2), (17, 3), (80, 10)])
+def test_every_trial_gets_two_epochs_or_an_eighth_of_them(epochs: int, grace: int) -> None:
+    assert StudyConfig.from_dict(said(study={"epochs": epochs})).grace == grace
 
 
 @pytest.mark.parametrize(
