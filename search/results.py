@@ -141,6 +141,8 @@ def _cell(trial: TrialRecord, name: str) -> str:
         return "-"
     if name == "frozen_layers" and value == _ALL_BLOCKS:
         return "all"
+    if name == "frozen_layers" and isinstance(value, float) and "frozen_blocks" in trial.effective:
+        return f"{trial.effective['frozen_blocks']} ({value:.3g})"  # what the share came to
     return f"{value:.3g}" if isinstance(value, float) else clean(value)
 
 
