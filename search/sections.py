@@ -46,11 +46,10 @@ from search.domain import (
     refused,
     values_of,
 )
+from search.record import RECALL
 
 METRICS = ("val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5", "val/ece")
 """What a study may optimise: every epoch of every trial reports all of them (top5: where classes > 5)."""
-RECALL = "val/recall/"
-"""Before the name of a class: its recall, which a study may optimise, too."""
 LESS_IS_BETTER = ("val/loss", "val/ece")
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 RANDOM_WEIGHTS = "none"

@@ -24,11 +24,11 @@ from search.study import NOT_USED, StudyConfig
 
 DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
 # What decides which other fields are used is decided before them.
-_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix")
+_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix", "l2_sp")
 FIELDS = (*_FIRST, *(field for field in SpaceSection.model_fields if field not in _FIRST), *DATA_FIELDS)
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
 _OF_TRAINED_BLOCKS = ("backbone_rate", "layer_decay", "unfreeze_epochs")
-_USED_BY = {
+USED_BY = {
     "momentum": ("optimizer", "sgd"),
     "focal_gamma": ("imbalance", "focal"),
     "class_balanced_beta": ("imbalance", "class_balanced"),
@@ -79,7 +79,7 @@ class _Question:
 
     def _of_blocks(self, value: Any) -> int | float | None:
         """A number of blocks, a share of them or `all` in the unit of the range; None if it has none."""
-        if self.blocks is None or not isinstance(self.domain, Range):
+        if value is None or self.blocks is None or not isinstance(self.domain, Range):
             return None
         if isinstance(self.domain.low, float):
             return value if isinstance(value, float) else count_frozen(value, self.blocks) / self.blocks
@@ -215,11 +215,13 @@ class Space:
         return {**params, "weights": fixed["weights"]} if "weights" in fixed else params
 
     def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
-        if field in _USED_BY:
-            other, value = _USED_BY[field]
+        if field in USED_BY:
+            other, value = USED_BY[field]
             return bool(params[other] == value)
         if field == "label_smoothing":
             return bool(params["imbalance"] != "focal")
+        if field == "weight_decay":  # under `load` there is nothing that `l2_sp` does not pull already
+            return not (params["strategy"] == "load" and params.get("l2_sp"))
         if field == "mix_alpha":
             return bool(params["mix"] != "none")
         if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and params["strategy"] == "replace"):

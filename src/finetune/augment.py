@@ -69,6 +69,13 @@ def mixing(settings: TrialSettings) -> Mixing | None:
     return mixed
 
 
+def effective(mixing: Mixing | None) -> dict[str, object]:
+    """Return what `mixing` is, by the names of the settings."""
+    if mixing is None:
+        return {"mix": "none"}
+    return {"mix": type(mixing).__name__.lower(), "mix_alpha": getattr(mixing, "alpha", None)}
+
+
 def mix(mixing: Mixing | None, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return images (B, 3, S, S) and targets (B, C), mixed unless there is nothing to mix with."""
     return mixing(images, targets) if mixing and len(images) > 1 else (images, targets)

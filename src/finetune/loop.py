@@ -15,7 +15,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, augment, optimize, order, strategies
+from finetune import assets, augment, backbones, optimize, order, strategies
 from finetune.averaging import Average
 from finetune.data import ImageData, normalise
 from finetune.errors import NonFiniteLoss
@@ -115,6 +115,8 @@ class Run:
 
     def __init__(self, settings: TrialSettings, world: World) -> None:
         self.settings, self.world = settings, world
+        # Before images and weights are read: a size that cannot work costs nothing.
+        backbones.check_image_size(settings.backbone, settings.data.image_size)
         self.data = assets.images(settings.data)
         source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
         self.mean, self.std = source.mean, source.std
@@ -133,16 +135,14 @@ class Run:
 
     def effective(self) -> dict[str, Any]:
         """Return what is really used, read back from the model, the optimiser and the data."""
-        facts = self.model.describe() | optimize.effective(self.optimizer) | self.loss.effective()
+        facts = self.model.describe() | optimize.effective(self.optimizer, self.schedule)
+        facts |= self.loss.effective() | augment.effective(self.mixing) | self.data.effective()
         return facts | {
             "ema_decay": self.average.decay if self.average else 0.0,
-            "mix": self.settings.mix if self.mixing else "none",
             "clip_norm": self.settings.clip_norm,
             "accumulate": self.settings.accumulate,
             "unfreeze_epochs": self.settings.unfreeze_epochs,
-            "backbone": self.settings.backbone,
             "batch_size": self.settings.data.batch_size,
-            "image_size": self.settings.data.image_size,
             "workers": self.world.size,
             "device": str(self.world.device),
             "weights_sha256": self.weights_sha256,

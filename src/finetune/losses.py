@@ -19,6 +19,13 @@ from torch import Tensor
 
 from finetune.settings import TrialSettings
 
+_OWN = {
+    "focal": ("focal_gamma",),
+    "class_balanced": ("class_balanced_beta",),
+    "logit_adjustment": ("logit_adjustment_tau",),
+}
+"""Way -> the settings that are its own."""
+
 
 class Loss:
     """Sum over images of weight * loss, in nats, for targets that carry the weights.
@@ -47,6 +54,7 @@ class Loss:
         sizes = labels.bincount(minlength=classes).double()  # (C,)
         per_class = class_weights(settings, sizes).float()
         self.imbalance = settings.imbalance
+        self.own = {name: getattr(settings, name) for name in _OWN.get(settings.imbalance, ())}
         self.weights = per_class[labels] * (1.0 if weights is None else weights)  # (N,), on the CPU
         self.classes, self.device = classes, device
         self.shift = logit_shift(settings, sizes).float().to(device)  # (C,)
@@ -80,7 +88,7 @@ class Loss:
 
     def effective(self) -> dict[str, Any]:
         """Return what this loss really does, by the names of the settings."""
-        return {"imbalance": self.imbalance, "label_smoothing": self.smoothing}
+        return {"imbalance": self.imbalance, "label_smoothing": self.smoothing, **self.own}
 
 
 def class_weights(settings: TrialSettings, sizes: Tensor) -> Tensor:

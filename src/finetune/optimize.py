@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from finetune.settings import TrialSettings
+from finetune.settings import Schedule, TrialSettings
 
 
 def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialSettings) -> Optimizer:
@@ -43,21 +44,32 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
     return torch.optim.SGD(options, lr=settings.learning_rate, momentum=settings.momentum)
 
 
-def schedule(optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> LambdaLR:
-    """Return the rate per step: a linear rise over `warmup_epochs`, then constant or a cosine to zero.
+@dataclass
+class RateFactor:
+    """Step -> the rate as a multiple of its peak: a linear rise, then constant or a cosine to zero.
 
     The cosine is Loshchilov and Hutter's (ICLR 2017, eq. 5) without restarts.
     """
-    total = settings.epochs * steps_per_epoch
-    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total)
 
-    def factor(step: int) -> float:
+    schedule: Schedule
+    epochs: int
+    warmup_epochs: float
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> float:
+        """Return the factor of step `step`, from 0."""
+        total = self.epochs * self.steps_per_epoch
+        warmup = min(round(self.warmup_epochs * self.steps_per_epoch), total)
         if step < warmup:
             return (step + 1) / warmup
-        if settings.schedule == "constant":
+        if self.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
+
+def schedule(optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> LambdaLR:
+    """Return what sets the rate of each step to its peak times a `RateFactor`."""
+    factor = RateFactor(settings.schedule, settings.epochs, settings.warmup_epochs, steps_per_epoch)
     return LambdaLR(optimizer, factor)
 
 
@@ -85,8 +97,8 @@ def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) 
     optimizer.step()
 
 
-def effective(optimizer: Optimizer) -> dict[str, object]:
-    """Return what the optimiser really holds: its kind, peak rates by group and shared options.
+def effective(optimizer: Optimizer, schedule: LambdaLR) -> dict[str, object]:
+    """Return what both really hold: the kind, peak rates by group, shared options, the rate's course.
 
     `weight_decay` is that of the groups that are not pulled to where they started, where there are any.
     """
@@ -96,6 +108,7 @@ def effective(optimizer: Optimizer) -> dict[str, object]:
         "optimizer": type(optimizer).__name__.lower(),
         "learning_rates": {group["name"]: group.get("initial_lr", group["lr"]) for group in groups},
         "l2_sp": max(group["l2_sp"] for group in groups),
+        **{name: getattr(schedule.lr_lambdas[0], name) for name in ("schedule", "epochs", "warmup_epochs")},
         **({"weight_decay": decays[0]} if decays else {}),
         **({"momentum": groups[0]["momentum"]} if "momentum" in groups[0] else {}),
     }
