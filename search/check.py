@@ -20,7 +20,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     # Torch is needed to look at weights and backbones; the other commands start without it.
     from finetune import backbones, weights
 
-    images = catalog.scan(data_settings(config))
+    images = catalog.scan(data_settings(config), lenient=True)
     blocks = {name: backbones.count_blocks(name) for name in config.backbones}
     space = Space(config, blocks)
     origin = {}
