@@ -201,7 +201,7 @@ class Run:
     def _thaw(self, epoch: int) -> None:
         """Let those trained blocks train whose turn has come: one more every `unfreeze_epochs` epochs.
 
-        Gradual unfreezing (Howard and Ruder, ACL 2018, section 3.3), the head alone first.
+        Gradual unfreezing (Howard and Ruder, ACL 2018), the head alone first.
         """
         every = self.settings.unfreeze_epochs
         if every and self.model.thaw((epoch - 1) // every):

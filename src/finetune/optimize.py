@@ -16,9 +16,9 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
     """Return the optimiser over named parameter groups, the backbone's in the order of its blocks.
 
     Groups of the backbone (`blocks.*`) train at `learning_rate * backbone_rate * layer_decay^d`, where d
-    counts them from the head: 1 for the last one (Howard and Ruder, ACL 2018, section 3.2); all others
-    at `learning_rate`. Each group says in `l2_sp` how strongly it is pulled to where it started; one that
-    is pulled there has no `weight_decay`, which would pull it to zero (Li et al., ICML 2018, section 3).
+    counts them from the head: 1 for the last one (discriminative fine-tuning: Howard and Ruder, ACL
+    2018); all others at `learning_rate`. Each group says in `l2_sp` how strongly it is pulled to where it started; one that
+    is pulled there has no `weight_decay`, which would pull it to zero (Li et al., ICML 2018).
     """
     named = [(name, parameters) for name, parameters in groups if parameters]
     blocks = [name for name, _ in named if name.startswith("blocks.")]
@@ -48,7 +48,7 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
 class RateFactor:
     """Step -> the rate as a multiple of its peak: a linear rise, then constant or a cosine to zero.
 
-    The cosine is Loshchilov and Hutter's (ICLR 2017, eq. 5) without restarts.
+    The cosine is Loshchilov and Hutter's (ICLR 2017) without restarts.
     """
 
     schedule: Schedule
@@ -85,7 +85,7 @@ def starts(optimizer: Optimizer) -> list[list[Tensor]]:
 def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) -> None:
     """Take one step along the gradients; parameters without gradient stay as they are.
 
-    L2-SP adds the gradient of l2_sp / 2 * ||w - w_start||^2 (Li et al., section 3); then all
+    L2-SP adds the gradient of l2_sp / 2 * ||w - w_start||^2 (Li et al.); then all
     gradients together are scaled down to the norm `clip_norm` where they exceed it; 0: never.
     """
     for group, begin in zip(optimizer.param_groups, starts, strict=True):
