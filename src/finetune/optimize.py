@@ -17,8 +17,9 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
 
     Groups of the backbone (`blocks.*`) train at `learning_rate * backbone_rate * layer_decay^d`, where d
     counts them from the head: 1 for the last one (discriminative fine-tuning: Howard and Ruder, ACL
-    2018); all others at `learning_rate`. Each group says in `l2_sp` how strongly it is pulled to where it started; one that
-    is pulled there has no `weight_decay`, which would pull it to zero (Li et al., ICML 2018).
+    2018); all others at `learning_rate`. Each group says in `l2_sp` how strongly it is pulled to where it
+    started; one that is pulled there has no `weight_decay`, which would pull it to zero (Li et al., ICML
+    2018).
     """
     named = [(name, parameters) for name, parameters in groups if parameters]
     blocks = [name for name, _ in named if name.startswith("blocks.")]
