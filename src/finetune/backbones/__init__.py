@@ -121,10 +121,13 @@ def classifier(name: str, *, source_classes: int = 1000, image_size: int | None 
 def image_size(name: str, state: dict[str, Tensor]) -> int | None:
     """Return the `image_size` that `classifier` needs for weights `state` of model `name`."""
     of = _family(name).image_size
-    try:
-        return None if of is None else of(state)
-    except KeyError:  # weights of another model: whoever loads them says how they differ
+    if of is None:
         return None
+    try:
+        side = of(state)
+    except (KeyError, IndexError):  # weights of another model: whoever loads them says how they differ
+        return None
+    return side if _sides(name).nearest(side) == side else None  # other patches: another model, too
 
 
 def current_keys(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
