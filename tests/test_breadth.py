@@ -99,10 +99,7 @@ def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blo
         name, share = trial.params["backbone"], trial.params["frozen_layers"]
         digest = hashlib.sha256(weights[name].read_bytes()).hexdigest()
         assert trial.effective["weights_sha256"] == digest
-        assert (
-            trial.effective["frozen_blocks"]
-            == {0.5: {18: 9, 11: 6}, 0.97: {18: 17, 11: 11}}[share][BLOCKS[name]]
-        )
+        assert trial.effective["frozen_blocks"] == FROZEN[name, share]
         assert results._cell(trial, "frozen_layers") == f"{trial.effective['frozen_blocks']} ({share})"
     assert {trial.params["backbone"] for trial in record.trials} == set(BLOCKS)
     assert {trial.params["frozen_layers"] for trial in record.trials} == {0.5, 0.97}
