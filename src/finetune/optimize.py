@@ -45,7 +45,7 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
     return torch.optim.SGD(options, lr=settings.learning_rate, momentum=settings.momentum)
 
 
-@dataclass
+@dataclass  # not frozen: LambdaLR writes its fields when a checkpoint is restored
 class RateFactor:
     """Step -> the rate as a multiple of its peak: a linear rise, then constant or a cosine to zero.
 
