@@ -110,7 +110,9 @@ def feature_settings(config: StudyConfig) -> FeatureSettings:
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
     with _alone(folder), connected():
         began = time.monotonic()
-        warm = Slots(capacity(config, ray.cluster_resources()), folder.slots, config.backbones)
+        warm = Slots(
+            capacity(config, ray.cluster_resources()), folder.slots, config.backbones, config.image_sizes
+        )
         try:
             study = _Study(config, folder, images, warm)
             try:

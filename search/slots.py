@@ -78,13 +78,16 @@ def plan(
 class Slots:
     """The slots of one study, from start to close; `exchange` is where trials find them."""
 
-    def __init__(self, plan: SlotPlan, folder: Path, backbones: Sequence[str]) -> None:
+    def __init__(
+        self, plan: SlotPlan, folder: Path, backbones: Sequence[str], image_sizes: Sequence[int] = ()
+    ) -> None:
         self.plan = plan
         self.exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=10_000).remote()
         keeper = ray.remote(Keeper).options(
             num_cpus=0, max_concurrency=plan.slots, runtime_env={"env_vars": TRAIN_ENVIRONMENT}
         )
-        self._keeper = keeper.remote(self.exchange, plan, str(folder), tuple(backbones), serve)
+        models = {"backbones": tuple(backbones), "image_sizes": tuple(image_sizes)}
+        self._keeper = keeper.remote(self.exchange, plan, str(folder), models, serve)
         self._runs = [self._keeper.run.remote(f"slot-{i}") for i in range(plan.slots)]
 
     def wait(self, count: int = 1) -> dict[str, Any]:
@@ -92,7 +95,7 @@ class Slots:
 
         Raises:
             SlotsLost: no slot came up; the message carries the reason.
-            StudyError: a backbone of the study does not exist.
+            StudyError: a backbone of the study does not exist or cannot read its images.
         """
         try:
             status = ray.get(self.exchange.wait_for_slots.remote(count, START_SECONDS))
@@ -129,11 +132,11 @@ class Keeper:
         exchange: Any,
         plan: SlotPlan,
         folder: str,
-        backbones: tuple[str, ...],
+        models: dict[str, Any],
         serve: Callable[[dict[str, Any]], None],
     ) -> None:
         self._exchange, self._plan, self._folder = exchange, plan, folder
-        self._backbones, self._serve = backbones, serve
+        self._models, self._serve = models, serve
 
     def run(self, name: str) -> None:
         """Keep one slot up until the exchange closes it."""
@@ -148,7 +151,7 @@ class Keeper:
                 train_loop_config={
                     "exchange": self._exchange,
                     "slot": name,
-                    "backbones": self._backbones,
+                    **self._models,
                     "threads": plan.cpus,
                     "once": plan.once,
                 },
