@@ -133,7 +133,7 @@ def test_fuse_reads_the_features_and_the_source_classes_probabilities() -> None:
     images, _ = batch(2)
     with torch.no_grad():
         model(images)
-        h = model.features(images)
+        h = model.prefix(images)
         pooled = model.head.pool(h)
         source = model.head.source_fc(h)
     assert torch.equal(read[0][:, : pooled.shape[1]], pooled)
