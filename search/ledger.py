@@ -1,7 +1,7 @@
 """The record of a study: an Optuna study in memory for speed, and the same in a file for good.
 
-The sampler reads memory; a thread brings the storage up to date a few times a second, trial by
-trial, in order. So the search loop waits for no commit (24 ms for all of a trial's, on SQLite), and after
+The sampler reads memory; a thread brings the storage up to date a few times a second, in one
+transaction. So the search loop waits for no commit (24 ms for all of a trial's, on SQLite), and after
 a crash the storage holds every trial as it was moments before.
 """
 
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -19,10 +20,12 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
 from search import config_file
 from search.errors import StudyError
 from search.layout import StudyFolder, trial_id
+from search.mirror import Mirror
 from search.record import StudyRecord, TrialRecord
 
 STUDY_NAME = "study"
@@ -30,6 +33,8 @@ PAUSE_SECONDS = 0.2
 """Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
 BUSY_SECONDS = 60
 """How long SQLite waits for another process, such as a dashboard, that holds the file."""
+ON_DISK_ONLY = ("history", "effective")
+"""The long facts of an ended trial: no sampler reads them, and memory would grow with every trial."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -47,32 +52,20 @@ def open_storage(path: Path) -> RDBStorage:
     return storage
 
 
-class _Written:
-    """What the storage holds of a trial."""
-
-    def __init__(self, stored: int, trial: FrozenTrial) -> None:
-        self.stored = stored
-        """The storage's number of the trial."""
-        self.epochs = set(trial.intermediate_values)
-        self.facts = dict(trial.user_attrs)
-        self.finished = trial.state.is_finished()
-
-
 class Ledger:
     """What was suggested and what came of it. Not for several drivers at once."""
 
     def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+        self._path = path
         self._storage = open_storage(path)
         self._stored = optuna.create_study(
             storage=self._storage, study_name=STUDY_NAME, direction=direction, load_if_exists=True
         )
         fail_orphans(self._stored)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._written: dict[int, _Written] = {}
-        for trial in self._stored.get_trials(deepcopy=False):
-            self._study.add_trial(trial)
-            self._written[trial.number] = _Written(trial._trial_id, trial)
+        self._study.add_trials(self._stored.get_trials(deepcopy=False))
+        self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
         self._marked: dict[int, float] = {}
@@ -123,11 +116,12 @@ class Ledger:
         `then` is called, from another thread, once the file has it: only then may it be announced.
         """
         trial = self._open.pop(number)
-        self._marked.pop(number, None)
         for name, fact in attributes.items():
-            trial.set_user_attr(name, fact)
+            if name not in ON_DISK_ONLY:
+                trial.set_user_attr(name, fact)
         self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
-        self._mark(trial, then)
+        self._mark(trial, then, attributes)
+        del self._marked[number]
 
     def is_open(self, number: int) -> bool:
         """True while the trial has been asked for and not ended."""
@@ -169,10 +163,17 @@ class Ledger:
             self._wake.wait_for(lambda: self._failure or not (self._dirty or self._writing))
             self._hurried = False
 
-    def _mark(self, trial: optuna.Trial, then: Callable[[], None] = lambda: None) -> None:
-        # A copy made here: the search loop goes on changing the trial while the writer reads.
+    def _mark(
+        self,
+        trial: optuna.Trial,
+        then: Callable[[], None] = lambda: None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Hand a trial as it is now to the writer, with facts that memory does not keep."""
         self._marked[trial.number] = time.monotonic()
-        now = copy.deepcopy(self._study._storage.get_trial(trial._trial_id))
+        # Optuna's memory replaces what it changes, so this stays as it is while the writer reads it.
+        now = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        now.user_attrs = {**now.user_attrs, **facts}
         with self._wake:
             if self._failure:
                 raise self._failure
@@ -189,10 +190,7 @@ class Ledger:
                     if not self._dirty:
                         return
                     dirty, self._dirty, self._writing = self._dirty, {}, True
-                for number in sorted(dirty):
-                    trial, then = dirty[number]
-                    self._write(trial)
-                    then()
+                self._write(dirty)
                 with self._wake:  # short trials begin and end meanwhile, and are then written once
                     self._wake.wait_for(lambda: self._hurried or self._closing, timeout=PAUSE_SECONDS)
         except Exception as error:  # the search loop raises it at its next entry
@@ -200,22 +198,16 @@ class Ledger:
                 self._failure = error
                 self._wake.notify_all()
 
-    def _write(self, now: FrozenTrial) -> None:
-        """Bring the storage's trial up to `now`."""
-        before = self._written.get(now.number)
-        if before is None:
-            stored = self._storage.create_new_trial(self._stored._study_id, template_trial=now)
-            self._written[now.number] = _Written(stored, now)
-            return
-        for epoch, value in now.intermediate_values.items():
-            if epoch not in before.epochs:
-                self._storage.set_trial_intermediate_value(before.stored, epoch, value)
-        for name, fact in now.user_attrs.items():
-            if before.facts.get(name) != fact:
-                self._storage.set_trial_user_attr(before.stored, name, fact)
-        if now.state.is_finished() and not before.finished:
-            self._storage.set_trial_state_values(before.stored, now.state, now.values)
-        self._written[now.number] = _Written(before.stored, now)
+    def _write(self, dirty: Mapping[int, tuple[FrozenTrial, Callable[[], None]]]) -> None:
+        try:
+            self._mirror.write([dirty[number][0] for number in sorted(dirty)])
+        except SQLAlchemyError as error:
+            raise StudyError(
+                f"{self._path}: the record must be writable while a study runs, got "
+                f"{getattr(error, 'orig', error)}. What it has is whole: see to the disk, then resume."
+            ) from error
+        for _, then in dirty.values():
+            then()
 
 
 def fail_orphans(study: optuna.Study) -> None:

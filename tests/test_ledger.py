@@ -10,10 +10,10 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from search import ledger
+from search.errors import StudyError
 from search.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
 from search.sampler import make
 
@@ -126,6 +126,46 @@ def test_a_killed_driver_leaves_its_trials_and_their_orphans_fail_on_the_next_st
     book.close()
 
 
+def test_a_trial_that_was_announced_is_in_the_file_even_if_the_driver_is_killed_at_once(path: Path) -> None:
+    script = textwrap.dedent(f"""
+        from functools import partial
+        from pathlib import Path
+        from search.ledger import Ledger
+        from search.sampler import make
+        book = Ledger(Path({str(path)!r}), mode="max", sampler=make("random", seed=0))
+        while True:
+            trial = book.ask()
+            trial.suggest_float("x", 0, 1)
+            book.suggested(trial.number, {{"params": {{"x": 0.5}}}})
+            book.report(trial.number, 1, 0.5)
+            book.end(trial.number, "COMPLETE", 0.5, {{}}, then=partial(print, trial.number, flush=True))
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    announced = [int(process.stdout.readline()) for _ in range(50)]
+    os.kill(process.pid, signal.SIGKILL)
+    announced += [int(line) for line in process.stdout if line.endswith("\n")]
+    process.wait()
+    process.stdout.close()
+    done = [trial.number for trial in stored(path) if trial.state == TrialState.COMPLETE]
+    assert done == list(range(len(done)))
+    assert set(announced) <= set(done)
+
+
+def test_memory_does_not_keep_the_long_facts_of_ended_trials(path: Path) -> None:
+    """They are in the file; a study of thousands of trials must fit into the driver."""
+    book = open_ledger(path)
+    trial = book.ask()
+    book.suggested(trial.number, {"params": {}})
+    history = [{"epoch": 1.0, "val/accuracy": 0.5}]
+    book.end(trial.number, "COMPLETE", 0.5, {"history": history, "effective": {"a": 1}, "epochs": 1})
+    (kept,) = book.records()
+    assert (kept.epochs, kept.history, kept.effective) == (1, [], {})
+    book.close()
+    (record,) = ledger.read(path)[0]
+    assert (record.epochs, record.history, record.effective) == (1, history, {"a": 1})
+
+
 def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
     book = open_ledger(path)
     play(book, "COMPLETE", [0.5])
@@ -154,5 +194,5 @@ def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(pa
     storage.engine.dispose()
     time.sleep(PAUSE_SECONDS)
     book.report(trial.number, 1, 0.5)
-    with pytest.raises(StorageInternalError):
+    with pytest.raises(StudyError, match=r"the record must be writable .* got no such table"):
         book.close()
