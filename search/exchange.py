@@ -51,7 +51,8 @@ class _Work:
             self.messages.append(message)
             self.ended = message["kind"] == "end"
             self.started = self.started or message["kind"] == "started"
-            self.news.set()
+            if message["kind"] != "started":  # that one can wait for the next
+                self.news.set()
         if self.ended:
             self.stop.set()  # wakes the worker's `until_stopped`
 
@@ -99,8 +100,13 @@ class Exchange:
         self._queue.append(work)
         self._match()
 
+    async def run(self, job: Job) -> list[Message]:
+        """Queue a job and return its first messages: `submit` and `receive` in one call."""
+        await self.submit(job)
+        return await self.receive(job["id"])
+
     async def receive(self, job_id: str) -> list[Message]:
-        """Return what the slot said since the last call, waiting for at least one message.
+        """Return what the slot said since the last call, waiting for more than that it started.
 
         Messages are `started` (with the slot's name), `effective`, `epoch` and, last, `end` with a
         `state` of `complete`, `stopped` or `failed`. Empty: nothing for RECEIVE_SECONDS.
@@ -108,13 +114,15 @@ class Exchange:
         work = self._works.get(job_id)
         if work is None:
             return [_ended("stopped")]
-        if not work.messages:
+        if not work.news.is_set():
             try:
                 await asyncio.wait_for(work.news.wait(), RECEIVE_SECONDS)
             except asyncio.TimeoutError:
                 return []
         work.news.clear()
         messages, work.messages = list(work.messages), deque()
+        if work.ended:
+            self._works.pop(job_id, None)
         return messages
 
     async def cancel(self, job_id: str) -> None:
@@ -161,6 +169,11 @@ class Exchange:
         if slot is not None and message["kind"] == "started":
             message = message | {"slot": slot.name}
         work.hear(number, message)
+
+    async def report_all(self, job_id: str, number: int, messages: list[Message]) -> None:
+        """Pass on messages that follow one another, the first one's number being `number`."""
+        for i, message in enumerate(messages):
+            await self.report(job_id, number + i, message)
 
     async def until_stopped(self, job_id: str) -> bool:
         """Return once the job has been cancelled or has ended."""

@@ -64,6 +64,12 @@ class EarlyStopping(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         return self._judge(strategy, trial, result)
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Prefer no trial: Tune then starts them in their order.
+
+        Tune's own rule looks through all trials there ever were, at each of its steps.
+        """
+
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Forget an ended trial; what it reached at the rungs stays."""
         self._best.pop(trial.trial_id, None)

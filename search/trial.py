@@ -1,4 +1,4 @@
-"""One trial as Tune sees it: a light function that borrows a slot and forwards what it reports.
+"""One trial as Tune sees it: a light process that borrows a slot and forwards what it reports.
 
 It imports neither torch nor torchvision, so starting its process costs little, and with
 `reuse_actors=True` one process serves many trials.
@@ -6,11 +6,13 @@ It imports neither torch nor torchvision, so starting its process costs little, 
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
-from ray import tune
+from ray.tune import Trainable
+from ray.tune.result import RESULT_DUPLICATE
 
 from search.errors import SettingsIgnored, TrialFailed
 from search.record import RECALL, RECALLS_OF_AN_EPOCH
@@ -27,39 +29,74 @@ SHOWN = 5
 """Settings that an error names; it counts all."""
 
 
-def run_trial(config: dict[str, Any], exchange: Any) -> None:
-    """Train one suggestion in a slot, reporting each epoch to Tune.
+class SlotTrial(Trainable):
+    """Has one suggestion after another trained in a slot, reporting each epoch to Tune.
 
-    Args:
-        config: `job`, what a slot needs to train it, as JSON.
-        exchange: the actor that hands it to a slot.
-
-    Raises:
-        TrialFailed: training failed; the message is the worker's reason, then its trace.
-        SettingsIgnored: the worker used other settings than the job's.
+    A class, since Tune needs two threads, a queue and one call more per trial for a function. The slot is
+    given back by the watch, in the driver: this process may be killed, and it waits while Tune thinks.
+    `config` holds `job`: what a slot needs to train it, as JSON.
     """
-    job = json.loads(config["job"])
-    ray.get(exchange.submit.remote(job))
-    try:
-        facts: dict[str, Any] = {}
+
+    exchange: Any = None
+    """The actor that hands trials to slots; set in a subclass (tuner.py)."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Queue the trial's job."""
+        self._job = json.loads(config["job"])
+        self._heard: deque[dict[str, Any]] = deque()
+        self._facts: dict[str, Any] = {}
+        self._answer = self.exchange.run.remote(self._job)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with the next trial."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Return the next epoch's metrics, waiting for it, or the end.
+
+        Raises:
+            TrialFailed: training failed; the message is the worker's reason, then its trace.
+            SettingsIgnored: the worker used other settings than the job's.
+        """
         while True:
-            for message in ray.get(exchange.receive.remote(job["id"])):
-                match message.pop("kind"):
-                    case "started":
-                        facts = {"slot": message["slot"]}
-                    case "effective":
-                        check_effective(job, message)
-                        facts["effective"] = json.dumps(message)
-                    case "epoch":
-                        tune.report(compact(message, job["keep"]["metric"]) | facts)
-                        facts = {}  # once is enough
-                    case "end" if message["state"] == "failed":
-                        raise TrialFailed(f"{message['error']}\n{message.get('trace', '')}")
-                    case "end":
-                        return
-    finally:
-        # However the trial ends (done, stopped by Tune, failed), its slot is free from here on.
-        exchange.cancel.remote(job["id"])
+            while not self._heard:
+                self._heard.extend(ray.get(self._answer))
+                self._answer = None if self._has_ended else self.exchange.receive.remote(self._job["id"])
+            result = self._hear(self._heard.popleft())
+            if result is not None:
+                return result
+
+    def train_buffered(self, *_: Any) -> list[dict[str, Any]]:
+        """Return the next epoch and every one after it that is there already: nobody waits for more."""
+        results = [self.train()]
+        while self._heard and RESULT_DUPLICATE not in results[-1]:
+            results.append(self.train())
+        return results
+
+    def log_result(self, result: dict[str, Any]) -> None:
+        """Leave out what Tune knows, as it sent it; each result travels and is kept."""
+        result.pop("config", None)
+
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self._heard) and self._heard[-1]["kind"] == "end"
+
+    def _hear(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        match message.pop("kind"):
+            case "started":
+                self._facts = {"slot": message["slot"]}
+            case "effective":
+                check_effective(self._job, message)
+                self._facts["effective"] = json.dumps(message)
+            case "epoch":
+                facts, self._facts = self._facts, {}  # once is enough
+                return compact(message, self._job["keep"]["metric"]) | facts
+            case "end" if message["state"] == "failed":
+                raise TrialFailed(f"{message['error']}\n{message.get('trace', '')}")
+            case "end":
+                return {RESULT_DUPLICATE: True}
+        return None
 
 
 def compact(epoch: Mapping[str, Any], metric: str) -> dict[str, Any]:

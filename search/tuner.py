@@ -1,7 +1,9 @@
 """Ray Tune, set up for trials that borrow slots."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 
 from search.sampler import StudySearcher
-from search.trial import run_trial
+from search.trial import SlotTrial
 from search.watch import Watch
 
 # A trial function only waits, so it takes no CPU; this keeps it on the head node, beside the exchange.
@@ -22,6 +24,11 @@ QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+LEAN = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's state of all trials; `resume` reads the ledger instead
+    "TUNE_RESULT_BUFFER_LENGTH": "1000",  # epochs that are there come together: SlotTrial.train_buffered
 }
 
 
@@ -50,11 +57,12 @@ def tune(
         SettingsIgnored: a worker trained with other settings than were suggested.
     """
 
-    def trainable(config: dict[str, Any]) -> None:
-        run_trial(config, exchange)
+    class StudyTrial(SlotTrial):
+        pass
 
+    StudyTrial.exchange = exchange
     search = ray_tune.Tuner(
-        ray_tune.with_resources(trainable, TRIAL_RESOURCES),
+        ray_tune.with_resources(StudyTrial, TRIAL_RESOURCES),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -63,11 +71,33 @@ def tune(
             reuse_actors=True,
             trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id][1]["id"],
         ),
-        run_config=ray_tune.RunConfig(name=name, storage_path=str(storage), callbacks=[watch], verbose=0),
+        run_config=ray_tune.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            callbacks=[watch],
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # slots keep them
+            verbose=0,
+        ),
     )
     try:
-        search.fit()
+        with _environment(LEAN):
+            search.fit()
     except TuneError:
         if watch.fatal:
             raise watch.fatal from None
         raise
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set what Tune reads from the environment only, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

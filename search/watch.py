@@ -104,12 +104,15 @@ class Watch(Callback):
         self._progress.trial_epoch(followed.id, epoch, metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial that ended by itself or was stopped early."""
+        """Close a trial that ended by itself or was stopped early, and free its slot."""
         followed = self._followed.pop(trial.trial_id)
+        self._suggested.pop(trial.trial_id)  # a study may have many thousand
         if not followed.history:
             self._close(followed, "FAIL", error="the trial ended without a single epoch")
         else:
             full = len(followed.history) == followed.epochs
+            if not full:
+                self._exchange.cancel.remote(followed.id)  # its slot is free from here on
             self._close(followed, "COMPLETE" if full else "PRUNED")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -118,9 +121,9 @@ class Watch(Callback):
         Raises:
             SettingsIgnored: the worker did not do as it was told; the whole study ends here.
         """
-        number, job = self._suggested[trial.trial_id]
+        number, job = self._suggested.pop(trial.trial_id)
         followed = self._followed.pop(trial.trial_id, None) or _Followed(number, job["id"], job["params"], 0)
-        self._exchange.cancel.remote(job["id"])  # a trial function that was killed could not do it itself
+        self._exchange.cancel.remote(job["id"])  # its slot is free from here on
         error = _error(trial)
         cause = error.cause if isinstance(error, RayTaskError) else error
         text = str(cause) if isinstance(cause, TrialFailed) else f"the trial's process failed: {_last(error)}"

@@ -165,3 +165,48 @@ def test_closing_ends_every_job_and_sends_every_worker_home() -> None:
         assert (status["queued"], status["running"]) == ([], [])
 
     play(scene)
+
+
+def test_a_call_queues_a_job_and_waits_for_more_than_its_start() -> None:
+    async def scene(exchange: Exchange) -> None:
+        generation = await exchange.register("slot-0", {})
+        trial = asyncio.create_task(exchange.run(job("a")))
+        assert await exchange.take("slot-0", generation, 0, 0) == job("a")
+        await exchange.report("a", 0, {"kind": "started"})
+        await asyncio.sleep(0.01)
+        assert not trial.done()
+        await exchange.report_all("a", 1, [{"kind": "epoch", "epoch": 1}, {"kind": "epoch", "epoch": 2}])
+        assert [m["kind"] for m in await trial] == ["started", "epoch", "epoch"]
+
+    play(scene)
+
+
+def test_messages_sent_together_keep_their_order_when_a_later_call_comes_first() -> None:
+    async def scene(exchange: Exchange) -> None:
+        generation = await exchange.register("slot-0", {})
+        await exchange.submit(job("a"))
+        await exchange.take("slot-0", generation, 0, 0)
+        await exchange.report_all("a", 3, [{"kind": "end", "state": "complete"}])
+        epochs = [{"kind": "epoch", "epoch": 1}, {"kind": "epoch", "epoch": 2}]
+        await exchange.report_all("a", 0, [{"kind": "started"}, *epochs])
+        assert [m["kind"] for m in await exchange.receive("a")] == ["started", "epoch", "epoch", "end"]
+
+    play(scene)
+
+
+def test_a_job_whose_end_was_told_is_forgotten() -> None:
+    """The exchange lives as long as the study: what it keeps must not grow with the trials."""
+
+    async def scene(exchange: Exchange) -> None:
+        generation = await exchange.register("slot-0", {})
+        for serial in range(20):
+            trial = asyncio.create_task(exchange.run(job(f"job-{serial}")))
+            await exchange.take("slot-0", generation, 0, serial)
+            await exchange.report_all(
+                f"job-{serial}", 0, [{"kind": "started"}, {"kind": "end", "state": "complete"}]
+            )
+            await trial
+        assert len(exchange._works) == 0
+        assert await exchange.receive("job-3") == [{"kind": "end", "state": "stopped", "seconds": 0.0}]
+
+    play(scene)

@@ -5,6 +5,7 @@ an exchange actor (search/exchange.py) and everything a trial says goes back the
 """
 
 import itertools
+import math
 import os
 import platform
 import socket
@@ -29,6 +30,8 @@ from finetune.settings import FeatureSettings, TrialSettings
 
 STOP_POLL_SECONDS = 0.02
 """Between two looks whether the trial was stopped, so that a look per batch costs nothing."""
+TOGETHER_SECONDS = 0.005
+"""What is said this soon after the last message left goes with the next one: short epochs in one call."""
 
 
 def slot_loop(config: dict[str, Any]) -> None:
@@ -57,15 +60,15 @@ def slot_loop(config: dict[str, Any]) -> None:
 def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
     """Run one job and tell the exchange how it ended; a failure that spoils the process is raised."""
     leads = world.rank == 0
-    count = itertools.count()
+    outbox = _Outbox(exchange, job["id"])
 
-    def tell(message: dict[str, Any]) -> Any:
-        # Not waited for, and so numbered: calls of an asynchronous actor may overtake one another.
-        return exchange.report.remote(job["id"], next(count), message) if leads else None
+    def tell(message: dict[str, Any]) -> None:
+        if leads:
+            outbox.put(message)
 
     begin = time.perf_counter()
-    if leads:
-        ray.get(tell({"kind": "started"}))  # a trial that kills its worker must not look as if not begun
+    tell({"kind": "started"})
+    outbox.wait()  # a trial that kills its worker must not look as if not begun
     try:
         end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
     except Exception as error:
@@ -73,6 +76,40 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
             raise
         end = {"state": "failed", "error": _one_line(error), "trace": traceback.format_exc()}
     tell({"kind": "end", "seconds": time.perf_counter() - begin} | end)
+    outbox.send()
+
+
+class _Outbox:
+    """What the first worker says about its job, on its way to the exchange.
+
+    Nobody waits for the calls, so messages carry numbers: calls of an asynchronous actor may overtake
+    one another.
+    """
+
+    def __init__(self, exchange: Any, job_id: str) -> None:
+        self._exchange, self._job_id = exchange, job_id
+        self._messages: list[dict[str, Any]] = []
+        self._number = 0
+        self._sent = -math.inf
+        self._call: Any = None
+
+    def put(self, message: dict[str, Any]) -> None:
+        """Send a message, or keep it for a moment so that it goes with the next one."""
+        self._messages.append(message)
+        if time.monotonic() - self._sent >= TOGETHER_SECONDS:
+            self.send()
+
+    def send(self) -> None:
+        """Send what is left."""
+        if self._messages:
+            self._call = self._exchange.report_all.remote(self._job_id, self._number, self._messages)
+            self._number += len(self._messages)
+            self._messages, self._sent = [], time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until what was sent has arrived."""
+        if self._call is not None:
+            ray.get(self._call)
 
 
 def _train(
@@ -98,14 +135,15 @@ def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
 
 def _stopper(exchange: Any, job_id: str) -> Callable[[], bool]:
     """Return a cheap way to ask whether the trial has been stopped from outside."""
-    answer = exchange.until_stopped.remote(job_id)
+    answer = None
     looked = time.monotonic()
     stopped = False
 
     def should_stop() -> bool:
-        nonlocal looked, stopped
+        nonlocal answer, looked, stopped
         if not stopped and time.monotonic() - looked >= STOP_POLL_SECONDS:
             looked = time.monotonic()
+            answer = answer or exchange.until_stopped.remote(job_id)  # a trial of a moment needs none
             stopped = bool(ray.wait([answer], timeout=0)[0])
         return stopped
 
