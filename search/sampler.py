@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from ray.tune.search import Searcher
 
 from search.ledger import Ledger
 from search.space import Space
+from search.tpe import BoundedTPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,8 @@ class Planned:
 
 
 def make(name: str, *, seed: int) -> BaseSampler:
-    """Return Optuna's sampler: `tpe` (multivariate, with groups for conditional spaces) or `random`.
-
-    TPE: Bergstra et al., NeurIPS 2011; multivariate as in Falkner et al., ICML 2018.
-    """
-    if name == "random":
-        return RandomSampler(seed=seed)
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=seed, multivariate=True, group=True)
+    """Return Optuna's sampler: `tpe` or `random`."""
+    return RandomSampler(seed=seed) if name == "random" else BoundedTPE(seed=seed)
 
 
 class StudySearcher(Searcher):
