@@ -8,8 +8,8 @@ P      a Tune function that calls `TorchTrainer.fit()`, as Ray's documentation h
        hyperparameter optimisation), reports through `TuneReportCallback`.
 P+     P with a 0.1 s poll instead of 2 s, without the helper processes that can be switched off, and
        without Tune's loggers.
-ours   a study's own machinery: searcher, ledger on disk, TensorBoard, progress, exchange, one worker
-       per slot; only the training itself is left out of the worker.
+ours   a study's own machinery: searcher (random: TPE's own time is in `scale`), ledger on disk,
+       TensorBoard, progress, exchange, one worker per slot; only the training itself is left out.
 floor  Tune alone: a function that reports three times, `reuse_actors=True`, no loggers.
 
 P and P+ run few trials, and their seconds per trial are taken from those; ours and the floor run many
@@ -17,24 +17,15 @@ and are counted from the first trial to the last, once slots and Tune's actors a
 """
 
 import argparse
-import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import optuna
-import ray
 from ray import tune as ray_tune
 
-from benchmarks import report
-from search import runner, slots, tuner
-from search.layout import StudyFolder
-from search.ledger import STUDY_NAME, open_storage
-from search.study import StudyConfig
-from search.trial import CHECKED, CHECKED_OF_DATA
+from benchmarks import noop, report
+from search import tuner
 
 EPOCHS = 3
 CONCURRENT = 2
@@ -55,11 +46,11 @@ def main() -> None:
     whole: dict[str, list[float]] = {"ours": [], "floor": []}
     for _ in range(rounds):
         for name, measure in (("floor", _floor), ("ours", _ours)):
-            total, steady = _fresh(lambda m=measure: m(many))
+            total, steady = noop.fresh_ray(lambda m=measure: m(many))
             seconds[name].append(steady)
             whole[name].append(total)
-        seconds["P"].append(_fresh(lambda: _documented(few, {})))
-        seconds["P+"].append(_fresh(lambda: _documented(few, POLL)))
+        seconds["P"].append(noop.fresh_ray(lambda: _documented(few, {})))
+        seconds["P+"].append(noop.fresh_ray(lambda: _documented(few, POLL)))
     _print(seconds, whole, many, few)
 
 
@@ -90,16 +81,6 @@ def _print(seconds: dict[str, list[float]], whole: dict[str, list[float]], many:
             "load": report.load(),
         }
     )
-
-
-def _fresh(measure: Callable[[], Any]) -> Any:
-    """Return what `measure` returns, run in a Ray of its own."""
-    tuner.quieten()
-    ray.init(num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        return measure()
-    finally:
-        ray.shutdown()
 
 
 def _floor(trials: int) -> tuple[float, float]:
@@ -140,51 +121,9 @@ def _steady(ends: list[float]) -> float:
 
 
 def _ours(trials: int) -> tuple[float, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        study = {"name": "noop", "trials": trials, "epochs": EPOCHS, "baselines": [], "sampler": "random"}
-        config = StudyConfig.from_dict(
-            {
-                "study": study,
-                "data": {"kind": "digits"},
-                "early_stopping": {"enabled": False},
-                "resources": {"slots": CONCURRENT, "gpu": False},
-                "results": folder,
-            }
-        )
-        real, slots.serve = slots.serve, serve_noop
-        began = time.monotonic()
-        try:
-            record = runner.run(config)
-        finally:
-            slots.serve = real
-        total = (time.monotonic() - began) / trials
-        assert {trial.state for trial in record.trials} == {"COMPLETE"}
-        storage = open_storage(StudyFolder(Path(record.folder)).database)
-        done = optuna.load_study(storage=storage, study_name=STUDY_NAME).get_trials(deepcopy=False)
-        return total, _steady(sorted(t.datetime_complete.timestamp() for t in done if t.datetime_complete))
-
-
-def serve_noop(config: dict[str, Any]) -> None:
-    """Serve trials like a real worker, but report made-up epochs at once instead of training."""
-    from finetune import catalog, worker
-    from finetune.loop import Outcome
-
-    fingerprint = functools.cache(lambda data: catalog.scan(data).fingerprint)
-
-    def train(settings: Any, *, report: Any, **_: Any) -> Outcome:
-        used = {name: getattr(settings, name) for name in (*CHECKED, "epochs")}
-        used |= {name: getattr(settings.data, name) for name in CHECKED_OF_DATA}
-        used |= {"learning_rates": {"head": settings.learning_rate}}
-        used |= {"frozen_blocks": settings.frozen_layers, "blocks": settings.frozen_layers}
-        report({"kind": "effective", "data_fingerprint": fingerprint(settings.data)} | used)
-        for epoch in range(1, EPOCHS + 1):
-            scores = {"val/accuracy": 0.5, "val/loss": 1.0, "train/loss": 1.0, "learning_rate": 0.1}
-            report({"kind": "epoch", "epoch": epoch, "seconds": 0.0} | scores)
-        return Outcome("complete", EPOCHS)
-
-    worker.loop.train = train
-    worker._export = lambda job, world: {"state": "complete"}
-    worker.slot_loop(config)
+    began = time.monotonic()
+    ends = noop.study(trials, epochs=EPOCHS, concurrent=CONCURRENT, sampler="random")
+    return (time.monotonic() - began) / trials, _steady(ends)
 
 
 def _documented(trials: int, environment: dict[str, str]) -> float:
