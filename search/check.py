@@ -4,7 +4,9 @@ import os
 from typing import Any
 
 from finetune import catalog, inspect_data
-from search.runner import capacity, data_settings
+from search import nodes
+from search.nodes import Resources
+from search.runner import capacity, data_settings, is_cluster
 from search.space import Space
 from search.study import StudyConfig
 
@@ -51,19 +53,16 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     }
 
 
-def resources() -> dict[str, float]:
-    """Return what the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
-    if os.environ.get("RAY_ADDRESS"):
-        import ray
-
+def resources() -> list[Resources]:
+    """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
+    if is_cluster():
         from search.runner import connected
 
         with connected():
-            found: dict[str, float] = ray.cluster_resources()
-            return found
+            return [node.resources for node in nodes.up()]
     import torch
 
-    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    return [{"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}]
 
 
 def lines(planned: dict[str, Any]) -> list[str]:
