@@ -35,7 +35,8 @@ def plan(config: StudyConfig) -> dict[str, Any]:
             origin[name] = f"to be pretrained on {count} images of {', '.join(source.classes)}"
         else:
             origin[name] = weights.describe(name, usual.weights)
-    slots = capacity(config, resources())
+    up = resources()
+    slots = capacity(config, up)
     study = config.study
     return {
         "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
@@ -44,7 +45,8 @@ def plan(config: StudyConfig) -> dict[str, Any]:
         "space": config.model_dump(mode="json")["space"],
         "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
         "slots": {
-            "count": slots.slots,
+            "count": min(slots.slots, slots.fit(up)),
+            "asked_for": slots.ask,
             "workers": slots.workers,
             "cpus_per_worker": slots.cpus,
             "gpu": slots.gpu,
@@ -74,6 +76,8 @@ def lines(planned: dict[str, Any]) -> list[str]:
         f"best {study['metric']} wins",
         f"slots: {slots['count']}, each {worker}" + (" and a GPU each" if slots["gpu"] else ", no GPU"),
     ]
+    if slots["asked_for"] > slots["count"]:
+        text.append(f"more nodes are asked for, for {slots['asked_for']} slots")
     text += inspect_data.lines(planned["data"])
     for name, model in planned["model"].items():
         text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")

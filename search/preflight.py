@@ -1,8 +1,8 @@
 """Looks at a node before it gets a slot: it must see what the driver sees and run what the driver runs.
 
-`expect` takes down what the driver has; `examine` looks at one node, by a task there; `problems` compares.
-`check` does all three for the nodes that are up when a study starts; the keeper does it for each that joins.
-On a cluster of one node there is nothing to compare, and nothing is run.
+`join` connects to the cluster. `expect` takes down what the driver has; `examine` looks at one node, by a
+task there; `problems` compares. `check` does all three for the nodes that are up when a study starts; the
+keeper does it for each that joins. On a cluster of one node there is nothing to compare, and nothing is run.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from finetune.catalog import Catalog
@@ -55,6 +55,27 @@ class Expected:
     """Trials train on GPUs."""
     passed: tuple[str, ...] = ()
     """Ids of the nodes that were found good."""
+
+
+def join(address: str, **options: Any) -> None:
+    """Connect this process to the Ray at `address`, or start one here (`local`).
+
+    Raises:
+        PreflightError: none answers there, or it asks for a token that this process does not have.
+    """
+    token = "Copy its token to ~/.ray/auth_token or set RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token."
+    try:
+        ray.init(address=address, **options)
+    except AuthenticationError:
+        raise PreflightError(
+            f"cluster {address}: RAY_AUTH_MODE=token needs a token, got none. {token}"
+        ) from None
+    except ConnectionError as error:
+        mode = os.environ.get("RAY_AUTH_MODE", "none")
+        raise PreflightError(
+            f"cluster {address}: Ray must answer and take our token, got {error} (RAY_AUTH_MODE: {mode}). "
+            f"See that it is up (`ray status`). {token}"
+        ) from None
 
 
 def expect(marker: Path, images: Catalog, files: Iterable[str], *, gpu: bool) -> Expected:

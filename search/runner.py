@@ -161,7 +161,7 @@ class _Study:
             epochs=study.epochs,
             metric=study.metric,
             mode=study.mode,
-            slots=warm.plan.slots,
+            slots=len(facts) if warm.plan.ask else warm.plan.slots,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
         self.board = Board(folder.tensorboard)
@@ -368,7 +368,7 @@ def connected() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+    preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
     # `ray job stop` and Kubernetes send SIGTERM; Tune stops gracefully only on SIGINT.
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:

@@ -73,7 +73,8 @@ def first_words(error: BaseException) -> str:
     return (telling or lines or [type(error).__name__])[-1].partition(" Some common causes include")[0]
 
 
-def _is_lost(error: Exception) -> bool:
+def is_lost(error: Exception) -> bool:
+    """True for an error by which workers are lost with their node, or lose one another."""
     return getattr(error, "preempted", False) or any(word in str(error) for word in LOST)
 
 
@@ -99,7 +100,7 @@ def _obituary(exchange: Any, name: str) -> Any:
 
     class Obituary(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            lost = any(_is_lost(error) for error in worker_exceptions.values())
+            lost = any(is_lost(error) for error in worker_exceptions.values())
             rank, error = min(worker_exceptions.items())
             exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", lost)
 

@@ -1,6 +1,7 @@
 """Slots on a real cluster of several nodes: they join, get a notice, and die while trials run."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -14,8 +15,11 @@ import ray.cloudpickle
 from ray._private.state import state
 from ray.cluster_utils import Cluster
 
+from finetune import catalog
 from finetune.history import Keep
-from search import runner, slots, spot, tuner
+from finetune.settings import DataSettings
+from search import nodes, preflight, runner, slots, spot, tuner
+from search.errors import PreflightError
 from search.space import Space
 from search.study import StudyConfig
 
@@ -77,6 +81,34 @@ def slow_and_told(log: Path) -> Callable[[dict[str, Any]], None]:
         worker.slot_loop(config)
 
     return serve
+
+
+def test_the_preflight_of_a_real_cluster_names_the_node_that_differs(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """By tasks on every node: one without GPUs that Ray counts, and one with another torchvision."""
+    metadata_of_another = tmp_path / "site" / "torchvision-0.1.dist-info" / "METADATA"
+    metadata_of_another.parent.mkdir(parents=True)
+    metadata_of_another.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    path = f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}"
+    plain = cluster.add_node(num_cpus=1)
+    other = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path})
+    without = cluster.add_node(num_cpus=1, num_gpus=1)
+    images = catalog.scan(DataSettings(kind="digits"))
+    expected = preflight.expect(tmp_path / ".shared", images, [], gpu=True)
+    up = {node.id: node for node in nodes.up()}
+    good = [node for node in up.values() if node.is_head or node.id == plain.node_id]
+    try:
+        assert set(preflight.check(expected, good).passed) == {node.id for node in good}
+        with pytest.raises(PreflightError) as refused:
+            preflight.check(expected, list(up.values()))
+    finally:
+        for node in (plain, other, without):
+            cluster.remove_node(node, allow_graceful=False)
+    lines = sorted(str(refused.value).splitlines())
+    assert len(lines) == 2
+    assert any(other.node_id[:8] in line and "torchvision must be" in line for line in lines)
+    assert any(without.node_id[:8] in line and "torch must see the 1 GPU(s)" in line for line in lines)
 
 
 class Driver:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,18 @@ def test_images_weights_and_gpus_must_be_there(expected: Expected, images: Path,
     assert f"image {second} must be as on the driver's node, got another." in told
     assert "weights.pth must have 5 bytes as on the driver's node, got 3. Put it where" in told
     assert "torch must see the 1 GPU(s) that Ray has, got 0. Check its driver with nvidia-smi" in told
+
+
+def test_a_driver_without_a_token_is_told_so_at_once(tmp_path: Path) -> None:
+    """In a process of its own, as Ray reads its environment once."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    words = [sys.executable, "-c", "from search import preflight; preflight.join('127.0.0.1:6379')"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    line = (
+        "PreflightError: cluster 127.0.0.1:6379: RAY_AUTH_MODE=token needs a token, got none. Copy its token"
+    )
+    assert line in done.stderr.splitlines()[-1]
 
 
 def test_a_cluster_of_one_node_costs_nothing(expected: Expected) -> None:
