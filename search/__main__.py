@@ -182,6 +182,28 @@ def blocks(
 
 
 @app.command()
+def cache(
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="The study's features.dir, where it names one.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List what this node keeps for later trials: features of frozen blocks and decoded images."""
+    from search import cache as keeper
+    from search.runner import cache_dir
+
+    place = folder or cache_dir() / "features"
+    if clear:
+        say(f"{place}: {keeper.clear(place) / 2**20:.1f} MiB freed")
+    listed = keeper.listing(place)
+    if as_json:
+        print_json(listed)
+    elif not clear:
+        keeper.show(listed)
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A results folder.")],
     to: Annotated[Path, typer.Option(help="Where the model folder goes.")],

@@ -8,7 +8,7 @@ from typing import Any
 from search import config_file, ledger
 from search.errors import StudyError
 from search.layout import StudyFolder
-from search.runner import cache_dir
+from search.runner import cache_dir, feature_settings
 from search.space import Space
 
 
@@ -55,5 +55,6 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
             best=Path(scratch) / "best.safetensors",
             last=Path(scratch) / "last.safetensors",
         )
-        loop.train(settings, keep=keep, report=report, world=loop.World(device=device))
+        world = loop.World(device=device)
+        loop.train(settings, keep=keep, report=report, world=world, features=feature_settings(config))
     return history[-1]

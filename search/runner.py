@@ -1,6 +1,7 @@
 """Run a study from its config to its record: slots, search, export of the best model."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from finetune import catalog
 from finetune.catalog import Catalog
 from finetune.filesystems import is_url
-from finetune.settings import DataSettings
+from finetune.settings import DataSettings, FeatureSettings
 from search import config_file, ledger, nodes, preflight, provenance, results, sampler, slots, tuner
 from search.board import Board
 from search.errors import SlotsLost, StudyError
@@ -104,6 +105,17 @@ def data_settings(config: StudyConfig) -> DataSettings:
 def cache_dir() -> Path:
     """Return where a node keeps downloaded and source-pretrained weights."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+
+
+def feature_settings(config: StudyConfig) -> FeatureSettings:
+    """Return where the nodes keep features of frozen blocks."""
+    said = config.features
+    return FeatureSettings(
+        folder=said.dir or str(cache_dir() / "features"),
+        budget_bytes=int(said.budget_gib * 2**30),
+        mode=said.mode,
+        trials=config.study.trials,
+    )
 
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
@@ -262,6 +274,7 @@ class _Study:
             "id": name,
             "kind": "train",
             "settings": settings.to_dict(),
+            "features": dataclasses.asdict(feature_settings(self.config)),
             "params": params,
             "data_fingerprint": self.images.fingerprint,
             "spared": plan is not None and plan.baseline is not None,

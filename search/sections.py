@@ -249,6 +249,8 @@ class Data(Images):
     """Share taken for the test where neither `val` nor `test` is given."""
     horizontal_flip: Switch = True
     """Mirror half of the training images; false for digits, letters and everything with a direction."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Different views of each training image, taken in turn by the epochs; 0: a new one each epoch."""
     crop_scale: Scale = 1.0
     """Smallest share of the image's area that a random crop keeps; 1.0: no random crop."""
     augment: AugmentName = "none"
@@ -294,6 +296,10 @@ class Model(Section):
     weights: Weights = "DEFAULT"
     """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file, also as a URL, `none` (random), or a
     source task."""
+
+    precision: Literal["auto", "exact", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on GPUs that have it; elsewhere float32, but for frozen blocks in training the fastest
+    pass that the machine has. `exact`: float32, and features are the same to the bit, stored or not."""
 
     @field_validator("weights")
     @classmethod
@@ -362,6 +368,17 @@ class SpaceSection(Section):
     """Blend each training image and its label with another one's of the batch."""
     mix_alpha: Rate = 0.2
     """Of `mix`: at 1 any share of the two images is as likely; towards 0 one of them nearly fills it."""
+
+
+class Features(Section):
+    """What is kept of frozen blocks, so that trials share it: decides what trials cost."""
+
+    mode: Literal["auto", "off"] = "auto"
+    """`auto`: features that save time are stored on each node and used again; `off`: all are computed."""
+    budget_gib: Annotated[float, Field(gt=0)] = 10.0
+    """On each node, for all studies together; what is least useful makes room."""
+    dir: FilePath | None = None
+    """Of each node alone, not shared. Left out: `features` in the node's cache."""
 
 
 class EarlyStopping(Section):

@@ -178,6 +178,7 @@ class Space:
             **said.images,
             validation_share=said.validation_share,
             test_share=said.test_share,
+            views=said.views,
             seed=study.seed,
             **{field: values.pop(field) for field in DATA_FIELDS},
         )
@@ -186,6 +187,7 @@ class Space:
             data=data,
             weights=weights,
             epochs=study.epochs,
+            precision=self._config.model.precision,
             seed=trial_seed(study.seed, number),
             cache_dir=cache_dir,
             **values,

@@ -29,6 +29,8 @@ class StudyConfig(Section):
     """The pretrained model."""
     space: sections.SpaceSection = sections.SpaceSection()
     """What is tried."""
+    features: sections.Features = sections.Features()
+    """What trials share of their frozen blocks."""
     early_stopping: sections.EarlyStopping = sections.EarlyStopping()
     """When a trial is given up."""
     resources: sections.Resources = sections.Resources()

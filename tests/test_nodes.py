@@ -1,5 +1,6 @@
 """Slots on a real cluster of several nodes: they join, get a notice, and die while trials run."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -138,6 +139,7 @@ class Driver:
             "id": name,
             "kind": "train",
             "settings": json.loads(json.dumps(settings.to_dict() | {"epochs": epochs})),
+            "features": dataclasses.asdict(runner.feature_settings(self.config)),
             "keep": {key: str(value) if isinstance(value, Path) else value for key, value in keep.items()},
         }
         self.call("submit", job)

@@ -1,5 +1,6 @@
 """Whole studies on a real Ray: every way a trial can end, and what is left afterwards."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -254,6 +255,7 @@ def job(config: StudyConfig, blocks: dict[str, int], name: str, folder: Path) ->
         "id": name,
         "kind": "train",
         "settings": json.loads(json.dumps(settings.to_dict())),
+        "features": dataclasses.asdict(runner.feature_settings(config)),
         "keep": facts,
     }
 

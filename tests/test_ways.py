@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks import imbalance
 from finetune import augment, checkpoint, loop, optimize
 from finetune.averaging import Average
 from finetune.history import Keep
@@ -272,15 +271,6 @@ def test_everything_is_off_by_default(settings: TrialSettings) -> None:
     off = {"imbalance": "none", "mix": "none", "ema_decay": 0.0, "l2_sp": 0.0, "clip_norm": 0.0}
     assert {name: effective[name] for name in off} == off
     assert (effective["accumulate"], effective["unfreeze_epochs"]) == (1, 0)
-
-
-def test_the_imbalance_benchmarks_shortcut_is_the_trial_that_it_stands_for(settings: TrialSettings) -> None:
-    head = dataclasses.replace(settings, strategy="replace", frozen_layers=-1, imbalance="balanced_sampling")
-    whole = run_of(head)
-    features = imbalance.Features(whole)
-    short = imbalance.train(imbalance.HeadRun(head, features), 2)
-    for ours, theirs in zip(short, imbalance.train(whole, 2), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,29 +5,37 @@ warm process equals the same trial in a cold one.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from finetune import catalog, pretrain, strategies, weights
+from finetune import catalog, checkpoint, passes, pretrain, strategies, weights
 from finetune.backbones import Backbone
 from finetune.data import ImageData, normalise
+from finetune.errors import CheckpointError
 from finetune.evaluate import BATCH
-from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
+from finetune.store import Store
 from finetune.weights import Pretrained
 
 
-def images(data: DataSettings) -> ImageData:
-    """Return the images of `data`; a decoded image is kept while it fits in memory."""
-    return _images(dataclasses.replace(data, batch_size=1))  # pixels do not depend on the batch size
+def images(data: DataSettings, features: FeatureSettings | None = None) -> ImageData:
+    """Return the images of `data`; decoded ones are kept in `features`' store, or else in memory."""
+    stores = features is not None and features.mode != "off"
+    place = (features.folder, features.budget_bytes) if features and stores else None
+    return _images(dataclasses.replace(data, batch_size=1), place)  # pixels do not depend on batch size
 
 
 @lru_cache(maxsize=4)
-def _images(data: DataSettings) -> ImageData:
-    return ImageData(catalog.scan(data), data)
+def _images(data: DataSettings, place: tuple[str, int] | None) -> ImageData:
+    shared = Store(Path(place[0]), place[1]) if place else None
+    return ImageData(catalog.scan(data), data, shared=shared)
 
 
 @lru_cache(maxsize=4)
@@ -39,35 +47,80 @@ def pretrained(backbone: str, settings: WeightsSettings, cache_dir: str, device:
 
 
 def backbone(settings: TrialSettings, device: torch.device) -> Backbone:
-    """Return a backbone of its own for one trial, on the CPU, with its pretrained weights.
+    """Return a trial's backbone with its pretrained weights, on the device.
 
+    Blocks that the trial freezes are every trial's own; the others, and the source FC, are copies.
     Random weights (`weights: none`) are drawn from the trial's seed.
     """
     if settings.weights == WeightsSettings():
+        return pristine(settings, device)
+    keeps_fc = settings.strategy != "replace"
+    return pristine(settings, device).fork(settings.frozen_layers, source_fc=keeps_fc)
+
+
+def pristine(settings: TrialSettings, device: torch.device) -> Backbone:
+    """Return the backbone as no trial has changed it, frozen, on the device; it is not to be changed."""
+    if settings.weights == WeightsSettings():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            return weights.backbone(settings.backbone, weights.load(settings.backbone, settings.weights))
-    source = pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
-    return weights.backbone(settings.backbone, source)
+            drawn = weights.backbone(settings.backbone, weights.load(settings.backbone, settings.weights))
+        return _placed(drawn, device)
+    return _pristine(settings.backbone, settings.weights, settings.cache_dir, str(device))
+
+
+@lru_cache(maxsize=4)
+def _pristine(backbone: str, settings: WeightsSettings, cache_dir: str, device: str) -> Backbone:
+    where = torch.device(device)
+    return _placed(weights.backbone(backbone, pretrained(backbone, settings, cache_dir, where.type)), where)
+
+
+def _placed(backbone: Backbone, device: torch.device) -> Backbone:
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    backbone.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return backbone.requires_grad_(False).eval()
 
 
 def relationship(settings: TrialSettings, device: torch.device) -> Tensor:
-    """Return the category relationship (C, K) of the target's classes and the source's."""
+    """Return the category relationship (C, K) of the target's classes and the source's.
+
+    Computed once per node and kept in the cache: it takes a pass over all training images.
+    """
     data = dataclasses.replace(settings.data, batch_size=1)
-    return _relationship(data, settings.backbone, settings.weights, settings.cache_dir, device.type)
+    return _relationship(data, settings.backbone, settings.weights, settings.cache_dir, str(device))
 
 
 @lru_cache(maxsize=4)
 def _relationship(
     data: DataSettings, backbone: str, weight: WeightsSettings, cache_dir: str, device: str
 ) -> Tensor:
-    source = pretrained(backbone, weight, cache_dir, device)
+    where = torch.device(device)
+    source = pretrained(backbone, weight, cache_dir, where.type)
     target = images(data)
-    model = weights.backbone(backbone, source).to(device)
+    facts = {
+        "backbone": backbone,
+        "weights": source.sha256,
+        "data": target.fingerprint,
+        "image_size": data.image_size,
+        "mean": source.mean,
+        "std": source.std,
+        "machine": passes.machine(where),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(cache_dir) / "relations" / f"{backbone}-{key}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        try:
+            return checkpoint.read(path)[0]["relation"]
+        except CheckpointError:
+            relation = _relate(_pristine(backbone, weight, cache_dir, device), source, target, where)
+            checkpoint.write(path, {"relation": relation}, facts)
+    return relation
 
+
+def _relate(backbone: Backbone, source: Pretrained, target: ImageData, device: torch.device) -> Tensor:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.arange(target.size("train")).split(BATCH)
         for pixels, labels in target.batches("train", order):
             yield normalise(pixels.to(device), source.mean, source.std), labels.to(device)
 
-    return strategies.category_relationship(model, batches(), len(target.classes)).cpu()
+    return strategies.category_relationship(backbone, batches(), len(target.classes)).cpu()

@@ -8,14 +8,17 @@ import hashlib
 import math
 import os
 import random
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,6 +27,7 @@ from finetune import augment
 from finetune.catalog import Catalog, Example
 from finetune.decode import decode
 from finetune.settings import DataSettings
+from finetune.store import Layout, Store
 
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -44,8 +48,28 @@ CROP_RATIOS = (3 / 4, 4 / 3)
 """Width / height of a random crop, as in torchvision's RandomResizedCrop."""
 CROP_ATTEMPTS = 10
 """Draws that may stick out of the image before the centre is taken, as in RandomResizedCrop."""
+FORMAT = 1
+"""Of stored pixels; part of their key, to be raised when the way from file to pixels changes."""
 BATCHES_AHEAD = 2
 """Made while the loop computes. More would only hold memory: one batch keeps all decoding threads busy."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pixels that every trial sees alike: what features are computed of and stored by.
+
+    Where nothing but mirroring alters the images, one sheet has all of them as they are and, behind
+    these, all of them mirrored: every view is a choice of its rows. Else a sheet is one view.
+    """
+
+    name: str
+    """Says what its pixels depend on, beside the images and their size."""
+    rows: int
+    view: int | None
+    """Of its images, as `ImageData.batch` takes it."""
+    paired: bool
+    """The second half of the rows is the first half mirrored."""
+    training: bool
 
 
 class ImageData:
@@ -60,6 +84,8 @@ class ImageData:
         data: image size, augmentation and its seed; the rest is in the catalog.
         budget_bytes: memory for decoded images in this process.
         threads: decoding at the same time; None: one per CPU, at most 8.
+        shared: where evaluation images are kept for all processes of the node, so that each is decoded
+            once; None: in this process's memory.
     """
 
     def __init__(
@@ -69,6 +95,7 @@ class ImageData:
         *,
         budget_bytes: int = BUDGET_BYTES,
         threads: int | None = None,
+        shared: Store | None = None,
     ):
         self.classes = catalog.classes
         self.fingerprint = catalog.fingerprint
@@ -76,10 +103,13 @@ class ImageData:
         self._catalog = catalog
         self._data = data
         self._decoders = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode")
+        self._shared = shared
+        self._opening = Lock()  # of stores; decoding may take the other lock
         self._lock = Lock()  # guards what follows
         self._budget_bytes = budget_bytes
         self._stores: dict[str, _Store] = {}
         self._kept: dict[str, Image.Image] = {}
+        self._mirrored: dict[tuple[str, int], Tensor] = {}
 
     def size(self, split: str) -> int:
         """Return N, the number of images of a split."""
@@ -121,15 +151,73 @@ class ImageData:
         augments = self._data.augment != "none"
         if view is None or not (crops or flips or augments):
             return self._evaluation_images(split, rows)
+        mirrored = self._flips(split, view)[indices]
+        if not (crops or augments):
+            images = self._evaluation_images(split, rows)
+            images[mirrored] = images[mirrored].flip(-1)
+            return images
         examples = [self._catalog.splits[split][row] for row in rows]
         draws = [_draws(self._data.seed, example.path, view) for example in examples]
-        mirrored = torch.tensor([draw.random() < 0.5 for draw in draws], dtype=torch.bool)
+        for draw in draws:
+            draw.random()  # told whether to mirror
         images = self._crops(examples, draws) if crops else self._evaluation_images(split, rows)
         if flips:
             images[mirrored] = images[mirrored].flip(-1)
         if augments:
             images = torch.stack(list(self._decoders.map(augment.trivial, images, draws)))
         return images
+
+    def sheet(self, split: str, view: int | None) -> Sheet:
+        """Return the sheet that has a view of a split; None: the images as for evaluation."""
+        data, images = self._data, self.size(split)
+        crops, augments = data.crop_scale < 1, data.augment != "none"
+        if view is None or not (crops or augments or data.horizontal_flip):
+            return Sheet("plain", images, None, False, view is not None)
+        if not crops and not augments:
+            return Sheet("plain and mirrored", 2 * images, None, True, True)
+        how = f"crop_scale {data.crop_scale}, flip {data.horizontal_flip}, augment {data.augment}"
+        return Sheet(f"view {view} of seed {data.seed}, {how}", images, view, False, True)
+
+    def sheets(self, epochs: int) -> int:
+        """Return how many copies of the training images their sheets hold, all epochs together."""
+        sheet = self.sheet("train", 0)
+        if sheet.view is None:
+            return 2 if sheet.paired else 1
+        return min(epochs, self._data.views or epochs)
+
+    def places(self, split: str, view: int | None) -> Tensor | None:
+        """Return in which row of its sheet each image of a view is, int64 (N,); None: in order."""
+        sheet = self.sheet(split, view)
+        if view is None or not sheet.paired:
+            return None
+        images = self.size(split)
+        return torch.arange(images) + images * self._flips(split, view)
+
+    def sheet_pixels(self, split: str, sheet: Sheet, begin: int, end: int, batch: int) -> Iterator[Tensor]:
+        """Yield rows `begin` to `end` of a sheet, uint8 (B, 3, S, S), decoded ahead of the caller.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        rows = torch.arange(begin, end).split(batch)
+        images = self.size(split)
+        pixels = self.batches(split, [part % images for part in rows], view=sheet.view)
+        for part, (found, _) in zip(rows, pixels, strict=True):
+            mirrored = part >= images
+            found[mirrored] = found[mirrored].flip(-1)
+            yield found
+
+    def view(self, epoch: int) -> int:
+        """Return which view of the training images epoch `epoch` (from 1) sees."""
+        return (epoch - 1) % self._data.views if self._data.views else epoch - 1
+
+    def _flips(self, split: str, view: int) -> Tensor:
+        """Return for each image of a split whether a view mirrors it, bool (N,)."""
+        if (split, view) not in self._mirrored:
+            examples, seed = self._catalog.splits[split], self._data.seed
+            flips = [_draws(seed, example.path, view).random() < 0.5 for example in examples]
+            self._mirrored[split, view] = torch.tensor(flips, dtype=torch.bool)
+        return self._mirrored[split, view]
 
     def batches(
         self, split: str, order: Iterable[Tensor], *, view: int | None = None
@@ -181,13 +269,37 @@ class ImageData:
         return _evaluation(self._catalog.open(example, _evaluation_needs(side, whole)), side, whole)
 
     def _store(self, split: str) -> "_Store":
-        with self._lock:
+        with self._opening:
             if split not in self._stores:
-                side = self._data.image_size
-                rows = min(self.size(split), self._budget_bytes // (3 * side * side))
-                self._budget_bytes -= rows * 3 * side * side
-                self._stores[split] = _Store(rows, side)
+                self._stores[split] = self._shared_store(split) or self._own_store(split)
             return self._stores[split]
+
+    def _own_store(self, split: str) -> "_Store":
+        side = self._data.image_size
+        with self._lock:
+            rows = min(self.size(split), self._budget_bytes // (3 * side * side))
+            self._budget_bytes -= rows * 3 * side * side
+        return _Store(np.empty((rows, 3, side, side), dtype=np.uint8), np.zeros(rows, dtype=np.bool_))
+
+    def _shared_store(self, split: str) -> "_Store | None":
+        """Return all images of a split from the node's store, decoded now where they are not there."""
+        if self._shared is None or not self.size(split):
+            return None
+        examples, side = self._catalog.splits[split], self._data.image_size
+        layout = Layout(rows=len(examples), shape=(3, side, side), dtype="uint8")
+        began = time.perf_counter()
+        self._evaluation_image(examples[0])
+        worth = (time.perf_counter() - began) / layout.row_bytes
+
+        def make(begin: int, end: int) -> Tensor:
+            images = list(self._decoders.map(self._evaluation_image, examples[begin:end]))
+            return torch.from_numpy(np.stack(images))
+
+        facts = {"what": "images", "split": split, "images": len(examples), "data": self.fingerprint[:12]}
+        key = f"{FORMAT} {self.fingerprint} {split} {side} {self.whole} {PIL.__version__}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:24]
+        rows = self._shared.get(digest, layout, make, worth=worth, facts=facts)
+        return None if rows is None else _Store(rows.numpy(), np.ones(len(examples), dtype=np.bool_))
 
     def _crops(self, examples: Sequence[Example], draws: Sequence[random.Random]) -> Tensor:
         side, scale = self._data.image_size, self._data.crop_scale
@@ -219,12 +331,12 @@ class ImageData:
         return image
 
 
+@dataclass(frozen=True)
 class _Store:
     """Evaluation images of a split's first rows; memory is taken from the system as rows are filled."""
 
-    def __init__(self, rows: int, side: int):
-        self.pixels: Pixels = np.empty((rows, 3, side, side), dtype=np.uint8)
-        self.ready = np.zeros(rows, dtype=np.bool_)
+    pixels: Pixels
+    ready: npt.NDArray[np.bool_]
 
 
 def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:

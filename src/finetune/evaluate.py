@@ -4,11 +4,11 @@ Shapes: B images of a batch, C classes.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassStatScores
 
@@ -16,6 +16,8 @@ from finetune.errors import DataError, did_you_mean
 
 BATCH = 64
 """Images per evaluation step and worker; fixed, so that an exported model answers as the study did."""
+SCORED_AT_ONCE = 2**20
+"""Logits that are kept until they are scored: few updates, since each one takes as long as a small head."""
 BINS = 15
 """Of the calibration error, as in Guo et al., ICML 2017."""
 TOP = 5
@@ -101,16 +103,25 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scores: Scores) -> dict[str, float]:
+def evaluate(
+    forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], scores: Scores
+) -> dict[str, float]:
     """Return the metrics over all batches of all workers.
 
     Args:
-        model: images (B, 3, H, W) -> logits (B, C); left in `eval` mode.
-        batches: this worker's share, normalised images (B, 3, H, W) and labels (B,) on the device.
+        forward: what `batches` gives of images -> logits (B, C); in evaluation mode.
+        batches: this worker's share, with labels int64 (B,), on the device.
         scores: of these classes; what they counted before is forgotten.
     """
-    model.eval()
     scores.reset()
-    for images, labels in batches:
-        scores.update(model(images).float(), labels)
+    logits, labels, waiting = [], [], 0
+    for x, answers in batches:
+        logits.append(forward(x).float())
+        labels.append(answers)
+        waiting += len(answers)
+        if waiting * len(scores.classes) > SCORED_AT_ONCE:
+            scores.update(torch.cat(logits), torch.cat(labels))
+            logits, labels, waiting = [], [], 0
+    if waiting:
+        scores.update(torch.cat(logits), torch.cat(labels))
     return scores.compute()

@@ -1,13 +1,18 @@
 """What stands behind the last block: one head per strategy.
 
-A head reads the last block's activations and returns logits. Its submodule `source_fc`, where it
-has one beside new layers, is a parameter group of its own; all else in it is the group `head`.
+A head reads the last block's activations and returns logits, in two steps: `reduce` is what a head does
+first and without weights, pooling as a rule, and `classify` is the rest; behind a frozen backbone the
+reduced activations never change. Its submodule `source_fc`, where a head has one beside new layers, is a
+parameter group of its own; all else in it is the group `head`.
 
 Shapes: B images, D pooled features, K source classes, C classes.
 """
 
 import torch
 from torch import Tensor, nn
+
+from finetune.backbones.parts import GlobalAveragePool
+from finetune.backbones.transformers import ClassToken
 
 
 class MLPHead(nn.Sequential):
@@ -26,16 +31,27 @@ class ReplaceHead(nn.Module):
     """`replace`: the source FC is gone; new layers read the pooled activations."""
 
     strategy = "replace"
+    pools = True
+    """`reduce` is the backbone's pooling."""
 
     def __init__(self, pool: nn.Module, new: MLPHead) -> None:
         super().__init__()
         self.pool = pool
         self.new = new
 
+    def reduce(self, h: Tensor) -> Tensor:
+        """Return pooled features (B, D) of the last block's activations `h`."""
+        pooled: Tensor = self.pool(h)
+        return pooled
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        logits: Tensor = self.new(pooled)
+        return logits
+
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the last block's activations `h`."""
-        logits: Tensor = self.new(self.pool(h))
-        return logits
+        return self.classify(self.reduce(h))
 
 
 class LoadHead(nn.Module):
@@ -43,14 +59,24 @@ class LoadHead(nn.Module):
 
     strategy = "load"
 
-    def __init__(self, new: nn.Module) -> None:
+    def __init__(self, pool: nn.Module, new: nn.Module) -> None:
         super().__init__()
+        self.pool = pool
         self.new = new
+        self.pools = begins_with_pool(new)
+
+    def reduce(self, h: Tensor) -> Tensor:
+        """Return pooled features (B, D), or `h` where the source FC does not begin with that pooling."""
+        reduced: Tensor = self.pool(h) if self.pools else h
+        return reduced
+
+    def classify(self, reduced: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        return _behind_pool(self.new, reduced) if self.pools else self.new(reduced)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the last block's activations `h`."""
-        logits: Tensor = self.new(h)
-        return logits
+        return self.classify(self.reduce(h))
 
 
 class FuseHead(nn.Module):
@@ -63,12 +89,45 @@ class FuseHead(nn.Module):
         self.pool = pool
         self.source_fc = source_fc
         self.new = new
+        self.pools = begins_with_pool(source_fc)
+
+    def reduce(self, h: Tensor) -> Tensor:
+        """Return pooled features (B, D), or `h` where the source FC does not begin with that pooling."""
+        reduced: Tensor = self.pool(h) if self.pools else h
+        return reduced
+
+    def classify(self, reduced: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        pooled = reduced if self.pools else self.pool(reduced)
+        answers = _behind_pool(self.source_fc, reduced) if self.pools else self.source_fc(reduced)
+        logits: Tensor = self.new(torch.cat([pooled, answers], dim=1))  # (B, D + K)
+        return logits
 
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the last block's activations `h`."""
-        both = torch.cat([self.pool(h), self.source_fc(h)], dim=1)  # (B, D + K)
-        logits: Tensor = self.new(both)
-        return logits
+        return self.classify(self.reduce(h))
 
 
 Head = ReplaceHead | LoadHead | FuseHead
+
+
+def begins_with_pool(source_fc: nn.Module) -> bool:
+    """True if a source FC's first layer is the backbone's own pooling: the mean, or the class token.
+
+    Bit for bit: torch computes AdaptiveAvgPool2d(1) as that mean.
+    """
+    first = source_fc[0] if isinstance(source_fc, nn.Sequential) else source_fc
+    return _is_mean(first) or isinstance(first, GlobalAveragePool | ClassToken)
+
+
+def _behind_pool(source_fc: nn.Module, pooled: Tensor) -> Tensor:
+    """Return what a source FC that begins with its pooling makes of pooled features (B, D)."""
+    assert isinstance(source_fc, nn.Sequential)
+    x = pooled[:, :, None, None] if _is_mean(source_fc[0]) else pooled
+    for layer in source_fc[1:]:
+        x = layer(x)
+    return x
+
+
+def _is_mean(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1))

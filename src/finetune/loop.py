@@ -5,7 +5,7 @@ Shapes: B images of a batch, C classes, H, W pixels.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,14 +15,15 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, augment, optimize, order, strategies
+from finetune import assets, augment, optimize, order, passes, strategies
 from finetune.averaging import Average
-from finetune.data import ImageData, normalise
+from finetune.data import ImageData
 from finetune.errors import NonFiniteLoss
 from finetune.evaluate import BATCH, Scores, check_metric, evaluate
+from finetune.features import Feed, Inputs
 from finetune.history import History, Keep
 from finetune.losses import Loss
-from finetune.settings import TrialSettings, WeightsSettings
+from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.strategies import TransferModel
 
 Report = Callable[[dict[str, Any]], None]
@@ -65,8 +66,11 @@ def train(
     world: World | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     should_move: Callable[[], bool] = lambda: False,
+    features: FeatureSettings | None = None,
 ) -> Outcome:
     """Train one model and leave its best weights at `keep.best`.
+
+    `features` says where features of frozen blocks are kept, for this trial and others; None: nowhere.
 
     Where `keep.last` lies from an interrupted run of the same settings, its epochs are reported
     again and training goes on behind them; the result equals an uninterrupted run. `should_stop` is
@@ -76,7 +80,7 @@ def train(
         NonFiniteLoss: the loss became NaN or infinite; the message says where.
         FinetuneError: data, weights, backbone or checkpoint are not as the settings say.
     """
-    run = Run(settings, world or World())
+    run = Run(settings, world or World(), features)
     check_metric(keep.metric, run.data.classes, run.data.labels("val"))
     history = History(
         run.model,
@@ -118,12 +122,22 @@ def train(
 class Run:
     """The parts of one trial, built afresh: model, optimiser, schedule, order of the images."""
 
-    def __init__(self, settings: TrialSettings, world: World) -> None:
+    def __init__(
+        self, settings: TrialSettings, world: World, features: FeatureSettings | None = None
+    ) -> None:
         self.settings, self.world = settings, world
-        self.data = assets.images(settings.data)
+        self.data = assets.images(settings.data, features)
         source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
-        self.mean, self.std = source.mean, source.std
         self.model = build_model(settings, self.data, world.device)
+        self.inputs = Inputs(
+            self.model,
+            self.data,
+            settings,
+            source,
+            world.device,
+            blocks=lambda: assets.pristine(settings, world.device).blocks,
+            stored=features,
+        )
         weights, classes = self.data.weights("train"), len(self.data.classes)
         self.loss = Loss(settings, self.data.labels("train"), weights, classes=classes, device=world.device)
         self.steps = len(self._order(1))
@@ -139,20 +153,24 @@ class Run:
     def effective(self) -> dict[str, Any]:
         """Return what is really used, read back from the model, the optimiser and the data."""
         facts = self.model.describe() | optimize.effective(self.optimizer) | self.loss.effective()
-        return facts | {
-            "ema_decay": self.average.decay if self.average else 0.0,
-            "mix": self.settings.mix if self.mixing else "none",
-            "clip_norm": self.settings.clip_norm,
-            "accumulate": self.settings.accumulate,
-            "unfreeze_epochs": self.settings.unfreeze_epochs,
-            "backbone": self.settings.backbone,
-            "batch_size": self.settings.data.batch_size,
-            "image_size": self.settings.data.image_size,
-            "workers": self.world.size,
-            "device": str(self.world.device),
-            "weights_sha256": self.weights_sha256,
-            "data_fingerprint": self.data.fingerprint,
-        }
+        return (
+            facts
+            | self.inputs.effective()
+            | {
+                "ema_decay": self.average.decay if self.average else 0.0,
+                "mix": self.settings.mix if self.mixing else "none",
+                "clip_norm": self.settings.clip_norm,
+                "accumulate": self.settings.accumulate,
+                "unfreeze_epochs": self.settings.unfreeze_epochs,
+                "backbone": self.settings.backbone,
+                "batch_size": self.settings.data.batch_size,
+                "image_size": self.settings.data.image_size,
+                "workers": self.world.size,
+                "device": str(self.world.device),
+                "weights_sha256": self.weights_sha256,
+                "data_fingerprint": self.data.fingerprint,
+            }
+        )
 
     def train_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> float | None:
         """Return the (weighted) mean training loss, or None if told to stop between two batches."""
@@ -160,17 +178,17 @@ class Run:
         # Every epoch seeds itself: going on after an interruption needs no generator's state.
         torch.manual_seed(_mix(settings.seed, epoch, world.rank))
         self._thaw(epoch)
-        self.step_model.train()
+        self.model.train()
         whole = self._order(epoch)
         total = torch.zeros((), device=world.device)
         shares = [batch[world.rank :: world.size] for batch in whole]
-        batches = self.data.batches("train", shares, view=epoch - 1)
-        for step, (pixels, labels) in enumerate(batches):
-            images, targets = self._on_device(pixels), self.loss.targets(labels, weights[shares[step]])
-            images, targets = augment.mix(self.mixing, images, targets)
+        feed = self.inputs.feed("train", view=self.data.view(epoch))
+        for step, (x, labels) in enumerate(feed.batches(shares)):
+            x, targets = augment.mix(self.mixing, x, self.loss.targets(labels, weights[shares[step]]))
             self.optimizer.zero_grad(set_to_none=True)
             # DDP averages gradients over workers: this makes the average the mean over all images.
-            total += self._backward(images, targets, scale=world.size / weights[whole[step]].sum().item())
+            scale = world.size / weights[whole[step]].sum().item()
+            total += self._backward(feed, x, targets, scale=scale)
             optimize.step(self.optimizer, self.starts, clip_norm=settings.clip_norm)
             self.schedule.step()
             if self.average:
@@ -186,19 +204,20 @@ class Run:
             self._average_buffers()
         return total.item() / weights[torch.cat(whole)].sum().item()
 
-    def _backward(self, images: Tensor, targets: Tensor, *, scale: float) -> Tensor:
+    def _backward(self, feed: Feed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
         """Add the gradient of scale * the sum of losses, in `accumulate` parts; return that sum.
 
         Workers exchange gradients once, with the last part.
         """
         total = torch.zeros((), device=self.world.device)
-        parts = list(zip(*(t.chunk(self.settings.accumulate) for t in (images, targets)), strict=True))
+        parts = list(zip(*(t.chunk(self.settings.accumulate) for t in (x, targets)), strict=True))
         for number, (some, wanted) in enumerate(parts, 1):
             model = self.step_model
             waits = number < len(parts) and isinstance(model, DistributedDataParallel)
             with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                h = feed.finish(some)
                 with self._autocast():
-                    losses = self.loss(model(some), wanted)
+                    losses = self.loss(model(h), wanted)
                 (losses * scale).backward()
             total += losses.detach()
         return total
@@ -213,22 +232,22 @@ class Run:
             self.step_model = self._parallel()
 
     def _parallel(self) -> nn.Module:
-        """Return the model as its workers step it; DDP waits for all gradients that it sees here."""
+        """Return what the workers step; DDP waits for all gradients that it sees here."""
+        trained = _Trained(self.model)
         if self.world.size == 1:
-            return self.model
-        return DistributedDataParallel(self.model, broadcast_buffers=False)
+            return trained
+        return DistributedDataParallel(trained, broadcast_buffers=False)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metrics of a split; each worker reads its own share of the images."""
         world = self.world
         mine = torch.arange(world.rank, self.data.size(split), world.size).split(BATCH)
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for pixels, labels in self.data.batches(split, mine):
-                yield self._on_device(pixels), labels.to(world.device)
-
+        feed = self.inputs.feed(split)
+        self.model.eval()
         with self._autocast():
-            return evaluate(self.model, batches(), self.scores)
+            return evaluate(
+                lambda x: self.model.from_features(feed.finish(x)), feed.batches(mine), self.scores
+            )
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
@@ -238,14 +257,9 @@ class Run:
             return order.balanced_batches(self.data.labels("train"), size, shuffle)
         return order.batches(self.data.size("train"), size, shuffle)
 
-    def _on_device(self, pixels: Tensor) -> Tensor:
-        images = normalise(pixels.to(self.world.device, non_blocking=True), self.mean, self.std)
-        return images.contiguous(memory_format=_memory_format(self.world.device))
-
     def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.settings.precision
-        cuda = self.world.device.type == "cuda"
-        if wanted == "bfloat16" or (wanted == "auto" and cuda and torch.cuda.is_bf16_supported()):
+        usual = passes.usual(self.settings.precision, self.world.device)
+        if usual.dtype == "bfloat16":
             return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
@@ -255,6 +269,18 @@ class Run:
             for statistic in [buffer, self.average.state[name]] if self.average else [buffer]:
                 torch.distributed.all_reduce(statistic)
                 statistic /= self.world.size
+
+
+class _Trained(nn.Module):
+    """A model behind its frozen blocks: what `TransferModel.features` gave -> logits (B, C)."""
+
+    def __init__(self, model: TransferModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        return self.model.from_features(h)
 
 
 def build_model(settings: TrialSettings, data: ImageData, device: torch.device) -> TransferModel:
@@ -274,12 +300,8 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
         source_names=source.classes,
         seed=settings.seed,
     )
-    model.to(device, memory_format=_memory_format(device))  # type: ignore[call-overload]
+    model.head.to(device)  # the blocks are there
     return model
-
-
-def _memory_format(device: torch.device) -> torch.memory_format:
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def _mix(*parts: int) -> int:

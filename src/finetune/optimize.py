@@ -37,10 +37,10 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
     for group in options:
         group["weight_decay"] = 0.0 if group["l2_sp"] else settings.weight_decay
     if settings.optimizer == "adam":
-        return torch.optim.Adam(options, lr=settings.learning_rate)
+        return torch.optim.Adam(options, lr=settings.learning_rate, fused=True)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(options, lr=settings.learning_rate)
-    return torch.optim.SGD(options, lr=settings.learning_rate, momentum=settings.momentum)
+        return torch.optim.AdamW(options, lr=settings.learning_rate, fused=True)
+    return torch.optim.SGD(options, lr=settings.learning_rate, momentum=settings.momentum, fused=True)
 
 
 def schedule(optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> LambdaLR:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 Strategy = Literal["replace", "load", "fuse"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "exact", "float32", "bfloat16"]
 OnError = Literal["fail", "skip"]
 Augment = Literal["none", "trivial"]
 Mix = Literal["none", "mixup", "cutmix"]
@@ -61,6 +61,8 @@ class DataSettings:
     """Smallest share of the image's area that a random resized crop keeps; 1.0: no random crop."""
     augment: Augment = "none"
     """`trivial`: one random operation of random strength per training image (TrivialAugment)."""
+    views: int = 0
+    """Different views of each training image, taken in turn by the epochs; 0: a new one each epoch."""
     seed: int = 0
     """Of the split and of the augmentation: view v of image i is a function of (seed, i, v)."""
 
@@ -87,6 +89,20 @@ class WeightsSettings:
     """Absolute path or URL of a `.pth`, `.pt` or `.safetensors` file with torchvision's keys."""
     source: SourceSettings | None = None
     """Pretrain on this source task, once; the result is kept in the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Where features of frozen blocks are kept. Decides what a trial costs, not what it finds."""
+
+    folder: str
+    """Absolute path, of each node alone."""
+    budget_bytes: int
+    """For everything in the folder."""
+    mode: Literal["auto", "off"] = "auto"
+    """`auto`: what saves time is kept; `off`: nothing."""
+    trials: int = 1
+    """Of the study, to tell how often a cut will be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +162,9 @@ class TrialSettings:
     mix_alpha: float = 0.2
     """Of `mix`: both parameters of the Beta distribution that the share of the first is drawn from."""
     precision: Precision = "auto"
-    """`auto`: bfloat16 autocast on GPUs that have it, float32 elsewhere."""
+    """Of all that trains: float32, or bfloat16 autocast (`auto`: on GPUs that have it). Of frozen blocks in
+    training: `auto` is the fastest pass that was found for them on a CPU; `exact` is float32 in batches of a
+    fixed size, so that features are the same to the bit, stored or not."""
     seed: int = 0
     """Of the head's initial weights, the order of the images and dropout."""
     cache_dir: str

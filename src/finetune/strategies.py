@@ -33,6 +33,7 @@ class TransferModel(nn.Module):
         self.prefix = backbone.blocks[:frozen].requires_grad_(False).eval()
         self.trunk = backbone.blocks[frozen:].requires_grad_(True)
         self.head = head.requires_grad_(True)
+        self.pooled_features = backbone.features
         self.waiting = 0
         """Leading blocks of the trunk that are frozen for now."""
 
@@ -40,15 +41,26 @@ class TransferModel(nn.Module):
         """Return logits (B, C) for images `x` (B, 3, H, W)."""
         return self.from_features(self.features(x))
 
+    @property
+    def pools(self) -> bool:
+        """True if `features` are pooled: all blocks are frozen, and the head begins with pooling."""
+        return not len(self.trunk) and self.head.pools
+
     def features(self, x: Tensor) -> Tensor:
-        """Return the activations behind the last frozen block, without gradient; none frozen: `x`."""
+        """Return what the trained part reads, without gradient.
+
+        That is the activations behind the last frozen block, pooled if `pools`; none frozen: `x`.
+        """
         with torch.no_grad():  # tensors of inference_mode could not feed the layers behind
-            h: Tensor = self.prefix(x)
-        return h
+            return self.reduce(self.prefix(x))
+
+    def reduce(self, h: Tensor) -> Tensor:
+        """Return the activations `h` behind the last frozen block, pooled if `pools`."""
+        return h if len(self.trunk) else self.head.reduce(h)
 
     def from_features(self, h: Tensor) -> Tensor:
-        """Return logits (B, C) for the activations `h` that `features` gave; `h` is left as it is."""
-        logits: Tensor = self.head(self.trunk(h))
+        """Return logits (B, C) for what `features` gave; `h` is left as it is."""
+        logits: Tensor = self.head(self.trunk(h)) if len(self.trunk) else self.head.classify(h)
         return logits
 
     def thaw(self, blocks: int) -> bool:
@@ -65,8 +77,9 @@ class TransferModel(nn.Module):
 
     def train(self, mode: bool = True) -> "TransferModel":
         """Set what is not frozen to training or evaluation mode; the rest stays in evaluation mode."""
-        super().train(mode)
-        self.prefix.eval()
+        self.training = mode
+        self.head.train(mode)
+        self.trunk.train(mode)
         self.trunk[: self.waiting].eval()
         return self
 
@@ -99,7 +112,8 @@ class TransferModel(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return parameters and buffers outside the prefix, by name; they share the model's memory."""
-        return {key: t for key, t in self.state_dict().items() if not key.startswith("prefix.")}
+        state = self.trunk.state_dict(prefix="trunk.")
+        return {**state, **self.head.state_dict(prefix="head.")}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Copy in what `trained_state` gave.
@@ -177,7 +191,7 @@ def build(
             head = FuseHead(backbone.pool, backbone.source_fc, new)
         elif strategy == "load":
             _load_rows(backbone, classes, relation, source_names)
-            head = LoadHead(backbone.source_fc)
+            head = LoadHead(backbone.pool, backbone.source_fc)
         else:
             known = ("replace", "load", "fuse")
             raise BackboneError(

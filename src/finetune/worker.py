@@ -25,7 +25,7 @@ from finetune import backbones, loop, model_folder
 from finetune.errors import FinetuneError, NonFiniteLoss
 from finetune.history import Keep
 from finetune.loop import World
-from finetune.settings import TrialSettings
+from finetune.settings import FeatureSettings, TrialSettings
 
 STOP_POLL_SECONDS = 0.02
 """Between two looks whether the trial was stopped, so that a look per batch costs nothing."""
@@ -90,6 +90,7 @@ def _train(
         world=world,
         should_stop=orders.stopped if orders else lambda: False,
         should_move=orders.moving if orders else lambda: False,
+        features=FeatureSettings(**job["features"]),
     )
     return {"state": outcome.state}
 

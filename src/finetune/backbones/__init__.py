@@ -13,6 +13,7 @@ name; `docs/models.md` lists them, `python -m search blocks NAME` lists the bloc
 Shapes: B images, (3, S, S) pixels, D features, K source classes.
 """
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -70,6 +71,22 @@ class Backbone(nn.Module):
     def source_classes(self) -> int:
         """K: how many classes the source FC tells apart."""
         return last_layer(self.source_fc).weight.shape[0]
+
+    def fork(self, shared: int, *, source_fc: bool = True) -> "Backbone":
+        """Return this backbone with copies of all but its first `shared` blocks.
+
+        Args:
+            shared: blocks that stay the same modules; negative: all.
+            source_fc: copy the source FC, too.
+        """
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        count = shared if shared >= 0 else len(self.blocks)
+        copied = copy.deepcopy(self.blocks[count:])
+        twin.blocks = nn.Sequential(*self.blocks[:count], *copied)
+        if source_fc:
+            twin.source_fc = copy.deepcopy(self.source_fc)
+        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the source's logits (B, K) for images `x` (B, 3, S, S).

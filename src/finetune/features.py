@@ -1,0 +1,273 @@
+"""What the trained part of a model reads: features of the frozen blocks, stored or computed afresh.
+
+Trials that share backbone, weights and images share their features: those are computed once per node
+and mapped from then on. An epoch sees view v of each image whether they are stored or not; with
+`precision: exact` the features are the same to the last bit.
+
+Shapes: B images of a batch, N images of a split, C, H, W of activations, D pooled features.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune import passes
+from finetune.data import ImageData, Sheet, normalise
+from finetune.passes import Pass
+from finetune.settings import FeatureSettings, TrialSettings
+from finetune.store import Layout, Store
+from finetune.strategies import TransferModel
+from finetune.weights import Pretrained
+
+FORMAT = 1
+"""Of what an entry holds; part of its key."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where stored features are taken, and what storing them is worth."""
+
+    blocks: int
+    """Leading blocks that they lie behind."""
+    worth: float
+    """Seconds saved per byte stored."""
+
+
+class Inputs:
+    """The images of one trial, as its trained part reads them.
+
+    Args:
+        model: its frozen blocks are run here.
+        data: the images.
+        settings: of the trial.
+        source: says how images are normalised, and which weights the frozen blocks have.
+        device: of the model.
+        blocks: gives all blocks of the backbone, frozen, on the device: what passes cost is measured on.
+        stored: where features are kept; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        model: TransferModel,
+        data: ImageData,
+        settings: TrialSettings,
+        source: Pretrained,
+        device: torch.device,
+        *,
+        blocks: Callable[[], nn.Sequential],
+        stored: FeatureSettings | None = None,
+    ) -> None:
+        self.model, self.data, self.settings, self.device = model, data, settings, device
+        self.exact = settings.precision == "exact"
+        self._source = source
+        self._mean = torch.tensor(source.mean, device=device)
+        self._std = torch.tensor(source.std, device=device)
+        usual = passes.usual(settings.precision, device)
+        self._passes = {True: usual, False: usual}
+        """How frozen blocks are run: for training images (True), for others (False)."""
+        self._cuts: dict[bool, Cut | None] = {True: None, False: None}
+        self._feeds: dict[tuple[str, str], Tensor | None] = {}
+        """Stored rows by split and name of the sheet; None: the store has no room for them."""
+        if stored is not None and stored.mode != "off" and len(model.prefix):
+            self._use(stored, usual, blocks)
+
+    def _use(self, stored: FeatureSettings, usual: Pass, blocks: Callable[[], nn.Sequential]) -> None:
+        """Decide what is read from the store, by what it saves on this machine."""
+        settings = self.settings
+        folder = Path(stored.folder)
+        self._store = Store(folder, stored.budget_bytes)
+        self._costs = passes.costs(
+            blocks,
+            settings.backbone,
+            settings.data.image_size,
+            usual,
+            search=settings.precision == "auto" and self.device.type == "cpu",
+            folder=folder,
+            device=self.device,
+        )
+        # What is reported and compared is measured as the exported model will answer.
+        self._passes[True] = self._costs.fastest
+        mixes = settings.mix != "none"  # then the frozen blocks see new images in every batch
+        for training in (True, False):
+            if not (training and mixes):
+                self._cuts[training] = self._best_cut(training, stored)
+
+    def effective(self) -> dict[str, Any]:
+        """Return which features are stored, and how frozen blocks are run in training."""
+        cut = self._cuts[True]
+        return {"stored_cut": cut.blocks if cut else None, "frozen_pass": asdict(self._passes[True])}
+
+    def feed(self, split: str, *, view: int | None = None) -> "Feed":
+        """Return where the batches of one epoch come from.
+
+        Args:
+            split: `train`, `val` or `test`.
+            view: of training images, see `ImageData.batch`; None: as for evaluation.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        training = view is not None
+        sheet, cut = self.data.sheet(split, view), self._cuts[training]
+        if cut is not None and (split, sheet.name) not in self._feeds:
+            self._feeds[split, sheet.name] = self._rows(split, sheet, cut)
+        rows = self._feeds.get((split, sheet.name))
+        return Feed(self, split, view, self._passes[training], cut.blocks if cut else 0, rows)
+
+    def features(self, x: Tensor, how: Pass, *, behind: int = 0) -> Tensor:
+        """Return what `TransferModel.from_features` takes, in float32.
+
+        Args:
+            x: normalised images (B, 3, S, S), or activations behind the first `behind` blocks.
+            how: the frozen blocks are run.
+            behind: at most the number of frozen blocks.
+        """
+        h = self._activations(x, how, behind, len(self.model.prefix)).float()
+        return self.model.reduce(h)
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Return pixels, uint8 (B, 3, S, S), as the backbone expects them, on the device."""
+        return normalise(pixels.to(self.device, non_blocking=True), self._mean, self._std)
+
+    def _activations(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
+        """Run frozen blocks number `begin` to `end`."""
+        if begin == end:
+            return x
+        blocks = self.model.prefix[begin:end]
+        return how.run_padded(blocks, x) if self.exact else how.run(blocks, x)
+
+    def _best_cut(self, training: bool, stored: FeatureSettings) -> Cut | None:
+        """Return the cut that saves most time within the budget; None: storing does not pay.
+
+        A cut is read in each epoch of each trial that has it, and its features are computed and
+        written once per sheet. Half of a study's trials are taken to freeze all blocks, the other half
+        to spread over the cuts, as they do in the default space.
+        """
+        costs, frozen = self._costs, len(self.model.prefix)
+        blocks = frozen + len(self.model.trunk)
+        sheets = self.data.sheets(self.settings.epochs) if training else 1
+        images = self.data.size("train" if training else "val")
+        best, saved = None, 0.0
+        for cut in range(1, frozen + 1):
+            size = self._layout(cut, 1, training).row_bytes
+            share = 1 if cut == blocks else blocks
+            uses = self.settings.epochs * max(1.0, stored.trials / 2 / share)
+            seconds = costs.seconds(training)[cut]
+            gain = uses * (seconds - size / costs.read_rate)
+            gain -= sheets * (seconds + size / costs.write_rate)
+            if gain > saved and sheets * images * size <= stored.budget_bytes:
+                best, saved = Cut(cut, gain / (sheets * size)), gain
+        return best
+
+    def _rows(self, split: str, sheet: Sheet, cut: Cut) -> Tensor | None:
+        """Return a sheet's features from the store, computing those that are not there yet."""
+        training = sheet.training
+        how, key = self._passes[training], partial(self._key, split, sheet)
+        layout = partial(self._layout, rows=sheet.rows, training=training)
+        below = 0
+        lower: Tensor | None = None
+
+        def make(begin: int, end: int) -> Tensor:
+            nonlocal below, lower
+            if lower is None and below == 0:
+                below = -1  # looked for once, where something is to be computed at all
+                for blocks in range(cut.blocks - 1, 0, -1):
+                    lower = self._store.peek(key(blocks), layout(blocks))
+                    if lower is not None:
+                        below = blocks
+                        break
+            if lower is not None:
+                parts = ((x.to(self.device), below) for x in lower[begin:end].split(passes.BATCH))
+            else:
+                parts = (
+                    (self.images(x), 0)
+                    for x in self.data.sheet_pixels(split, sheet, begin, end, passes.BATCH)
+                )
+            made = [self._made(x, how, seen, cut.blocks) for x, seen in parts]
+            return torch.cat(made).to(getattr(torch, layout(cut.blocks).dtype)).cpu()
+
+        facts = {"backbone": self.settings.backbone, "blocks": cut.blocks, "split": split, "view": sheet.name}
+        facts |= {"images": self.data.size(split), "data": self.data.fingerprint[:12]}
+        return self._store.get(key(cut.blocks), layout(cut.blocks), make, worth=cut.worth, facts=facts)
+
+    def _made(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
+        h = how.run_padded(self.model.prefix[begin:end], x)
+        return self.model.reduce(h.float()) if self._is_pooled(end) else h
+
+    def _is_pooled(self, blocks: int) -> bool:
+        """True if what is stored behind so many blocks is pooled."""
+        return self.model.pools and blocks == len(self.model.prefix)
+
+    def _layout(self, blocks: int, rows: int, training: bool) -> Layout:
+        costs = self._costs
+        if self._is_pooled(blocks):
+            return Layout(rows=rows, shape=(self.model.pooled_features,), dtype="float32")
+        half = training and costs.half[blocks]
+        return Layout(rows=rows, shape=costs.shapes[blocks], dtype="bfloat16" if half else "float32")
+
+    def _key(self, split: str, sheet: Sheet, blocks: int) -> str:
+        """Return the name of an entry: a hash of all that decides its content."""
+        settings, source = self.settings, self._source
+        facts = {
+            "format": FORMAT,
+            "backbone": settings.backbone,
+            "weights": source.sha256 or f"random, seed {settings.seed}",
+            "mean": source.mean,
+            "std": source.std,
+            "blocks": blocks,
+            "pooled": self._is_pooled(blocks),
+            "data": self.data.fingerprint,
+            "split": split,
+            "image_size": settings.data.image_size,
+            "view": sheet.name,
+            "pass": asdict(self._passes[sheet.training]),
+            "batch": passes.BATCH,
+            "machine": passes.machine(self.device),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The batches of one epoch: stored rows, or images that are decoded now."""
+
+    inputs: Inputs
+    split: str
+    view: int | None
+    how: Pass
+    blocks: int
+    """Frozen blocks that stored rows lie behind."""
+    rows: Tensor | None
+    """What is stored of the sheet; None: nothing."""
+
+    def batches(self, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `finish` takes and labels int64 (B,) for each index tensor of `order`.
+
+        Both are on the device; indices are int64 (B,) within the split, on the CPU.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        data, device = self.inputs.data, self.inputs.device
+        if self.rows is None:
+            for pixels, labels in data.batches(self.split, order, view=self.view):
+                yield self.inputs.images(pixels), labels.to(device)
+            return
+        labels, places = data.labels(self.split), data.places(self.split, self.view)
+        for indices in order:
+            h = self.rows.index_select(0, indices if places is None else places[indices])
+            yield h.to(device, torch.float32, non_blocking=True), labels[indices].to(device)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""
+        frozen = len(self.inputs.model.prefix)
+        if self.rows is not None and self.blocks == frozen:
+            return x
+        return self.inputs.features(x, self.how, behind=0 if self.rows is None else self.blocks)

@@ -1,0 +1,233 @@
+"""How frozen blocks are run, and what a run costs here: measured once per backbone, size and device.
+
+Frozen blocks need no gradient and no batch statistics, so their pass may use whatever is fastest; what
+that is differs between backbones and machines by factors, so a probe of a few seconds finds it.
+
+Shapes: B images, (3, S, S) pixels.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from filelock import FileLock
+from torch import Tensor, nn
+
+BATCH = 32
+"""Images per pass of frozen blocks whose result is stored. Features depend in their last bits on the
+batch size, not on the place in the batch or the other images in it (measured for eight families)."""
+FASTER = 1.25
+"""A pass must beat the plain one by this factor to be taken: more than two measurements differ."""
+PASSES = 3
+"""Measured per candidate; the fastest counts, since other processes only ever slow one down."""
+SAMPLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How frozen blocks are run."""
+
+    channels_last: bool = False
+    dtype: str = "float32"
+    """`bfloat16`: under autocast."""
+
+    def run(self, blocks: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return what `blocks` make of `x` (B, ...), without gradient."""
+        if self.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        half = self.dtype == "bfloat16"
+        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
+            return blocks(x)
+
+    def run_padded(self, blocks: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the same in batches of BATCH, the last one filled up with copies of an image.
+
+        So a row of the result depends on that row of `x` alone, to the last bit.
+        """
+        parts = []
+        for part in x.split(BATCH):
+            missing = BATCH - len(part)
+            whole = torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) if missing else part
+            parts.append(self.run(blocks, whole)[: len(part)])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+CANDIDATES = (Pass(channels_last=True), Pass(dtype="bfloat16"), Pass(channels_last=True, dtype="bfloat16"))
+# torch.compile is no candidate: see docs/decisions.md.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What one image costs on this machine."""
+
+    fastest: Pass
+    usual: tuple[float, ...]
+    """Seconds of the first 0, 1, ... blocks in the usual pass; the first entry is 0."""
+    fast: tuple[float, ...]
+    """The same in the fastest pass."""
+    half: tuple[bool, ...]
+    """True where the fastest pass leaves bfloat16 behind those blocks."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of those activations, without B."""
+    read_rate: float
+    """Bytes per second from a mapped file that has been read before."""
+    write_rate: float
+
+    def seconds(self, training: bool) -> tuple[float, ...]:
+        """Return the cumulative seconds per image: of the fastest pass in training, else of the usual one."""
+        return self.fast if training else self.usual
+
+
+def usual(precision: str, device: torch.device) -> Pass:
+    """Return how a model runs its blocks where nothing faster was looked for."""
+    cuda = device.type == "cuda"
+    half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    return Pass(channels_last=cuda, dtype="bfloat16" if half else "float32")
+
+
+def costs(
+    blocks: Callable[[], nn.Sequential],
+    name: str,
+    image_size: int,
+    usual: Pass,
+    *,
+    search: bool,
+    folder: Path,
+    device: torch.device,
+) -> Costs:
+    """Return what passes cost here, measured on first use and kept in `folder`.
+
+    Args:
+        blocks: gives all blocks of backbone `name`, in evaluation mode, on `device`; called to measure.
+        name: of the backbone; weights do not matter.
+        image_size: S, in pixels.
+        usual: how they are run where nothing is faster.
+        search: try other passes.
+        folder: of this node.
+        device: where the passes run.
+    """
+    facts = {
+        "backbone": name,
+        "image_size": image_size,
+        "usual": dataclasses.asdict(usual),
+        "search": search,
+        "threads": torch.get_num_threads(),
+        "machine": machine(device),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{name}-{digest}.costs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        try:
+            return _from_json(json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            measured = _measure(blocks(), image_size, usual, search=search, folder=folder, device=device)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(measured) | {"facts": facts}))
+        os.replace(temporary, path)
+    return measured
+
+
+def machine(device: torch.device) -> Mapping[str, str]:
+    """Return what decides the bits of a forward pass beside weights and images."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": gpu or f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+def _measure(
+    blocks: nn.Sequential, image_size: int, usual: Pass, *, search: bool, folder: Path, device: torch.device
+) -> Costs:
+    images = torch.rand(BATCH, 3, image_size, image_size, device=device)
+    began = _now(device)
+    usual.run(blocks, images)
+    if _now(device) - began > 1:  # a large backbone: fewer images tell as much
+        images = images[:4]
+    fastest = usual
+    usually, outputs = _by_block(blocks, usual, images)
+    fast = usually
+    if search:
+        times = {how: _seconds(blocks, how, images) for how in (usual, *CANDIDATES)}
+        best = min(CANDIDATES, key=lambda how: times[how])
+        if times[best] * FASTER < times[usual]:
+            fastest = best
+            fast, outputs = _by_block(blocks, best, images)
+    read, write = _disk_rates(folder)
+    return Costs(
+        fastest=fastest,
+        usual=usually,
+        fast=fast,
+        half=tuple(h.dtype == torch.bfloat16 for h in outputs),
+        shapes=tuple(tuple(h.shape[1:]) for h in outputs),
+        read_rate=read,
+        write_rate=write,
+    )
+
+
+def _by_block(blocks: nn.Sequential, how: Pass, images: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
+    """Return cumulative seconds per image behind 0, 1, ... blocks, and the first pass's activations."""
+    fastest = [float("inf")] * len(blocks)
+    outputs: list[Tensor] = []
+    for _ in range(PASSES):
+        h, outputs = images, [images]
+        for number, block in enumerate(blocks):
+            began = _now(images.device)
+            h = how.run(block, h)
+            fastest[number] = min(fastest[number], _now(images.device) - began)
+            outputs.append(h)
+    return tuple(float(t) for t in np.cumsum([0.0, *fastest]) / len(images)), outputs
+
+
+def _seconds(blocks: nn.Sequential, how: Pass, images: Tensor) -> float:
+    """Return the seconds of a whole pass, the fastest of a few behind a first one."""
+    measured = []
+    for _ in range(PASSES + 1):
+        began = _now(images.device)
+        how.run(blocks, images)
+        measured.append(_now(images.device) - began)
+    return min(measured[1:])
+
+
+def _disk_rates(folder: Path) -> tuple[float, float]:
+    """Return bytes per second of reading rows from a mapped file, and of writing one."""
+    rows = np.zeros((SAMPLE_BYTES // 2**16, 2**16), dtype=np.uint8)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        began = time.perf_counter()
+        file.write(rows.tobytes())
+        file.flush()
+        write = SAMPLE_BYTES / (time.perf_counter() - began)
+        mapped = torch.from_numpy(np.memmap(file.name, np.uint8, "c", shape=rows.shape))
+        order = torch.randperm(len(rows))
+        mapped.index_select(0, order)
+        began = time.perf_counter()
+        mapped.index_select(0, order)
+        return SAMPLE_BYTES / (time.perf_counter() - began), write
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _from_json(values: Mapping[str, Any]) -> Costs:
+    values = {name: value for name, value in values.items() if name != "facts"}
+    for name in ("usual", "fast", "half"):
+        values[name] = tuple(values[name])
+    values["shapes"] = tuple(tuple(shape) for shape in values["shapes"])
+    return Costs(**{**values, "fastest": Pass(**values["fastest"])})

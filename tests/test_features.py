@@ -1,0 +1,264 @@
+"""Stored features: the same trial as without them, to the bit, and computed once."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune import assets, loop
+from finetune.data import normalise
+from finetune.features import Inputs
+from finetune.history import Keep
+from finetune.passes import BATCH, Pass
+from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
+from finetune.store import Store
+
+MANY = 10_000
+"""Trials, so that storing pays at every cut of a small network on small images."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files with random weights, and running statistics of batch norms that are not the initial ones."""
+    import torchvision
+
+    files = {}
+    for name in ("shufflenet_v2_x0_5", "squeezenet1_1"):
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        files[name] = str(tmp_path_factory.mktemp("weights") / f"{name}.pth")
+        torch.save(model.state_dict(), files[name])
+    return files
+
+
+@pytest.fixture
+def settings(weights: dict[str, str], tmp_path: Path) -> Any:
+    def make(backbone: str = "shufflenet_v2_x0_5", data: dict[str, Any] | None = None, **options: Any) -> Any:
+        values: dict[str, Any] = {
+            "data": DataSettings(
+                kind="digits",
+                classes=("5", "6", "7"),
+                batch_size=24,
+                **({"image_size": 32, "validation_share": 0.4, "test_share": 0.4} | (data or {})),
+            ),
+            "backbone": backbone,
+            "weights": WeightsSettings(file=weights[backbone]),
+            "strategy": "replace",
+            "learning_rate": 0.01,
+            "epochs": 3,
+            "precision": "exact",
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return TrialSettings(**values | options)
+
+    return make
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> FeatureSettings:
+    return FeatureSettings(folder=str(tmp_path / "features"), budget_bytes=2**30, trials=MANY)
+
+
+def train(settings: TrialSettings, folder: Path, features: FeatureSettings | None) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    paths = {"best": folder / "best.safetensors", "last": folder / "last.safetensors"}
+    keep = Keep(metric="val/accuracy", mode="max", **paths)
+    loop.train(settings, keep=keep, report=messages.append, features=features)
+    return messages
+
+
+def learned(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in m.items() if k not in timed} for m in messages if m["kind"] == "epoch"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strategy": "replace", "head_size": 8},
+        {"strategy": "load"},
+        {"strategy": "fuse", "frozen_layers": 12},
+        {"strategy": "fuse", "frozen_layers": ALL},
+        {"strategy": "replace", "data": {"horizontal_flip": False}},
+        {"strategy": "replace", "data": {"crop_scale": 0.5}},
+        {
+            "strategy": "fuse",
+            "frozen_layers": 12,
+            "data": {"crop_scale": 0.5, "augment": "trivial", "views": 2},
+        },
+        {"backbone": "squeezenet1_1", "strategy": "load"},
+        {"backbone": "squeezenet1_1", "strategy": "fuse", "frozen_layers": 5},
+        {"strategy": "replace", "imbalance": "balanced_sampling", "ema_decay": 0.9, "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_a_trial_on_stored_features_is_the_trial_on_images(
+    settings: Any, features: FeatureSettings, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Every metric of every epoch, to the last bit: while they are computed, and when they are read."""
+    trial = settings(**options)
+    fresh = train(trial, tmp_path / "fresh", None)
+    first, second = (train(trial, tmp_path / name, features) for name in ("first", "second"))
+    assert fresh[0]["stored_cut"] is None
+    assert first[0]["stored_cut"] == first[0]["frozen_blocks"] > 0
+    assert learned(first) == learned(fresh)
+    assert learned(second) == learned(fresh)
+
+
+def test_features_are_computed_once_for_all_trials(
+    settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head, rate, seed and strategy may differ; images and frozen blocks are the same."""
+    train(settings(), tmp_path / "first", features)
+    train(settings(strategy="load"), tmp_path / "load", features)  # its relation is computed once, too
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("frozen blocks were run again")
+
+    monkeypatch.setattr(Pass, "run", refuse)
+    for place, options in enumerate(
+        ({"head_size": 16, "seed": 3}, {"learning_rate": 0.1}, {"strategy": "load"}, {"strategy": "fuse"})
+    ):
+        messages = train(settings(**options), tmp_path / str(place), features)
+        assert len(messages) == 1 + 3
+
+
+def test_a_deeper_cut_goes_on_from_a_stored_one(
+    settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images are not decoded, nor the first blocks run, a second time; the result is the same."""
+    train(settings(strategy="fuse", frozen_layers=10), tmp_path / "lower", features)
+    deeper = settings(strategy="fuse", frozen_layers=14)
+    fresh = train(deeper, tmp_path / "fresh", None)
+    seen: list[int] = []
+    run = Pass.run
+
+    def watched(how: Pass, blocks: Any, x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(blocks))
+        return run(how, blocks, x)
+
+    monkeypatch.setattr(Pass, "run", watched)
+    assert learned(train(deeper, tmp_path / "deeper", features)) == learned(fresh)
+    assert set(seen) == {4}
+
+
+def test_what_decides_the_features_is_in_their_key(settings: Any, features: FeatureSettings) -> None:
+    """Another seed or head shares them; other weights, sizes, cuts, precision or images do not."""
+
+    def entries(**options: Any) -> set[str]:
+        run = loop.Run(settings(**options), loop.World(), features)
+        run.inputs.feed("train", view=0)
+        return {entry["key"] for entry in Store(Path(features.folder), 1).entries()}
+
+    known = entries()
+    for same in ({"seed": 9}, {"head_size": 64}, {"dropout": 0.5}):
+        assert entries(**same) == known
+    for other in (
+        {"strategy": "fuse", "frozen_layers": 12},
+        {"data": {"image_size": 40}},
+        {"data": {"validation_share": 0.3}},
+        {"data": {"crop_scale": 0.5}},
+        {"backbone": "squeezenet1_1"},
+        {"weights": WeightsSettings()},
+    ):
+        more = entries(**other)
+        assert more > known, other
+        known = more
+
+
+def test_a_view_is_the_same_image_stored_or_not(settings: Any) -> None:
+    """The sheet that features are computed of holds just the pixels that training would see."""
+    for changes in ({"horizontal_flip": True}, {"crop_scale": 0.5}, {"augment": "trivial"}, {}):
+        data = assets.images(settings(data={"horizontal_flip": False} | changes).data)
+        for view in (0, 1, 5):
+            sheet, places = data.sheet("train", view), data.places("train", view)
+            pixels = torch.cat(list(data.sheet_pixels("train", sheet, 0, sheet.rows, BATCH)))
+            everything = torch.arange(data.size("train"))
+            seen = data.batch("train", everything, view=view)
+            assert torch.equal(pixels if places is None else pixels[places], seen), changes
+
+
+def test_a_frozen_batch_norm_in_training_mode_would_be_caught(
+    settings: Any, features: FeatureSettings, tmp_path: Path
+) -> None:
+    """Features that depend on the batch they were computed in differ from fresh ones."""
+    run = loop.Run(settings(strategy="fuse", frozen_layers=12), loop.World(), features)
+    feed = run.inputs.feed("val")
+    assert feed.rows is not None
+    stored = feed.rows[:BATCH].clone()
+    pixels = run.data.batch("val", torch.arange(BATCH))
+    images = normalise(pixels, run.inputs._mean, run.inputs._std)
+    assert torch.equal(run.model.features(images), stored)
+    norm = next(m for m in run.model.prefix.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.train()
+    try:
+        assert not torch.equal(run.model.features(images), stored)
+    finally:
+        norm.eval()
+
+
+def test_no_room_and_mode_off_only_cost_time(
+    settings: Any, features: FeatureSettings, tmp_path: Path
+) -> None:
+    trial = settings()
+    fresh = train(trial, tmp_path / "fresh", None)
+    full = dataclasses.replace(features, folder=str(tmp_path / "full"), budget_bytes=1000)
+    off = dataclasses.replace(features, folder=str(tmp_path / "off"), mode="off")
+    assert learned(train(trial, tmp_path / "a", full)) == learned(fresh)
+    assert learned(train(trial, tmp_path / "b", off)) == learned(fresh)
+    assert not (tmp_path / "off").exists()
+
+
+def test_a_full_store_in_the_middle_of_a_trial_changes_nothing(
+    settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cut was chosen, but another study has taken the room since."""
+    trial = settings()
+    fresh = train(trial, tmp_path / "fresh", None)
+    monkeypatch.setattr(Store, "get", lambda *_, **__: None)
+    assert learned(train(trial, tmp_path / "full", features)) == learned(fresh)
+
+
+def test_mixed_images_are_not_stored_but_validation_images_are(
+    settings: Any, features: FeatureSettings, tmp_path: Path
+) -> None:
+    """Mixup makes new images in every batch: their features are computed, the others' are read."""
+    trial = settings(mix="mixup")
+    assert train(trial, tmp_path / "a", features)[0]["stored_cut"] is None
+    kinds = {entry["facts"].get("split") for entry in Store(Path(features.folder), 1).entries()}
+    assert "val" in kinds
+    assert learned(train(trial, tmp_path / "b", features)) == learned(train(trial, tmp_path / "c", None))
+
+
+def test_a_pass_with_padding_gives_a_row_the_same_bits_in_any_company(settings: Any) -> None:
+    run = loop.Run(settings(strategy="fuse", frozen_layers=12), loop.World())
+    images = torch.randn(BATCH + 5, 3, 32, 32)
+    whole = Pass().run_padded(run.model.prefix, images)
+    order = torch.randperm(len(images))
+    assert torch.equal(Pass().run_padded(run.model.prefix, images[order]), whole[order])
+    assert torch.equal(Pass().run_padded(run.model.prefix, images[:3]), whole[:3])
+
+
+def test_auto_runs_frozen_blocks_as_fast_as_it_can_in_training_only(
+    settings: Any, features: FeatureSettings, tmp_path: Path
+) -> None:
+    """Validation is measured as the exported model answers: in the usual pass."""
+    run = loop.Run(settings(precision="auto"), loop.World(), features)
+    assert isinstance(run.inputs, Inputs)
+    assert run.inputs._passes[False] == Pass()
+    assert run.inputs._passes[True] == run.inputs._costs.fastest
+    again = loop.Run(settings(precision="auto", seed=5), loop.World(), features)
+    assert again.inputs._costs == run.inputs._costs  # measured once per node, so that it stays the same
