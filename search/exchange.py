@@ -148,14 +148,15 @@ class Exchange:
                     slot.work.move()
         self._change.ring()
 
-    async def bury(self, name: str, reason: str, lost: bool = False) -> None:
-        """Take note that a slot's workers died; `lost`: with their node, or by losing one another.
+    async def bury(self, name: str, reason: str, lost: bool = False, parted: bool = False) -> None:
+        """Take note that a slot's workers died.
 
-        Its job then continues in another slot. It ends here if the workers died by themselves, and
-        starts anew if it had not begun.
+        Its job continues in another slot if they were `lost` with their node, or `parted` from one
+        another on several nodes, as one of these may have died. Else it ends here, or starts anew if it
+        had not begun.
         """
         slot = self._slots.setdefault(name, Slot(name))
-        lost = lost or self._goes(slot)
+        lost = lost or (parted and len(set(slot.nodes)) > 1) or self._goes(slot)
         slot.ready, slot.asking, slot.reason = False, False, reason
         slot.deaths += not lost
         self._drop_work(slot, lost)

@@ -123,7 +123,7 @@ class Keeper:
             )
         except Exception as error:
             if training.is_unheard(error):
-                lost = training.is_lost(error)
-                ray.get(self._exchange.bury.remote(name, training.first_words(error), lost))
+                how = training.how_lost(error)
+                ray.get(self._exchange.bury.remote(name, training.first_words(error), **how))
         finally:
             self._changed.set()

@@ -6,8 +6,10 @@ from typing import Any
 
 NODE_LABEL = "ray.io/node-id"
 """Ray's own label of every node."""
-LOST = ("node died", "node has died", "node was", "raylet", "gloo", "NCCL", "Connection closed by peer")
-"""Words of errors by which workers are lost with their node, or lose one another, as Ray and torch put it."""
+NODE_DIED = "its node has died"
+"""In the words of Ray's own error."""
+PEER_LOST = ("gloo", "NCCL")
+"""Words of errors by which workers lose one another."""
 
 
 def run(
@@ -73,9 +75,14 @@ def first_words(error: BaseException) -> str:
     return (telling or lines or [type(error).__name__])[-1].partition(" Some common causes include")[0]
 
 
-def is_lost(error: Exception) -> bool:
-    """True for an error by which workers are lost with their node, or lose one another."""
-    return getattr(error, "preempted", False) or any(word in str(error) for word in LOST)
+def how_lost(*errors: Exception) -> dict[str, bool]:
+    """Return `lost`, workers died with their node; `parted`, they lost one another, for whatever reason."""
+    texts = [str(error) for error in errors]
+    return {
+        "lost": any(getattr(error, "preempted", False) for error in errors)
+        or any(NODE_DIED in text for text in texts),
+        "parted": any(word in text for text in texts for word in PEER_LOST),
+    }
 
 
 def _trainer() -> Any:
@@ -100,9 +107,9 @@ def _obituary(exchange: Any, name: str) -> Any:
 
     class Obituary(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            lost = any(is_lost(error) for error in worker_exceptions.values())
             rank, error = min(worker_exceptions.items())
-            exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", lost)
+            how = how_lost(*worker_exceptions.values())
+            exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how)
 
     return Obituary()
 

@@ -200,6 +200,23 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere_and_tells_no_epoch_twice() ->
     play(scene)
 
 
+def test_workers_that_lose_one_another_are_a_lost_node_only_if_they_are_on_several() -> None:
+    """On one node it is the trial that killed one of them."""
+
+    async def scene(exchange: Exchange) -> None:
+        for name, nodes in {"one": ["A", "A"], "two": ["A", "B"]}.items():
+            await exchange.place(name, nodes)
+            generation = await exchange.register(name, {})
+            await exchange.submit(job(name))
+            await exchange.take(name, generation, 0, 0)
+            await exchange.report(name, 0, {"kind": "started"})
+            await exchange.bury(name, "gloo: connection reset", parted=True)
+        assert (await ends(exchange, "one"))["error"] == "its worker died: gloo: connection reset"
+        assert (await exchange.status())["queued"] == ["two"]
+
+    play(scene)
+
+
 def test_a_trial_under_which_nodes_keep_dying_fails() -> None:
     """It may be what kills them."""
 
