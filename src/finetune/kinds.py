@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from finetune import filesystems, mirror
+from finetune import file_cache, filesystems
 from finetune.decode import decode, decode_bytes
 from finetune.errors import DataError
 from finetune.filesystems import is_far, is_url
@@ -91,7 +91,7 @@ class Files:
         """See `Reader`."""
         location = self.location(path)
         if is_far(location):
-            with readable(location, open_file=mirror.here().open) as file:
+            with readable(location, open_file=file_cache.here().open) as file:
                 return decode_bytes(file.read(), location, at_least)
         return decode(Path(location), at_least)
 

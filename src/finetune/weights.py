@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from finetune import backbones, filesystems, mirror
+from finetune import backbones, file_cache, filesystems
 from finetune.backbones import Backbone
 from finetune.errors import WeightsError, did_you_mean
 from finetune.settings import WeightsSettings
@@ -164,7 +164,7 @@ def _fetch(location: str) -> Path:
     if not filesystems.is_far(location):
         return Path(location)
     try:
-        copy = mirror.here().local(location)
+        copy = file_cache.here().local(location)
     except Exception as error:  # each of fsspec's file systems raises errors of its own
         raise WeightsError(
             f"weights: {location} must be readable, got {type(error).__name__}: {error}. Check the address."
@@ -172,7 +172,7 @@ def _fetch(location: str) -> Path:
     if copy is None and filesystems.is_url(location):
         raise WeightsError(
             f"weights: {location} must fit into this node's cache, got no room. "
-            "Raise FINETUNE_MIRROR_GIB, or copy the file to every node."
+            "Raise FINETUNE_FILES_GIB, or copy the file to every node."
         )
     return copy or Path(location)
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from finetune.filesystems import is_far, is_network, is_url, open_binary
 
 BUDGET_BYTES = 50 * 2**30
-"""Of the copies of all studies on a node, unless FINETUNE_MIRROR_GIB says otherwise."""
+"""Of the copies of all studies on a node, unless FINETUNE_FILES_GIB says otherwise."""
 CHUNK_BYTES = 4 * 2**20
 LOCKS = 256
 """Files that are fetched at the same time, at most; each name belongs to one of these."""
@@ -29,21 +29,21 @@ KEPT_SECONDS = 60.0
 """A copy that was used this recently is not removed: another process may be about to open it."""
 
 
-def here() -> "Mirror":
-    """Return the mirror of this node: in its cache folder, with the budget of its environment."""
+def here() -> "FileCache":
+    """Return the file cache of this node: in its cache folder, with the budget of its environment."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return _mirror(os.path.join(cache, "finetune", "files"), os.environ.get("FINETUNE_MIRROR_GIB"))
+    return _cache(os.path.join(cache, "finetune", "files"), os.environ.get("FINETUNE_FILES_GIB"))
 
 
 @lru_cache(maxsize=8)
-def _mirror(root: str, gib: str | None) -> "Mirror":
+def _cache(root: str, gib: str | None) -> "FileCache":
     if is_network(root):
-        return Mirror(Path(root), 0)  # a copy there is as far as the file
-    return Mirror(Path(root), BUDGET_BYTES if gib is None else int(float(gib) * 2**30))
+        return FileCache(Path(root), 0)  # a copy there is as far as the file
+    return FileCache(Path(root), BUDGET_BYTES if gib is None else int(float(gib) * 2**30))
 
 
 @dataclass(frozen=True)
-class Mirror:
+class FileCache:
     """The copies below one folder.
 
     Args:

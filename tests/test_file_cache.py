@@ -13,10 +13,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from finetune import catalog, filesystems, mirror, weights
+from finetune import catalog, file_cache, filesystems, weights
 from finetune.data import ImageData
 from finetune.errors import DataError, WeightsError
-from finetune.mirror import Mirror
+from finetune.file_cache import FileCache
 from finetune.settings import DataSettings, WeightsSettings
 
 
@@ -45,10 +45,12 @@ def test_a_file_is_fetched_once_however_many_ask_at_the_same_time(
         time.sleep(0.05)
         return filesystems.open_binary(location)
 
-    monkeypatch.setattr(mirror, "open_binary", slowly)
+    monkeypatch.setattr(file_cache, "open_binary", slowly)
     found: list[Path | None] = []
     asking = [
-        threading.Thread(target=lambda: found.append(Mirror(tmp_path / "m", 10**6).local("memory://b/x.bin")))
+        threading.Thread(
+            target=lambda: found.append(FileCache(tmp_path / "m", 10**6).local("memory://b/x.bin"))
+        )
         for _ in range(6)
     ]
     for thread in asking:
@@ -62,7 +64,7 @@ def test_a_file_is_fetched_once_however_many_ask_at_the_same_time(
 
 
 def test_copies_used_longest_ago_make_room_and_the_budget_holds(far: Any, tmp_path: Path) -> None:
-    node = Mirror(tmp_path / "m", 25)
+    node = FileCache(tmp_path / "m", 25)
     made = {}
     for name in "abc":
         far.pipe(f"/b/{name}", name.encode() * 10)
@@ -81,7 +83,7 @@ def test_copies_used_longest_ago_make_room_and_the_budget_holds(far: Any, tmp_pa
 def test_what_has_no_room_is_read_where_it_is(far: Any, tmp_path: Path) -> None:
     far.pipe("/b/large", b"x" * 100)
     for budget in (50, 0):
-        with Mirror(tmp_path / "m", budget).open("memory://b/large") as file:
+        with FileCache(tmp_path / "m", budget).open("memory://b/large") as file:
             assert file.read() == b"x" * 100
     assert copies(tmp_path / "m") == []
 
@@ -90,9 +92,9 @@ def test_a_file_that_changed_is_fetched_again_and_a_broken_fetch_leaves_nothing(
     far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far.pipe("/b/x", b"first")
-    assert Mirror(tmp_path / "m", 100).local("memory://b/x") is not None
+    assert FileCache(tmp_path / "m", 100).local("memory://b/x") is not None
     far.pipe("/b/x", b"other")  # as many bytes, but later
-    again = Mirror(tmp_path / "m", 100).local("memory://b/x")
+    again = FileCache(tmp_path / "m", 100).local("memory://b/x")
     assert again is not None
     assert again.read_bytes() == b"other"
 
@@ -101,9 +103,9 @@ def test_a_file_that_changed_is_fetched_again_and_a_broken_fetch_leaves_nothing(
 
     far.pipe("/b/y", b"third")
     before = copies(tmp_path / "m")
-    monkeypatch.setattr(mirror, "open_binary", breaks)
+    monkeypatch.setattr(file_cache, "open_binary", breaks)
     with pytest.raises(OSError, match="connection lost"):
-        Mirror(tmp_path / "m", 100).local("memory://b/y")
+        FileCache(tmp_path / "m", 100).local("memory://b/y")
     assert copies(tmp_path / "m") == before
 
 
