@@ -106,7 +106,7 @@ class _Orders:
 
     def __init__(self, exchange: Any, job_id: str) -> None:
         self._exchange, self._job_id = exchange, job_id
-        self._answer = exchange.until_stopped.remote(job_id)
+        self._answer: Any = None  # a trial of a moment does not ask
         self._looked = time.monotonic()
         self._stopped = self._moving = False
 
@@ -124,13 +124,11 @@ class _Orders:
         if self._stopped or time.monotonic() - self._looked < STOP_POLL_SECONDS:
             return
         self._looked = time.monotonic()
-        if not ray.wait([self._answer], timeout=0)[0]:
-            return
-        if ray.get(self._answer) == "move":
-            self._moving = True
-            self._answer = self._exchange.until_stopped.remote(self._job_id, moving=True)
-        else:
-            self._stopped = True
+        if self._answer is None:
+            self._answer = self._exchange.until_stopped.remote(self._job_id, moving=self._moving)
+        if ray.wait([self._answer], timeout=0)[0]:
+            told, self._answer = ray.get(self._answer), None
+            self._stopped, self._moving = told == "stop", told == "move"
 
 
 def _survives(error: Exception, world: World) -> bool:
