@@ -84,7 +84,7 @@ def expect(marker: Path, images: Catalog, files: Iterable[str], *, gpu: bool) ->
     Args:
         marker: its path.
         images: some of them must be readable everywhere.
-        files: local weight files.
+        files: local weight files; one that is missing here is told by the slot that needs it.
         gpu: trials train on GPUs.
     """
     content = secrets.token_hex(16)
@@ -96,7 +96,7 @@ def expect(marker: Path, images: Catalog, files: Iterable[str], *, gpu: bool) ->
         content=content,
         reader=images.reader,
         images={example.path: _hash(images.reader, example.path) for example in examples},
-        files={file: os.path.getsize(file) for file in files},
+        files={file: os.path.getsize(file) for file in files if os.path.isfile(file)},
         gpu=gpu,
     )
 
