@@ -1,0 +1,184 @@
+"""What a user would write without this project: Ray's documented pattern, and the same tuned by an expert.
+
+P    a Tune function that calls `TorchTrainer.fit()` (Ray's Train user guide, hyperparameter optimisation):
+     torchvision transforms on PIL images in a `DataLoader`, float32, one report per epoch through
+     `TuneReportCallback`.
+P+   the same with what an expert would turn: images decoded once per trial and kept as uint8, frozen blocks
+     in channels_last and bfloat16 where that is faster, a poll of 0.1 s instead of 2 s, no preemption
+     watcher, trial drivers that take no CPU. Reusing Tune's actors is not among them: with a Train run
+     inside, the next trial fails ("Could not re-use actor").
+
+Both train the same models as ours (`finetune.strategies`), with the same optimiser and schedule, on one
+thread per worker, two trials at a time. What they do not have: warm workers, and features of frozen blocks
+that trials share.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.nn.functional as F
+from ray import tune as ray_tune
+from torch import Tensor
+from torchvision import transforms
+
+from finetune import assets, catalog, loop, optimize, order, passes
+from finetune.data import CROP_SHARE, ImageData, normalise
+from finetune.passes import Pass
+from finetune.settings import TrialSettings
+from search import tuner
+
+POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+CONCURRENT = 2
+
+
+def seconds_per_trial(trials: Sequence[TrialSettings], *, tuned: bool) -> float:
+    """Run the trials, two at a time, in a Ray of its own; return seconds per trial, Ray's start left out."""
+    frozen_pass = asdict(fastest_pass(trials[0]) if tuned else Pass())
+
+    def drive(config: dict[str, Any]) -> None:
+        if tuned:
+            os.environ.update(POLL)
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        TorchTrainer(
+            train_tuned if tuned else train_documented,
+            train_loop_config={"settings": config["settings"], "frozen_pass": frozen_pass},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                name=f"train-{ray_tune.get_context().get_trial_id()}",
+                storage_path=config["folder"],
+                callbacks=[TuneReportCallback()],
+            ),
+        ).fit()
+
+    tuner.quieten()
+    ray.init(num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            resources = tuner.TRIAL_RESOURCES if tuned else {"cpu": 1}
+            found = ray_tune.Tuner(
+                ray_tune.with_resources(drive, resources),
+                param_space={
+                    "folder": folder,
+                    "settings": ray_tune.grid_search([settings.to_dict() for settings in trials]),
+                },
+                tune_config=ray_tune.TuneConfig(max_concurrent_trials=CONCURRENT),
+                run_config=ray_tune.RunConfig(storage_path=folder, verbose=0),
+            ).fit()
+            assert not found.errors, found.errors[0]
+        return (time.monotonic() - began) / len(trials)
+    finally:
+        ray.shutdown()
+
+
+def train_documented(config: dict[str, Any]) -> None:
+    """P's training function: as Ray's and torchvision's documentation have it."""
+    settings = TrialSettings.from_dict(config["settings"])
+    data = ImageData(catalog.scan(settings.data), settings.data)
+    train, _ = usual_loader(settings, "train", training=True)
+    val, _ = usual_loader(settings, "val", training=False)
+    _train(settings, data, lambda epoch: train, lambda: val, forward=None)
+
+
+def usual_loader(settings: TrialSettings, split: str, *, training: bool) -> tuple[Any, int]:
+    """Return torch's usual `DataLoader` over a split, with torchvision's transforms, and its images."""
+    images = catalog.scan(settings.data)
+    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, "cpu")
+    side, scale = settings.data.image_size, settings.data.crop_scale
+    steps: list[Any] = [transforms.Resize((side, side))]
+    if training and scale < 1:
+        steps = [transforms.RandomResizedCrop(side, scale=(scale, 1))]
+    elif not images.whole:
+        steps = [transforms.Resize(round(side / CROP_SHARE)), transforms.CenterCrop(side)]
+    if training and settings.data.horizontal_flip:
+        steps.append(transforms.RandomHorizontalFlip())
+    steps += [transforms.ToTensor(), transforms.Normalize(source.mean, source.std)]
+    transform, examples = transforms.Compose(steps), images.splits[split]
+
+    class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
+        def __len__(self) -> int:
+            return len(examples)
+
+        def __getitem__(self, row: int) -> tuple[Tensor, int]:
+            return transform(images.open(examples[row])), examples[row].label
+
+    size = settings.data.batch_size
+    return torch.utils.data.DataLoader(Images(), batch_size=size, shuffle=training), len(examples)
+
+
+def train_tuned(config: dict[str, Any]) -> None:
+    """P+'s training function."""
+    settings = TrialSettings.from_dict(config["settings"])
+    images = catalog.scan(settings.data)
+    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, "cpu")
+    data, frozen_pass = ImageData(images, settings.data), Pass(**config["frozen_pass"])
+
+    def batches(split: str, parts: list[Tensor], view: int | None) -> Iterable[tuple[Tensor, Tensor]]:
+        for pixels, labels in data.batches(split, parts, view=view):
+            yield normalise(pixels, source.mean, source.std), labels
+
+    def train(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        parts = order.batches(data.size("train"), settings.data.batch_size, torch.Generator())
+        return batches("train", parts, epoch)
+
+    def val() -> Iterable[tuple[Tensor, Tensor]]:
+        return batches("val", list(torch.arange(data.size("val")).split(64)), None)
+
+    _train(settings, data, train, val, forward=frozen_pass)
+
+
+def _train(settings: TrialSettings, data: ImageData, train: Any, val: Any, *, forward: Pass | None) -> None:
+    import ray.train
+
+    torch.set_num_threads(1)
+    model = loop.build_model(settings, data, torch.device("cpu"))
+    optimizer = optimize.optimizer(model.parameter_groups(), settings)
+    steps = -(-data.size("train") // settings.data.batch_size)
+    schedule = optimize.schedule(optimizer, settings, steps_per_epoch=steps)
+
+    def logits(x: Tensor) -> Tensor:
+        if forward is None or not len(model.prefix):
+            return model(x)
+        h = forward.run(model.prefix, x).float()
+        return model.from_features(model.reduce(h))
+
+    for epoch in range(settings.epochs):
+        model.train()
+        for x, labels in train(epoch):
+            loss = F.cross_entropy(logits(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        right = 0
+        with torch.no_grad():
+            for x, labels in val():
+                right += int((logits(x).argmax(1) == labels).sum())
+        ray.train.report({"epoch": epoch + 1, "val/accuracy": right / data.size("val")})
+
+
+def fastest_pass(settings: TrialSettings) -> Pass:
+    """Return the pass that our own probe finds for this backbone and size; P+ gets it for nothing."""
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        return passes.costs(
+            lambda: assets.pristine(settings, device).blocks,
+            settings.backbone,
+            settings.data.image_size,
+            Pass(),
+            search=True,
+            folder=Path(folder),
+            device=device,
+        ).fastest

@@ -1,0 +1,88 @@
+"""Whether stored features change the answer: the same trials with and without them.
+
+    python -m benchmarks.same_answer [--images DIR --weights FILE] [--quick]
+
+`precision: exact` must give the same bits; `auto`, which may run frozen blocks in bfloat16 in training, may
+move the best accuracy by 0.3 points. Without Ray, in this process, so that nothing but the features differs.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import kendalltau
+
+from benchmarks import report
+from benchmarks.workload import Workload, suggestions, workload
+from finetune import loop
+from finetune.history import Keep
+from finetune.settings import FeatureSettings, TrialSettings
+
+EPOCHS = 3
+SPACE = {"strategy": ["replace", "load", "fuse"]}
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    with workload(__doc__ or "") as load:
+        count = 6 if load.quick else 18
+        found = {precision: answers(load, precision, count) for precision in ("exact", "auto")}
+        rows, line = [], {}
+        for precision, (fresh, stored) in found.items():
+            tau = kendalltau(
+                [f["val/accuracy"] for f in fresh], [s["val/accuracy"] for s in stored]
+            ).statistic
+            flips = sum(f["answers"] != s["answers"] for f, s in zip(fresh, stored, strict=True))
+            equal = [without_clock(f) for f in fresh] == [without_clock(s) for s in stored]
+            best = [100 * max(t["val/accuracy"] for t in trials) for trials in (fresh, stored)]
+            rows.append([precision, f"{tau:.4f}", str(flips), str(equal), f"{best[1] - best[0]:+.2f}"])
+            line[precision] = {
+                "kendall_tau": tau,
+                "argmax_flips": flips,
+                "features_equal": equal,
+                "best_difference_points": best[1] - best[0],
+            }
+        print(f"{count} trials x {EPOCHS} epochs; stored against fresh")
+        report.table(["precision", "Kendall's tau", "trials with a flip", "same bits", "best, points"], rows)
+        report.last_line(line | {"trials": count, "epochs": EPOCHS, "load": report.load()})
+
+
+def answers(load: Workload, precision: str, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return each trial's last epoch and its answers to the validation images, fresh and stored."""
+    config = load.config("same", trials=count, epochs=EPOCHS, space=SPACE, model={"precision": precision})
+    features = FeatureSettings(folder=str(load.scratch / precision), budget_bytes=2**33, trials=64)
+    exact_fresh = FeatureSettings(folder=str(load.scratch / "none"), budget_bytes=0, mode="off")
+    trials = suggestions(config)
+    fresh, stored = (
+        [run(settings, place, load.scratch) for settings in trials] for place in (exact_fresh, features)
+    )
+    return fresh, stored
+
+
+def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> dict[str, Any]:
+    """Train one trial; return its last metrics, and what its best weights answer."""
+    told: list[dict[str, Any]] = []
+    paths = {"best": scratch / "best.safetensors", "last": scratch / "last.safetensors"}
+    keep = Keep(metric="val/accuracy", mode="max", **paths)
+    loop.train(settings, keep=keep, report=told.append, features=features)
+    model = loop.Run(dataclasses.replace(settings, precision="exact"), loop.World())
+    from finetune import checkpoint
+
+    model.model.load_trained_state(checkpoint.read(paths["best"])[0])
+    model.model.eval()
+    feed = model.inputs.feed("val")
+    order = list(torch.arange(model.data.size("val")).split(64))
+    with torch.no_grad():
+        said = [model.model.from_features(feed.finish(x)).argmax(1) for x, _ in feed.batches(order)]
+    return told[-1] | {"answers": torch.cat(said).tolist()}
+
+
+def without_clock(trial: dict[str, Any]) -> dict[str, Any]:
+    """Return a trial's metrics without those that a clock gives."""
+    return {name: value for name, value in trial.items() if name not in ("seconds", "images_per_second")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What the search benchmarks have in common: images, weights, the list of trials, and ours on it.
+
+--images DIR --weights FILE   a folder with train and val, and mobilenet_v2's weights
+--size S                      side of the images in pixels
+(neither)                     scikit-learn's digits, and a small network pretrained on other digits
+--quick                       256 training images, fewer trials of P and P+: under 10 minutes on 2 cores
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+
+from finetune import backbones, catalog
+from finetune.settings import TrialSettings
+from search import runner, tuner
+from search.layout import StudyFolder
+from search.ledger import STUDY_NAME, open_storage
+from search.record import StudyRecord
+from search.space import Space
+from search.study import StudyConfig
+
+SLOTS = 2
+QUICK_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Where the images and weights of a benchmark come from, and how much of them it takes."""
+
+    images: Path | None
+    weights: Path | None
+    size: int
+    quick: bool
+    scratch: Path
+    """A folder of the benchmark's own: results, stored features."""
+
+    def config(self, name: str, *, trials: int, epochs: int, **sections: dict[str, Any]) -> StudyConfig:
+        """Return a study without early stopping or baselines, so that every pattern does equal work."""
+        if self.images is None:
+            data: dict[str, Any] = {"kind": "digits", "classes": list("56789"), "image_size": 32}
+            source = {"kind": "digits", "classes": list("01234"), "epochs": 3}
+            model: dict[str, Any] = {"backbone": "shufflenet_v2_x0_5", "weights": {"source": source}}
+        else:
+            data = {"path": str(self.taken()), "image_size": self.size}
+            model = {"backbone": "mobilenet_v2", "weights": str(self.weights)}
+        values: dict[str, Any] = {
+            "study": {
+                **{"name": name, "trials": trials, "epochs": epochs, "sampler": "random", "baselines": []},
+                "keep_checkpoints": 1,
+            },
+            "data": data,
+            "model": model,
+            "early_stopping": {"enabled": False},
+            "resources": {"slots": SLOTS, "gpu": False},
+            "features": {"dir": str(self.scratch / "features")},
+            "results": str(self.scratch / "results"),
+        }
+        for section, more in sections.items():
+            values[section] = {**values.get(section, {}), **more}
+        return StudyConfig.from_dict(values)
+
+    def forget(self) -> None:
+        """Remove stored features."""
+        shutil.rmtree(self.scratch / "features", ignore_errors=True)
+
+    def taken(self) -> Path:
+        """Return the folder of images, with `--quick` one that links to the first few of each class."""
+        assert self.images is not None
+        if not self.quick:
+            return self.images.resolve()
+        few = self.scratch / "images"
+        if not few.exists():
+            for split in ("train", "val"):
+                folders = sorted(p for p in (self.images / split).iterdir() if p.is_dir())
+                share = (
+                    QUICK_IMAGES // len(folders) if split == "train" else QUICK_IMAGES // 4 // len(folders)
+                )
+                for folder in folders:
+                    (few / split / folder.name).mkdir(parents=True)
+                    for image in sorted(folder.iterdir())[:share]:
+                        (few / split / folder.name / image.name).symlink_to(image.resolve())
+        return few
+
+
+@contextmanager
+def workload(description: str, *, size: int = 128) -> Iterator[Workload]:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, help="folder with train and val; left out: digits")
+    parser.add_argument("--weights", type=Path, help="mobilenet_v2's weights, to go with --images")
+    parser.add_argument("--size", type=int, default=size, help="side of the images, in pixels")
+    parser.add_argument("--quick", action="store_true", help="256 images, fewer trials of P and P+")
+    options = parser.parse_args()
+    if (options.images is None) != (options.weights is None):
+        parser.error("--images and --weights go together")
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Workload(**vars(options), scratch=Path(scratch))
+
+
+def suggestions(config: StudyConfig) -> list[TrialSettings]:
+    """Return the settings of every trial, as the study's own random sampler draws them."""
+    blocks = {name: backbones.count_blocks(name) for name in config.backbones}
+    space = Space(config, blocks)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.study.seed))
+    where = str(runner.cache_dir())
+    return [
+        space.settings(space.suggest(study.ask()), number=number, cache_dir=where)
+        for number in range(config.study.trials)
+    ]
+
+
+@dataclass(frozen=True)
+class Took:
+    """How long a whole study took."""
+
+    whole: float
+    """Seconds with everything: Ray's start, slots, extraction, trials, export of the best."""
+    steady: float
+    """Seconds of all trials at the rate between the first one's end and the last one's."""
+    first: float
+    """Seconds from the start of the first trial to the end of the first one to end."""
+    record: StudyRecord
+
+
+def ours(config: StudyConfig) -> Took:
+    """Run a study as a user would, in a Ray of its own."""
+    tuner.quieten()
+    began = time.monotonic()
+    ray.init(num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        record = runner.run(config)
+    finally:
+        ray.shutdown()
+    whole = time.monotonic() - began
+    failed = [trial for trial in record.trials if trial.state != "COMPLETE"]
+    assert not failed, failed[0].error
+    begins, ends = _times(Path(record.folder))
+    steady = (ends[-1] - ends[0]) / max(1, len(ends) - 1) * len(ends)
+    return Took(whole, steady, ends[0] - begins[0], record)
+
+
+def _times(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
+    """Return when the trials of a study began and ended, in order, in seconds since 1970."""
+    storage = open_storage(StudyFolder(folder).database)
+    done = optuna.load_study(storage=storage, study_name=STUDY_NAME).get_trials(deepcopy=False)
+    begins = sorted(t.datetime_start.timestamp() for t in done if t.datetime_start)
+    return begins, sorted(t.datetime_complete.timestamp() for t in done if t.datetime_complete)
+
+
+def count_images(config: StudyConfig) -> int:
+    """Return the number of training images."""
+    return len(catalog.scan(runner.data_settings(config)).splits["train"])
