@@ -17,6 +17,8 @@ import argparse
 import datetime
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -90,7 +92,8 @@ def drain(left: int, *, node_id: str | None = None, address: str | None = None) 
     Raises:
         subprocess.SubprocessError: Ray did not accept it in that time.
     """
-    words = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    beside = shutil.which("ray", path=os.path.dirname(sys.executable))  # of the same environment
+    words = [beside or "ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     words += ["--reason-message", "spot notice", "--deadline-remaining-seconds", str(left)]
     words += ["--node-id", node_id] if node_id else []
     words += ["--address", address] if address else []
