@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
-from search import nodes, slots
+from search import nodes, slots, tuner
 from search.errors import CapacityError
 from search.problems import ConfigErrors
 from search.study import StudyConfig
@@ -68,3 +69,36 @@ def test_a_share_of_a_gpu_is_for_slots_of_one_worker() -> None:
         resources(gpu_per_worker=0.5, workers_per_trial=2)
     with pytest.raises(ConfigErrors, match=r"whole number above 1, got 1\.5"):
         resources(gpu_per_worker=1.5)
+
+
+class Endless(Searcher):
+    """Always has another trial to suggest."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        return {"x": 1}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+def test_as_many_trials_run_as_slots_are_up() -> None:
+    """A trial that was suggested too early would know less, and wait."""
+    up = [1]
+    room = tuner.Room(Endless(metric="m", mode="max"), 3, lambda: up[0])
+    assert room.suggest("a") == {"x": 1}
+    assert room.suggest("b") is None
+    up[0] = 2
+    assert room.suggest("b") == {"x": 1}
+    up[0] = 1  # a node went: nothing new until both have ended
+    room.on_trial_complete("a")
+    assert room.suggest("c") is None
+    room.on_trial_complete("b")
+    assert room.suggest("c") == {"x": 1}
+    up[0] = 9
+    assert [room.suggest(name) is None for name in "def"] == [False, False, True]
