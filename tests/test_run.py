@@ -1,5 +1,6 @@
 """Whole studies on a real Ray: every way a trial can end, and what is left afterwards."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,19 +45,23 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> Non
 
 
 def ray_processes() -> list[psutil.Process]:
-    """Return the processes of this test's Ray that do something."""
+    """Return the processes of this test's own Ray that do something; its raylet is a child of ours."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or [""]
-        if words[0].startswith("ray::") and "IDLE" not in words[0] and "Agent" not in words[0]:
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            title = (process.cmdline() or [""])[0]
+            if title.startswith("ray::") and "IDLE" not in title and "Agent" not in title:
+                found.append(process)
     return found
 
 
 def slot_processes() -> list[str]:
-    """Return the processes that belong to slots."""
+    """Return the titles of those that belong to slots."""
+    titles = []
+    for process in ray_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            titles.append(process.cmdline()[0])
     names = ("RayTrain", "TrainController", "Keeper", "Exchange")
-    titles = [process.info["cmdline"][0] for process in ray_processes()]
     return [title for title in titles if any(name in title for name in names)]
 
 
