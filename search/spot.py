@@ -7,7 +7,7 @@ the machine lives; it needs nothing but Python and the `ray` command, so the one
     file_mounts:
       /home/ubuntu/transfer/spot.py: search/spot.py
     worker_start_ray_commands:            # behind `ray start`
-      - RAY_AUTH_MODE=token nohup python ~/transfer/spot.py > /tmp/spot.log 2>&1 &
+      - RAY_AUTH_MODE=token nohup python ~/transfer/spot.py < /dev/null > /tmp/spot.log 2>&1 &
 
 AWS tells two minutes ahead (EC2 User Guide, "Spot Instance interruption notices"; IMDSv2), Google Cloud
 30 seconds (Compute Engine, "Preemptible VM instances").
