@@ -27,8 +27,8 @@ lint: $(DEV)  ## format, lint and types, nothing is changed
 schema: $(READY)  ## write configs/schema.json again, after a key of the config has changed
 	$(BIN)/python -m search.schema
 
-bench: $(READY)  ## seconds per trial that does nothing: ours, Ray's documented pattern, Tune's floor
-	$(BIN)/python -m benchmarks.trial_overhead --quick
+bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick --images DIR --weights FILE"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 dev: $(DEV)  ## install only, with the tools for development
 

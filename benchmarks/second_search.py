@@ -18,6 +18,7 @@ def main() -> None:
         names = ("first", "second")
         seconds: dict[str, list[float]] = {name: [] for name in names}
         whole: dict[str, list[float]] = {name: [] for name in names}
+        peak = 0.0
         for turn in range(1 if load.quick else 3):
             load.forget()
             for name in names:
@@ -26,13 +27,16 @@ def main() -> None:
                 took = ours(config)
                 seconds[name].append(took.first)
                 whole[name].append(took.whole)
+                peak = max(peak, took.peak_gib)
         middle = {name: report.median(values) for name, values in seconds.items()}
         rows = [[n, f"{middle[n]:.2f}", f"{report.median(whole[n]):.1f}"] for n in names]
         images = count_images(config)
         print(f"{TRIALS} trials x {EPOCHS} epochs, {images} images")
         report.table(["study", "seconds to first result", "seconds in all"], rows)
+        print(f"peak memory of driver, Ray, two slots and everything else: {peak:.1f} GiB")
         report.last_line(
             {
+                "peak_gib": peak,
                 "second_over_first": middle["second"] / middle["first"],
                 "seconds": middle,
                 "seconds_in_all": {name: report.median(whole[name]) for name in names},

@@ -34,7 +34,7 @@ from search import runner, slots, tuner
 from search.layout import StudyFolder
 from search.ledger import STUDY_NAME, open_storage
 from search.study import StudyConfig
-from search.trial import CHECKED
+from search.trial import CHECKED, CHECKED_OF_DATA
 
 EPOCHS = 3
 CONCURRENT = 2
@@ -172,9 +172,10 @@ def serve_noop(config: dict[str, Any]) -> None:
     fingerprint = functools.cache(lambda data: catalog.scan(data).fingerprint)
 
     def train(settings: Any, *, report: Any, **_: Any) -> Outcome:
-        used = {name: getattr(settings, name) for name in CHECKED}
-        used |= {"batch_size": settings.data.batch_size, "image_size": settings.data.image_size}
-        used |= {"learning_rates": {"head": settings.learning_rate}, "frozen_blocks": settings.frozen_layers}
+        used = {name: getattr(settings, name) for name in (*CHECKED, "epochs")}
+        used |= {name: getattr(settings.data, name) for name in CHECKED_OF_DATA}
+        used |= {"learning_rates": {"head": settings.learning_rate}}
+        used |= {"frozen_blocks": settings.frozen_layers, "blocks": settings.frozen_layers}
         report({"kind": "effective", "data_fingerprint": fingerprint(settings.data)} | used)
         for epoch in range(1, EPOCHS + 1):
             scores = {"val/accuracy": 0.5, "val/loss": 1.0, "train/loss": 1.0, "learning_rate": 0.1}

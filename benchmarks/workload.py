@@ -9,14 +9,16 @@
 import argparse
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import ray
 
 from finetune import backbones, catalog
@@ -30,6 +32,7 @@ from search.study import StudyConfig
 
 SLOTS = 2
 QUICK_IMAGES = 256
+SAMPLE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ class Took:
     """Seconds of all trials at the rate between the first one's end and the last one's."""
     first: float
     """Seconds from the start of the first trial to the end of the first one to end."""
+    peak_gib: float
+    """Most memory of the driver and everything it started, shared pages counted once (PSS)."""
     record: StudyRecord
 
 
@@ -138,17 +143,43 @@ def ours(config: StudyConfig) -> Took:
     """Run a study as a user would, in a Ray of its own."""
     tuner.quieten()
     began = time.monotonic()
-    ray.init(num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        record = runner.run(config)
-    finally:
-        ray.shutdown()
+    with _memory() as peak:
+        ray.init(
+            num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+        try:
+            record = runner.run(config)
+        finally:
+            ray.shutdown()
     whole = time.monotonic() - began
     failed = [trial for trial in record.trials if trial.state != "COMPLETE"]
     assert not failed, failed[0].error
     begins, ends = _times(Path(record.folder))
     steady = (ends[-1] - ends[0]) / max(1, len(ends) - 1) * len(ends)
-    return Took(whole, steady, ends[0] - begins[0], record)
+    return Took(whole, steady, ends[0] - begins[0], max(peak), record)
+
+
+@contextmanager
+def _memory() -> Iterator[list[float]]:
+    """Gather the memory of this process and its children, in GiB, every few seconds."""
+    found, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        me = psutil.Process()
+        while not ended.wait(SAMPLE_SECONDS):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            found.append(total / 2**30)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _times(folder: Path) -> tuple[Sequence[float], Sequence[float]]:

@@ -1,10 +1,13 @@
-"""Trials that are set, not sampled: what a search has to beat.
+"""Trials that are set, not sampled: what a search has to beat, and where it starts.
 
 `recipe` is the founding recipe on the pretrained backbone; `scratch` trains the same backbone from
 random weights, whole, and so shows what the transfer is worth. The values of `scratch` are those of
 torchvision's classification references: SGD, momentum 0.9, weight decay 1e-4, and their rate of 0.1
 for 256 images scaled to 32. Measured on the quickstart (one seed, 8 epochs): best accuracy .983 with
 0.0125, .966 with 0.05, .978 with 0.1.
+
+The starts are one setting for each strategy, near the best ones measured in docs/decisions.md. A search
+that starts from what did well elsewhere needs fewer trials; the sampler learns from them as from its own.
 """
 
 from collections.abc import Mapping
@@ -58,3 +61,15 @@ BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         },
     }
 )
+
+STARTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
+    {
+        "replace": {"optimizer": "sgd", "learning_rate": 0.01, "head_size": 0},
+        "load": {"optimizer": "sgd", "learning_rate": 0.003},
+        "fuse": {"optimizer": "sgd", "learning_rate": 0.003, "head_size": 0, "backbone_rate": 1.0},
+    }
+)
+"""Strategy -> what its first trial is; the rest is as the study says first."""
+START_FROZEN = 1 / 3
+"""Share of the blocks that a start of `fuse` freezes: the first blocks fit many tasks as they are
+(Yosinski et al., NeurIPS 2014)."""

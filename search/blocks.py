@@ -21,8 +21,8 @@ This page is written by `python -m search.blocks > docs/models.md`.
 - **blocks**: the units that `frozen_layers` counts, from 0 to all. `python -m search blocks NAME` lists them.
 - **features**: channels of the pooled activations behind the last block, which a new head reads.
 - **parameters**: blocks and source FC for 1000 classes, without auxiliary classifiers.
-- **image_size**: what the model can read. ViT interpolates its position embeddings where it is not 224.
-  Its `SWAG_E2E` weights, made for 384 to 518 pixels, do not fit; `IMAGENET1K_V1` and `SWAG_LINEAR` do.
+- **image_size**: what the model can read. ViT has position embeddings for the size that its weights are made
+  for (`IMAGENET1K_V1` and `SWAG_LINEAR` 224, `SWAG_E2E` 384 to 518 pixels) and interpolates them for others.
 
 | model | blocks | features | parameters | image_size |
 |---|---:|---:|---:|---|

@@ -22,19 +22,20 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     # Torch is needed to look at weights and backbones; the other commands start without it.
     from finetune import backbones, weights
 
-    images = catalog.scan(data_settings(config))
+    images = catalog.scan(data_settings(config), lenient=True)
     blocks = {name: backbones.count_blocks(name) for name in config.backbones}
     space = Space(config, blocks)
-    usual = space.settings(space.baseline("recipe"), number=0, cache_dir=os.devnull)
     origin = {}
     for name in config.backbones:
-        backbones.check_image_size(name, usual.data.image_size)
-        if usual.weights.source is not None:
-            source = catalog.scan(usual.weights.source.data)
+        for size in config.image_sizes:
+            backbones.check_image_size(name, size)
+        wanted = space.weights(config.model.weights_of(name), config.image_sizes[0])
+        if wanted.source is not None:
+            source = catalog.scan(wanted.source.data)
             count = len(source.splits["train"])
             origin[name] = f"to be pretrained on {count} images of {', '.join(source.classes)}"
         else:
-            origin[name] = weights.describe(name, usual.weights)
+            origin[name] = weights.describe(name, wanted)
     up = resources()
     slots = capacity(config, up)
     study = config.study

@@ -3,7 +3,7 @@
 import copy
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from search.sections import is_weights_file
 from search.study import StudyConfig
 from search.yaml_text import Text
 
-PATHS = (("results",), ("data", "path"), ("model", "weights"), ("model", "weights", "source", "path"))
-"""Keys that hold a path; `model.weights` only where it names a file."""
+PATHS = (("results",), ("data", "path"))
+"""Keys that hold a path. So do weights that name a file, and the path of a source task among them."""
 
 
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyConfig:
@@ -74,15 +74,28 @@ def _or_nothing(value: object) -> str:
 
 def _start_paths_at(folder: str, values: dict[str, Any]) -> None:
     """Make the relative paths in `values` start at `folder`."""
-    for *parents, key in PATHS:
-        inner: Any = values
-        for parent in parents:
-            inner = inner.get(parent) if isinstance(inner, dict) else None
+    for *parents, key in [*PATHS, *_weights_paths(values)]:
+        inner = _inside(values, parents)
         path = inner.get(key) if isinstance(inner, dict) else None
-        if not isinstance(path, str) or not path or is_url(path):
-            continue
-        if key != "weights" or is_weights_file(path):
+        if isinstance(path, str) and path and not is_url(path):
             inner[key] = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+
+
+def _weights_paths(values: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield where `model.weights` holds paths: there, or below the backbones that it names."""
+    said = _inside(values, ("model", "weights"))
+    whole: list[tuple[str, ...]] = [("model", "weights")]
+    is_mapping = isinstance(said, dict) and "source" not in said
+    for place in [("model", "weights", name) for name in said] if is_mapping else whole:
+        if is_weights_file(_inside(values, place)):
+            yield place
+        yield (*place, "source", "path")
+
+
+def _inside(values: Any, keys: Iterable[str]) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 class _Override:

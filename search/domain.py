@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -71,6 +72,7 @@ class Range(Section):
         low, high, step = self.low, self.high, self.step
         if isinstance(low, str):
             raise refused("`low` must be a number", low, "Write a number and leave 'all' to `high`.")
+        self._check_units()
         if not isinstance(high, str) and low >= high:
             raise refused("`low` must be below `high`", f"{low} and {high}", "Swap them, or write one value.")
         if self.log and low <= 0:
@@ -78,6 +80,15 @@ class Range(Section):
         if step is not None:
             self._check_step(step)
         return self
+
+    def _check_units(self) -> None:
+        """Only blocks may be counted or shared out: a range does one of the two."""
+        said = {"high": self.high, "step": self.step}
+        shares = isinstance(self.low, float)
+        for name, value in said.items():
+            if value is not None and isinstance(value, float) != shares:
+                rule = f"`{name}` must be a {'share' if shares else 'number'} of blocks, as `low` is"
+                raise refused(rule, value, "Write shares, such as 0.0 and 1.0, or numbers, such as 0 and 8.")
 
     def _check_step(self, step: Any) -> None:
         if isinstance(step, str) or step <= 0:
@@ -136,13 +147,18 @@ Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_distinct
 
 
 class Searched:
-    """Annotation: the field holds one `item`, or a list, a range or a mapping strategy -> those."""
+    """Annotation: the field holds one `item`, or a list, a range or a mapping strategy -> those.
 
-    def __init__(self, name: str, item: Any, *, ranges: bool = True, strategies: bool = True) -> None:
+    `ends` is what low, high and step of a range may be, where that is not an `item`.
+    """
+
+    def __init__(
+        self, name: str, item: Any, *, ends: Any = None, ranges: bool = True, strategies: bool = True
+    ) -> None:
         many = Annotated[tuple[item, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
         forms = [Annotated[item, Tag("<value>")], Annotated[many, Tag("<list>")]]
         if ranges:
-            forms.append(Annotated[_range_of(name, item), Tag("<range>")])
+            forms.append(Annotated[_range_of(name, ends or item), Tag("<range>")])
         if strategies:
             forms.append(Annotated[_per_strategy(name, _either(forms, ranges)), Tag("<strategies>")])
         self._union = _either(forms, ranges)
@@ -192,10 +208,10 @@ def entries(domain: Domain, strategies: tuple[str, ...]) -> dict[str, Domain | N
     return dict.fromkeys(strategies, domain)
 
 
-def values_of(domain: Domain) -> tuple[Value, ...]:
+def values_of(domain: Domain | None) -> tuple[Value, ...]:
     """The values of a word-like domain (no range), over all strategies, each once."""
     found: dict[Value, None] = {}
-    for entry in entries(domain, STRATEGIES).values():
+    for entry in entries(domain, STRATEGIES).values() if domain is not None else ():
         if entry is not None and not isinstance(entry, Range | PerStrategy):
             found.update(dict.fromkeys(entry if isinstance(entry, tuple) else (entry,)))
     return tuple(found)
@@ -204,7 +220,30 @@ def values_of(domain: Domain) -> tuple[Value, ...]:
 Above0 = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Blocks = Annotated[int, Field(ge=0)] | Literal["all"]
+
+
+def _blocks(value: object) -> object:
+    count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    share = isinstance(value, float) and 0 <= value <= 1
+    if not (count or share or value == ALL_WORD):
+        rule = "must be a number of blocks, a share of them from 0.0 to 1.0, or 'all'"
+        raise refused(rule, repr(value), "Write 3, 0.5 or all.")
+    return value
+
+
+Blocks = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | Literal["all"],
+    BeforeValidator(_blocks),
+]
+"""3: three blocks. 0.5: half of them. 1: one; 1.0 and `all`: every one."""
+
+
+def _whole(value: int | float | str) -> int | float | str:
+    """Write 1.0 as `all` and 0.0 as 0: Python and Optuna take 1 and 1.0 for equal, and here they are not."""
+    if isinstance(value, float) and value in (0, 1):
+        return ALL_WORD if value else 0
+    return value
+
 
 Rate = Annotated[Domain, Searched("Rate", Above0)]
 Amount = Annotated[Domain, Searched("Amount", NotNegative)]
@@ -213,7 +252,7 @@ Scale = Annotated[Domain, Searched("Scale", Annotated[float, Field(gt=0, le=1)])
 Size = Annotated[Domain, Searched("Size", Annotated[int, Field(ge=0)])]
 Count = Annotated[Domain, Searched("Count", Annotated[int, Field(ge=1)])]
 Pixels = Annotated[Domain, Searched("Pixels", Annotated[int, Field(ge=8)])]
-BlockCount = Annotated[Domain, Searched("Blocks", Blocks)]
+BlockCount = Annotated[Domain, Searched("Blocks", Annotated[Blocks, AfterValidator(_whole)], ends=Blocks)]
 Switch = Annotated[Domain, Searched("Switch", bool, ranges=False)]
 Word = Annotated[Domain, Searched("Word", Annotated[str, Field(min_length=1)], ranges=False)]
 OptimizerName = Annotated[Domain, Searched("Optimizer", Optimizer, ranges=False)]

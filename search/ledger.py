@@ -6,6 +6,7 @@ a crash the storage holds every trial as it was moments before.
 """
 
 import copy
+import json
 import math
 import threading
 import time
@@ -277,7 +278,7 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
         state=trial.state.name,
         params=facts.get("params", {}),
         baseline=facts.get("baseline"),
-        metrics=facts.get("metrics", {"best": {}, "last": {}}),
+        metrics=_metrics(facts),
         epochs=facts.get("epochs", len(trial.intermediate_values)),
         seconds=facts.get("seconds", 0.0),
         error=facts.get("error"),
@@ -289,3 +290,10 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
         effective=facts.get("effective", {}),
         history=facts.get("history", []),
     )
+
+
+def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return metrics of the best and the last epoch; recalls of many classes are stored as one text each."""
+    recalls = facts.get("recalls", {})
+    metrics: dict[str, dict[str, float]] = facts.get("metrics", {"best": {}, "last": {}})
+    return {name: values | json.loads(recalls.get(name, "{}")) for name, values in metrics.items()}

@@ -10,6 +10,7 @@ from search.errors import StudyError
 from search.layout import StudyFolder
 from search.runner import cache_dir, feature_settings
 from search.space import Space
+from search.trial import compact
 
 
 def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict[str, float]:
@@ -42,7 +43,8 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
     def report(message: dict[str, Any]) -> None:
         if message.pop("kind") == "epoch":
             history.append(message)
-            say("  ".join(f"{k} {v:.4g}" for k, v in message.items()))
+            told = compact(message, config.study.metric)
+            say("  ".join(f"{k} {v:.4g}" for k, v in told.items() if k != "recalls"))
         else:
             say(f"effective: {message}")
 

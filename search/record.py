@@ -9,6 +9,10 @@ from typing import Any
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 """Optuna's own names. PRUNED: stopped early. FAIL: no score, and `error` says why."""
+RECALL = "val/recall/"
+"""Before the name of a class: its recall, one of an epoch's metrics."""
+RECALLS_OF_AN_EPOCH = 20
+"""Classes up to which every epoch keeps each one's recall; of more, the best and the last epoch do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ class TrialRecord:
     effective: dict[str, Any] = field(default_factory=dict)
     """What the worker really used, read back from the model and the optimiser."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Every epoch's metrics, in order, each with its `epoch` (from 1)."""
+    """Every epoch's metrics, in order, each with its `epoch` (from 1); without the recalls where there are
+    more than RECALLS_OF_AN_EPOCH."""
 
 
 @dataclass(frozen=True, kw_only=True)

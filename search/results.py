@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from search.record import STATES, StudyRecord, TrialRecord
+from search.record import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord
 from search.terminal import clean, print_line, print_table, seconds_text
 
 _HEADER = ("rank", "trial", "state", "strategy", "learning rate", "head size", "frozen layers")
@@ -141,6 +141,8 @@ def _cell(trial: TrialRecord, name: str) -> str:
         return "-"
     if name == "frozen_layers" and value == _ALL_BLOCKS:
         return "all"
+    if name == "frozen_layers" and isinstance(value, float) and "frozen_blocks" in trial.effective:
+        return f"{trial.effective['frozen_blocks']} ({value:.3g})"  # what the share came to
     return f"{value:.3g}" if isinstance(value, float) else clean(value)
 
 
@@ -225,8 +227,17 @@ def _csv_row(trial: TrialRecord) -> dict[str, Any]:
     row = {name: getattr(trial, name) for name in _CSV_FIRST + _CSV_LAST}
     spread: Iterable[tuple[str, Mapping[str, Any]]] = [("params", trial.params), *trial.metrics.items()]
     for prefix, values in spread:
-        row |= {f"{prefix}.{name}": _csv_cell(value) for name, value in values.items()}
+        row |= {f"{prefix}.{name}": _csv_cell(value) for name, value in _few(values).items()}
     return row
+
+
+def _few(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values with the recalls of many classes as one, class -> recall."""
+    recalls = {name.removeprefix(RECALL): value for name, value in values.items() if name.startswith(RECALL)}
+    if len(recalls) <= RECALLS_OF_AN_EPOCH:
+        return values
+    rest = {name: value for name, value in values.items() if not name.startswith(RECALL)}
+    return rest | {RECALL.rstrip("/"): recalls}
 
 
 def _csv_cell(value: Any) -> Any:

@@ -27,7 +27,7 @@ from search.nodes import Resources
 from search.progress import Progress
 from search.record import StudyRecord, TrialRecord
 from search.sampler import Planned, StudySearcher
-from search.sections import is_weights_file
+from search.sections import Study, is_weights_file
 from search.slots import SlotPlan, Slots
 from search.space import Space
 from search.stopping import EarlyStopping
@@ -124,7 +124,8 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
         up = nodes.up()
         plan = capacity(config, [node.resources for node in up])
         expected = preflight.expect(folder.marker, images, _weight_files(config), gpu=plan.gpu)
-        warm = Slots(plan, folder.slots, config.backbones, expected=preflight.check(expected, up))
+        expected = preflight.check(expected, up)
+        warm = Slots(plan, folder.slots, config.backbones, config.image_sizes, expected=expected)
         try:
             fits = plan.fit(node.resources for node in up) > 0
             if not fits:
@@ -163,7 +164,7 @@ class _Study:
             sampler=sampler.make(study.sampler, seed=study.seed + len(earlier)),
         )
         earlier = self.ledger.records()
-        self.planned, self.sampled = to_do(earlier, study.trials, study.baselines, self.space)
+        self.planned, self.sampled = to_do(earlier, study, self.space)
         self.deadline = None
         if study.budget_seconds is not None:
             self.deadline = time.monotonic() + study.budget_seconds
@@ -214,7 +215,7 @@ class _Study:
             factor=early.factor,
             enabled=early.enabled,
             deadline=self.deadline,
-            is_spared=self.searcher.is_spared,
+            strategy_of=self.searcher.strategy_of,
         )
         stopping.replay(self._earlier)
         self.ledger.set_fact("state", "running")
@@ -294,10 +295,8 @@ class _Study:
         self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
 
 
-def to_do(
-    earlier: Sequence[TrialRecord], trials: int, baselines: Sequence[str], space: Space
-) -> tuple[list[Planned], int]:
-    """Return the trials that are set, interrupted ones first, then baselines; and how many to sample."""
+def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
+    """Return what is set: interrupted trials, then baselines, then starts; and how many to sample."""
     continued = {trial.continues for trial in earlier}
     again = [
         Planned(
@@ -311,10 +310,14 @@ def to_do(
     ]
     settled = {trial.baseline for trial in earlier if not trial.interrupted}
     settled |= {plan.baseline for plan in again}
-    fresh = [Planned(params=space.baseline(name), baseline=name) for name in baselines if name not in settled]
-    done = sum(not trial.interrupted for trial in earlier)
-    planned = (again + fresh)[: max(0, trials - done)]
-    return planned, max(0, trials - done - len(planned))
+    fresh = [
+        Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
+    ]
+    tried = [trial.params for trial in earlier]
+    starts = [params for params in space.starts() if study.warm_start and params not in tried]
+    left = study.trials - sum(not trial.interrupted for trial in earlier)
+    planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
+    return planned, max(0, left - len(planned))
 
 
 def _hand_over(folder: StudyFolder, old: str, new: str) -> None:
@@ -327,8 +330,8 @@ def _hand_over(folder: StudyFolder, old: str, new: str) -> None:
 
 def _weight_files(config: StudyConfig) -> list[str]:
     """Return the weight files of a study that lie on a disk."""
-    named = [name for name in [config.model.weights] if isinstance(name, str)]
-    return [name for name in named if is_weights_file(name) and not is_url(name)]
+    given = [config.model.weights_of(backbone) for backbone in config.backbones]
+    return [str(weights) for weights in given if is_weights_file(weights) and not is_url(str(weights))]
 
 
 def _export_best(folder: StudyFolder, warm: Slots) -> None:

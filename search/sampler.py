@@ -98,9 +98,10 @@ class StudySearcher(Searcher):
         # Text, as Tune copies, flattens and writes a config with many keys over and over.
         return {"job": json.dumps(job)}
 
-    def is_spared(self, trial_id: str) -> bool:
-        """True if a suggested trial is never stopped early."""
-        return bool(self.suggested[trial_id][1]["spared"])
+    def strategy_of(self, trial_id: str) -> str | None:
+        """Return the strategy of a suggested trial; None: a baseline, which is never stopped early."""
+        job = self.suggested[trial_id][1]
+        return None if job["spared"] else str(job["params"]["strategy"])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to do: the watch enters results, also those that end a trial."""

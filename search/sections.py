@@ -2,8 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +26,7 @@ from search.domain import (
     AugmentName,
     BlockCount,
     Count,
+    Domain,
     Fraction,
     ImbalanceName,
     MixName,
@@ -44,11 +46,10 @@ from search.domain import (
     refused,
     values_of,
 )
+from search.record import RECALL
 
 METRICS = ("val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5", "val/ece")
 """What a study may optimise: every epoch of every trial reports all of them (top5: where classes > 5)."""
-RECALL = "val/recall/"
-"""Before the name of a class: its recall, which a study may optimise, too."""
 LESS_IS_BETTER = ("val/loss", "val/ece")
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 RANDOM_WEIGHTS = "none"
@@ -129,6 +130,9 @@ class Study(Section):
     """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe", "scratch")
     """Trials that are set, not sampled, and run first: the founding recipe; training from random weights."""
+    warm_start: bool = True
+    """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
+    judged and learned from like sampled trials."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Who suggests: Optuna's TPE, or chance."""
     isolation: Literal["slot", "process"] = "slot"
@@ -282,9 +286,22 @@ class Pretraining(Section):
     """The task they are trained on."""
 
 
+def _weights_form(value: object) -> str:
+    if isinstance(value, Pretraining) or (isinstance(value, Mapping) and "source" in value):
+        return "<pretraining>"
+    return "<backbones>" if isinstance(value, Mapping) else "<name>"
+
+
+def _own_form(value: object) -> str:
+    return "<pretraining>" if isinstance(value, Mapping | Pretraining) else "<name>"
+
+
+_OneWeights = (
+    Annotated[str, AfterValidator(_weights), Tag("<name>")] | Annotated[Pretraining, Tag("<pretraining>")]
+)
+_WeightsByBackbone = dict[str, Annotated[_OneWeights, Discriminator(_own_form)]]
 Weights = Annotated[
-    Annotated[str, AfterValidator(_weights), Tag("<name>")] | Annotated[Pretraining, Tag("<pretraining>")],
-    Discriminator(lambda value: "<pretraining>" if isinstance(value, dict | Pretraining) else "<name>"),
+    _OneWeights | Annotated[_WeightsByBackbone, Tag("<backbones>")], Discriminator(_weights_form)
 ]
 
 
@@ -294,8 +311,24 @@ class Model(Section):
     backbone: Word = "resnet18"
     """Name of a torchvision classification model."""
     weights: Weights = "DEFAULT"
-    """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file, also as a URL, `none` (random), or a
-    source task."""
+    """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random), or a
+    source task; for several backbones also a mapping backbone -> one of these."""
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _every_backbone_has_weights(cls, weights: object, info: ValidationInfo) -> object:
+        if _weights_form(weights) != "<backbones>" or "backbone" not in info.data:
+            return weights
+        given, names = tuple(map(str, cast(Mapping[object, object], weights))), _names(info.data["backbone"])
+        rule = "a mapping must give weights to each backbone of the study"
+        for name in given:
+            if name not in names:
+                hint = did_you_mean(name, (*names, *Pretraining.model_fields))
+                raise refused(rule, f"some for {name!r}", hint)
+        lacking = [name for name in names if name not in given]
+        if lacking:
+            raise refused(rule, f"none for {', '.join(lacking)}", f"Add `{lacking[0]}: DEFAULT`, or a file.")
+        return weights
 
     precision: Literal["auto", "exact", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on GPUs that have it; elsewhere float32, but for frozen blocks in training the fastest
@@ -303,11 +336,25 @@ class Model(Section):
 
     @field_validator("weights")
     @classmethod
-    def _one_file_fits_one_backbone(cls, weights: str | Pretraining, info: ValidationInfo) -> object:
-        names = values_of(info.data.get("backbone", ()))
+    def _one_file_fits_one_backbone(cls, weights: object, info: ValidationInfo) -> object:
+        names = _names(info.data.get("backbone", ()))
         if is_weights_file(weights) and len(names) > 1:
-            raise refused("a weights file fits one backbone", f"{len(names)}", "Name one in `backbone`.")
+            fix = f"Give each its own: `weights: {{{names[0]}: FILE, {names[1]}: DEFAULT}}`."
+            raise refused("a weights file fits one backbone", f"one for {', '.join(names)}", fix)
         return weights
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Every backbone that a trial may use."""
+        return _names(self.backbone)
+
+    def weights_of(self, backbone: str) -> "str | Pretraining":
+        """The weights of one of the backbones."""
+        return self.weights[backbone] if isinstance(self.weights, dict) else self.weights
+
+
+def _names(backbone: Domain) -> tuple[str, ...]:
+    return tuple(str(name) for name in values_of(backbone))
 
 
 class SpaceSection(Section):
@@ -316,15 +363,16 @@ class SpaceSection(Section):
     strategy: StrategyName = ("replace", "load", "fuse")
     """How the source FC becomes the new head, and what trains."""
     learning_rate: Rate = per_strategy(
-        replace={"low": 1e-3, "high": 3e-1, "log": True},
-        load={"low": 1e-4, "high": 3e-2, "log": True},
-        fuse={"low": 1e-4, "high": 3e-2, "log": True},
+        replace={"low": 1e-3, "high": 1e-1, "log": True},
+        load={"low": 1e-3, "high": 3e-2, "log": True},
+        fuse={"low": 1e-3, "high": 3e-2, "log": True},
     )
     """Peak rate of the head. Around the best rates of a probe (.01) and of full fine-tuning (.001)."""
     head_size: Size = (0, 64, 256, 1024)
     """Hidden units of the new head; 0: one Linear. Not used by `load`."""
     frozen_layers: BlockCount = per_strategy(replace="all", load="all", fuse={"low": 0, "high": "all"})
-    """How many leading blocks of the backbone stay as they are; `all`: every block."""
+    """How many leading blocks of the backbone stay as they are: a number, a share of them (0.5: half, for
+    backbones of different depth), or `all`."""
     backbone_rate: Rate = (0.1, 1.0)
     """Rate of the trained blocks as a multiple of `learning_rate`. Not used where all are frozen."""
     optimizer: OptimizerName = "sgd"
@@ -382,14 +430,14 @@ class Features(Section):
 
 
 class EarlyStopping(Section):
-    """Trials that lag behind the others are stopped (asynchronous successive halving)."""
+    """Trials that lag behind others of their strategy are stopped (asynchronous successive halving)."""
 
     enabled: bool = True
     """False: every trial runs all its epochs."""
     grace: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Epochs that every trial gets; `auto`: an eighth of study.epochs."""
+    """Epochs that every trial gets; `auto`: an eighth of study.epochs, and at least 2."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """One in `factor` trials goes on at each rung."""
+    """One in `factor` trials of a strategy goes on at each rung: after `grace` epochs, `grace * factor`..."""
 
 
 class Resources(Section):

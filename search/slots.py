@@ -132,19 +132,27 @@ class Slots:
         plan: how many of which shape.
         folder: for what Train writes.
         backbones: whose blocks the slots count when they start.
+        image_sizes: that each of them must be able to read.
         expected: what a node must be like to get a slot; None: any will do.
     """
 
     def __init__(
-        self, plan: SlotPlan, folder: Path, backbones: Sequence[str], *, expected: Expected | None = None
+        self,
+        plan: SlotPlan,
+        folder: Path,
+        backbones: Sequence[str],
+        image_sizes: Sequence[int] = (),
+        *,
+        expected: Expected | None = None,
     ) -> None:
         from search.keeper import Keeper
 
         self.plan = plan
+        models = {"backbones": tuple(backbones), "image_sizes": tuple(image_sizes)}
         self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote()
         environment = {"env_vars": TRAIN_ENVIRONMENT}
         keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
-        self._keeper = keeper.remote(self.exchange, plan, str(folder), tuple(backbones), serve, expected)
+        self._keeper = keeper.remote(self.exchange, plan, str(folder), models, serve, expected)
         self._run = self._keeper.run.remote()
         self._up, self._notes = 0, 0
         self._change = self.exchange.watch.remote(0, 0)
@@ -154,7 +162,7 @@ class Slots:
 
         Raises:
             SlotsLost: no slot came up; the message carries the reason.
-            StudyError: a backbone of the study does not exist.
+            StudyError: a backbone of the study does not exist or cannot read its images.
         """
         answer = self.exchange.wait_for_slots.remote(count, seconds)
         try:

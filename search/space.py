@@ -2,11 +2,14 @@
 
 Optuna knows a value by its field's name (`head_size`), followed by the strategy where the config
 says something else for each one (`learning_rate/fuse`), and by the backbone where its number of
-blocks ends the range (`frozen_layers/fuse/vgg16`): so one name never has two ranges.
+blocks ends the range (`frozen_layers/fuse/vgg16`): so one name never has two ranges. Shares of blocks have
+one range for all backbones.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 import optuna
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from search.baselines import BASELINES
+from search.baselines import BASELINES, START_FROZEN, STARTS
 from search.domain import ALL_WORD, STRATEGIES, Domain, PerStrategy, Range, Value, entries
 from search.problems import ConfigErrors, Place, Problem
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
@@ -22,11 +25,11 @@ from search.study import NOT_USED, StudyConfig
 
 DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
 # What decides which other fields are used is decided before them.
-_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix")
+_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix", "l2_sp")
 FIELDS = (*_FIRST, *(field for field in SpaceSection.model_fields if field not in _FIRST), *DATA_FIELDS)
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
 _OF_TRAINED_BLOCKS = ("backbone_rate", "layer_decay", "unfreeze_epochs")
-_USED_BY = {
+USED_BY = {
     "momentum": ("optimizer", "sgd"),
     "focal_gamma": ("imbalance", "focal"),
     "class_balanced_beta": ("imbalance", "class_balanced"),
@@ -71,9 +74,17 @@ class _Question:
         if isinstance(self.domain, tuple):
             return next((choice for choice in self.domain if choice == value), None)
         if isinstance(self.domain, Range):
-            number = self.blocks if value == ALL_WORD else value
+            number = self._of_blocks(value) if self.field == "frozen_layers" else value
             return number if number is not None and self.domain.reaches(number) else None
         return None
+
+    def _of_blocks(self, value: Any) -> int | float | None:
+        """A number of blocks, a share of them or `all` in the unit of the range; None if it has none."""
+        if value is None or self.blocks is None or not isinstance(self.domain, Range):
+            return None
+        if isinstance(self.domain.low, float):
+            return value if isinstance(value, float) else count_frozen(value, self.blocks) / self.blocks
+        return None if isinstance(value, float) else count_frozen(value, self.blocks)
 
     def usual(self, wanted: Any = None) -> Any:
         """`wanted` where the sampler can come to it, or the first value that the config names."""
@@ -108,7 +119,7 @@ class Space:
         most = _most_blocks(self._domains["frozen_layers"])
         wrong = [backbone for backbone in config.backbones if most > blocks[backbone]]
         if wrong:
-            fix = f"Write at most {min(blocks[b] for b in wrong)}, or '{ALL_WORD}'."
+            fix = f"Write at most {min(blocks[b] for b in wrong)}, a share such as 0.5, or '{ALL_WORD}'."
             rule = "must be at most the blocks of " + ", ".join(f"{b} ({blocks[b]})" for b in wrong)
             raise ConfigErrors([Problem(Place(), f"space.frozen_layers: {rule}, got {most}. {fix}")])
 
@@ -160,6 +171,16 @@ class Space:
         wanted = {**_DEFAULTS, "backbone": self._config.backbones[0]}
         return self._walk(lambda q: fixed.get(q.field, q.usual(wanted.get(q.field))), fixed)
 
+    def starts(self) -> list[dict[str, Any]]:
+        """The first trial of each strategy, where the sampler can come to all that `STARTS` says of it."""
+        found = []
+        for strategy in self._config.strategies:
+            wanted = {"strategy": strategy, **STARTS[strategy]}
+            params = self._walk(partial(_started, wanted))
+            if all(params.get(field) == value for field, value in wanted.items()):
+                found.append(params)
+        return found
+
     def settings(self, params: Mapping[str, Any], *, number: int, cache_dir: str) -> TrialSettings:
         """Everything that trial `number` trains with.
 
@@ -171,8 +192,8 @@ class Space:
 
         """
         values = self._walk(lambda q: params[q.field] if q.field in params else _fixed(q), params)
-        if values["frozen_layers"] == ALL_WORD:
-            values["frozen_layers"] = ALL
+        frozen, blocks = values["frozen_layers"], self._blocks[values["backbone"]]
+        values["frozen_layers"] = ALL if frozen == ALL_WORD else count_frozen(frozen, blocks)
         study, said = self._config.study, self._config.data
         data = DataSettings(
             **said.images,
@@ -182,10 +203,10 @@ class Space:
             seed=study.seed,
             **{field: values.pop(field) for field in DATA_FIELDS},
         )
-        weights = self._weights(values.pop("weights", self._config.model.weights), data.image_size)
+        weights = values.pop("weights", self._config.model.weights_of(values["backbone"]))
         return TrialSettings(
             data=data,
-            weights=weights,
+            weights=self.weights(weights, data.image_size),
             epochs=study.epochs,
             precision=self._config.model.precision,
             seed=trial_seed(study.seed, number),
@@ -207,16 +228,18 @@ class Space:
         return {**params, "weights": fixed["weights"]} if "weights" in fixed else params
 
     def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
-        if field in _USED_BY:
-            other, value = _USED_BY[field]
+        if field in USED_BY:
+            other, value = USED_BY[field]
             return bool(params[other] == value)
         if field == "label_smoothing":
             return bool(params["imbalance"] != "focal")
+        if field == "weight_decay":  # under `load` there is nothing that `l2_sp` does not pull already
+            return not (params["strategy"] == "load" and params.get("l2_sp"))
         if field == "mix_alpha":
             return bool(params["mix"] != "none")
         if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and params["strategy"] == "replace"):
-            frozen = params["frozen_layers"]
-            return bool(frozen != ALL_WORD and frozen < self._blocks[params["backbone"]])
+            blocks = self._blocks[params["backbone"]]
+            return count_frozen(params["frozen_layers"], blocks) < blocks
         return field not in NOT_USED.get(params.get("strategy", ""), ())
 
     def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
@@ -231,7 +254,8 @@ class Space:
             name = f"{name}/{params['backbone']}" if len(self._config.backbones) > 1 else name
         return _Question(field, name, domain, blocks)
 
-    def _weights(self, weights: str | Pretraining, image_size: int) -> WeightsSettings:
+    def weights(self, weights: str | Pretraining, image_size: int) -> WeightsSettings:
+        """What `model.weights` says of one backbone, as the workers read it."""
         if isinstance(weights, str):
             if weights == RANDOM_WEIGHTS:
                 return WeightsSettings()
@@ -243,6 +267,22 @@ class Space:
         data = DataSettings(**source.images, image_size=image_size, horizontal_flip=flip, seed=seed)
         epochs, rate = source.epochs, source.learning_rate
         return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
+
+
+def _started(wanted: Mapping[str, Value], question: _Question) -> Any:
+    """What a start wants, where that is searched; else what the config says or names first."""
+    if not question.is_searched:
+        return question.usual()
+    if question.field == "frozen_layers" and question.blocks is not None:
+        return question.usual(int(question.blocks * START_FROZEN))
+    return question.usual(wanted.get(question.field))
+
+
+def count_frozen(said: int | float | str, blocks: int) -> int:
+    """How many of the `blocks` leading blocks `frozen_layers` freezes: a share is rounded, a half up."""
+    if said == ALL_WORD:
+        return blocks
+    return math.floor(said * blocks + 0.5) if isinstance(said, float) else int(said)
 
 
 def trial_seed(study_seed: int, number: int) -> int:

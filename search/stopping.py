@@ -1,19 +1,24 @@
-"""When a trial is given up: asynchronous successive halving on our own epoch, and the study's budget."""
+"""When a trial is given up: successive halving among trials of one strategy, and the study's budget."""
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from search.record import TrialRecord
 
 
-class EarlyStopping(ASHAScheduler):
-    """ASHA (Li et al., MLSys 2020) that spares baselines and stops everything at a deadline.
+class EarlyStopping(FIFOScheduler):
+    """ASHA (Li et al., MLSys 2020) within each strategy; at a deadline everything stops.
 
-    A trial's last epoch is never stopped: there is nothing left to save.
+    A trial is compared with trials of its own strategy only: fine-tuning begins below a probe and ends
+    above it, so that a comparison of the two after an epoch or two is wrong. What is compared is the best
+    epoch so far, which is what a trial counts with in the end. A trial's last epoch is never stopped:
+    there is nothing left to save.
     """
 
     def __init__(
@@ -26,9 +31,15 @@ class EarlyStopping(ASHAScheduler):
         factor: int,
         enabled: bool,
         deadline: float | None,
-        is_spared: Callable[[str], bool],
+        strategy_of: Callable[[str], str | None],
     ) -> None:
-        super().__init__(
+        super().__init__()
+        self._metric, self._better = metric, max if mode == "max" else min
+        self._epochs, self._enabled, self._deadline = epochs, enabled, deadline
+        self._strategy_of = strategy_of
+        """Asked with Tune's id of a trial; None: a baseline, which runs to its end."""
+        self._make_rungs = partial(
+            ASHAScheduler,
             time_attr="epoch",
             metric=metric,
             mode=mode,
@@ -37,34 +48,42 @@ class EarlyStopping(ASHAScheduler):
             reduction_factor=factor,
             stop_last_trials=False,
         )
-        self._enabled, self._deadline = enabled, deadline
-        self._is_spared = is_spared
-        """Asked with Tune's id of a trial: is it a baseline, which runs to its end?"""
+        self._rungs: dict[str, ASHAScheduler] = {}
+        """Strategy -> what its trials reached at each rung."""
+        self._best: dict[str, float] = {}
+        """Id of a trial that runs -> its best value so far."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return CONTINUE or STOP after an epoch."""
-        if result["epoch"] >= self._max_t:
+        if result["epoch"] >= self._epochs:
             return str(TrialScheduler.CONTINUE)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return str(TrialScheduler.STOP)
-        if not self._enabled or self._is_spared(trial.trial_id):
+        strategy = self._strategy_of(trial.trial_id)
+        if not self._enabled or strategy is None:
             return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
+        return self._judge(strategy, trial, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Forget an ended trial; its rungs stay."""
-        self._trial_info.pop(trial.trial_id, None)
+        """Forget an ended trial; what it reached at the rungs stays."""
+        self._best.pop(trial.trial_id, None)
 
     def replay(self, trials: Iterable[TrialRecord]) -> None:
-        """Enter the epochs of an earlier run's trials, so that a resumed study judges like before."""
-        bracket = self._brackets[0]
+        """Enter the epochs of an earlier run's trials, so that a resumed study judges like before.
+
+        An interrupted one enters when it is tried again: it reports its epochs anew.
+        """
         for trial in trials:
-            if trial.baseline is None:
+            if trial.baseline is None and not trial.interrupted:
+                past = SimpleNamespace(trial_id=trial.id)
                 for epoch in trial.history:
-                    _enter(bracket, trial.id, int(epoch["epoch"]), self._metric_op * epoch[self._metric])
+                    self._judge(trial.params["strategy"], past, epoch)
+                self._best.pop(trial.id, None)
 
-
-def _enter(bracket: Any, trial_id: str, epoch: int, reward: float) -> None:
-    for milestone, recorded in bracket._rungs:
-        if epoch == milestone:
-            recorded[trial_id] = reward
+    def _judge(self, strategy: str, trial: Any, result: dict[str, Any]) -> str:
+        """Enter an epoch of `trial`, anything with a `trial_id`, and return CONTINUE or STOP."""
+        name, value = trial.trial_id, result[self._metric]
+        best = self._best[name] = self._better(value, self._best.get(name, value))
+        rungs = self._rungs.setdefault(strategy, self._make_rungs())
+        rungs.on_trial_add(None, trial)  # the only bracket there is; adding it twice changes nothing
+        return str(rungs.on_trial_result(None, trial, {"epoch": result["epoch"], self._metric: best}))

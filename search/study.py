@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.errors import did_you_mean
 from search import problems, sections, yaml_text
-from search.domain import STRATEGIES, PerStrategy, Range, Section, entries, refused, values_of
+from search.domain import STRATEGIES, Domain, PerStrategy, Range, Section, entries, refused, values_of
 
 SCHEMA_FILE = Path(__file__).parents[1] / "configs" / "schema.json"
 NOT_USED = {"load": ("head_size", "dropout")}
@@ -50,11 +50,14 @@ class StudyConfig(Section):
     def _space_fits(cls, space: sections.SpaceSection, info: ValidationInfo) -> sections.SpaceSection:
         errors = list(_missing_strategies(space, info.data))
         model = info.data.get("model")
-        untrained = model is not None and model.weights == sections.RANDOM_WEIGHTS
-        if untrained and "load" in values_of(space.strategy):
-            fix = "Choose weights, or write `strategy: [replace, fuse]`."
-            rule = "the strategy `load` needs pretrained weights"
-            errors.append(refused(rule, "model.weights none", fix, ("space", "strategy")))
+        if model is not None and "load" in values_of(space.strategy):
+            loaded = values_of(entries(model.backbone, ("load",))["load"])
+            untrained = [str(b) for b in loaded if model.weights_of(str(b)) == sections.RANDOM_WEIGHTS]
+            if untrained:
+                fix = "Choose weights, or write `strategy: [replace, fuse]`."
+                rule = "the strategy `load` needs pretrained weights"
+                got = f"model.weights none for {', '.join(untrained)}"
+                errors.append(refused(rule, got, fix, ("space", "strategy")))
         if errors:
             details = [InitErrorDetails(type=error, input=space) for error in errors]
             raise ValidationError.from_exception_data("space", details)
@@ -72,7 +75,20 @@ class StudyConfig(Section):
     @property
     def backbones(self) -> tuple[str, ...]:
         """Every backbone that a trial may use."""
-        return tuple(str(name) for name in values_of(self.model.backbone))
+        return self.model.backbones
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Every side that a trial may see its images at, in pixels."""
+        return tuple(
+            sorted(
+                {
+                    size
+                    for d in entries(self.data.image_size, STRATEGIES).values()
+                    for size in _whole_numbers(d)
+                }
+            )
+        )
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -81,9 +97,9 @@ class StudyConfig(Section):
 
     @property
     def grace(self) -> int:
-        """Epochs that every trial gets; `auto` is an eighth (PEERS.md: halves the regret of Ray's 1)."""
-        grace = self.early_stopping.grace
-        return max(1, math.ceil(self.study.epochs / 8)) if grace == "auto" else grace
+        """Epochs that every trial gets; `auto`: an eighth of all, and at least two where there are two."""
+        grace, epochs = self.early_stopping.grace, self.study.epochs
+        return min(epochs, max(2, math.ceil(epochs / 8))) if grace == "auto" else grace
 
     @property
     def folder(self) -> Path:
@@ -143,6 +159,13 @@ class StudyConfig(Section):
         """Every key with its value, defaults included, as a config file that loads to an equal config."""
         values = self.model_dump(mode="json", exclude_none=True)
         return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{yaml_text.dump(values)}"
+
+
+def _whole_numbers(domain: Domain | None) -> Iterable[int]:
+    """Every number that a domain of whole numbers can come to."""
+    if isinstance(domain, Range):
+        return range(domain.low, domain.high + 1, domain.step or 1)
+    return (int(value) for value in values_of(domain))
 
 
 def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> list[PydanticCustomError]:

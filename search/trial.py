@@ -6,22 +6,25 @@ It imports neither torch nor torchvision, so starting its process costs little, 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
 from ray import tune
 
 from search.errors import SettingsIgnored, TrialFailed
+from search.record import RECALL, RECALLS_OF_AN_EPOCH
 
 CHECKED = (
     *("strategy", "head_size", "dropout", "backbone", "optimizer", "momentum", "weight_decay"),
-    *("imbalance", "label_smoothing", "unfreeze_epochs", "l2_sp"),
-    *("ema_decay", "clip_norm", "accumulate", "mix"),
+    *("schedule", "warmup_epochs", "label_smoothing", "imbalance", "focal_gamma", "class_balanced_beta"),
+    *("logit_adjustment_tau", "unfreeze_epochs", "l2_sp", "ema_decay", "clip_norm", "accumulate"),
+    *("mix", "mix_alpha"),
 )
-"""Settings that the worker reads back from the model and the optimiser under the same name."""
-NOT_USED = {"load": ("head_size", "dropout")}
-"""Settings that a strategy has no use for."""
+CHECKED_OF_DATA = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
+"""Settings, and those below `data`, that the worker reads back from what it built under the same name."""
+SHOWN = 5
+"""Settings that an error names; it counts all."""
 
 
 def run_trial(config: dict[str, Any], exchange: Any) -> None:
@@ -48,7 +51,7 @@ def run_trial(config: dict[str, Any], exchange: Any) -> None:
                         check_effective(job, message)
                         facts["effective"] = json.dumps(message)
                     case "epoch":
-                        tune.report(message | facts)
+                        tune.report(compact(message, job["keep"]["metric"]) | facts)
                         facts = {}  # once is enough
                     case "end" if message["state"] == "failed":
                         raise TrialFailed(f"{message['error']}\n{message.get('trace', '')}")
@@ -59,6 +62,19 @@ def run_trial(config: dict[str, Any], exchange: Any) -> None:
         exchange.cancel.remote(job["id"])
 
 
+def compact(epoch: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return an epoch's metrics with the recalls of many classes as one text, `recalls`.
+
+    Tune, TensorBoard and the record handle each metric of each epoch: with 1,000 classes that would be
+    1,000 values. The text holds class -> recall as JSON; `metric`, which the study optimises, stays.
+    """
+    recalls = {name: value for name, value in epoch.items() if name.startswith(RECALL)}
+    if len(recalls) <= RECALLS_OF_AN_EPOCH:
+        return dict(epoch)
+    rest = {name: value for name, value in epoch.items() if name not in recalls or name == metric}
+    return rest | {"recalls": json.dumps(recalls)}
+
+
 def check_effective(job: Mapping[str, Any], effective: Mapping[str, Any]) -> None:
     """Compare what the worker used with what it was given.
 
@@ -66,23 +82,38 @@ def check_effective(job: Mapping[str, Any], effective: Mapping[str, Any]) -> Non
         SettingsIgnored: they differ; the message names every setting with both values.
     """
     settings = job["settings"]
-    unused = NOT_USED.get(settings["strategy"], ())
-    used = {name: effective[name] for name in CHECKED if name in effective and name not in unused}
-    used["learning_rate"] = effective["learning_rates"].get("head")
-    used["batch_size"], used["image_size"] = effective["batch_size"], effective["image_size"]
-    used["data_fingerprint"] = effective["data_fingerprint"]
-    given = {name: settings.get(name) for name in used}
-    given["data_fingerprint"] = job["data_fingerprint"]
-    given |= {name: settings["data"][name] for name in ("batch_size", "image_size")}
-    if settings["frozen_layers"] >= 0:  # ALL is -1
-        used["frozen_layers"], given["frozen_layers"] = effective["frozen_blocks"], settings["frozen_layers"]
-    differ = [name for name in used if not _same(given[name], used[name])]
+    given = {name: settings[name] for name in CHECKED if name in job["params"]}
+    given |= {name: settings["data"][name] for name in CHECKED_OF_DATA if name in job["params"]}
+    used = {name: effective.get(name) for name in given}
+    given |= {"data_fingerprint": job["data_fingerprint"], "epochs": settings["epochs"]}
+    used |= {name: effective.get(name) for name in ("data_fingerprint", "epochs")}
+    every = effective.get("blocks")
+    given["frozen_layers"] = every if settings["frozen_layers"] < 0 else settings["frozen_layers"]  # ALL: -1
+    used["frozen_layers"] = effective.get("frozen_blocks")
+    given |= _rates(settings, effective["learning_rates"])
+    used |= {_rate_of(group): rate for group, rate in effective["learning_rates"].items()}
+    differ = sorted(name for name in used if not _same(given[name], used[name]))
     if differ:
+        told = [f"{name} {used[name]!r} instead of {given[name]!r}" for name in differ[:SHOWN]]
+        more = [f"{len(differ) - SHOWN} more"] * (len(differ) > SHOWN)  # a rate for each of many blocks
         raise SettingsIgnored(
-            "trial: the worker must train with the suggested settings, got "
-            + ", ".join(f"{name} {used[name]!r} instead of {given[name]!r}" for name in sorted(differ))
-            + ". Do the workers run another version of the code?"
+            f"trial: the worker must train with the suggested settings, got {', '.join(told + more)}. "
+            "Do the workers run another version of the code?"
         )
+
+
+def _rates(settings: Mapping[str, Any], groups: Iterable[str]) -> dict[str, float]:
+    """The peak rate of each parameter group; the backbone's come in the order of its blocks."""
+    blocks = [group for group in groups if group.startswith("blocks.")]
+    share = {
+        group: settings["backbone_rate"] * settings["layer_decay"] ** distance
+        for distance, group in enumerate(reversed(blocks), 1)
+    }
+    return {_rate_of(group): settings["learning_rate"] * share.get(group, 1.0) for group in groups}
+
+
+def _rate_of(group: str) -> str:
+    return "learning_rate" if group == "head" else f"learning_rate of {group}"
 
 
 def _same(given: Any, used: Any) -> bool:

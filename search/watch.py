@@ -37,6 +37,8 @@ class _Followed:
     slot: str | None = None
     effective: dict[str, Any] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    recalls: dict[str, str] = field(default_factory=dict)
+    """`best` and `last`: the recalls of many classes, as `search.trial.compact` wrote them."""
 
 
 class Watch(Callback):
@@ -96,6 +98,8 @@ class Watch(Callback):
         better = not followed.best or self._sign * (metrics[self._metric] - followed.best[self._metric]) > 0
         if better:
             followed.best = metrics
+        if "recalls" in result:
+            followed.recalls |= {"last": result["recalls"]} | ({"best": result["recalls"]} if better else {})
         epoch = int(metrics["epoch"])
         self._ledger.report(followed.number, epoch, metrics[self._metric])
         best = {name: value for name, value in followed.best.items() if name.startswith("val/")}
@@ -159,6 +163,7 @@ class Watch(Callback):
         value = followed.best.get(self._metric)
         if value is not None and not math.isfinite(value):
             state, error = "FAIL", f"{self._metric} must be finite to be compared, got {value}"
+        recalls = followed.recalls or None
         facts = {
             "metrics": {"best": followed.best, "last": followed.history[-1] if followed.history else {}},
             "epochs": len(followed.history),
@@ -167,7 +172,7 @@ class Watch(Callback):
             "effective": followed.effective,
             "history": followed.history,
         }
-        optional = {"error": error, "log": log, "interrupted": interrupted or None}
+        optional = {"error": error, "log": log, "interrupted": interrupted or None, "recalls": recalls}
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
         announce = partial(self._progress.trial_ended, followed.id, state, followed.best)
         self._ledger.end(followed.number, state, value, facts, then=announce)

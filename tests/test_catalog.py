@@ -222,7 +222,7 @@ def test_empty_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert "'train' must hold images, got none" in message(folder(tmp_path))
-    assert "got none for b. Add images" in message(folder(put(tmp_path, *many("a", 3))))
+    assert "got none for 'b'. Add images" in message(folder(put(tmp_path, *many("a", 3))))
 
 
 def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_class_of_only_broken_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "0.png").touch()
     text = message(folder(tmp_path, on_error="skip"))
-    assert "without 1 broken images: every class needs an image to train on, got none for b." in text
+    assert "without 1 broken images: every class needs an image to train on, got none for 'b'." in text
 
 
 # Image files of every kind become RGB, upright

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -306,6 +307,21 @@ def until(stream: Any, *, count: int) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_path: Path) -> None:
+    from finetune.store import Layout, Store
+
+    layout = Layout(rows=4, shape=(3,), dtype="float32")
+    facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}
+    Store(tmp_path, 2**20).get("k", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
+    listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json").stdout)
+    assert listed["bytes"] == layout.bytes
+    assert [entry["key"] for entry in listed["entries"]] == ["k"]
+    assert "resnet18 behind 9 blocks" in call(command, "cache", "--dir", tmp_path).stdout
+    cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json")
+    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": []}
+    assert "MiB freed" in cleared.stderr
+
+
 def test_a_folder_of_images_is_enough_and_the_config_that_ran_is_kept(
     command: list[str], tmp_path: Path
 ) -> None:

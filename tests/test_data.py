@@ -15,6 +15,7 @@ from finetune.catalog import scan
 from finetune.data import ImageData, load_image, normalise
 from finetune.errors import DataError
 from finetune.settings import DataSettings
+from finetune.store import Store
 
 SIDE = 24
 SIZES = [(60, 60), (41, 97), (97, 41), (10, 600), (1, 1), (24, 24), (7, 5), (200, 150)]
@@ -45,6 +46,45 @@ def everything(data: ImageData, split: str) -> torch.Tensor:
 
 AUGMENTED = [{}, {"crop_scale": 0.3}, {"crop_scale": 0.3, "horizontal_flip": False}]
 augmented = pytest.mark.parametrize("changes", AUGMENTED)
+
+
+# Shared by the processes of a node
+
+
+def test_a_shared_image_is_decoded_once_for_all_processes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second reader gets the same pixels without making one."""
+    settings = DataSettings(kind="folder", path=str(root), image_size=SIDE)
+    catalog = scan(settings)
+    first = ImageData(catalog, settings, shared=Store(tmp_path, 2**30))
+    every = everything(first, "train")
+    expected = make(root).batch("train", every, view=2)
+    assert torch.equal(first.batch("train", every, view=2), expected)
+    second = ImageData(catalog, settings, shared=Store(tmp_path, 2**30))
+    monkeypatch.setattr(second._shared, "get", _without_making(second._shared))
+    assert torch.equal(second.batch("train", every, view=2), expected)
+
+
+def _without_making(store: Store | None) -> object:
+    """Return `Store.get` for entries that must be there."""
+    assert store is not None
+    real = store.get
+
+    def get(key: str, layout: object, make: object, **facts: object) -> object:
+        def refuse(begin: int, end: int) -> None:
+            raise AssertionError(f"images {begin} to {end} were decoded again")
+
+        return real(key, layout, refuse, **facts)  # type: ignore[arg-type]
+
+    return get
+
+
+def test_images_that_do_not_fit_the_shared_budget_are_kept_as_before(root: Path, tmp_path: Path) -> None:
+    settings = DataSettings(kind="folder", path=str(root), image_size=SIDE)
+    data = ImageData(scan(settings), settings, shared=Store(tmp_path, 100))
+    every = everything(data, "val")
+    assert torch.equal(data.batch("val", every), make(root).batch("val", every))
 
 
 # Evaluation

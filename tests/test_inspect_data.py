@@ -13,6 +13,7 @@ from PIL import Image
 
 from finetune import inspect_data
 from finetune.catalog import scan
+from finetune.errors import DataError
 from finetune.settings import DataSettings
 from search import check
 from search.__main__ import check as check_command
@@ -95,11 +96,25 @@ FINDINGS: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("single_image", "warning", single, "got one for one. Add images, or leave the class out"),
     ("similar_names", "warning", similar, "got 'Ca t' and 'cat'. Merge them if they are one class."),
     ("tiny", "note", lambda root: put(root, "train/cat", 1, side=31), "32 pixels or more, got 1 images"),
+    (
+        "passed_over",
+        "warning",
+        lambda root: [(root / "train/cat" / name).touch() for name in ("1.HEIC", "2.heic", "Thumbs.db")],
+        "in a known format, got 3 passed over: .db (1), .heic (2). Convert them to JPEG or PNG",
+    ),
+    (
+        "passed_over",
+        "note",
+        lambda root: (root / "val/dog/notes").touch(),
+        "got 1 passed over: no suffix (1).",
+    ),
     ("huge", "warning", huge, "50 megapixels or less, got 1 with more. Shrink them once"),
 ]
 
 
-@pytest.mark.parametrize(("check", "grade", "spoil", "told"), FINDINGS, ids=[case[0] for case in FINDINGS])
+@pytest.mark.parametrize(
+    ("check", "grade", "spoil", "told"), FINDINGS, ids=[f"{case[0]}-{case[1]}" for case in FINDINGS]
+)
 def test_each_finding_is_told_with_its_grade(
     root: Path, check: str, grade: str, spoil: Callable[[Path], object], told: str
 ) -> None:
@@ -131,6 +146,33 @@ def test_skipped_images_are_a_warning_and_named(root: Path) -> None:
     found = report(root, on_error="skip")["findings"]
     assert [(f["check"], f["grade"], f["count"]) for f in found] == [("skipped", "warning", 1)]
     assert "train/cat/0.png: an image must be readable" in found[0]["images"][0]
+
+
+def test_check_lists_links_to_nothing_with_the_other_broken_files(root: Path) -> None:
+    """A study refuses to start on one; `check` goes on and lists them all."""
+    broken(root)
+    (root / "val/dog/gone.png").symlink_to("/nowhere.png")
+    data = DataSettings(kind="folder", path=str(root))
+    with pytest.raises(DataError, match=r"gone\.png: the file must be readable, got FileNotFoundError"):
+        scan(data)
+    found = inspect_data.inspect(scan(data, lenient=True))["findings"]
+    assert [(f["check"], f["count"]) for f in found] == [("unreadable", 2)]
+    assert [image.split(": ")[0].removeprefix(f"{root}/") for image in found[0]["images"]] == [
+        "train/cat/0.png",
+        "val/dog/gone.png",
+    ]
+
+
+def test_weights_of_a_manifest_are_told(root: Path) -> None:
+    rows = [f"train/{label}/{i}.png,{label},{2**i}" for label in ("cat", "dog") for i in range(6)]
+    (root / "images.csv").write_text("\n".join(["image,label,weight", *rows]))
+    settings = DataSettings(
+        kind="manifest", path=str(root / "images.csv"), validation_share=0.1, test_share=0.1
+    )
+    found = inspect_data.inspect(scan(settings))
+    weights = [example.weight for example in scan(settings).splits["train"]]
+    assert found["weights"] == {"smallest": min(weights), "largest": max(weights)}
+    assert f"weights of training images: {min(weights):g} to {max(weights):g}" in inspect_data.lines(found)
 
 
 def test_errors_come_first_and_long_lists_are_cut(root: Path) -> None:

@@ -108,7 +108,7 @@ def test_focal_has_a_finite_gradient_for_an_image_that_is_certain() -> None:
 def test_focal_uses_no_label_smoothing_and_says_so() -> None:
     smoothed = loss(imbalance="focal", label_smoothing=0.3)
     assert mean(smoothed) == mean(loss(imbalance="focal"))
-    assert smoothed.effective() == {"imbalance": "focal", "label_smoothing": 0.0}
+    assert smoothed.effective() == {"imbalance": "focal", "label_smoothing": 0.0, "focal_gamma": 2.0}
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])

@@ -201,6 +201,10 @@ def test_of_very_many_mistakes_the_first_are_told_and_the_others_counted(folder:
     ("header", "told"),
     [
         ("img,label", ["must have a column 'image', got img, label. Add it."]),
+        (
+            "image;label",
+            ["'image', got image;label. Separate cells with commas, not with ';'.", "'label', got"],
+        ),
         ("image", ["must have a column 'label', got image. Add it."]),
         ("image,label, Weight", ["must be spelt 'weight', got ' Weight'. Rename it."]),
         ("image,label,label", ["may stand once, got 'label' again."]),
@@ -221,7 +225,11 @@ def test_a_manifest_must_be_a_whole_table(folder: Path) -> None:
     (folder / "pets.parquet").write_bytes(b"no parquet")
     assert "a manifest must be a whole table, got ArrowInvalid" in mistakes(folder / "pets.parquet")[0]
     (folder / "bytes.csv").write_bytes(b"image,label\n\xff\xfe,x\n")
-    assert "got UnicodeDecodeError" in mistakes(folder / "bytes.csv")[0]
+    told = mistakes(folder / "bytes.csv")[0]
+    assert "got UnicodeDecodeError" in told
+    assert told.endswith("Save it as UTF-8.")
+    (folder / "bytes.csv").write_text("image,label\n")
+    assert "must have rows below its header, got none." in mistakes(folder / "bytes.csv")[0]
 
 
 @pytest.mark.parametrize(

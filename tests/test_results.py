@@ -17,6 +17,7 @@ from rich.console import Console
 from search.record import StudyRecord, TrialRecord
 from search.results import comparison, failures, ranked, show, to_csv, to_json
 from search.terminal import clean, print_line, seconds_text
+from search.trial import compact
 
 METRIC = "val/accuracy"
 RECIPE = {"strategy": "replace", "learning_rate": 0.001, "head_size": 1024, "frozen_layers": -1}
@@ -260,3 +261,39 @@ def test_text_from_elsewhere_becomes_one_harmless_line() -> None:
     print_line(out, "longer than ten columns")
     assert isinstance(out.file, io.StringIO)
     assert out.file.getvalue() == "longer than ten columns\n"
+
+
+def epoch_of(classes: int) -> dict[str, Any]:
+    recalls = {f"val/recall/class {i:04}": i / classes for i in range(classes)}
+    return {"epoch": 1, "val/accuracy": 0.5, **recalls}
+
+
+def test_an_epoch_of_a_thousand_classes_is_a_handful_of_values() -> None:
+    """All recalls are in one text, exactly; the one that the study optimises stays a value, too."""
+    epoch, metric = epoch_of(1000), "val/recall/class 0333"
+    told = compact(epoch, metric)
+    assert set(told) == {"epoch", "val/accuracy", metric, "recalls"}
+    text = json.loads(told["recalls"])
+    assert {**told, **text} == {**epoch, "recalls": told["recalls"]}
+    assert compact(epoch_of(20), METRIC) == epoch_of(20)
+    assert set(compact(epoch_of(21), METRIC)) == {"epoch", "val/accuracy", "recalls"}
+
+
+def test_recalls_of_many_classes_are_one_column_and_of_few_a_column_each(tmp_path: Path) -> None:
+    for classes, columns in (
+        (1000, ["best.val/recall"]),
+        (2, ["best.val/recall/class 0000", "best.val/recall/class 0001"]),
+    ):
+        one = trial(0, "COMPLETE", RECIPE, metrics={"best": epoch_of(classes), "last": {}})
+        to_csv(record((one,)), tmp_path / "trials.csv")
+        with (tmp_path / "trials.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert [name for name in row if "recall" in name] == columns
+    assert len(to_json(record((one,)))["trials"][0]["metrics"]["best"]) == 2 + 2
+
+
+def test_a_share_of_the_blocks_is_shown_with_what_it_came_to() -> None:
+    shared = trial(0, "COMPLETE", {**FUSE, "frozen_layers": 0.5271}, 0.9, effective={"frozen_blocks": 10})
+    assert " 10 (0.527) " in shown(record((shared,)))
+    failed = trial(0, "FAIL", {**FUSE, "frozen_layers": 0.5271}, error="no model was built")
+    assert " 0.527 " in shown(record((failed,)))

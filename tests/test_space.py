@@ -9,6 +9,8 @@ from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, TrialSettings, WeightsSettings
 from search.problems import ConfigErrors
+from search.record import TrialRecord
+from search.runner import to_do
 from search.space import Space, trial_seed
 from search.study import StudyConfig
 
@@ -154,8 +156,93 @@ def test_a_fixed_value_is_never_asked_for() -> None:
 
 def test_more_frozen_blocks_than_a_backbone_has_are_refused() -> None:
     sections = {"model": {"backbone": ["resnet18", "vgg16"]}, "space": {"frozen_layers": [2, 12]}}
-    with pytest.raises(ConfigErrors, match=r"resnet18 \(10\), got 12\. Write at most 10, or 'all'\."):
+    with pytest.raises(ConfigErrors, match=r"resnet18 \(10\), got 12\. Write at most 10, a share such as"):
         space_of(**sections)
+
+
+@pytest.mark.parametrize(
+    ("said", "resnet18", "vgg16"),
+    [(0.5, 5, 9), (0.25, 3, 5), (0.05, 1, 1), (0.04, 0, 1), (0.99, 10, 18), (1.0, ALL, ALL), (0.0, 0, 0)],
+)
+def test_a_share_of_the_blocks_becomes_a_number_of_each_backbones_own(
+    said: float, resnet18: int, vgg16: int
+) -> None:
+    """Rounded, a half up: a quarter of 10 blocks are 3."""
+    backbones = {"backbone": ["resnet18", "vgg16"]}
+    space = space_of(model=backbones, space={"strategy": "fuse", "frozen_layers": said})
+    params = {"strategy": "fuse", "learning_rate": 0.01, "head_size": 0, "backbone_rate": 1.0}
+    for backbone, count in (("resnet18", resnet18), ("vgg16", vgg16)):
+        settings = space.settings({**params, "backbone": backbone}, number=0, cache_dir="/cache")
+        assert settings.frozen_layers == count
+
+
+SHARES: dict[str, Any] = {
+    "model": {"backbone": ["resnet18", "vgg16"]},
+    "space": {
+        "strategy": ["replace", "fuse"],
+        "frozen_layers": {"replace": [0.97, "all", 3], "fuse": {"low": 0.0, "high": 1.0}},
+    },
+}
+
+
+def test_a_range_of_shares_is_one_for_all_backbones_and_decides_what_else_is_asked() -> None:
+    space = space_of(**SHARES)
+    for params, trial in search(space):
+        settings = space.settings(params, number=0, cache_dir="/cache")
+        blocks = BLOCKS[params["backbone"]]
+        frozen = blocks if settings.frozen_layers == ALL else settings.frozen_layers
+        assert 0 <= frozen <= blocks
+        assert ("backbone_rate" in params) == (frozen < blocks)
+        if params["strategy"] == "fuse":
+            assert params["frozen_layers"] == trial.params["frozen_layers/fuse"]
+            assert abs(frozen - params["frozen_layers"] * blocks) <= 0.5
+
+
+def test_trials_with_shares_come_back_when_enqueued_and_baselines_take_their_ends() -> None:
+    space, study = space_of(**SHARES), tpe()
+    for params, _ in search(space, trials=20):
+        assert space.holds(params)
+        study.enqueue_trial(space.enqueue_params(params))
+        assert space.suggest(study.ask()) == params
+    whole = space_of(
+        space={"frozen_layers": {"low": 0.0, "high": 1.0}, "optimizer": ["sgd", "adam"],
+               "schedule": ["cosine", "constant"], "weight_decay": [0.0, 1e-4]},
+    )  # fmt: skip
+    recipe = whole.baseline("recipe")
+    assert whole.holds(recipe)
+    assert whole.enqueue_params(recipe)["frozen_layers"] == 1.0
+    one_block = {**whole.baseline("scratch"), **recipe, "frozen_layers": 1}
+    del one_block["weights"]
+    assert whole.holds(one_block)
+    assert whole.enqueue_params(one_block)["frozen_layers"] == 0.1  # of resnet18's 10: not 1.0, which is all
+    counted = space_of(space={"frozen_layers": {"low": 0, "high": "all"}, "optimizer": "adam",
+                              "schedule": "constant", "weight_decay": 0.0})  # fmt: skip
+    assert counted.holds(recipe)
+    assert not counted.holds({**one_block, "frozen_layers": 0.5})
+
+
+def test_each_backbone_has_its_own_weights() -> None:
+    given = {"resnet18": "/w/r.pth", "vgg16": {"source": {"kind": "digits", "epochs": 2}}}
+    space = space_of(model={"backbone": ["resnet18", "vgg16"], "weights": given})
+    recipe = space.baseline("recipe")
+    found = {}
+    for backbone in BLOCKS:
+        settings = space.settings({**recipe, "backbone": backbone}, number=0, cache_dir="/cache")
+        found[backbone] = settings.weights
+    assert found["resnet18"] == WeightsSettings(file="/w/r.pth")
+    assert found["vgg16"].file is None
+    assert found["vgg16"].source is not None
+    assert found["vgg16"].source.epochs == 2
+    scratch = space.settings(space.baseline("scratch"), number=1, cache_dir="/cache")
+    assert scratch.weights == WeightsSettings()
+
+
+def test_weight_decay_is_not_asked_for_where_l2_sp_pulls_everything() -> None:
+    space = space_of(space={"strategy": ["load", "fuse"], "l2_sp": [0.0, 0.1], "weight_decay": [1e-4, 1e-2]})
+    seen = search(space, trials=30)
+    for params, _ in seen:
+        assert ("weight_decay" in params) == (params["strategy"] == "fuse" or params["l2_sp"] == 0)
+    assert len({"weight_decay" in params for params, _ in seen}) == 2
 
 
 def test_a_trial_that_the_space_holds_is_enqueued_whole() -> None:
@@ -262,3 +349,48 @@ def test_settings_name_the_images_as_the_config_does() -> None:
     assert settings.weights.source is not None
     assert {name: getattr(settings.weights.source.data, name) for name in source} == source
     assert TrialSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_each_strategy_starts_with_a_setting_that_the_sampler_learns_from() -> None:
+    space, study = space_of(), tpe()
+    starts = space.starts()
+    assert [start["strategy"] for start in starts] == ["replace", "load", "fuse"]
+    assert starts[2]["frozen_layers"] == BLOCKS["resnet18"] // 3
+    for start in starts:
+        assert space.holds(start)
+        study.enqueue_trial(space.enqueue_params(start))
+        assert space.suggest(study.ask()) == start
+        assert space.settings(start, number=0, cache_dir="/c").learning_rate == start["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("space", "left"),
+    [
+        ({"optimizer": "adam"}, []),
+        ({"optimizer": ["adam", "sgd"], "strategy": "load"}, ["load"]),
+        ({"learning_rate": {"low": 0.005, "high": 0.1, "log": True}}, ["replace"]),
+        ({"frozen_layers": "all"}, ["replace", "load"]),
+    ],
+)
+def test_a_start_is_left_out_where_the_space_does_not_reach_it(
+    space: dict[str, Any], left: list[str]
+) -> None:
+    assert [start["strategy"] for start in space_of(space=space).starts()] == left
+
+
+def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_repeat_them() -> None:
+    config = StudyConfig.from_dict({"study": {"name": "s", "trials": 8}, "data": {"path": "/images"}})
+    space = Space(config, BLOCKS)
+    planned, sampled = to_do([], config.study, space)
+    assert [plan.baseline for plan in planned] == ["recipe", "scratch", None, None, None]
+    assert [plan.params for plan in planned[2:]] == space.starts()
+    assert sampled == 3
+    before = [
+        TrialRecord(number=n, id=f"trial-{n}", state="COMPLETE", params=plan.params, baseline=plan.baseline)
+        for n, plan in enumerate(planned[:4])
+    ]
+    planned, sampled = to_do(before, config.study, space)
+    assert [plan.params["strategy"] for plan in planned] == ["fuse"]
+    assert sampled == 3
+    cold = config.study.model_copy(update={"warm_start": False})
+    assert [plan.baseline for plan in to_do([], cold, space)[0]] == ["recipe", "scratch"]

@@ -126,6 +126,20 @@ def test_each_strategy_overfits_one_batch_with_trained_blocks(strategy: str, fro
     assert train(build(strategy, frozen_layers=frozen), steps=12) == 1.0
 
 
+def test_fuse_reads_the_features_and_the_source_classes_probabilities() -> None:
+    model = build("fuse").eval()
+    read: list[torch.Tensor] = []
+    model.head.new.register_forward_pre_hook(lambda _, inputs: read.extend(inputs))
+    images, _ = batch(2)
+    with torch.no_grad():
+        model(images)
+        h = model.features(images)
+        pooled = model.head.pool(h)
+        source = model.head.source_fc(h)
+    assert torch.equal(read[0][:, : pooled.shape[1]], pooled)
+    assert torch.equal(read[0][:, pooled.shape[1] :], source.softmax(dim=1))
+
+
 # Shapes of the new layers: D = pooled features, K = 1000 source classes, C = 4.
 HEADS = {
     ("vgg16", "replace"): [[512, 16], [16, 4]],

@@ -9,6 +9,7 @@ import pytest
 from search.config_file import load
 from search.domain import PerStrategy, Range
 from search.problems import ConfigErrors
+from search.sections import Pretraining
 from search.study import StudyConfig
 
 MINIMAL: dict[str, Any] = {"study": {"name": "flowers"}, "data": {"path": "./flowers"}}
@@ -39,7 +40,7 @@ def refusal(**sections: Any) -> str:
 
 def test_a_name_and_a_folder_are_enough(tmp_path: Path) -> None:
     config = load(write(tmp_path, "study: {name: pets}\ndata: {path: ./images}\nspace:\n"))
-    assert (config.study.trials, config.study.mode, config.grace) == (24, "max", 1)
+    assert (config.study.trials, config.study.mode, config.grace) == (24, "max", 2)
     assert config.data.path == str(tmp_path / "images")
     assert config.backbones == ("resnet18",)
     assert config.folder == Path("results").absolute() / "pets"
@@ -84,7 +85,10 @@ def test_mistakes_across_sections_are_told_with_the_others(tmp_path: Path) -> No
     told = "\n".join(mistakes(path))
     assert f"{path}:2:29: data.batch_size: must be at least 1, got 0." in told
     assert "a mapping must name every searched strategy, got none for replace, fuse. Add `replace:`." in told
-    assert "space.strategy: the strategy `load` needs pretrained weights, got model.weights none." in told
+    assert (
+        "space.strategy: the strategy `load` needs pretrained weights, got model.weights none for resnet18."
+        in told
+    )
     assert f"{path}:5:25: early_stopping.grace: must be at most study.epochs (4), got 9." in told
 
 
@@ -210,11 +214,35 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
         ({"data": {"validation_share": 0.5, "test_share": 0.5}}, "together must be below 1, got 1."),
         ({"data": {"horizontal_flip": "yes"}}, "must be true or false, got 'yes'."),
         ({"model": {"weights": "defualt"}}, "got 'defualt'. Write DEFAULT"),
-        ({"model": {"weights": "w.pt", "backbone": ["a", "b"]}}, "a weights file fits one backbone, got 2"),
+        (
+            {"model": {"weights": "w.pt", "backbone": ["a", "b"]}},
+            "got one for a, b. Give each its own: `weights: {a: FILE, b: DEFAULT}`.",
+        ),
+        (
+            {
+                "model": {
+                    "weights": {"resnet18": "DEFAULT", "vgg61": "w.pt"},
+                    "backbone": ["resnet18", "vgg16"],
+                }
+            },
+            "weights to each backbone of the study, got some for 'vgg61'. Did you mean 'vgg16'?",
+        ),
+        (
+            {"model": {"weights": {"resnet18": "w.pt"}, "backbone": ["resnet18", "vgg16"]}},
+            "got none for vgg16. Add `vgg16: DEFAULT`, or a file.",
+        ),
+        (
+            {"model": {"weights": {"resnet18": "default"}}},
+            "model.weights.resnet18: must be `none`, a torchvision weights name in capitals or a",
+        ),
+        (
+            {"model": {"weights": {"a": "none", "b": "DEFAULT"}, "backbone": ["a", "b"]}},
+            "the strategy `load` needs pretrained weights, got model.weights none for a.",
+        ),
         ({"model": {"weights": {"source": {"kind": "digit"}}}}, "model.weights.source.kind: must be one of"),
         (
             {"model": {"weights": {"sorce": {}}}},
-            "unknown key 'sorce' in 'model.weights'. Did you mean 'source'",
+            "got some for 'sorce'. Did you mean 'source'",
         ),
         ({"space": {"learning_rate": 0}}, "space.learning_rate: must be above 0, got 0. Raise it."),
         ({"space": {"learning_rate": float("nan")}}, "must be a finite number, got nan"),
@@ -226,7 +254,21 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
         ({"space": {"dropout": {"lo": 0, "high": 0.5}}}, "space.dropout.low: must be given"),
         (
             {"space": {"frozen_layers": "al"}},
-            "must be a whole number or 'all', got 'al'. Write one of these.",
+            "must be a number of blocks, a share of them from 0.0 to 1.0, or 'all', got 'al'. Write 3,",
+        ),
+        ({"space": {"frozen_layers": 1.5}}, "from 0.0 to 1.0, or 'all', got 1.5. Write 3, 0.5 or all."),
+        ({"space": {"frozen_layers": [0.5, -1]}}, "space.frozen_layers[1]: must be a number of blocks"),
+        (
+            {"space": {"frozen_layers": {"low": 0, "high": 0.5}}},
+            "`high` must be a number of blocks, as `low` is, got 0.5. Write shares, such as 0.0 and 1.0",
+        ),
+        (
+            {"space": {"frozen_layers": {"low": 0.0, "high": "all"}}},
+            "`high` must be a share of blocks, as `low` is, got all.",
+        ),
+        (
+            {"space": {"frozen_layers": {"low": 0.0, "high": 1.0, "step": 1}}},
+            "`step` must be a share of blocks, as `low` is, got 1.",
         ),
         ({"space": {"frozen_layers": {"low": "all", "high": 3}}}, "`low` must be a number, got all."),
         ({"space": {"frozen_layers": {"fusee": 3}}}, "unknown key 'fusee' in 'space.frozen_layers'."),
@@ -258,9 +300,46 @@ def test_a_field_takes_a_value_a_list_a_range_or_those_per_strategy() -> None:
     assert config.space.optimizer == ("sgd", "adam")
 
 
+def test_one_block_and_all_blocks_are_told_apart() -> None:
+    """1 is one block and 1.0 is all; Python and Optuna would take them for equal."""
+    config = StudyConfig.from_dict(said(space={"frozen_layers": [1, 1.0, 0.5, 0.0]}))
+    assert config.space.frozen_layers == (1, "all", 0.5, 0)
+
+
+def test_weights_of_each_backbone_start_at_the_file_and_survive_a_round(tmp_path: Path) -> None:
+    weights = "{a: w.pth, b: {source: {path: ../src}}, c: DEFAULT}"
+    text = f"study: {{name: a}}\ndata: {{path: x}}\nmodel: {{backbone: [a, b, c], weights: {weights}}}\n"
+    config = load(write(tmp_path, text), ["model.weights.c=IMAGENET1K_V1"])
+    source = config.model.weights_of("b")
+    assert config.model.weights_of("a") == str(tmp_path / "w.pth")
+    assert isinstance(source, Pretraining)
+    assert source.source.path == str(tmp_path.parent / "src")
+    assert config.model.weights_of("c") == "IMAGENET1K_V1"
+    assert load(write(tmp_path, config.to_yaml())) == config
+
+
+def test_load_needs_weights_only_of_the_backbones_that_it_uses() -> None:
+    backbone = {"replace": "a", "load": "b", "fuse": "a"}
+    config = StudyConfig.from_dict(
+        said(model={"backbone": backbone, "weights": {"a": "none", "b": "DEFAULT"}})
+    )
+    assert config.backbones == ("a", "b")
+
+
+def test_every_image_size_that_a_trial_may_have_is_known() -> None:
+    sizes = {"replace": [64, 32], "load": 96, "fuse": {"low": 100, "high": 140, "step": 20}}
+    config = StudyConfig.from_dict(said(data={"image_size": sizes}))
+    assert config.image_sizes == (32, 64, 96, 100, 120, 140)
+
+
 def test_mode_follows_the_metric_and_grace_the_epochs() -> None:
     config = StudyConfig.from_dict(said(study={"metric": "val/loss", "epochs": 17, "budget": "1.5m"}))
     assert (config.study.mode, config.grace, config.study.budget_seconds) == ("min", 3, 90.0)
+
+
+@pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (2, 2), (5, 2), (16, 2), (17, 3), (80, 10)])
+def test_every_trial_gets_two_epochs_or_an_eighth_of_them(epochs: int, grace: int) -> None:
+    assert StudyConfig.from_dict(said(study={"epochs": epochs})).grace == grace
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,17 @@
 """Torchvision's sets, read by its own classes from files in their real formats, without a network."""
 
-import bz2
 import hashlib
 import inspect
-import json
 import pickle
-import struct
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision import datasets
 
 from finetune.catalog import Catalog, scan
@@ -23,8 +19,7 @@ from finetune.data import ImageData
 from finetune.errors import DataError
 from finetune.settings import DataSettings
 from finetune.torchvision_sets import NO_DOWNLOAD, SETS
-
-LABELS = (0, 1, 0, 1, 2, 2)
+from tests.torchvision_copies import FORMATS, LABELS, eurosat, fashion, usps
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -49,112 +44,16 @@ def read(name: str, root: Path, **changes: object) -> Catalog:
     return scan(DataSettings(kind="torchvision", name=name, path=str(root), **changes))
 
 
-def image(path: Path, level: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (48, 40), (level, 0, 0)).save(path)
-
-
-def idx(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-    path.write_bytes(head + values.astype(np.uint8).tobytes())
-
-
-def fashion(root: Path) -> None:
-    for part in ("train", "t10k"):
-        raw = root / "FashionMNIST" / "raw"
-        pixels = np.stack([np.full((28, 28), 10 * row) for row in range(len(LABELS))])
-        idx(raw / f"{part}-images-idx3-ubyte", pixels)
-        idx(raw / f"{part}-labels-idx1-ubyte", np.array(LABELS))
-
-
-def usps(root: Path) -> None:
-    for name in ("usps.bz2", "usps.t.bz2"):
-        rows = [
-            f"{label + 1} " + " ".join(f"{i + 1}:{row / 10 - 1}" for i in range(256))
-            for row, label in enumerate(LABELS)
-        ]
-        (root / name).write_bytes(bz2.compress("\n".join(rows).encode()))
-
-
-def eurosat(root: Path) -> None:
-    for row, label in enumerate(LABELS):
-        image(root / "eurosat/2750" / ("Forest", "River", "Lake")[label] / f"{row}.jpg", row)
-
-
-def dtd(root: Path) -> None:
-    for part in ("train", "val", "test"):
-        names = [f"{('dotted', 'lined', 'woven')[label]}/{part}{row}.jpg" for row, label in enumerate(LABELS)]
-        for row, name in enumerate(names):
-            image(root / "dtd/dtd/images" / name, row)
-        (root / "dtd/dtd/labels").mkdir(exist_ok=True)
-        (root / f"dtd/dtd/labels/{part}1.txt").write_text("\n".join(names) + "\n")
-
-
-def food(root: Path) -> None:
-    for part in ("train", "test"):
-        names = {kind: [f"{kind}/{part}{row}" for row in range(2)] for kind in ("pizza", "sushi")}
-        for row, name in enumerate(name for part_ in names.values() for name in part_):
-            image(root / f"food-101/images/{name}.jpg", row)
-        (root / "food-101/meta").mkdir(exist_ok=True)
-        (root / f"food-101/meta/{part}.json").write_text(json.dumps(names))
-
-
-def pets(root: Path) -> None:
-    for part in ("trainval", "test"):
-        lines = []
-        for row, label in enumerate(LABELS):
-            name = f"{('Abyssinian', 'basset_hound', 'sphynx')[label]}_{part}{row}"
-            image(root / f"oxford-iiit-pet/images/{name}.jpg", row)
-            lines.append(f"{name} {label + 1} 1 1")
-        (root / "oxford-iiit-pet/annotations").mkdir(exist_ok=True)
-        (root / f"oxford-iiit-pet/annotations/{part}.txt").write_text("\n".join(lines) + "\n")
-
-
-def country(root: Path) -> None:
-    for part in ("train", "valid", "test"):
-        for row, label in enumerate(LABELS):
-            image(root / f"country211/{part}" / ("AT", "BE", "CH")[label] / f"{row}.jpg", row)
-
-
-def gtsrb(root: Path) -> None:
-    base = root / "gtsrb"
-    for row, label in enumerate(LABELS):
-        image(base / f"GTSRB/Training/{label:05}/{row}.ppm", row)
-        image(base / f"GTSRB/Final_Test/Images/{row}.ppm", row)
-    lines = ["Filename;ClassId", *(f"{row}.ppm;{label}" for row, label in enumerate(LABELS))]
-    (base / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
-
-
-def clevr(root: Path) -> None:
-    base = root / "clevr/CLEVR_v1.0"
-    (base / "scenes").mkdir(parents=True)
-    for part in ("train", "val"):
-        scenes = []
-        for row, label in enumerate(LABELS):
-            image(base / f"images/{part}/{row}.png", row)
-            scenes.append({"image_filename": f"{row}.png", "objects": [{}] * (label + 9)})
-        (base / f"scenes/CLEVR_{part}_scenes.json").write_text(json.dumps({"scenes": scenes}))
-
-
-FORMATS: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] = {
-    "FashionMNIST": (fashion, ("T-shirt/top", "Trouser", "Pullover"), ("val",)),
-    "USPS": (usps, ("0", "1", "2"), ("val",)),
-    "EuroSAT": (eurosat, ("Forest", "Lake", "River"), ("val", "test")),
-    "DTD": (dtd, ("dotted", "lined", "woven"), ()),
-    "Food101": (food, ("pizza", "sushi"), ("val",)),
-    "OxfordIIITPet": (pets, ("Abyssinian", "Basset Hound", "Sphynx"), ("val",)),
-    "Country211": (country, ("AT", "BE", "CH"), ()),
-    "GTSRB": (gtsrb, ("0", "1", "2"), ("val",)),
-    "CLEVRClassification": (clevr, ("09", "10", "11"), ()),
-}
-"""Set -> writer of its format, its classes in torchvision's order, the splits that must be made."""
+def test_every_set_but_the_one_that_needs_h5py_has_a_copy_here() -> None:
+    assert set(SETS) - set(FORMATS) == {"PCAM"}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_set_is_read_with_its_own_splits_and_classes_and_torchvisions_pixels(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By torchvision's class from files in its format; only sums are not those of the published files."""
+    monkeypatch.setattr(datasets.utils, "check_md5", lambda *_, **__: True)
     write, classes, made = FORMATS[name]
     write(tmp_path)
     found = read(name, tmp_path, test_share=0.1)
@@ -164,25 +63,6 @@ def test_a_set_is_read_with_its_own_splits_and_classes_and_torchvisions_pixels(
     ours = [e for split in ("train", *made) for e in found.splits[split]]
     assert sorted(found.open(e).tobytes() for e in ours) == pixels
     assert found == read(name, tmp_path, test_share=0.1)
-
-
-def test_cifar10_is_read_as_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its class checks MD5 sums; here they are those of smaller files in the same format."""
-    base = tmp_path / "cifar-10-batches-py"
-    base.mkdir()
-    names = ["frog", "ship", "truck"]
-    batch = {"data": np.tile(np.arange(6, dtype=np.uint8)[:, None], 3072), "labels": list(LABELS)}
-    sums = {}
-    for name, content in (("one", batch), ("test", batch), ("meta", {"label_names": names})):
-        (base / name).write_bytes(pickle.dumps(content))
-        sums[name] = hashlib.md5((base / name).read_bytes()).hexdigest()
-    meta = {"filename": "meta", "key": "label_names", "md5": sums["meta"]}
-    for field, value in (("train_list", "one"), ("test_list", "test")):
-        monkeypatch.setattr(datasets.CIFAR10, field, [[value, sums[value]]])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
-    found = read("CIFAR10", tmp_path)
-    assert (found.classes, found.made, found.whole) == (("frog", "ship", "truck"), ("val",), True)
-    assert [found.open(e).getpixel((3, 4))[0] for e in found.splits["test"]] == [0, 2, 1, 3, 4, 5]
 
 
 def test_a_set_without_files_travels_by_pickle_and_is_seen_whole(tmp_path: Path) -> None:
@@ -238,6 +118,15 @@ def test_a_set_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path) ->
         read("CIFAR10", tmp_path)
     assert f"{tmp_path}: must hold torchvision's CIFAR10 (train True), got RuntimeError" in str(caught.value)
     assert "Correct data.path, or download it." in str(caught.value)
+
+
+def test_a_set_whose_reader_is_not_installed_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)  # as where it is not installed
+    told = r"PCAM \(split train\), got RuntimeError: .* pip install h5py\. Install it on every node\."
+    with pytest.raises(DataError, match=told):
+        read("PCAM", tmp_path)
 
 
 def test_a_set_that_is_not_there_is_fetched_if_wanted(

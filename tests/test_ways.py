@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 from finetune import augment, checkpoint, loop, optimize
 from finetune.averaging import Average
 from finetune.history import Keep
-from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from search.errors import SettingsIgnored
+from search.space import FIELDS, USED_BY
 from search.trial import check_effective
 
 BLOCKS = 18
@@ -273,19 +274,111 @@ def test_everything_is_off_by_default(settings: TrialSettings) -> None:
     assert (effective["accumulate"], effective["unfreeze_epochs"]) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"imbalance": "focal", "mix": "cutmix", "ema_decay": 0.9, "accumulate": 3},
-        {"l2_sp": 0.1, "unfreeze_epochs": 2, "layer_decay": 0.5, "label_smoothing": 0.1, "clip_norm": 1.0},
-        {"strategy": "replace", "weight_decay": 0.1, "l2_sp": 0.1, "imbalance": "logit_adjustment"},
-    ],
-)
-def test_the_worker_reports_what_it_was_given(settings: TrialSettings, options: dict[str, Any]) -> None:
-    run = run_of(settings, **options)
-    job = {"settings": run.settings.to_dict(), "data_fingerprint": run.data.fingerprint}
+EVERYTHING: dict[str, Any] = {
+    "strategy": "fuse",
+    "head_size": 16,
+    "dropout": 0.25,
+    "frozen_layers": BLOCKS - 2,
+    "backbone_rate": 0.5,
+    "layer_decay": 0.75,
+    "momentum": 0.8,
+    "weight_decay": 0.01,
+    "warmup_epochs": 0.5,
+    "label_smoothing": 0.1,
+    "unfreeze_epochs": 1,
+    "l2_sp": 0.1,
+    "ema_decay": 0.9,
+    "clip_norm": 1.0,
+    "accumulate": 2,
+    "mix": "cutmix",
+    "mix_alpha": 0.4,
+}
+"""A trial that fine-tunes in nearly every way at once; those that exclude each other are planted alone."""
+PLANTED: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "strategy": ({}, "replace", "strategy 'fuse' instead of 'replace'"),
+    "backbone": ({}, "resnet18", "backbone 'shufflenet_v2_x0_5' instead of 'resnet18'"),
+    "optimizer": ({}, "adamw", "optimizer 'sgd' instead of 'adamw'"),
+    "frozen_layers": ({}, BLOCKS - 1, "frozen_layers 16 instead of 17"),
+    "imbalance": ({}, "class_weights", "imbalance 'none' instead of 'class_weights'"),
+    "mix": ({}, "mixup", "mix 'cutmix' instead of 'mixup'"),
+    "learning_rate": ({}, 0.03, "learning_rate 0.02 instead of 0.03"),
+    "head_size": ({}, 32, "head_size 16 instead of 32"),
+    "backbone_rate": ({}, 0.1, "learning_rate of blocks.conv5 0.0075 instead of 0.0015"),
+    "momentum": ({}, 0.9, "momentum 0.8 instead of 0.9"),
+    "weight_decay": ({}, 0.02, "weight_decay 0.01 instead of 0.02"),
+    "dropout": ({}, 0.5, "dropout 0.25 instead of 0.5"),
+    "schedule": ({}, "constant", "schedule 'cosine' instead of 'constant'"),
+    "warmup_epochs": ({}, 1.0, "warmup_epochs 0.5 instead of 1.0"),
+    "label_smoothing": ({}, 0.2, "label_smoothing 0.1 instead of 0.2"),
+    "focal_gamma": ({"imbalance": "focal", "focal_gamma": 1.0}, 2.0, "focal_gamma 1.0 instead of 2.0"),
+    "class_balanced_beta": (
+        {"imbalance": "class_balanced", "class_balanced_beta": 0.9},
+        0.999,
+        "class_balanced_beta 0.9 instead of 0.999",
+    ),
+    "logit_adjustment_tau": (
+        {"imbalance": "logit_adjustment", "logit_adjustment_tau": 0.5},
+        1.0,
+        "logit_adjustment_tau 0.5 instead of 1.0",
+    ),
+    "layer_decay": ({}, 0.5, "learning_rate of blocks.conv5 0.0075 instead of 0.005"),
+    "unfreeze_epochs": ({}, 2, "unfreeze_epochs 1 instead of 2"),
+    "l2_sp": ({}, 0.2, "l2_sp 0.1 instead of 0.2"),
+    "ema_decay": ({}, 0.99, "ema_decay 0.9 instead of 0.99"),
+    "clip_norm": ({}, 2.0, "clip_norm 1.0 instead of 2.0"),
+    "accumulate": ({}, 4, "accumulate 2 instead of 4"),
+    "mix_alpha": ({}, 0.2, "mix_alpha 0.4 instead of 0.2"),
+    "batch_size": ({}, 16, "batch_size 32 instead of 16"),
+    "image_size": ({}, 64, "image_size 32 instead of 64"),
+    "crop_scale": ({}, 0.5, "crop_scale 1.0 instead of 0.5"),
+    "horizontal_flip": ({}, True, "horizontal_flip False instead of True"),
+    "augment": ({}, "trivial", "augment 'none' instead of 'trivial'"),
+}
+"""Searchable field -> what the worker used beside EVERYTHING, what the trial said, how that is told."""
+
+
+def job_of(settings: TrialSettings, run: loop.Run) -> dict[str, Any]:
+    fields = settings.to_dict()
+    params = dict.fromkeys([*fields, *fields["data"]])
+    if settings.strategy == "load":
+        del params["head_size"], params["dropout"]
+    for field, (other, value) in USED_BY.items():
+        if fields[other] != value:
+            del params[field]
+    for other, unused, field in (("mix", "none", "mix_alpha"), ("imbalance", "focal", "label_smoothing")):
+        if fields[other] == unused:
+            del params[field]
+    return {"settings": fields, "params": params, "data_fingerprint": run.data.fingerprint}
+
+
+def test_every_searchable_field_is_planted_once() -> None:
+    assert set(PLANTED) == set(FIELDS)
+
+
+@pytest.mark.parametrize("field", PLANTED)
+def test_a_worker_that_used_another_value_is_found_out(settings: TrialSettings, field: str) -> None:
+    """The worker reads back what it built; any searchable field that is not the trial's is named."""
+    options, value, told = PLANTED[field]
+    run = run_of(settings, **(EVERYTHING | options))
+    job = job_of(run.settings, run)
     check_effective(job, run.effective())
-    for name in {"imbalance", "l2_sp", "mix", "ema_decay", "accumulate"} & options.keys():
-        with pytest.raises(SettingsIgnored, match=name):
-            check_effective(job, run.effective() | {name: "another"})
+    home = job["settings"]["data"] if field in job["settings"]["data"] else job["settings"]
+    home[field] = value
+    with pytest.raises(SettingsIgnored) as caught:
+        check_effective(job, run.effective())
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", ["replace", "load", "fuse"])
+def test_every_strategy_reports_what_it_was_given_and_nothing_may_be_left_out(
+    settings: TrialSettings, strategy: str, tmp_path: Path
+) -> None:
+    source = SourceSettings(data=dataclasses.replace(settings.data, classes=tuple("01")), epochs=1)
+    run = run_of(settings, strategy=strategy, frozen_layers=-1, weights=WeightsSettings(source=source))
+    job, effective = job_of(run.settings, run), run.effective()
+    check_effective(job, effective)
+    for name in ("imbalance", "schedule", "augment", "frozen_blocks", "epochs", "accumulate"):
+        silent = {key: fact for key, fact in effective.items() if key != name}
+        told = "frozen_layers" if name == "frozen_blocks" else name
+        with pytest.raises(SettingsIgnored, match=f"{told} None instead of"):
+            check_effective(job, silent)

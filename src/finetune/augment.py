@@ -45,7 +45,7 @@ def _trivial() -> _TrivialAugment:
 def trivial(image: Tensor, draws: random.Random) -> Tensor:
     """Return the image after one random operation of random strength, uint8 (3, S, S).
 
-    TrivialAugment, wide space (Müller and Hutter, ICCV 2021, section 3 and table 7).
+    TrivialAugment, wide space (Müller and Hutter, ICCV 2021).
 
     Args:
         image: uint8 (3, S, S).
@@ -57,9 +57,9 @@ def trivial(image: Tensor, draws: random.Random) -> Tensor:
 def mixing(settings: TrialSettings) -> Mixing | None:
     """Return how a batch's images and targets are mixed; None: not at all.
 
-    `mixup` (Zhang et al., ICLR 2018, eq. 1): each image and its target become lam * its own
+    `mixup` (Zhang et al., ICLR 2018): each image and its target become lam * its own
     + (1 - lam) * another's of the batch, lam ~ Beta(mix_alpha, mix_alpha) once per batch and worker.
-    `cutmix` (Yun et al., ICCV 2019, eq. 1 and 2): a random box of the share 1 - lam comes from the other
+    `cutmix` (Yun et al., ICCV 2019): a random box of the share 1 - lam comes from the other
     image. Both draw from torch's global generator, as dropout does.
     """
     if settings.mix == "none":
@@ -67,6 +67,13 @@ def mixing(settings: TrialSettings) -> Mixing | None:
     kind = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[settings.mix]
     mixed: Mixing = kind(alpha=settings.mix_alpha, labels_getter=lambda pair: pair[1])
     return mixed
+
+
+def effective(mixing: Mixing | None) -> dict[str, object]:
+    """Return what `mixing` is, by the names of the settings."""
+    if mixing is None:
+        return {"mix": "none"}
+    return {"mix": type(mixing).__name__.lower(), "mix_alpha": getattr(mixing, "alpha", None)}
 
 
 def mix(mixing: Mixing | None, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

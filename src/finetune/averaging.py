@@ -15,7 +15,7 @@ class Average:
     """The moving average of a model's trained parameters and buffers, by name.
 
     After each step: average = d * average + (1 - d) * weights (Polyak and Juditsky, 1992, in the
-    exponential form of Tarvainen and Valpola, NeurIPS 2017, section 2). Running statistics of batch
+    exponential form of Tarvainen and Valpola, NeurIPS 2017). Running statistics of batch
     norms are averaged alike, counters are copied.
 
     Args:

@@ -68,6 +68,8 @@ class Catalog:
     1), size in bytes and its first and last 4 KiB. An edit that keeps the size and touches only the
     middle of a file is not seen; modification times do not count, so a copy has the same fingerprint."""
     reader: Reader = field(repr=False, compare=False)
+    passed_over: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Suffix -> number of files of a folder that are taken for no images."""
 
     def open(self, example: Example, at_least: int | None = None) -> Image.Image:
         """Return the image as RGB, upright; `at_least` as in `finetune.decode.decode`.
@@ -86,12 +88,17 @@ class Catalog:
         return counts
 
 
-def scan(data: DataSettings) -> Catalog:
+def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
     """Return the catalog of the images `data` names; missing splits are made from `data.seed`.
 
     Only `val` given: the test split stays empty. Only `test` given: `val` is taken from `train`.
     With `on_error: skip` every image is decoded once, here, so that all workers leave out the same
     ones (a worker that left out others would have another fingerprint, and the trial would fail).
+
+    Args:
+        data: which images.
+        lenient: take files that cannot be read, such as links to nothing, for images, too, so that
+            `finetune.inspect_data` can list all of them; their fingerprint is not that of a study.
 
     Raises:
         DataError: the images or `data` are contradictory; the message names what to change.
@@ -119,9 +126,17 @@ def scan(data: DataSettings) -> Catalog:
                 "Add images, or a 'val' split."
             )
     splits = _examples(chosen, classes, source.weights or {})
-    fingerprint = _fingerprint(data.kind, classes, splits, source.reader)
-    made = tuple(shares)
-    return Catalog(data.kind, classes, splits, made, skipped, source.whole, fingerprint, source.reader)
+    return Catalog(
+        kind=data.kind,
+        classes=classes,
+        splits=splits,
+        made=tuple(shares),
+        skipped=skipped,
+        whole=source.whole,
+        fingerprint=_fingerprint(data.kind, classes, splits, source.reader, lenient=lenient),
+        reader=source.reader,
+        passed_over=source.passed_over,
+    )
 
 
 def _choose_classes(where: str, source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -185,7 +200,7 @@ def _check_images(where: str, chosen: Given) -> None:
     empty = [name for name, paths in chosen["train"].items() if not paths]
     if empty:
         raise DataError(
-            f"{where}: every class needs an image to train on, got none for {', '.join(empty)}. "
+            f"{where}: every class needs an image to train on, got none for {', '.join(map(repr, empty))}. "
             "Add images, remove the empty folders, or choose with data.classes."
         )
 
@@ -204,10 +219,20 @@ def _examples(
 
 
 def _fingerprint(
-    kind: str, classes: tuple[str, ...], splits: Mapping[str, tuple[Example, ...]], reader: Reader
+    kind: str,
+    classes: tuple[str, ...],
+    splits: Mapping[str, tuple[Example, ...]],
+    reader: Reader,
+    *,
+    lenient: bool,
 ) -> str:
     def sample(example: Example) -> tuple[int, str]:
-        size, content = reader.sample(example.path)
+        try:
+            size, content = reader.sample(example.path)
+        except DataError:
+            if not lenient:
+                raise
+            size, content = 0, b""
         return size, hashlib.sha256(content).hexdigest()
 
     digest = hashlib.sha256(repr((kind, classes)).encode())

@@ -111,6 +111,11 @@ class ImageData:
         self._kept: dict[str, Image.Image] = {}
         self._mirrored: dict[tuple[str, int], Tensor] = {}
 
+    def effective(self) -> dict[str, object]:
+        """Return how the images are seen, by the names of the settings."""
+        seen = ("image_size", "crop_scale", "horizontal_flip", "augment")
+        return {name: getattr(self._data, name) for name in seen}
+
     def size(self, split: str) -> int:
         """Return N, the number of images of a split."""
         return len(self._catalog.splits[split])

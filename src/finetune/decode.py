@@ -62,7 +62,7 @@ def _decode(file: Path | BinaryIO, where: str, at_least: int | None) -> Image.Im
             return rgb if turn is None else rgb.transpose(turn)
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
         raise DataError(
-            f"{where}: an image must be readable, got {type(error).__name__}: {error}. "
+            f"{where}: an image must be readable, got {type(error).__name__}: {str(error).rstrip('.')}. "
             "Replace or remove the file."
         ) from error
 

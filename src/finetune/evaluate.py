@@ -47,7 +47,7 @@ class Scores:
     accuracy           share of images whose most probable class is the label's
     balanced_accuracy  mean recall over the classes that occur (Brodersen et al., ICPR 2010)
     macro_f1           mean F1 over the classes that occur or are answered, as scikit-learn's
-    ece                expected calibration error in 15 bins (Guo et al., ICML 2017, eq. 3), 0..1
+    ece                expected calibration error in 15 bins (Guo et al., ICML 2017), 0..1
     top5               share of images with the label among the five most probable; where C > 5
     recall/<class>     share of the class's images that are answered so; for classes that occur
 

@@ -80,7 +80,11 @@ class LoadHead(nn.Module):
 
 
 class FuseHead(nn.Module):
-    """`fuse`: new layers read the pooled activations (D) and the source FC's logits (K) side by side."""
+    """`fuse`: new layers read the pooled activations (D) and the source FC's softmax (K) side by side.
+
+    The softmax, as the logits themselves are so large beside the features that a rate good for the
+    trunk is too high for the head (figures: docs/decisions.md).
+    """
 
     strategy = "fuse"
 
@@ -100,7 +104,7 @@ class FuseHead(nn.Module):
         """Return logits (B, C)."""
         pooled = reduced if self.pools else self.pool(reduced)
         answers = _behind_pool(self.source_fc, reduced) if self.pools else self.source_fc(reduced)
-        logits: Tensor = self.new(torch.cat([pooled, answers], dim=1))  # (B, D + K)
+        logits: Tensor = self.new(torch.cat([pooled, answers.softmax(dim=1)], dim=1))  # (B, D + K)
         return logits
 
     def forward(self, h: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ HUGE_PIXELS = 50_000_000
 """Beyond a photograph of today's cameras; decoding one takes about a second."""
 LEAKED_SHARE = 0.01
 """Of the images of a split, also in another: the most its score can be off by. More is an error."""
+PHOTOS = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg", ".psd"}
+)
+"""Suffixes of pictures in formats that are not read."""
 SHOWN = 10
 """Images or classes that a finding names; it counts all."""
 SHOWN_BESIDE = 3
@@ -41,7 +45,7 @@ class Finding:
     grade: Grade
     check: str
     """Name of the check, for programs: `unreadable`, `skipped`, `in_two_splits`, `two_labels`, `twice`,
-    `missing_class`, `imbalance`, `single_image`, `similar_names`, `tiny`, `huge`."""
+    `missing_class`, `imbalance`, `single_image`, `similar_names`, `tiny`, `huge`, `passed_over`."""
     text: str
     """In the house form: rule, got, what to do."""
     images: tuple[str, ...] = ()
@@ -69,7 +73,8 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
 
     `classes`, `images` (split -> class -> count), `made_splits`, `fingerprint`, `imbalance` (largest
     class per smallest, in training images), `sides` (shortest, median and longest side in pixels, None
-    if no image can be read) and `findings` (grade, check, text, images, count), errors first.
+    if no image can be read), `weights` (smallest and largest of the training images', None if all are 1) and
+    `findings` (grade, check, text, images, count), errors first.
     """
     tasks = [(split, example) for split, examples in catalog.splits.items() for example in examples]
     with ThreadPoolExecutor(THREADS, "inspect") as pool:
@@ -80,6 +85,7 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
         *_copies(seen, catalog),
         *_class_findings(counts),
         *_sizes(seen),
+        *_passed_over(catalog),
     ]
     sides = sorted(side for image in seen if not image.problem for side in image.size)
     return {
@@ -89,6 +95,7 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
         "fingerprint": catalog.fingerprint,
         "imbalance": round(_imbalance(counts["train"]), 2),
         "sides": {"shortest": sides[0], "median": median(sides), "longest": sides[-1]} if sides else None,
+        "weights": _weights(catalog),
         "findings": [asdict(finding) for finding in sorted(found, key=lambda f: GRADES.index(f.grade))],
     }
 
@@ -106,6 +113,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             f"sides: {sides['shortest']} to {sides['longest']} pixels, median {sides['median']:g}; "
             f"largest class : smallest class = {report['imbalance']:g} : 1"
         )
+    if report["weights"]:
+        text.append("weights of training images: {smallest:g} to {largest:g}".format(**report["weights"]))
     for finding in report["findings"]:
         text.append(f"{finding['grade']}: {finding['text']}")
         told = finding["images"][: SHOWN if finding["grade"] == "error" else SHOWN_BESIDE]
@@ -240,6 +249,23 @@ def _sizes(seen: Sequence[_Seen]) -> Iterator[Finding]:
     if huge:
         rule = f"images should have {HUGE_PIXELS // 10**6} megapixels or less, got {len(huge)} with more"
         yield _finding("warning", "huge", f"{rule}. Shrink them once: each is decoded again and again.", huge)
+
+
+def _passed_over(catalog: Catalog) -> Iterator[Finding]:
+    """Tell of files that are taken for no images: photographs of telephones are often among them."""
+    count = sum(catalog.passed_over.values())
+    if not count:
+        return
+    found = _listed([f"{suffix} ({n})" for suffix, n in sorted(catalog.passed_over.items())])
+    photos = bool(PHOTOS & catalog.passed_over.keys())
+    rule = f"files in class folders should be images in a known format, got {count} passed over: {found}"
+    fix = "Convert them to JPEG or PNG if they belong to the data."
+    yield Finding("warning" if photos else "note", "passed_over", f"{rule}. {fix}", count=count)
+
+
+def _weights(catalog: Catalog) -> dict[str, float] | None:
+    weights = {example.weight for example in catalog.splits["train"]}
+    return None if weights <= {1.0} else {"smallest": min(weights), "largest": max(weights)}
 
 
 def _finding(grade: Grade, check: str, text: str, images: Sequence[str]) -> Finding:

@@ -5,9 +5,10 @@ function that returns a `Source`, named in `finetune.catalog.KINDS`.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -28,7 +29,9 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """What a folder or a manifest may call a split, in lower case -> split."""
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+EXTENSIONS = frozenset(
+    {*(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif"), *(".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")}
+)
 SAMPLE_BYTES = 4096
 """Read from either end of a file for the fingerprint: headers and the end of the pixels."""
 
@@ -64,6 +67,8 @@ class Source:
     """Path -> weight of the image in the training loss; None: all count alike."""
     whole: bool = False
     """True: the images show their object from edge to edge, and evaluation sees them uncropped."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Suffix, in lower case -> files with it that are taken for no images."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +156,13 @@ def folder(data: DataSettings) -> Source:
     try:
         tops = _split_folders(root)
         folders = {split: root / top for split, top in tops.items()} or {"train": root}
-        given = {split: _images_by_class(root, top) for split, top in folders.items()}
+        others: Counter[str] = Counter()
+        given = {split: _images_by_class(root, top, others) for split, top in folders.items()}
     except OSError as error:
         raise DataError(
             f"{root}: the folder must be readable, got {error}. Correct its permissions."
         ) from error
-    return Source(given, Files(str(root)))
+    return Source(given, Files(str(root)), passed_over=others)
 
 
 def _folder_at(url: str) -> Source:
@@ -171,7 +177,9 @@ def _folder_at(url: str) -> Source:
             name, _, rest = path.removeprefix(prefix).partition("/")
             if path.startswith(prefix) and rest and os.path.splitext(rest)[1].lower() in EXTENSIONS:
                 by_class.setdefault(name, []).append(path)
-    return Source(given, Files(url))
+    suffixes = Counter(os.path.splitext(path)[1].lower() for path in paths)
+    others = {suffix: count for suffix, count in suffixes.items() if suffix not in EXTENSIONS}
+    return Source(given, Files(url), passed_over=others)
 
 
 def _listed(url: str) -> list[str]:
@@ -219,22 +227,25 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
-def _images_by_class(root: Path, folder: Path) -> dict[str, list[str]]:
-    return {name: _images_below(root, folder / name) for name in _subfolders(folder)}
+def _images_by_class(root: Path, folder: Path, others: Counter[str]) -> dict[str, list[str]]:
+    return {name: _images_below(root, folder / name, others) for name in _subfolders(folder)}
 
 
-def _images_below(root: Path, folder: Path) -> list[str]:
+def _images_below(root: Path, folder: Path, others: Counter[str]) -> list[str]:
+    """Return the images below a folder; count the other files in `others`, by suffix."""
+
     def fail(error: OSError) -> None:
         raise error
 
     paths = []
     for base, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if name[0] != "."]
-        paths += [
-            Path(base, name).relative_to(root).as_posix()
-            for name in files
-            if name[0] != "." and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name[0] != "." and suffix in EXTENSIONS:
+                paths.append(Path(base, name).relative_to(root).as_posix())
+            elif name[0] != ".":
+                others[suffix or "no suffix"] += 1
     return paths
 
 

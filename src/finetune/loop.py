@@ -15,7 +15,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, augment, optimize, order, passes, strategies
+from finetune import assets, augment, backbones, optimize, order, passes, strategies
 from finetune.averaging import Average
 from finetune.data import ImageData
 from finetune.errors import NonFiniteLoss
@@ -126,6 +126,8 @@ class Run:
         self, settings: TrialSettings, world: World, features: FeatureSettings | None = None
     ) -> None:
         self.settings, self.world = settings, world
+        # Before images and weights are read: a size that cannot work costs nothing.
+        backbones.check_image_size(settings.backbone, settings.data.image_size)
         self.data = assets.images(settings.data, features)
         source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
         self.model = build_model(settings, self.data, world.device)
@@ -152,19 +154,17 @@ class Run:
 
     def effective(self) -> dict[str, Any]:
         """Return what is really used, read back from the model, the optimiser and the data."""
-        facts = self.model.describe() | optimize.effective(self.optimizer) | self.loss.effective()
+        facts = self.model.describe() | optimize.effective(self.optimizer, self.schedule)
+        facts |= self.loss.effective() | augment.effective(self.mixing) | self.data.effective()
         return (
             facts
             | self.inputs.effective()
             | {
                 "ema_decay": self.average.decay if self.average else 0.0,
-                "mix": self.settings.mix if self.mixing else "none",
                 "clip_norm": self.settings.clip_norm,
                 "accumulate": self.settings.accumulate,
                 "unfreeze_epochs": self.settings.unfreeze_epochs,
-                "backbone": self.settings.backbone,
                 "batch_size": self.settings.data.batch_size,
-                "image_size": self.settings.data.image_size,
                 "workers": self.world.size,
                 "device": str(self.world.device),
                 "weights_sha256": self.weights_sha256,
@@ -225,7 +225,7 @@ class Run:
     def _thaw(self, epoch: int) -> None:
         """Let those trained blocks train whose turn has come: one more every `unfreeze_epochs` epochs.
 
-        Gradual unfreezing (Howard and Ruder, ACL 2018, section 3.3), the head alone first.
+        Gradual unfreezing (Howard and Ruder, ACL 2018), the head alone first.
         """
         every = self.settings.unfreeze_epochs
         if every and self.model.thaw((epoch - 1) // every):

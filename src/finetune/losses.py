@@ -19,6 +19,13 @@ from torch import Tensor
 
 from finetune.settings import TrialSettings
 
+_OWN = {
+    "focal": ("focal_gamma",),
+    "class_balanced": ("class_balanced_beta",),
+    "logit_adjustment": ("logit_adjustment_tau",),
+}
+"""Way -> the settings that are its own."""
+
 
 class Loss:
     """Sum over images of weight * loss, in nats, for targets that carry the weights.
@@ -47,6 +54,7 @@ class Loss:
         sizes = labels.bincount(minlength=classes).double()  # (C,)
         per_class = class_weights(settings, sizes).float()
         self.imbalance = settings.imbalance
+        self.own = {name: getattr(settings, name) for name in _OWN.get(settings.imbalance, ())}
         self.weights = per_class[labels] * (1.0 if weights is None else weights)  # (N,), on the CPU
         self.classes, self.device = classes, device
         self.shift = logit_shift(settings, sizes).float().to(device)  # (C,)
@@ -64,7 +72,7 @@ class Loss:
 
         -sum_ic t_ic (1 - p_ic)^gamma log p_ic with p = softmax(logits + shift) and the smoothed
         targets t: cross-entropy where gamma and shift are 0 (label smoothing: Szegedy et al., CVPR
-        2016, section 7), the focal loss where gamma is not, the shifted losses where the shift is not.
+        2016), the focal loss where gamma is not, the shifted losses where the shift is not.
         A smoothed image keeps its whole weight; torch's `cross_entropy(weight=...)` would weigh each
         class of a smoothed label on its own.
         """
@@ -80,16 +88,15 @@ class Loss:
 
     def effective(self) -> dict[str, Any]:
         """Return what this loss really does, by the names of the settings."""
-        return {"imbalance": self.imbalance, "label_smoothing": self.smoothing}
+        return {"imbalance": self.imbalance, "label_smoothing": self.smoothing, **self.own}
 
 
 def class_weights(settings: TrialSettings, sizes: Tensor) -> Tensor:
     """Return the weight of an image of each class, float64 (C,), by the training images per class.
 
     `class_weights`: N / (C n_c), scikit-learn's "balanced" (King and Zeng, Political Analysis 2001).
-    `class_balanced`: 1 / E_n with the effective number E_n = (1 - beta^n) / (1 - beta) (Cui et al.,
-    Proposition 1), scaled to the sum C as in their section 4. All others: 1. A class without training
-    images gets 0: no image has it.
+    `class_balanced`: 1 / E_n with the effective number E_n = (1 - beta^n) / (1 - beta), scaled to the
+    sum C (Cui et al.). All others: 1. A class without training images gets 0: no image has it.
     """
     if settings.imbalance == "class_weights":
         return torch.where(sizes > 0, sizes.sum() / (len(sizes) * sizes), 0.0)
@@ -103,8 +110,8 @@ def class_weights(settings: TrialSettings, sizes: Tensor) -> Tensor:
 def logit_shift(settings: TrialSettings, sizes: Tensor) -> Tensor:
     """Return what is added to the logits in training only, float64 (C,).
 
-    `logit_adjustment`: tau * log(pi_c) with the prior pi_c = n_c / N (Menon et al., eq. 10).
-    `balanced_softmax`: log(n_c) (Ren et al., eq. 4); softmax does not see the log N between the two,
+    `logit_adjustment`: tau * log(pi_c) with the prior pi_c = n_c / N (Menon et al.).
+    `balanced_softmax`: log(n_c) (Ren et al.); softmax does not see the log N between the two,
     so it is the former at tau = 1. All others: 0. A class without training images counts as one of
     half an image, so that its logit stays finite.
     """

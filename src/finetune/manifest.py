@@ -135,16 +135,21 @@ def _read(path: str) -> list[Row]:
     try:
         columns, rows = _READERS[suffix](content)
     except Exception as error:  # pyarrow has errors of its own
+        fix = "Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else "Write it again."
         raise DataError(
-            f"{path}: a manifest must be a whole table, got {type(error).__name__}: {error}. Write it again."
+            f"{path}: a manifest must be a whole table, got {type(error).__name__}: {error}. {fix}"
         ) from error
     _check_columns(path, columns)
+    if not rows:
+        raise DataError(f"{path}: a manifest must have rows below its header, got none. Add a row per image.")
     return [Row(line, **{name: cell for name, cell in row.items() if name in COLUMNS}) for line, row in rows]
 
 
 def _check_columns(path: str, columns: Sequence[str]) -> None:
+    other = next((mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]), None)
+    fix = f"Separate cells with commas, not with {other!r}." if other else "Add it."
     mistakes = [
-        f"{path}: a manifest must have a column {name!r}, got {', '.join(columns) or 'none'}. Add it."
+        f"{path}: a manifest must have a column {name!r}, got {', '.join(columns) or 'none'}. {fix}"
         for name in REQUIRED
         if name not in columns
     ]

@@ -99,7 +99,12 @@ def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -
         "strategy": settings.strategy,
         "head": {"size": settings.head_size, "dropout": settings.dropout},
         "frozen_layers": settings.frozen_layers,
-        "source": {"weights": source.origin, "classes": source.source_classes, "sha256": source.sha256},
+        "source": {
+            "weights": source.origin,
+            "classes": source.source_classes,
+            "image_size": source.image_size,
+            "sha256": source.sha256,
+        },
         "classes": list(run.data.classes),
         "preprocessing": {
             "whole_image": run.data.whole,
@@ -123,7 +128,10 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
     try:
         facts = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
         state = load_file(folder / "model.safetensors")
-        backbone = backbones.build(facts["backbone"], source_classes=facts["source"]["classes"])
+        source = facts["source"]
+        backbone = backbones.build(
+            facts["backbone"], source_classes=source["classes"], image_size=source.get("image_size")
+        )
         net = strategies.build(
             facts["strategy"],
             backbone,
@@ -132,7 +140,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             dropout=facts["head"]["dropout"],
             frozen_layers=facts["frozen_layers"],
             # Only shapes count here: the rows are overwritten by the file's.
-            relation=torch.zeros(len(facts["classes"]), facts["source"]["classes"]),
+            relation=torch.zeros(len(facts["classes"]), source["classes"]),
             source_names=None,
             seed=0,
         )

@@ -17,8 +17,8 @@ def batches(images: int, size: int, shuffle: torch.Generator) -> list[Tensor]:
 def balanced_batches(labels: Tensor, size: int, shuffle: torch.Generator) -> list[Tensor]:
     """Return an epoch's batches in which all classes that occur are drawn alike, in random order.
 
-    Class-balanced sampling: p_c = 1 / C (Kang et al., ICLR 2020, eq. 1 with q = 0), without the
-    variance of independent draws: an epoch has as many images as ever, N // C or one more of each
+    Class-balanced sampling: p_c = 1 / C (Kang et al., ICLR 2020), without the variance of independent
+    draws: an epoch has as many images as ever, N // C or one more of each
     class, and each image of a class equally often, or once more. An image that comes twice in an
     epoch comes with the same view: views are functions of the image and the epoch.
 

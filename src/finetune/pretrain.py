@@ -62,9 +62,11 @@ def _train(
 ) -> tuple[torch.nn.Module, float]:
     """Return the torchvision model after training, and its accuracy on the source's validation split."""
     mean, std = weights.IMAGENET_MEAN, weights.IMAGENET_STD
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(source.seed)
-        model = backbones.classifier(backbone, source_classes=len(data.classes)).to(device)
+        model = backbones.classifier(
+            backbone, source_classes=len(data.classes), image_size=source.data.image_size
+        ).to(device)
         optimizer = torch.optim.SGD(
             model.parameters(), lr=source.learning_rate, momentum=MOMENTUM, weight_decay=source.weight_decay
         )

@@ -29,7 +29,7 @@ class TransferModel(nn.Module):
 
     def __init__(self, backbone: Backbone, frozen: int, head: Head) -> None:
         super().__init__()
-        self.block_names = backbone.block_names
+        self.backbone_name, self.block_names = backbone.name, backbone.block_names
         self.prefix = backbone.blocks[:frozen].requires_grad_(False).eval()
         self.trunk = backbone.blocks[frozen:].requires_grad_(True)
         self.head = head.requires_grad_(True)
@@ -140,10 +140,12 @@ class TransferModel(nn.Module):
         shapes = [[layer.weight.shape[1], layer.weight.shape[0]] for layer in layers]
         hidden = 0 if len(shapes) == 1 else shapes[0][1]
         return {
+            "backbone": self.backbone_name,
             "strategy": self.head.strategy,
             "head": shapes,
             "head_size": None if isinstance(self.head, LoadHead) else hidden,
             "dropout": dropouts[-1] if dropouts else None,
+            "blocks": len(self.block_names),
             "frozen_blocks": len(self.prefix),
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
             "total_parameters": sum(p.numel() for p in self.parameters()),

@@ -42,6 +42,8 @@ class Pretrained:
     """Names of the source classes in the order of the source FC's outputs, where known."""
     source_classes: int
     """Outputs of the source FC."""
+    image_size: int | None = None
+    """Side in pixels of the images that the weights are for, where it decides their shapes (ViT)."""
     sha256: str | None
     """Of the file; None for random weights."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -84,7 +86,9 @@ def backbone(name: str, pretrained: Pretrained) -> Backbone:
     if pretrained.state is None:
         return backbones.build(name, source_classes=pretrained.source_classes)
     with torch.device("meta"):  # no memory, no random numbers: they take VGG16 2.6 s (measured on 2 cores)
-        model = backbones.classifier(name, source_classes=pretrained.source_classes)
+        model = backbones.classifier(
+            name, source_classes=pretrained.source_classes, image_size=pretrained.image_size
+        )
     expected = model.state_dict()
     # Files older than torch 0.4.1 have no such counters; torch itself starts them at zero.
     optional = {key for key in expected if key.endswith("num_batches_tracked")} - pretrained.state.keys()
@@ -128,10 +132,12 @@ def _from_name(backbone_name: str, name: str) -> Pretrained:
     member = _member(backbone_name, name)
     file = _download(member)
     preset = member.transforms()
+    state = backbones.current_keys(backbone_name, _read(file))
     return Pretrained(
-        state=backbones.current_keys(backbone_name, _read(file)),
+        state=state,
         classes=tuple(member.meta["categories"]),
         source_classes=len(member.meta["categories"]),
+        image_size=backbones.image_size(backbone_name, state),
         sha256=_sha256(file),
         mean=tuple(preset.mean),
         std=tuple(preset.std),
@@ -191,6 +197,7 @@ def _from_file(backbone_name: str, location: str) -> Pretrained:
         state=state,
         classes=IMAGENET_CLASSES if source_classes == len(IMAGENET_CLASSES) else None,
         source_classes=source_classes,
+        image_size=backbones.image_size(backbone_name, state),
         sha256=_sha256(file),
         origin=location,
     )
@@ -263,7 +270,8 @@ def describe(backbone_name: str, weights: WeightsSettings) -> str:
         WeightsError: a file does not fit the backbone, or torchvision knows no such name.
     """
     if weights.name is not None:
-        return f"torchvision's {_member(backbone_name, weights.name)}"
+        member = _member(backbone_name, weights.name)
+        return f"torchvision's {member}, for images of {member.transforms().crop_size[0]} pixels"
     found = load(backbone_name, weights)
     backbone(backbone_name, found)
-    return found.origin
+    return found.origin + (f", for images of {found.image_size} pixels" if found.image_size else "")

@@ -10,7 +10,7 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,15 @@ def slot_loop(config: dict[str, Any]) -> None:
     """Serve trials until the exchange closes the slot.
 
     Args:
-        config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `backbones` of the
-            study, and `once`: end after one trial, so that the next one gets fresh processes.
+        config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `backbones` and
+            `image_sizes` of the study, and `once`: end after one trial, so that the next one gets
+            fresh processes.
     """
     exchange, slot = config["exchange"], config["slot"]
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
     world = World(context.get_world_rank(), context.get_world_size(), _device())
-    generation = (
-        ray.get(exchange.register.remote(slot, _facts(world, config["backbones"])))
-        if world.rank == 0
-        else None
-    )
+    generation = ray.get(exchange.register.remote(slot, _facts(world, config))) if world.rank == 0 else None
     if world.size > 1:
         generation = broadcast_from_rank_zero(generation)
     serial = 0
@@ -164,12 +161,14 @@ def _has_gpu() -> bool:
     return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU")) and torch.cuda.is_available()
 
 
-def _facts(world: World, names: Sequence[str]) -> dict[str, Any]:
-    """Return where this slot runs, with which code, and how many blocks the backbones have."""
+def _facts(world: World, config: dict[str, Any]) -> dict[str, Any]:
+    """Return where this slot runs, with which code, the blocks of the backbones, and which cannot be used."""
     blocks: dict[str, int] = {}
     problem = ""
     try:
-        blocks = {name: backbones.count_blocks(name) for name in names}
+        blocks = {name: backbones.count_blocks(name) for name in config["backbones"]}
+        for name, size in itertools.product(blocks, config["image_sizes"]):
+            backbones.check_image_size(name, size)
     except FinetuneError as error:
         problem = str(error)
     return {

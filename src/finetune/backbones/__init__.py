@@ -14,7 +14,7 @@ Shapes: B images, (3, S, S) pixels, D features, K source classes.
 """
 
 import copy
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ __all__ = [
     "classifier",
     "count_blocks",
     "current_keys",
+    "image_size",
     "last_layer",
     "names",
     "set_rows",
@@ -114,16 +115,36 @@ def check(name: str) -> None:
         )
 
 
-def classifier(name: str, *, source_classes: int = 1000) -> nn.Module:
+def classifier(name: str, *, source_classes: int = 1000, image_size: int | None = None) -> nn.Module:
     """Return torchvision's model `name` with random weights from the global generator.
 
     It has the keys of torchvision's weights files, auxiliary classifiers included, and answers with
     the logits alone in training, too.
 
+    Args:
+        name: torchvision's.
+        source_classes: K.
+        image_size: side in pixels of the images that the weights are for. It matters to ViT alone, which
+            has a position embedding for each patch of them; None: torchvision's default, 224.
+
     Raises:
         BackboneError: there is no such model, or none that can be cut.
     """
-    return _family(name).build(name, source_classes)
+    family = _family(name)
+    options = {"image_size": image_size} if family.image_size and image_size is not None else {}
+    return family.build(name, source_classes, **options)
+
+
+def image_size(name: str, state: dict[str, Tensor]) -> int | None:
+    """Return the `image_size` that `classifier` needs for weights `state` of model `name`."""
+    of = _family(name).image_size
+    if of is None:
+        return None
+    try:
+        side = of(state)
+    except (KeyError, IndexError):  # weights of another model: whoever loads them says how they differ
+        return None
+    return side if _sides(name).nearest(side) == side else None  # other patches: another model, too
 
 
 def current_keys(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -134,13 +155,13 @@ def current_keys(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return _family(name).current_keys(state)
 
 
-def build(name: str, *, source_classes: int = 1000) -> Backbone:
-    """Return backbone `name` with random weights, drawn from the global generator.
+def build(name: str, *, source_classes: int = 1000, image_size: int | None = None) -> Backbone:
+    """Return backbone `name` with random weights, drawn from the global generator; as `classifier`.
 
     Raises:
         BackboneError: there is no such model, or none that can be cut.
     """
-    return split(name, classifier(name, source_classes=source_classes))
+    return split(name, classifier(name, source_classes=source_classes, image_size=image_size))
 
 
 def split(name: str, model: nn.Module) -> Backbone:
@@ -166,8 +187,13 @@ def count_blocks(name: str) -> int:
 
 def check_image_size(name: str, image_size: int) -> None:
     """Raise a BackboneError unless backbone `name` can read images of this size; builds no weights."""
+    _sides(name).check(name, image_size)
+
+
+@cache
+def _sides(name: str) -> Sides:
     with torch.device("meta"):
-        build(name).sides.check(name, image_size)
+        return build(name).sides
 
 
 def last_layer(source_fc: nn.Module) -> nn.Linear | nn.Conv2d:

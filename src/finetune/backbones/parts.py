@@ -78,9 +78,9 @@ class Split:
     sides: Sides = field(default_factory=Sides)
 
 
-def torchvision_model(name: str, source_classes: int) -> nn.Module:
-    """Return torchvision's model `name` with random weights."""
-    built: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=source_classes)
+def torchvision_model(name: str, source_classes: int, **options: Any) -> nn.Module:
+    """Return torchvision's model `name` with random weights; it knows the `options`."""
+    built: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=source_classes, **options)
     return built
 
 
@@ -95,8 +95,11 @@ class Family:
 
     split: Callable[[Any], Split]
     """Takes a model that `build` made, or torchvision itself."""
-    build: Callable[[str, int], nn.Module] = torchvision_model
-    """Takes a name and K."""
+    build: Callable[..., nn.Module] = torchvision_model
+    """Takes a name, K and, where `image_size` is given, an `image_size`."""
+    image_size: Callable[[dict[str, Tensor]], int] | None = None
+    """Takes weights and returns the side of the images that they were made for, in pixels; None where
+    the shapes of the weights do not depend on it."""
     current_keys: Callable[[dict[str, Tensor]], dict[str, Tensor]] = same_keys
     """Takes weights by the keys of a published file and returns them by those of today's model."""
 

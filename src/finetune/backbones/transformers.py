@@ -22,8 +22,9 @@ class ClassToken(nn.Module):
 class PatchEmbedding(nn.Module):
     """The stem of ViT: patches, class token, position embeddings, dropout: (B, 3, S, S) -> (B, T, D).
 
-    The position embeddings belong to the S that the model was built for (224). For another S they are
-    interpolated as torchvision's `interpolate_embeddings` does, so every multiple of the patch works.
+    The position embeddings belong to the S that the model was built for (torchvision's weights: 224, some
+    of SWAG's 384, 512 or 518). For another S they are interpolated as torchvision's
+    `interpolate_embeddings` does, so every multiple of the patch works.
     """
 
     def __init__(self, model: Any) -> None:
@@ -73,6 +74,12 @@ def _current_vit_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(key): tensor for key, tensor in state.items()}
 
 
+def _vit_image_size(state: dict[str, Tensor]) -> int:
+    """The side in pixels of a square of as many patches as there are position embeddings."""
+    grid = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # without the class token's
+    return grid * state["conv_proj.weight"].shape[-1]
+
+
 def _swin(model: Any) -> Split:
     """One block per window attention and per patch merging, here `downsample1` and so on.
 
@@ -98,7 +105,7 @@ def _maxvit(model: Any) -> Split:
 
 
 FAMILIES = {
-    "vit": Family(_vit, current_keys=_current_vit_keys),
+    "vit": Family(_vit, current_keys=_current_vit_keys, image_size=_vit_image_size),
     "swin": Family(_swin),
     "maxvit": Family(_maxvit),
 }

@@ -1,0 +1,151 @@
+"""Studies on what users bring: a manifest, a set of torchvision's, backbones with weights of their own."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from finetune import worker
+from finetune.errors import WeightsError
+from finetune.loop import World
+from search import check, results, runner
+from search.layout import StudyFolder
+from search.study import StudyConfig
+from tests.torchvision_copies import eurosat
+
+Make = Callable[..., StudyConfig]
+
+CLASSES = 24
+"""More than search.record.RECALLS_OF_AN_EPOCH."""
+BLOCKS = {"shufflenet_v2_x0_5": 18, "squeezenet1_1": 9}
+FROZEN = {("shufflenet_v2_x0_5", 0.5): 9, ("shufflenet_v2_x0_5", 0.97): 17,
+          ("squeezenet1_1", 0.5): 5, ("squeezenet1_1", 0.97): 9}  # fmt: skip
+
+
+def manifest(folder: Path) -> Path:
+    """A CSV file of grey squares: three images per class, one of them for validation, one file broken."""
+    rows = ["image,label,split,weight"]
+    for label in range(CLASSES):
+        for number, split in enumerate(("train", "train", "val")):
+            name = f"{label:02}-{number}.png"
+            Image.new("L", (40, 40), 10 * label + number).save(folder / name)
+            rows.append(f"{name},kind {label:02},{split},{1 + number}")
+    (folder / "00-1.png").write_bytes(b"no image at all")
+    path = folder / "images.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file of random weights for each backbone, for a source of 7 classes."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {}
+    for name in BLOCKS:
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None, num_classes=7)
+        files[name] = folder / f"{name}.safetensors"
+        save_file(model.state_dict(), files[name])
+    return files
+
+
+def by_backbone(make: Make, weights: dict[str, Path], **sections: Any) -> StudyConfig:
+    model = {"backbone": list(BLOCKS), "weights": {name: str(file) for name, file in weights.items()}}
+    return make(**{"model": model, **sections})
+
+
+def test_check_names_the_weights_of_each_backbone(small_study: Make, weights: dict[str, Path]) -> None:
+    planned = check.plan(by_backbone(small_study, weights, resources={"slots": 1}))
+    found = {name: (model["blocks"], model["weights"]) for name, model in planned["model"].items()}
+    assert found == {name: (BLOCKS[name], str(file)) for name, file in weights.items()}
+    lines = check.lines(planned)
+    assert f"squeezenet1_1: 9 blocks, {weights['squeezenet1_1']}" in lines
+
+
+def test_check_says_whose_weights_do_not_fit(small_study: Make, weights: dict[str, Path]) -> None:
+    swapped = {"shufflenet_v2_x0_5": weights["squeezenet1_1"], "squeezenet1_1": weights["squeezenet1_1"]}
+    told = r"must hold exactly the weights of torchvision's shufflenet_v2_x0_5, got .* missing keys"
+    with pytest.raises(WeightsError, match=told):
+        check.plan(by_backbone(small_study, swapped, resources={"slots": 1}))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blocks(
+    small_study: Make, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each trial trains its own backbone from its own file, half of its own blocks frozen."""
+    eurosat(tmp_path / "sets")
+    config = by_backbone(
+        small_study,
+        weights,
+        study={"trials": 6, "epochs": 1, "sampler": "random"},
+        data={"kind": "torchvision", "name": "EuroSAT", "path": str(tmp_path / "sets"), "classes": None,
+              "image_size": 64, "validation_share": 0.4, "test_share": 0.1},
+        space={"strategy": ["replace", "fuse"], "frozen_layers": [0.5, 0.97]},
+    )  # fmt: skip
+    record = runner.run(config)
+    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 6
+    for trial in record.trials:
+        name, share = trial.params["backbone"], trial.params["frozen_layers"]
+        digest = hashlib.sha256(weights[name].read_bytes()).hexdigest()
+        assert trial.effective["weights_sha256"] == digest
+        assert trial.effective["frozen_blocks"] == FROZEN[name, share]
+        assert results._cell(trial, "frozen_layers") == f"{trial.effective['frozen_blocks']} ({share})"
+    assert {trial.params["backbone"] for trial in record.trials} == set(BLOCKS)
+    assert {trial.params["frozen_layers"] for trial in record.trials} == {0.5, 0.97}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_study_of_a_manifest_counts_what_it_left_out_and_bounds_the_recalls(
+    small_study: Make, tmp_path: Path
+) -> None:
+    """Recalls of 24 classes are whole in the JSON for best and last, and nowhere one by one per epoch."""
+    data = {"kind": "manifest", "path": str(manifest(tmp_path)), "on_error": "skip", "classes": None}
+    config = small_study(
+        study={"trials": 2, "epochs": 2, "metric": "val/recall/kind 03"},
+        data={**data, "image_size": 32},
+        model={"weights": "none"},
+        space={"strategy": "replace", "head_size": 0},
+        early_stopping={"enabled": False},
+    )
+    record = runner.run(config)
+    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 2
+    skipped = record.provenance["skipped"]
+    assert [entry["path"] for entry in skipped] == ["00-1.png"]
+    assert "an image must be readable" in skipped[0]["reason"]
+    assert record.provenance["images"] == {"train": 47, "val": 24, "test": 0}
+    recalls = {f"val/recall/kind {label:02}" for label in range(CLASSES)}
+    folder = StudyFolder(Path(record.folder))
+    for trial in results.to_json(record, history=True)["trials"]:
+        for which in ("best", "last"):
+            assert {name for name in trial["metrics"][which] if "recall" in name} == recalls
+        for epoch in trial["history"]:
+            assert {name for name in epoch if "recall" in name} == {"val/recall/kind 03"}
+        board = EventAccumulator(str(folder.tensorboard / trial["id"])).Reload()
+        tags = {tag for tag in board.Tags()["scalars"] if "recall" in tag}
+        assert tags == {"val/recall/kind 03", "best/val/recall/kind 03"}
+    with folder.table.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert [name for name in row if "recall" in name] == ["best.val/recall", "last.val/recall"]
+    assert set(json.loads(row["best.val/recall"])) == {name.removeprefix("val/recall/") for name in recalls}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_slot_says_at_its_start_which_backbone_cannot_read_the_images() -> None:
+    """So a study ends before its first trial: `Slots.wait` raises what a slot says."""
+    models = {"backbones": ("shufflenet_v2_x0_5", "inception_v3"), "image_sizes": (64, 96)}
+    facts = worker._facts(World(), models)
+    assert facts["problem"] == "inception_v3: image_size must be at least 75 pixels, got 64. Set it to 75."
+    assert worker._facts(World(), models | {"image_sizes": (96,)})["problem"] == ""

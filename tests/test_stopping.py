@@ -1,0 +1,104 @@
+"""Early stopping: who is compared with whom, by what, and who is spared."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from search.record import TrialRecord
+from search.stopping import EarlyStopping
+
+
+def rule(**changes: Any) -> EarlyStopping:
+    """Return a rule for trials of 5 epochs, judged after the 2nd; `fuse-3` is a trial of strategy `fuse`."""
+    values: dict[str, Any] = {
+        "metric": "val/accuracy",
+        "mode": "max",
+        "epochs": 5,
+        "grace": 2,
+        "factor": 3,
+        "enabled": True,
+        "deadline": None,
+        "strategy_of": lambda name: None if name.startswith("baseline") else name.split("-")[0],
+    }
+    return EarlyStopping(**values | changes)
+
+
+def epochs_of(stopping: EarlyStopping, name: str, *values: float) -> int:
+    """Return how many of its epochs a trial trains that would reach these values."""
+    trial: Any = SimpleNamespace(trial_id=name)
+    for epoch, value in enumerate(values, 1):
+        result = {"epoch": epoch, stopping.metric: value}
+        if stopping.on_trial_result(None, trial, result) == "STOP":
+            break
+    stopping.on_trial_complete(None, trial, {})
+    return epoch
+
+
+def test_the_first_epochs_stop_nobody_and_then_one_in_three_goes_on() -> None:
+    """Trials come best first, so ASHA's late winners do not blur the third."""
+    stopping = rule()
+    values = [0.9 - number / 100 for number in range(9)]
+    trained = [epochs_of(stopping, f"load-{v}", 0.1, v, v, v, v) for v in values]
+    assert trained == [5] + 8 * [2]
+    assert epochs_of(stopping, "load-late", 0.0, 0.895, 0.9, 0.9, 0.9) == 5
+
+
+def test_a_strategy_that_starts_slowly_is_not_compared_with_one_that_starts_fast() -> None:
+    stopping = rule()
+    for number in range(6):
+        epochs_of(stopping, f"load-{number}", 0.8, 0.85, 0.85, 0.85, 0.85)
+    assert epochs_of(stopping, "fuse-0", 0.3, 0.6, 0.7, 0.8, 0.9) == 5
+    assert epochs_of(stopping, "load-6", 0.3, 0.6, 0.7, 0.8, 0.9) == 2
+
+
+def test_a_trial_is_judged_by_its_best_epoch_so_far() -> None:
+    stopping = rule()
+    assert epochs_of(stopping, "load-0", 0.5, 0.6, 0.6, 0.6, 0.6) == 5
+    assert epochs_of(stopping, "load-1", 0.7, 0.5, 0.5, 0.5, 0.5) == 5
+    assert epochs_of(stopping, "load-2", 0.5, 0.5, 0.5, 0.5, 0.5) == 2
+
+
+def test_less_is_better_for_a_loss() -> None:
+    stopping = rule(metric="val/loss", mode="min")
+    assert epochs_of(stopping, "load-0", 1.0, 0.5, 0.5, 0.5, 0.5) == 5
+    assert epochs_of(stopping, "load-1", 1.0, 0.9, 0.5, 0.5, 0.5) == 2
+    assert epochs_of(stopping, "load-2", 1.0, 0.4, 0.5, 0.5, 0.5) == 5
+
+
+def test_baselines_run_to_their_end_and_nobody_is_compared_with_them() -> None:
+    stopping = rule()
+    assert epochs_of(stopping, "baseline-0", 0.9, 0.9, 0.9, 0.9, 0.9) == 5
+    assert epochs_of(stopping, "replace-0", 0.1, 0.1, 0.1, 0.1, 0.1) == 5
+    assert epochs_of(stopping, "baseline-1", 0.0, 0.0, 0.0, 0.0, 0.0) == 5
+
+
+def test_switched_off_it_stops_nobody_before_the_deadline() -> None:
+    stopping = rule(enabled=False)
+    falling = [0.9, 0.8, 0.7, 0.6]
+    assert [epochs_of(stopping, f"load-{v}", v, v, v, v, v) for v in falling] == [5, 5, 5, 5]
+    over = rule(enabled=False, deadline=time.monotonic())
+    assert epochs_of(over, "load-0", 0.9, 0.9) == 1
+    assert epochs_of(rule(epochs=1, deadline=time.monotonic()), "load-0", 0.9) == 1, "its last epoch is done"
+
+
+def record(number: int, strategy: str, *values: float, **facts: Any) -> TrialRecord:
+    history = [{"epoch": float(epoch), "val/accuracy": value} for epoch, value in enumerate(values, 1)]
+    name, params = f"trial-{number:04d}", {"strategy": strategy}
+    return TrialRecord(number=number, id=name, state="COMPLETE", params=params, history=history, **facts)
+
+
+def test_a_resumed_study_judges_like_one_that_was_not_interrupted() -> None:
+    """What was reached before counts, but for baselines and for trials that are tried again."""
+    stopping = rule()
+    stopping.replay(
+        [
+            record(0, "replace", 0.99, 0.99, 0.99, 0.99, 0.99, baseline="recipe"),
+            record(1, "load", 0.7, 0.8, 0.8, 0.8, 0.8),
+            record(2, "load", 0.5, 0.6),
+            record(3, "fuse", 0.9, 0.95, interrupted=True),
+        ]
+    )
+    assert epochs_of(stopping, "load-3", 0.1, 0.7, 0.9, 0.9, 0.9) == 2
+    assert epochs_of(stopping, "load-4", 0.1, 0.8, 0.9, 0.9, 0.9) == 5
+    assert epochs_of(stopping, "fuse-3", 0.9, 0.95, 0.95, 0.95, 0.95) == 5, "no rival but itself"
+    assert epochs_of(stopping, "replace-0", 0.1, 0.1, 0.1, 0.1, 0.1) == 5

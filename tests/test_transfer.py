@@ -1,0 +1,52 @@
+"""What the search is for: from pretrained weights it finds a better model than from random ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import config_file, runner
+from search.study import SCHEMA_FILE
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+CONFIGS = SCHEMA_FILE.parent
+
+
+def best_of(config: str, tmp_path: Path, **values: Any) -> float:
+    """Return the best validation accuracy of a study: a config of `configs/` with other values."""
+    said = [f"{key.replace('__', '.')}={value}" for key, value in values.items()]
+    record = runner.run(config_file.load(CONFIGS / config, [*said, f"results={tmp_path}"]))
+    assert record.state == "finished"
+    assert not [trial.error for trial in record.trials if trial.state == "FAIL"]
+    assert record.best is not None
+    return record.best.metrics["best"]["val/accuracy"]
+
+
+def test_a_search_on_digits_is_worth_its_pretrained_weights(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """72 images of the digits 5 to 9; the weights have seen 0 to 4."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    said = {"study__trials": 8, "study__baselines": "[]", "space__strategy": "[replace, fuse]"}
+    transferred = best_of("quickstart.yaml", tmp_path, **said)
+    random = best_of("quickstart.yaml", tmp_path, model__weights="none", **said)
+    print(f"digits: {transferred:.3f} from pretrained weights, {random:.3f} from random ones")
+    assert transferred > random + 0.1  # standard error of either: 0.035
+
+
+@pytest.mark.material
+def test_a_search_on_photos_is_worth_its_imagenet_weights(tmp_path: Path, material: Path) -> None:
+    """40 photos of each of 5 flowers to train on, 40 to validate, 64 pixels, the default space."""
+    for split in ("train", "val"):
+        for folder in (material / "data" / "flowers5" / split).iterdir():
+            (tmp_path / "photos" / split / folder.name).mkdir(parents=True)
+            for photo in sorted(folder.iterdir())[:40]:
+                (tmp_path / "photos" / split / folder.name / photo.name).symlink_to(photo)
+    said = {"data__path": tmp_path / "photos", "data__image_size": 64, "study__trials": 4}
+    said |= {"study__baselines": "[]", "space__strategy": "[replace, fuse]"}
+    imagenet = material / "weights" / "mobilenet_v2.pth"
+    transferred = best_of("flowers.yaml", tmp_path, model__weights=imagenet, **said)
+    random = best_of("flowers.yaml", tmp_path, model__weights="none", **said)
+    print(f"flowers: {transferred:.3f} from ImageNet's weights, {random:.3f} from random ones")
+    assert transferred > 0.5  # chance: 0.2, standard error 0.035
+    assert random < 0.35
