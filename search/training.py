@@ -6,8 +6,9 @@ from typing import Any
 
 NODE_LABEL = "ray.io/node-id"
 """Ray's own label of every node."""
-NODE_DIED = "its node has died"
-"""In the words of Ray's own error."""
+NODE_DIED = ("its node has died",)
+UNAVAILABLE = "is unavailable"
+"""In the words of Ray's own errors."""
 PEER_LOST = ("gloo", "NCCL")
 """Words of errors by which workers lose one another."""
 
@@ -51,13 +52,13 @@ def run(
             name=f"{name}-{time.time_ns()}",
             storage_path=folder,
             failure_config=FailureConfig(max_failures=again, controller_failure_limit=again),
-            callbacks=[_obituary(exchange, name), _address(exchange, name)],
+            callbacks=[_witness(exchange, name)],
         ),
     ).fit()
 
 
 def is_unheard(error: Exception) -> bool:
-    """True for the end of a run that its obituary could not tell: its workers never came up.
+    """True for the end of a run that its witness could not tell: its workers never came up.
 
     Waiting in vain for room is no failure: another study may have taken it.
     """
@@ -75,12 +76,17 @@ def first_words(error: BaseException) -> str:
     return (telling or lines or [type(error).__name__])[-1].partition(" Some common causes include")[0]
 
 
-def how_lost(*errors: Exception) -> dict[str, bool]:
-    """Return `lost`, workers died with their node; `parted`, they lost one another, for whatever reason."""
+def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
+    """Return `lost`, workers died with their node; `parted`, they lost one another, for whatever reason.
+
+    Of a worker that dies alone Ray knows why within a second. One that is only `unavailable` by then, and
+    `away` from the head, has a node that is silent, too.
+    """
     texts = [str(error) for error in errors]
+    died = NODE_DIED if not away else (*NODE_DIED, UNAVAILABLE)
     return {
         "lost": any(getattr(error, "preempted", False) for error in errors)
-        or any(NODE_DIED in text for text in texts),
+        or any(word in text for text in texts for word in died),
         "parted": any(word in text for text in texts for word in PEER_LOST),
     }
 
@@ -101,27 +107,23 @@ def _trainer() -> Any:
     return SlotTrainer
 
 
-def _obituary(exchange: Any, name: str) -> Any:
-    """Return a Train callback that tells the exchange when and why a slot's workers died."""
-    from ray.train import UserCallback
-
-    class Obituary(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            rank, error = min(worker_exceptions.items())
-            how = how_lost(*worker_exceptions.values())
-            exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how)
-
-    return Obituary()
-
-
-def _address(exchange: Any, name: str) -> Any:
-    """Return a Train callback that tells the exchange on which nodes a slot's workers start."""
+def _witness(exchange: Any, name: str) -> Any:
+    """Return a Train callback that tells the exchange where a slot's workers start, and how they died."""
     import ray
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-    class Address(WorkerGroupCallback):
+    class Witness(WorkerGroupCallback):
+        away = False
+
         def after_worker_group_start(self, worker_group: Any) -> None:
             nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
+            self.away = set(nodes) != {ray.get_runtime_context().get_node_id()}
             ray.get(exchange.place.remote(name, nodes))
 
-    return Address()
+        def after_worker_group_poll_status(self, status: Any) -> None:
+            if status.errors:
+                rank, error = min(status.errors.items())
+                how = how_lost(*status.errors.values(), away=self.away)
+                exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how)
+
+    return Witness()
