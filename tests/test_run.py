@@ -61,7 +61,7 @@ def slot_processes() -> list[str]:
     for process in ray_processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             titles.append(process.cmdline()[0])
-    names = ("RayTrain", "TrainController", "Keeper", "Exchange")
+    names = ("RayTrain", "Keeper", "Exchange")
     return [title for title in titles if any(name in title for name in names)]
 
 
