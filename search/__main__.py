@@ -16,7 +16,7 @@ import typer
 
 from finetune.errors import FinetuneError
 from search import config_file, results
-from search.errors import CapacityError, SearchError, StudyError
+from search.errors import CapacityError, PreflightError, SearchError, StudyError
 from search.layout import StudyFolder
 from search.problems import ConfigErrors
 from search.record import StudyRecord
@@ -281,7 +281,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return Exit.BAD_INPUT
-    except (FinetuneError, CapacityError, StudyError) as error:
+    except (FinetuneError, CapacityError, PreflightError, StudyError) as error:
         say(f"error: {error}")
         return Exit.BAD_INPUT
     except SearchError as error:

@@ -4,7 +4,9 @@ import os
 from typing import Any
 
 from finetune import catalog, inspect_data
-from search.runner import capacity, data_settings
+from search import nodes
+from search.nodes import Resources
+from search.runner import capacity, data_settings, is_cluster
 from search.space import Space
 from search.study import StudyConfig
 
@@ -34,7 +36,8 @@ def plan(config: StudyConfig) -> dict[str, Any]:
             origin[name] = f"to be pretrained on {count} images of {', '.join(source.classes)}"
         else:
             origin[name] = weights.describe(name, wanted)
-    slots = capacity(config, resources())
+    up = resources()
+    slots = capacity(config, up)
     study = config.study
     return {
         "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
@@ -43,7 +46,8 @@ def plan(config: StudyConfig) -> dict[str, Any]:
         "space": config.model_dump(mode="json")["space"],
         "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
         "slots": {
-            "count": slots.slots,
+            "count": min(slots.slots, slots.fit(up)),
+            "asked_for": slots.ask,
             "workers": slots.workers,
             "cpus_per_worker": slots.cpus,
             "gpu": slots.gpu,
@@ -52,19 +56,16 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     }
 
 
-def resources() -> dict[str, float]:
-    """Return what the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
-    if os.environ.get("RAY_ADDRESS"):
-        import ray
-
+def resources() -> list[Resources]:
+    """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
+    if is_cluster():
         from search.runner import connected
 
         with connected():
-            found: dict[str, float] = ray.cluster_resources()
-            return found
+            return [node.resources for node in nodes.up()]
     import torch
 
-    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    return [{"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}]
 
 
 def lines(planned: dict[str, Any]) -> list[str]:
@@ -76,6 +77,8 @@ def lines(planned: dict[str, Any]) -> list[str]:
         f"best {study['metric']} wins",
         f"slots: {slots['count']}, each {worker}" + (" and a GPU each" if slots["gpu"] else ", no GPU"),
     ]
+    if slots["asked_for"] > slots["count"]:
+        text.append(f"more nodes are asked for, for {slots['asked_for']} slots")
     text += inspect_data.lines(planned["data"])
     for name, model in planned["model"].items():
         text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")

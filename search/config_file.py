@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.kinds import is_url
+from finetune.filesystems import is_url
 from search.problems import ConfigErrors, Place, Problem, dotted, shown
 from search.problems import Path as KeyPath
 from search.sections import is_weights_file

@@ -2,6 +2,7 @@
 
 SearchError
 ├── CapacityError    the slots asked for do not fit on the machine or cluster
+├── PreflightError   nodes of the cluster differ, or do not see what a study needs
 ├── SlotsLost        no slot could be started or kept
 ├── SettingsIgnored  a worker trained with other settings than were suggested
 ├── StudyError       a results folder is missing, damaged or of another study
@@ -17,6 +18,10 @@ class SearchError(Exception):
 
 class CapacityError(SearchError):
     """The slots asked for do not fit on the machine or cluster."""
+
+
+class PreflightError(SearchError):
+    """Nodes of the cluster differ in what must be the same, or do not see what a study needs."""
 
 
 class SlotsLost(SearchError):

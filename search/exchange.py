@@ -1,102 +1,50 @@
 """The exchange: an actor that hands trials to slots and carries back what the slots say.
 
 Trials ask from one side (`submit`, `receive`, `cancel`), slots from the other (`register`, `take`,
-`report`, `until_stopped`), and whoever watches a slot's processes says when they died (`bury`).
-Every way a trial can end frees its slot, and every way a slot can end ends its trial with a reason.
+`report`, `until_stopped`). The keeper of the slots says where they are (`place`), which nodes are about to
+go (`vacate`) and whose workers died (`bury`).
+Every way a trial can end frees its slot. A slot that ends since its node goes hands its trial on, and it
+continues from its last checkpoint in another one; any other end of a slot ends its trial, with a reason.
 """
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Collection
 from typing import Any
 
-Message = dict[str, Any]
-Job = dict[str, Any]
-"""`id`, `kind` (`train` or `export`) and what the worker needs; travels to the slot as it is."""
+from search.work import Bell, Job, Message, Slot, Work
 
 RECEIVE_SECONDS = 30.0
 """How long `receive` waits before it answers with nothing."""
 HANDED_OUT_AT_MOST = 2
 """A job whose slot died before the worker began it is handed out again, once."""
+LOST_AT_MOST = 3
+"""Nodes that may die under one job without notice: it may be what kills them."""
 FUTILE_STARTS = 3
 """Deaths in a row, without a start between them, after which a slot is given up."""
-
-
-@dataclass
-class _Work:
-    """One job on its way: queued, running or ended."""
-
-    job: Job
-    messages: deque[Message] = field(default_factory=deque)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    started: bool = False
-    handed_out: int = 0
-    ended: bool = False
-    early: dict[int, Message] = field(default_factory=dict)
-    """Messages of the worker that overtook an earlier one, by number."""
-    heard: int = 0
-    """Messages of the worker so far, without a gap."""
-
-    def hear(self, number: int, message: Message) -> None:
-        """Take the worker's message `number` (from 0); say it once all before it are there."""
-        self.early[number] = message
-        while self.heard in self.early:
-            self.say(self.early.pop(self.heard))
-            self.heard += 1
-
-    def say(self, message: Message) -> None:
-        """Pass a message on; the first `end` is the last."""
-        if not self.ended:
-            self.messages.append(message)
-            self.ended = message["kind"] == "end"
-            self.started = self.started or message["kind"] == "started"
-            if message["kind"] != "started":  # that one can wait for the next
-                self.news.set()
-        if self.ended:
-            self.stop.set()  # wakes the worker's `until_stopped`
-
-
-@dataclass
-class _Slot:
-    """One worker group as the exchange sees it."""
-
-    name: str
-    facts: dict[str, Any] = field(default_factory=dict)
-    generation: int = 0
-    serial: int = 0
-    """Jobs handed to this generation so far; its workers ask for them by number."""
-    work: _Work | None = None
-    change: asyncio.Event = field(default_factory=asyncio.Event)
-    ready: bool = False
-    asking: bool = False
-    """The first worker waits for a job."""
-    deaths: int = 0
-    """In a row, without a start between them."""
-    reason: str = ""
-    """Why it last died."""
-
-    def wake(self) -> None:
-        self.change.set()
-        self.change = asyncio.Event()
 
 
 class Exchange:
     """Matches jobs and slots; meant to run as one asynchronous Ray actor per study."""
 
     def __init__(self) -> None:
-        self._works: dict[str, _Work] = {}
-        self._queue: deque[_Work] = deque()
-        self._slots: dict[str, _Slot] = {}
+        self._works: dict[str, Work] = {}
+        self._queue: deque[Work] = deque()
+        self._slots: dict[str, Slot] = {}
+        self._going: frozenset[str] = frozenset()
+        """Nodes that are about to go."""
+        self._wanted: int | None = None
+        """Slots that the study has use for; None: all."""
+        self._notes: list[str] = []
         self._closed = False
-        self._change = asyncio.Event()
+        self._change = Bell()
 
     # The trial's side
 
     async def submit(self, job: Job) -> None:
         """Queue a job for the next free slot; a job of the same id that still runs is stopped."""
         await self.cancel(job["id"])
-        self._works[job["id"]] = work = _Work(job)
+        self._works[job["id"]] = work = Work(job)
         self._queue.append(work)
         self._match()
 
@@ -109,7 +57,8 @@ class Exchange:
         """Return what the slot said since the last call, waiting for more than that it started.
 
         Messages are `started` (with the slot's name), `effective`, `epoch` and, last, `end` with a
-        `state` of `complete`, `stopped` or `failed`. Empty: nothing for RECEIVE_SECONDS.
+        `state` of `complete`, `stopped` or `failed`; a job that was moved says `started` and `effective`
+        once per slot, and every epoch once. Empty: nothing for RECEIVE_SECONDS.
         """
         work = self._works.get(job_id)
         if work is None:
@@ -138,11 +87,12 @@ class Exchange:
 
     async def register(self, name: str, facts: dict[str, Any]) -> int:
         """Enter a started slot; return its generation. A job of an earlier one is lost."""
-        slot = self._slots.setdefault(name, _Slot(name))
+        slot = self._slots.setdefault(name, Slot(name))
         self._drop_work(slot)
         slot.generation += 1
         slot.facts, slot.serial, slot.ready, slot.asking, slot.deaths = facts, 0, True, False, 0
-        self._changed()
+        slot.leaving = self._goes(slot)
+        self._change.ring()
         return slot.generation
 
     async def take(self, name: str, generation: int, rank: int, serial: int) -> Job | None:
@@ -155,46 +105,94 @@ class Exchange:
             slot.work, slot.asking = None, True
             self._match()
         while slot.serial <= serial:
-            if self._closed or slot.generation != generation:
+            if self._closed or slot.generation != generation or slot.leaving:
+                self._end(slot, generation)
                 return None
             await slot.change.wait()
         return slot.work.job if slot.work and slot.generation == generation else None
 
     async def report(self, job_id: str, number: int, message: Message) -> None:
-        """Pass on a slot's message `number` (from 0) of its job; one that nobody waits for is dropped."""
+        """Pass on a slot's message `number` of its job, counted from the job's `first_message`, or 0.
+
+        One that nobody waits for is dropped.
+        """
         work = self._works.get(job_id)
         if work is None:
             return
         slot = next((s for s in self._slots.values() if s.work is work), None)
         if slot is not None and message["kind"] == "started":
             message = message | {"slot": slot.name}
-        work.hear(number, message)
+        if work.hear(number, message) and slot is not None:
+            slot.work = None
+            self._hand_on(work)
 
     async def report_all(self, job_id: str, number: int, messages: list[Message]) -> None:
         """Pass on messages that follow one another, the first one's number being `number`."""
         for i, message in enumerate(messages):
             await self.report(job_id, number + i, message)
 
-    async def until_stopped(self, job_id: str) -> bool:
-        """Return once the job has been cancelled or has ended."""
-        work = self._works.get(job_id)
-        if work is not None:
-            await work.stop.wait()
-        return True
+    async def until_stopped(self, job_id: str, moving: bool = False) -> str:
+        """Return `stop` once the job was cancelled or has ended, `move` once it is to leave its slot.
 
-    async def bury(self, name: str, reason: str) -> None:
-        """Take note that a slot's workers died; its job ends here, or starts anew if it had not begun."""
-        slot = self._slots.setdefault(name, _Slot(name))
+        A worker that knows it is `moving` asks for the rest.
+        """
+        work = self._works.get(job_id)
+        while work is not None and not work.ended:
+            if work.moving and not moving:
+                return "move"
+            await work.told.wait()
+        return "stop"
+
+    # The keeper's side
+
+    async def place(self, name: str, nodes: Collection[str]) -> None:
+        """Take note on which nodes a slot's workers are starting."""
+        self._slots.setdefault(name, Slot(name)).nodes = tuple(nodes)
+
+    async def vacate(self, nodes: Collection[str]) -> None:
+        """Empty the slots on nodes that are about to go: idle ones now, others after their epoch."""
+        self._going = frozenset(nodes)
+        for slot in self._slots.values():
+            if self._goes(slot) and not slot.leaving:
+                slot.leaving = True
+                slot.change.ring()
+                if slot.work is not None and not slot.work.ended:
+                    slot.work.move()
+        self._change.ring()
+
+    async def bury(self, name: str, reason: str, lost: bool = False, parted: bool = False) -> None:
+        """Take note that a slot's workers died.
+
+        Its job continues in another slot if they were `lost` with their node, or `parted` from one
+        another on several nodes, as one of these may have died. Else it ends here, or starts anew if it
+        had not begun.
+        """
+        slot = self._slots.setdefault(name, Slot(name))
+        lost = lost or (parted and len(set(slot.nodes)) > 1) or self._goes(slot)
         slot.ready, slot.asking, slot.reason = False, False, reason
-        slot.deaths += 1
-        self._drop_work(slot)
+        slot.deaths += not lost
+        self._drop_work(slot, lost)
         if slot.deaths >= FUTILE_STARTS and not any(s.ready for s in self._slots.values()):
             for work in list(self._queue):
                 self._fail(work, f"no slot is left, the last one died of: {reason}")
             self._queue.clear()
-        self._changed()
+        self._change.ring()
+
+    async def note(self, text: str) -> None:
+        """Tell the driver something about the cluster."""
+        self._notes.append(text)
+        self._change.ring()
+
+    async def wanted(self) -> int | None:
+        """Return how many slots the study has use for; None: as many as there may be; 0: it is closed."""
+        return 0 if self._closed else self._wanted
 
     # The driver's side
+
+    async def want(self, slots: int) -> None:
+        """Say how many slots there is still work for: idle ones beyond that end, the last one stays."""
+        self._wanted = max(1, slots)
+        self._match()
 
     async def wait_for_slots(self, count: int, seconds: float) -> dict[str, Any]:
         """Return `status` once `count` slots are up, a slot was given up or the time has passed."""
@@ -204,24 +202,26 @@ class Exchange:
             left = deadline - asyncio.get_running_loop().time()
             if len(status["ready"]) >= count or status["given_up"] or left <= 0:
                 return status
-            try:
-                await asyncio.wait_for(self._change.wait(), left)
-            except asyncio.TimeoutError:
-                continue
+            await self._wait(left)
+
+    async def watch(self, up: int, notes: int) -> dict[str, Any]:
+        """Return `up`, the slots that are up, and all `notes`, once either is no longer as given."""
+        while True:
+            now = sum(slot.stays for slot in self._slots.values())
+            if self._closed or now != up or len(self._notes) != notes:
+                return {"up": now, "notes": self._notes}
+            await self._change.wait()
 
     async def status(self) -> dict[str, Any]:
-        """Return `ready` (slot -> facts), `given_up` (slot -> reason), `queued` and `running` jobs."""
+        """Return `ready` (slot -> facts), `given_up` (slot -> reason), jobs `queued`, `running`, `notes`."""
         slots = self._slots.values()
         return {
-            "ready": {s.name: s.facts for s in slots if s.ready},
+            "ready": {s.name: s.facts for s in slots if s.stays},
             "given_up": {s.name: s.reason for s in slots if s.deaths >= FUTILE_STARTS},
             "queued": [work.job["id"] for work in self._queue],
             "running": [s.work.job["id"] for s in slots if s.work and not s.work.ended],
+            "notes": self._notes,
         }
-
-    async def is_closed(self) -> bool:
-        """Return True once `close` was called."""
-        return self._closed
 
     async def close(self) -> None:
         """Stop every job and let every slot end."""
@@ -229,35 +229,68 @@ class Exchange:
         for job_id in list(self._works):
             await self.cancel(job_id)
         for slot in self._slots.values():
-            slot.wake()
+            slot.change.ring()
+        self._change.ring()
+
+    # What it does by itself
 
     def _match(self) -> None:
         for slot in self._slots.values():
-            if self._queue and slot.asking and slot.ready:
+            if self._queue and slot.is_free:
                 work = self._queue.popleft()
                 work.handed_out += 1
                 slot.work, slot.asking = work, False
                 slot.serial += 1
-                slot.wake()
+                slot.change.ring()
+        self._release()
 
-    def _drop_work(self, slot: _Slot) -> None:
+    def _release(self) -> None:
+        """Let idle slots go that there is no work for, those first whose nodes are the least busy."""
+        if self._wanted is None or self._queue:
+            return
+        staying = [slot for slot in self._slots.values() if slot.stays]
+        busy = Counter(node for slot in staying if not slot.asking for node in slot.nodes)
+        idle = sorted((s for s in staying if s.asking), key=lambda s: sum(busy[node] for node in s.nodes))
+        for slot in idle[: max(0, len(staying) - self._wanted)]:
+            slot.leaving = True
+            slot.change.ring()
+
+    def _end(self, slot: Slot, generation: int) -> None:
+        if slot.generation == generation:
+            slot.ready = slot.asking = False
+            self._change.ring()
+
+    def _goes(self, slot: Slot) -> bool:
+        return not self._going.isdisjoint(slot.nodes)
+
+    def _drop_work(self, slot: Slot, lost: bool = False) -> None:
         work, slot.work = slot.work, None
-        slot.wake()
+        slot.change.ring()
         if work is None or work.ended or work.job["id"] not in self._works:
             return
-        if work.started or work.handed_out >= HANDED_OUT_AT_MOST:
+        work.lost += lost and not self._goes(slot)
+        if lost and work.lost <= LOST_AT_MOST:
+            self._hand_on(work)
+        elif lost or work.started or work.handed_out >= HANDED_OUT_AT_MOST:
             self._fail(work, f"its worker died: {slot.reason or 'no reason was left'}")
         else:
             self._queue.appendleft(work)
             self._match()
 
+    def _hand_on(self, work: Work) -> None:
+        work.hand_on()
+        self._queue.appendleft(work)
+        self._match()
+
     @staticmethod
-    def _fail(work: _Work, error: str) -> None:
+    def _fail(work: Work, error: str) -> None:
         work.say(_ended("failed") | {"error": error, "trace": error})
 
-    def _changed(self) -> None:
-        self._change.set()
-        self._change = asyncio.Event()
+    async def _wait(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._change.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
 
 
 def _ended(state: str) -> Message:

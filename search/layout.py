@@ -39,6 +39,11 @@ class StudyFolder:
             return True
 
     @property
+    def marker(self) -> Path:
+        """Written by the driver and read on every node, to see whether they share this folder."""
+        return self.root / ".shared"
+
+    @property
     def tune(self) -> Path:
         """Tune's experiments, one per run of the study."""
         return self.root / "tune"

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
+from finetune.filesystems import is_network
 from search import config_file
 from search.errors import StudyError
 from search.layout import StudyFolder, trial_id
@@ -45,7 +46,7 @@ def open_storage(path: Path) -> RDBStorage:
 
     @event.listens_for(storage.engine, "connect")
     def durable(connection: Any, _record: Any) -> None:
-        connection.execute("pragma journal_mode=wal")
+        connection.execute(f"pragma journal_mode={'delete' if is_network(path) else 'wal'}")
         connection.execute("pragma synchronous=full")
 
     storage.engine.dispose()  # connections opened so far lack the pragmas

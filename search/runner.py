@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -15,16 +16,18 @@ from filelock import FileLock, Timeout
 
 from finetune import catalog
 from finetune.catalog import Catalog
+from finetune.filesystems import is_url
 from finetune.settings import DataSettings, FeatureSettings
-from search import config_file, ledger, provenance, results, sampler, slots, tuner
+from search import config_file, ledger, nodes, preflight, provenance, results, sampler, slots, tuner
 from search.board import Board
 from search.errors import SlotsLost, StudyError
 from search.layout import StudyFolder, trial_id, write_text
 from search.ledger import Ledger
+from search.nodes import Resources
 from search.progress import Progress
 from search.record import StudyRecord, TrialRecord
 from search.sampler import Planned, StudySearcher
-from search.sections import Study
+from search.sections import Study, is_weights_file
 from search.slots import SlotPlan, Slots
 from search.space import Space
 from search.stopping import EarlyStopping
@@ -66,18 +69,26 @@ def resume(root: Path) -> StudyRecord:
     return _search(config, folder, images)
 
 
-def capacity(config: StudyConfig, resources: dict[str, float]) -> SlotPlan:
-    """Return the slots of a study on a machine or cluster with these resources."""
+def capacity(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
+    """Return the slots of a study on a machine or cluster whose nodes have these resources."""
     wanted = config.resources
     return slots.plan(
-        resources,
+        up,
         slots=wanted.slots,
         workers=wanted.workers_per_trial,
         cpus=wanted.cpus_per_worker,
         gpu=wanted.gpu,
+        gpu_per_worker=wanted.gpu_per_worker,
         trials=config.study.trials,
+        may_come=nodes.may_come() if is_cluster() else (),
+        grows=is_cluster() or len(up) > 1,
         once=config.study.isolation == "process",
     )
+
+
+def is_cluster() -> bool:
+    """True if the study joins a Ray that was started for more than it: nodes may come and go."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
 def data_settings(config: StudyConfig) -> DataSettings:
@@ -110,11 +121,17 @@ def feature_settings(config: StudyConfig) -> FeatureSettings:
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
     with _alone(folder), connected():
         began = time.monotonic()
-        warm = Slots(
-            capacity(config, ray.cluster_resources()), folder.slots, config.backbones, config.image_sizes
-        )
+        up = nodes.up()
+        plan = capacity(config, [node.resources for node in up])
+        expected = preflight.expect(folder.marker, images, _weight_files(config), gpu=plan.gpu)
+        expected = preflight.check(expected, up)
+        warm = Slots(plan, folder.slots, config.backbones, config.image_sizes, expected=expected)
         try:
-            study = _Study(config, folder, images, warm)
+            fits = plan.fit(node.resources for node in up) > 0
+            if not fits:
+                print("no node has room for a slot yet: waiting for one to join", file=sys.stderr)
+            facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS)
+            study = _Study(config, folder, images, warm, facts)
             try:
                 state = study.search()
             finally:
@@ -132,11 +149,12 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
 class _Study:
     """One run of a study: what it has, and what is still to do."""
 
-    def __init__(self, config: StudyConfig, folder: StudyFolder, images: Catalog, warm: Slots) -> None:
+    def __init__(
+        self, config: StudyConfig, folder: StudyFolder, images: Catalog, warm: Slots, facts: dict[str, Any]
+    ) -> None:
         self.config, self.folder, self.warm = config, folder, warm
         self.images = images
         study = config.study
-        facts = warm.wait()
         self.space = Space(config, next(iter(facts.values()))["blocks"])
         earlier = ledger.read(folder.database)[0] if folder.database.exists() else []
         # The same seed would repeat an earlier run's first suggestions.
@@ -156,7 +174,7 @@ class _Study:
             epochs=study.epochs,
             metric=study.metric,
             mode=study.mode,
-            slots=warm.plan.slots,
+            slots=len(facts) if warm.plan.ask else warm.plan.slots,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
         self.board = Board(folder.tensorboard)
@@ -180,6 +198,8 @@ class _Study:
             metric=study.metric,
             mode=study.mode,
             keep_checkpoints=study.keep_checkpoints,
+            left=len(self.planned) + self.sampled,
+            slots=warm.plan.slots,
         )
         self._earlier = earlier
         self._remember(facts)
@@ -209,7 +229,8 @@ class _Study:
                     scheduler=stopping,
                     watch=self.watch,
                     trials=count,
-                    concurrent=self.warm.plan.slots,
+                    most=self.warm.plan.slots,
+                    room=self._room,
                     storage=self.folder.tune,
                     name=datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
                 )
@@ -230,6 +251,17 @@ class _Study:
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")
         self.ledger.close()
+
+    def _room(self) -> int:
+        """Return how many trials may run now, and tell what is new about the cluster."""
+        plan = self.warm.plan
+        if not plan.ask:
+            return plan.slots
+        up, news = self.warm.news()
+        self.progress.slots = up
+        for line in news:
+            print(line, file=sys.stderr)
+        return max(1, up)
 
     def _job(self, number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
         """Return what a slot needs to train trial `number`."""
@@ -296,6 +328,12 @@ def _hand_over(folder: StudyFolder, old: str, new: str) -> None:
             os.replace(weights(old), weights(new))
 
 
+def _weight_files(config: StudyConfig) -> list[str]:
+    """Return the weight files of a study that lie on a disk."""
+    given = [config.model.weights_of(backbone) for backbone in config.backbones]
+    return [str(weights) for weights in given if is_weights_file(weights) and not is_url(str(weights))]
+
+
 def _export_best(folder: StudyFolder, warm: Slots) -> None:
     """Have a slot write the model folder of the best trial; it reads the test split."""
     record = ledger.read_study(folder)
@@ -346,7 +384,7 @@ def connected() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+    preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
     # `ray job stop` and Kubernetes send SIGTERM; Tune stops gracefully only on SIGINT.
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:

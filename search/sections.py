@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from finetune.errors import did_you_mean
-from finetune.kinds import is_url
+from finetune.filesystems import is_url
 from finetune.settings import OnError
 from finetune.torchvision_sets import NO_DOWNLOAD, SETS
 from search.domain import (
@@ -72,7 +72,7 @@ def is_weights_file(weights: object) -> bool:
 
 def _weights(name: str) -> str:
     if is_weights_file(name):
-        return absolute(name)
+        return _absolute_or_url(name)
     if name != RANDOM_WEIGHTS and not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
         rule = "must be `none`, a torchvision weights name in capitals or a weights file"
         raise refused(rule, repr(name), f"Write DEFAULT, or a file ending in {', '.join(WEIGHT_FILES)}.")
@@ -184,7 +184,8 @@ class Images(Section):
     name: str | None = None
     """For kind `torchvision`: the set by torchvision's class, such as CIFAR10 or Flowers102."""
     path: Annotated[str, Field(min_length=1), AfterValidator(_absolute_or_url)] | None = None
-    """The folder with the images or the torchvision sets; or the manifest, also as a URL (s3://...)."""
+    """The folder with the images, or the manifest, both also as a URL (s3://...); or the folder with the
+    torchvision sets. What a URL or a network file system holds is copied once to each node's own disk."""
     download: bool = False
     """For kind `torchvision`: fetch the set where it is not below `path`."""
     classes: Classes | None = None
@@ -210,9 +211,9 @@ class Images(Section):
         kind = info.data.get("kind")
         if path is None and kind in _PATHS:
             raise refused(f"must be given for kind '{kind}'", "nothing", f"Add {_PATHS[kind]}.")
-        if path is not None and is_url(path) and kind in ("folder", "torchvision"):
-            fix = "Write a path, or use kind 'manifest'."
-            raise refused(f"must be a folder of this machine for kind '{kind}'", repr(path), fix)
+        if path is not None and is_url(path) and kind == "torchvision":
+            fix = "Write a path, or use kind 'folder' or 'manifest'."
+            raise refused("must be a folder of this machine for kind 'torchvision'", repr(path), fix)
         return path
 
     @field_validator("download")
@@ -310,8 +311,8 @@ class Model(Section):
     backbone: Word = "resnet18"
     """Name of a torchvision classification model."""
     weights: Weights = "DEFAULT"
-    """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file, `none` (random), or a source task;
-    for several backbones also a mapping backbone -> one of these."""
+    """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random), or a
+    source task; for several backbones also a mapping backbone -> one of these."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -443,10 +444,24 @@ class Resources(Section):
     """What a trial gets of the machine or cluster."""
 
     slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials at the same time; `auto`: as many as fit."""
+    """Trials at the same time; `auto`: as many as fit. On a cluster nodes are asked for and waited for:
+    for this number, or for all that the autoscaler of `ray up` may start."""
     workers_per_trial: Annotated[int, Field(ge=1)] = 1
     """Processes that train one trial together (DDP)."""
     gpu: bool | Literal["auto"] = "auto"
-    """One GPU for each worker; `auto`: if the cluster has any."""
+    """Train on GPUs; `auto`: if the cluster has any."""
+    gpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """GPUs of each worker, where it trains on them; 0.5: two workers share one."""
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
     """Cores for each worker."""
+
+    @field_validator("gpu_per_worker")
+    @classmethod
+    def _share_fits(cls, share: float, info: ValidationInfo) -> float:
+        if share > 1 and share != int(share):
+            raise refused("must be a whole number above 1", share, "Write 1, 2, ... or a share below 1.")
+        workers = info.data.get("workers_per_trial", 1)
+        if share < 1 and workers > 1:
+            rule = "workers of one trial cannot share a GPU (NCCL refuses that)"
+            raise refused(rule, share, "Write 1, or workers_per_trial: 1 and more slots.")
+        return share

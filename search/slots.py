@@ -2,11 +2,14 @@
 
 The documented pattern starts a Train run per trial and pays seconds to tens of seconds for it; a
 slot pays once. `once` gives that pattern back: fresh processes for every trial.
+
+`plan` says how many slots there may be, `Slots` is the driver's end of them. The keeper (keeper.py) starts
+and ends them as nodes come and go; the exchange (exchange.py) is where they get their trials.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,22 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from search.errors import CapacityError, SlotsLost, StudyError
 from search.exchange import Exchange
+from search.nodes import HEAD, Resources
+from search.preflight import Expected
 
 START_SECONDS = 180.0
 """For the first slot to be up: imports of torch on a loaded machine take tens of seconds."""
+BOOT_SECONDS = 1800.0
+"""The same where no node has room yet: an autoscaler has to get one from its cloud first."""
 CLOSE_SECONDS = 15.0
+
+ON_HEAD = {"num_cpus": 0, "resources": {HEAD: 0.001}}
+"""Beside the driver and Ray's own state: a node that goes takes none of what a study cannot do without."""
 
 TRAIN_ENVIRONMENT = {
     # Train looks at its workers every 2 s by default: a dead one is noticed within this instead.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run, for nothing we use
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run; the keeper sees drains for all
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
 }
@@ -34,78 +44,142 @@ class SlotPlan:
     """How many worker groups of which shape."""
 
     slots: int
+    """At most."""
     workers: int
     """Per slot."""
     cpus: int
     """Per worker."""
     gpu: bool
-    """One GPU per worker."""
+    """Workers train on GPUs."""
+    gpu_per_worker: float = 1.0
+    """GPUs of a worker, if it trains on them; below 1 several workers share one."""
+    ask: int = 0
+    """Slots that an autoscaler is asked for while nodes for them are not up."""
     once: bool = False
     """Fresh processes for every trial."""
 
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker takes, by Ray's names."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpu_per_worker} if self.gpu else {})
+
+    def fit(self, nodes: Iterable[Resources]) -> int:
+        """Return how many slots fit on nodes with these resources; a slot may span nodes, a worker not."""
+        slack = 1e-6  # of floats: ten workers of a tenth of a GPU fit on one
+        workers = sum(
+            min(math.floor(node.get(name, 0) / amount + slack) for name, amount in self.bundle.items())
+            for node in nodes
+        )
+        return workers // self.workers
+
 
 def plan(
-    resources: dict[str, float],
+    up: Sequence[Resources],
     *,
     slots: int | str,
     workers: int,
     cpus: int,
     gpu: bool | str,
+    gpu_per_worker: float,
     trials: int,
+    may_come: Sequence[Resources] = (),
+    grows: bool = False,
     once: bool = False,
 ) -> SlotPlan:
-    """Return the slots that fit on `resources` (Ray's names: CPU, GPU), at most one per trial.
+    """Return the slots of a study.
+
+    Args:
+        up: resources of each node that is up.
+        slots: how many; `auto`: as many as fit, on a cluster also later.
+        workers: per slot.
+        cpus: per worker.
+        gpu: train on GPUs; `auto`: if any node has or will have one.
+        gpu_per_worker: if so, GPUs of each worker.
+        trials: no more slots than these.
+        may_come: resources of each node that an autoscaler may add.
+        grows: nodes may join; else what does not fit now never will.
+        once: fresh processes for every trial.
 
     Raises:
-        CapacityError: not one slot fits, or fewer than were asked for.
+        CapacityError: not one slot fits now or later, or fewer than were asked for.
     """
-    gpus = int(resources.get("GPU", 0))
+    gpus = sum(node.get("GPU", 0) for node in (*up, *may_come))
     use_gpu = gpus > 0 if gpu == "auto" else bool(gpu)
-    fit = int(resources.get("CPU", 0)) // (workers * cpus)
-    if use_gpu:
-        fit = min(fit, gpus // workers)
-    wanted = min(fit, trials) if slots == "auto" else int(slots)
-    if wanted < 1 or wanted > fit:
-        kind = f"{workers} worker(s) of {cpus} CPU(s)" + (" and one GPU each" if use_gpu else "")
+    shape = SlotPlan(
+        slots=1, workers=workers, cpus=cpus, gpu=use_gpu, gpu_per_worker=gpu_per_worker, once=once
+    )
+    fit = shape.fit(up)
+    later = shape.fit((*up, *may_come))
+    wanted = min(later, trials) if slots == "auto" else int(slots)
+    if wanted < 1 or (wanted > fit and not grows):
+        kind = f"{workers} worker(s) of {cpus} CPU(s)" + (
+            f" and {gpu_per_worker:g} GPU(s) each" if use_gpu else ""
+        )
+        total = f"{sum(node.get('CPU', 0) for node in up):g} CPUs, {gpus:g} GPUs"
+        wait = ", or name a number of slots to wait for nodes" if grows else ""
         raise CapacityError(
             f"resources: {max(wanted, 1)} slot(s) of {kind} must fit, got room for {fit} "
-            f"({resources.get('CPU', 0):g} CPUs, {gpus} GPUs). Lower slots, workers_per_trial or "
-            "cpus_per_worker, or set gpu: false."
+            f"({total}). Lower slots, workers_per_trial or cpus_per_worker, or set gpu: false{wait}."
         )
-    return SlotPlan(slots=wanted, workers=workers, cpus=cpus, gpu=use_gpu, once=once)
+    most = trials if slots == "auto" and grows else wanted
+    return replace(shape, slots=most, ask=min(wanted, trials) if grows else 0)
 
 
 class Slots:
-    """The slots of one study, from start to close; `exchange` is where trials find them."""
+    """The slots of one study, from start to close; `exchange` is where trials find them.
+
+    Args:
+        plan: how many of which shape.
+        folder: for what Train writes.
+        backbones: whose blocks the slots count when they start.
+        image_sizes: that each of them must be able to read.
+        expected: what a node must be like to get a slot; None: any will do.
+    """
 
     def __init__(
-        self, plan: SlotPlan, folder: Path, backbones: Sequence[str], image_sizes: Sequence[int] = ()
+        self,
+        plan: SlotPlan,
+        folder: Path,
+        backbones: Sequence[str],
+        image_sizes: Sequence[int] = (),
+        *,
+        expected: Expected | None = None,
     ) -> None:
-        self.plan = plan
-        self.exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=10_000).remote()
-        keeper = ray.remote(Keeper).options(
-            num_cpus=0, max_concurrency=plan.slots, runtime_env={"env_vars": TRAIN_ENVIRONMENT}
-        )
-        models = {"backbones": tuple(backbones), "image_sizes": tuple(image_sizes)}
-        self._keeper = keeper.remote(self.exchange, plan, str(folder), models, serve)
-        self._runs = [self._keeper.run.remote(f"slot-{i}") for i in range(plan.slots)]
+        from search.keeper import Keeper
 
-    def wait(self, count: int = 1) -> dict[str, Any]:
+        self.plan = plan
+        models = {"backbones": tuple(backbones), "image_sizes": tuple(image_sizes)}
+        self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote()
+        environment = {"env_vars": TRAIN_ENVIRONMENT}
+        keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
+        self._keeper = keeper.remote(self.exchange, plan, str(folder), models, serve, expected)
+        self._run = self._keeper.run.remote()
+        self._up, self._notes = 0, 0
+        self._change = self.exchange.watch.remote(0, 0)
+
+    def wait(self, count: int = 1, seconds: float = START_SECONDS) -> dict[str, Any]:
         """Return facts by slot once `count` slots are up.
 
         Raises:
             SlotsLost: no slot came up; the message carries the reason.
             StudyError: a backbone of the study does not exist or cannot read its images.
         """
+        answer = self.exchange.wait_for_slots.remote(count, seconds)
         try:
-            status = ray.get(self.exchange.wait_for_slots.remote(count, START_SECONDS))
+            ended, _ = ray.wait([answer, self._run], num_returns=1)
+            if self._run in ended:
+                ray.get(self._run)  # it runs until the exchange is closed, or it failed
+            status = ray.get(answer)
         except RayError as error:
-            raise SlotsLost(f"slots: the exchange must answer, got {error}. See Ray's logs.") from error
-        if not status["ready"]:
-            reason = "; ".join(f"{name}: {why}" for name, why in status["given_up"].items())
             raise SlotsLost(
-                f"slots: one must start within {START_SECONDS:.0f} s, got none"
-                f"{f' ({reason})' if reason else ''}. See the worker logs in Ray's session folder."
+                f"slots: exchange and keeper must run on, got {error}. See Ray's logs."
+            ) from error
+        if not status["ready"]:
+            why = [f"{name}: {reason}" for name, reason in status["given_up"].items()] + status["notes"]
+            raise SlotsLost(
+                f"slots: one must start within {seconds:.0f} s, got none"
+                f"{' (' + '; '.join(why) + ')' if why else ''}. "
+                "See `ray status` and the worker logs in Ray's session folder."
             )
         facts: dict[str, Any] = status["ready"]
         for slot in facts.values():
@@ -113,76 +187,25 @@ class Slots:
                 raise StudyError(slot["problem"])
         return facts
 
+    def news(self) -> tuple[int, list[str]]:
+        """Return how many slots are up, and what is new about the cluster; never waits."""
+        new: list[str] = []
+        if ray.wait([self._change], timeout=0)[0]:
+            now = ray.get(self._change)
+            new = now["notes"][self._notes :]
+            self._up, self._notes = now["up"], len(now["notes"])
+            self._change = self.exchange.watch.remote(self._up, self._notes)
+        return self._up, new
+
     def close(self) -> None:
         """End every slot; processes that do not end by themselves are killed."""
         try:
             ray.get(self.exchange.close.remote(), timeout=CLOSE_SECONDS)
-            ray.get(self._runs, timeout=CLOSE_SECONDS)
+            ray.get(self._run, timeout=CLOSE_SECONDS)
         except (GetTimeoutError, RayError):
             pass  # they are killed below: their workers belong to the keeper and go with it
         for actor in (self._keeper, self.exchange):
             ray.kill(actor)
-
-
-class Keeper:
-    """An actor that holds the Train runs, one thread each, so that the driver need not import torch."""
-
-    def __init__(
-        self,
-        exchange: Any,
-        plan: SlotPlan,
-        folder: str,
-        models: dict[str, Any],
-        serve: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self._exchange, self._plan, self._folder = exchange, plan, folder
-        self._models, self._serve = models, serve
-
-    def run(self, name: str) -> None:
-        """Keep one slot up until the exchange closes it."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-
-        plan = self._plan
-        run = 0
-        while not ray.get(self._exchange.is_closed.remote()):
-            run += 1
-            _trainer()(
-                self._serve,
-                train_loop_config={
-                    "exchange": self._exchange,
-                    "slot": name,
-                    **self._models,
-                    "threads": plan.cpus,
-                    "once": plan.once,
-                },
-                scaling_config=ScalingConfig(
-                    num_workers=plan.workers,
-                    use_gpu=plan.gpu,
-                    resources_per_worker={"CPU": plan.cpus} | ({"GPU": 1} if plan.gpu else {}),
-                ),
-                run_config=RunConfig(
-                    name=f"{name}-{run}-{time.time_ns()}",
-                    storage_path=self._folder,
-                    failure_config=FailureConfig(max_failures=-1),
-                    callbacks=[_obituary(self._exchange, name)],
-                ),
-            ).fit()
-
-
-def _trainer() -> Any:
-    """Return `TorchTrainer` without two helper processes per run that a slot has no use for.
-
-    One deals out Ray datasets; the other frees placement groups of Tune trials that were stopped
-    under their Train run, and a slot outlives its trials.
-    """
-    from ray.train.torch import TorchTrainer
-
-    class SlotTrainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            spared = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
-
-    return SlotTrainer
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -192,20 +215,5 @@ def serve(config: dict[str, Any]) -> None:
     slot_loop(config)
 
 
-def _obituary(exchange: Any, name: str) -> Any:
-    """Return a Train callback that tells the exchange when and why a slot's workers died."""
-    from ray.train import UserCallback
-
-    class Obituary(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            rank, error = min(worker_exceptions.items())
-            exchange.bury.remote(name, f"worker {rank}: {_first_words(error)}")
-
-    return Obituary()
-
-
-def _first_words(error: Exception) -> str:
-    """Return the one line of a Ray error that says what happened, without its general advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "SYSTEM_ERROR" in line or "OOM" in line or "Error:" in line]
-    return (telling or lines or [type(error).__name__])[-1].partition(" Some common causes include")[0]
+Serve = Callable[[dict[str, Any]], None]
+"""What a worker of a slot runs."""

@@ -3,20 +3,22 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import ConcurrencyLimiter
 
+from search.nodes import HEAD
 from search.sampler import StudySearcher
 from search.trial import SlotTrial
 from search.watch import Watch
 
 # A trial function only waits, so it takes no CPU; this keeps it on the head node, beside the exchange.
-TRIAL_RESOURCES = {"cpu": 0, "node:__internal_head__": 0.001}
+TRIAL_RESOURCES = {"cpu": 0, HEAD: 0.001}
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -40,6 +42,28 @@ def quieten() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
+class Room(ConcurrencyLimiter):
+    """Lets as many trials run at a time as there is room for now: slots come and go with their nodes."""
+
+    def __init__(self, searcher: StudySearcher, most: int, room: Callable[[], int]) -> None:
+        super().__init__(searcher, max_concurrent=most)
+        self._most, self._room = most, room
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial's job, FINISHED, or None: not now."""
+        self.max_concurrent = min(self._most, self._room())
+        job: dict[str, Any] | str | None = super().suggest(trial_id)
+        return job
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher; nothing is restored from that, `resume` reads the ledger."""
+        return {}
+
+    def get_state(self) -> dict[str, Any]:
+        """Tune saves its searcher's state, too."""
+        return {}
+
+
 def tune(
     exchange: Any,
     *,
@@ -47,11 +71,12 @@ def tune(
     scheduler: TrialScheduler,
     watch: Watch,
     trials: int,
-    concurrent: int,
+    most: int,
+    room: Callable[[], int],
     storage: Path,
     name: str,
 ) -> None:
-    """Run `trials` trials, `concurrent` at a time; returns early when interrupted.
+    """Run `trials` trials, as many at a time as `room` says, at `most`; returns early when interrupted.
 
     Raises:
         SettingsIgnored: a worker trained with other settings than were suggested.
@@ -64,10 +89,9 @@ def tune(
     search = ray_tune.Tuner(
         ray_tune.with_resources(StudyTrial, TRIAL_RESOURCES),
         tune_config=ray_tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=Room(searcher, most, room),
             scheduler=scheduler,
             num_samples=trials,
-            max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id][1]["id"],
         ),

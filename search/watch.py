@@ -56,11 +56,14 @@ class Watch(Callback):
         metric: str,
         mode: str,
         keep_checkpoints: int,
+        left: int,
+        slots: int,
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
         self._folder, self._exchange, self._suggested = folder, exchange, suggested
         self._metric, self._sign = metric, (1.0 if mode == "max" else -1.0)
         self._keep_checkpoints = keep_checkpoints
+        self._left, self._slots = left, slots
         self._followed: dict[str, _Followed] = {}
         self.fatal: SettingsIgnored | None = None
         """What ended the study; Tune wraps what a callback raises."""
@@ -177,6 +180,9 @@ class Watch(Callback):
         announce = partial(self._progress.trial_ended, followed.id, state, followed.best)
         self._ledger.end(followed.number, state, value, facts, then=announce)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
+        self._left -= 1
+        if self._left < self._slots:
+            self._exchange.want.remote(self._left)  # slots without a trial to come give their nodes back
         if value is not None and state != "FAIL":
             self._keep(state == "COMPLETE", self._sign * value, followed)
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from search.exchange import FUTILE_STARTS, Exchange
+from search.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
 
 def play(scene: Callable[[Exchange], Awaitable[None]]) -> None:
@@ -194,6 +194,39 @@ def test_messages_sent_together_keep_their_order_when_a_later_call_comes_first()
     play(scene)
 
 
+async def begin(exchange: Exchange, name: str, node: str) -> int:
+    """Start a slot on a node, as the keeper and the slot's first worker do."""
+    await exchange.place(name, [node])
+    return await exchange.register(name, {})
+
+
+def test_a_trial_whose_node_dies_goes_on_elsewhere_and_tells_no_epoch_twice() -> None:
+    """The second slot repeats what follows the checkpoint; the trial hears each epoch once."""
+
+    async def scene(exchange: Exchange) -> None:
+        first, second = await begin(exchange, "slot-0", "A"), await begin(exchange, "slot-1", "B")
+        await exchange.submit(job("a"))
+        assert await exchange.take("slot-0", first, 0, 0) == job("a")
+        await exchange.report("a", 0, {"kind": "started"})
+        for epoch in (1, 2, 3):
+            await exchange.report("a", epoch, {"kind": "epoch", "epoch": epoch})
+        await exchange.bury("slot-0", "worker 0: its node died", lost=True)
+        again = await exchange.take("slot-1", second, 0, 0)
+        assert again is not None
+        await exchange.report("a", 4, {"kind": "epoch", "epoch": 4})  # late, from the slot that is gone
+        start = again["first_message"]
+        told = [{"kind": "started"}, *({"kind": "epoch", "epoch": e} for e in (2, 3, 4, 5))]
+        told.append({"kind": "end", "state": "complete"})
+        for number, message in enumerate(told):
+            await exchange.report("a", start + number, dict(message))
+        heard = await exchange.receive("a")
+        assert [m["epoch"] for m in heard if m["kind"] == "epoch"] == [1, 2, 3, 4, 5]
+        assert [m["slot"] for m in heard if m["kind"] == "started"] == ["slot-0", "slot-1"]
+        assert heard[-1]["state"] == "complete"
+
+    play(scene)
+
+
 def test_a_job_whose_end_was_told_is_forgotten() -> None:
     """The exchange lives as long as the study: what it keeps must not grow with the trials."""
 
@@ -208,5 +241,114 @@ def test_a_job_whose_end_was_told_is_forgotten() -> None:
             await trial
         assert len(exchange._works) == 0
         assert await exchange.receive("job-3") == [{"kind": "end", "state": "stopped", "seconds": 0.0}]
+
+    play(scene)
+
+
+def test_workers_that_lose_one_another_are_a_lost_node_only_if_they_are_on_several() -> None:
+    """On one node it is the trial that killed one of them."""
+
+    async def scene(exchange: Exchange) -> None:
+        for name, nodes in {"one": ["A", "A"], "two": ["A", "B"]}.items():
+            await exchange.place(name, nodes)
+            generation = await exchange.register(name, {})
+            await exchange.submit(job(name))
+            await exchange.take(name, generation, 0, 0)
+            await exchange.report(name, 0, {"kind": "started"})
+            await exchange.bury(name, "gloo: connection reset", parted=True)
+        assert (await ends(exchange, "one"))["error"] == "its worker died: gloo: connection reset"
+        assert (await exchange.status())["queued"] == ["two"]
+
+    play(scene)
+
+
+def test_a_trial_under_which_nodes_keep_dying_fails() -> None:
+    """It may be what kills them."""
+
+    async def scene(exchange: Exchange) -> None:
+        await exchange.submit(job("a"))
+        for _ in range(LOST_AT_MOST + 1):
+            generation = await begin(exchange, "slot-0", "A")
+            assert await exchange.take("slot-0", generation, 0, 0) is not None
+            await exchange.report("a", 0, {"kind": "started"})
+            await exchange.bury("slot-0", "node died", lost=True)
+        assert (await ends(exchange, "a"))["error"] == "its worker died: node died"
+
+    play(scene)
+
+
+def test_a_slot_on_a_node_that_goes_lets_its_trial_go_after_the_epoch() -> None:
+    async def scene(exchange: Exchange) -> None:
+        first = await begin(exchange, "slot-0", "A")
+        await exchange.submit(job("a"))
+        await exchange.take("slot-0", first, 0, 0)
+        told = asyncio.create_task(exchange.until_stopped("a"))
+        await asyncio.sleep(0)
+        await exchange.vacate(["A"])
+        assert await told == "move"
+        stopped = asyncio.create_task(exchange.until_stopped("a", moving=True))
+        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
+        await exchange.report("a", 2, {"kind": "end", "state": "moved"})
+        assert await exchange.take("slot-0", first, 0, 1) is None
+        second = await begin(exchange, "slot-1", "B")
+        again = await exchange.take("slot-1", second, 0, 0)
+        assert again is not None
+        assert again["id"] == "a"
+        assert not stopped.done()  # its worker may still be told to stop
+        await exchange.cancel("a")
+        assert await stopped == "stop"
+
+    play(scene)
+
+
+def test_a_slot_that_starts_on_a_node_that_goes_gets_nothing() -> None:
+    async def scene(exchange: Exchange) -> None:
+        await exchange.vacate(["A"])
+        await exchange.submit(job("a"))
+        generation = await begin(exchange, "slot-0", "A")
+        assert await exchange.take("slot-0", generation, 0, 0) is None
+        assert (await exchange.status())["queued"] == ["a"]
+
+    play(scene)
+
+
+def test_slots_without_a_trial_to_come_end_and_the_busiest_node_keeps_its_own() -> None:
+    """So that the other node becomes idle; one slot stays, for the export of the best model."""
+
+    async def scene(exchange: Exchange) -> None:
+        names = {"slot-0": "A", "slot-1": "B", "slot-2": "A"}
+        generations = {name: await begin(exchange, name, node) for name, node in names.items()}
+        takes = {
+            name: asyncio.create_task(exchange.take(name, generation, 0, 0))
+            for name, generation in generations.items()
+        }
+        await asyncio.sleep(0)
+        await exchange.submit(job("a"))
+        assert await takes["slot-0"] == job("a")
+        await exchange.want(2)
+        assert await takes["slot-1"] is None
+        await exchange.want(0)
+        assert await takes["slot-2"] is None
+        assert await exchange.wanted() == 1
+        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.report("a", 1, {"kind": "end", "state": "complete"})
+        last = asyncio.create_task(exchange.take("slot-0", generations["slot-0"], 0, 1))
+        await exchange.submit(job("export"))
+        assert await last == job("export")
+
+    play(scene)
+
+
+def test_the_driver_hears_of_slots_that_come_and_go_and_of_notes() -> None:
+    async def scene(exchange: Exchange) -> None:
+        watching = asyncio.create_task(exchange.watch(0, 0))
+        await asyncio.sleep(0)
+        await begin(exchange, "slot-0", "A")
+        assert await watching == {"up": 1, "notes": []}
+        await exchange.note("node 10.0.0.5: another torch")
+        assert (await exchange.watch(1, 0))["notes"] == ["node 10.0.0.5: another torch"]
+        await exchange.vacate(["A"])
+        assert (await exchange.watch(1, 1))["up"] == 0
 
     play(scene)

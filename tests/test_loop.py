@@ -125,6 +125,27 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_uninterrupted_one(
         assert torch.equal(checkpoint.read(part.best)[0][name], tensor)
 
 
+def test_a_run_that_is_to_move_ends_after_its_epoch_and_goes_on_elsewhere(
+    settings: TrialSettings, tmp_path: Path
+) -> None:
+    """No epoch is trained twice, and the result is that of a run that stayed."""
+    whole = epochs(train(settings, tmp_path / "whole"))
+    messages: list[dict[str, Any]] = []
+    there = keep(tmp_path / "moved")
+
+    def after_two() -> bool:
+        return messages[-1].get("epoch") == 2
+
+    left = loop.train(settings, keep=there, report=messages.append, should_move=after_two)
+    assert (left.state, left.epochs) == ("moved", 2)
+    again: list[dict[str, Any]] = []
+    end = loop.train(settings, keep=there, report=again.append)
+    assert end.state == "complete"
+    assert epochs(again) == whole
+    assert [m["epoch"] for m in again if m["kind"] == "epoch" and m in messages] == [1, 2]  # times and all
+    assert not there.last.exists()
+
+
 def test_a_checkpoint_of_other_settings_is_refused(settings: TrialSettings, tmp_path: Path) -> None:
     part = keep(tmp_path, every_seconds=0.0)
     questions = itertools.count(1)  # one per batch, four batches per epoch

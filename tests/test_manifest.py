@@ -43,8 +43,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def memory() -> Iterator[Any]:
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The filesystem behind `memory://`, with the images, empty again afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # this node's copies go there
     filesystem = fsspec.filesystem("memory")
     for level, (image, *_) in enumerate(ROWS):
         filesystem.pipe(f"/pets/{image}", png(level))

@@ -1,8 +1,11 @@
 """Whole studies on a real Ray: every way a trial can end, and what is left afterwards."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,13 +45,24 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> Non
 
 
 def ray_processes() -> list[psutil.Process]:
-    """Return the processes of this test's Ray that do something."""
+    """Return the processes of this test's own Ray that do something; its raylet is a child of ours."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or [""]
-        if words[0].startswith("ray::") and "IDLE" not in words[0] and "Agent" not in words[0]:
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            title = (process.cmdline() or [""])[0]
+            if title.startswith("ray::") and "IDLE" not in title and "Agent" not in title:
+                found.append(process)
     return found
+
+
+def slot_processes() -> list[str]:
+    """Return the titles of those that belong to slots."""
+    titles = []
+    for process in ray_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            titles.append(process.cmdline()[0])
+    names = ("RayTrain", "Keeper", "Exchange")
+    return [title for title in titles if any(name in title for name in names)]
 
 
 def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_study: Make) -> None:
@@ -75,8 +89,9 @@ def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_s
     kept = [trial.id for trial in record.trials if folder.best_weights(trial.id).exists()]
     assert best.id in kept
     assert len(kept) <= config.study.keep_checkpoints
-    left = [" ".join(process.cmdline()) for process in ray_processes()]
-    assert not [words for words in left if "RayTrain" in words or "Keeper" in words or "Exchange" in words]
+    deadline = time.monotonic() + 20  # they were killed just now
+    while left := slot_processes():
+        assert time.monotonic() < deadline, left
 
 
 def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
@@ -245,6 +260,7 @@ def job(config: StudyConfig, blocks: dict[str, int], name: str, folder: Path) ->
         "id": name,
         "kind": "train",
         "settings": json.loads(json.dumps(settings.to_dict())),
+        "features": dataclasses.asdict(runner.feature_settings(config)),
         "keep": facts,
     }
 

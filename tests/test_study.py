@@ -206,7 +206,10 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
             "data.download: torchvision cannot download ImageNet, got true. Put its files below `path`.",
         ),
         ({"data": {"kind": "manifest", "path": None}}, "must be given for kind 'manifest', got nothing."),
-        ({"data": {"path": "s3://b/x"}}, "for kind 'folder', got 's3://b/x'. Write a path, or use kind"),
+        (
+            {"data": {"kind": "torchvision", "name": "CIFAR10", "path": "s3://b/x"}},
+            "for kind 'torchvision', got 's3://b/x'. Write a path, or use kind",
+        ),
         ({"data": {"on_error": "skipp"}}, "data.on_error: must be one of fail, skip, got 'skipp'. Did you"),
         ({"data": {"validation_share": 0.5, "test_share": 0.5}}, "together must be below 1, got 1."),
         ({"data": {"horizontal_flip": "yes"}}, "must be true or false, got 'yes'."),

@@ -65,6 +65,13 @@ class History:
             self._best = {k: v.detach().cpu().clone() for k, v in evaluated.items()}
             self._best_epoch, self._unsaved = int(metrics["epoch"]), True
         if time.monotonic() - self._written >= self.keep.every_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Write all that is needed to go on from the last epoch."""
+        self._written = time.monotonic()
+        self.save_best()
+        if self.leads:
             self._write_last()
 
     def save_best(self) -> None:
@@ -101,10 +108,6 @@ class History:
         return self.epochs
 
     def _write_last(self) -> None:
-        self._written = time.monotonic()
-        self.save_best()
-        if not self.leads:
-            return
         flat, groups = checkpoint.pack_optimizer(self.optimizer)
         model = {f"model.{k}": v for k, v in self.model.trained_state().items()}
         if self.average:

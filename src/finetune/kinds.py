@@ -6,7 +6,7 @@ function that returns a `Source`, named in `finetune.catalog.KINDS`.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,8 +16,10 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
+from finetune import file_cache, filesystems
 from finetune.decode import decode, decode_bytes
 from finetune.errors import DataError
+from finetune.filesystems import is_far, is_url
 from finetune.settings import DataSettings
 
 SPLITS = ("train", "val", "test")
@@ -93,8 +95,9 @@ class Files:
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
         """See `Reader`."""
         location = self.location(path)
-        if is_url(location):
-            return decode_bytes(self.content(path), location, at_least)
+        if is_far(location):
+            with readable(location, open_file=file_cache.here().open) as file:
+                return decode_bytes(file.read(), location, at_least)
         return decode(Path(location), at_least)
 
     def sample(self, path: str) -> tuple[int, bytes]:
@@ -111,35 +114,23 @@ class Files:
             return file.read()
 
 
-def is_url(path: str) -> bool:
-    """True for `memory://x`, `s3://bucket/x` and the like; False for a path of this machine."""
-    return "://" in path
-
-
 @contextmanager
-def readable(location: str) -> Iterator[BinaryIO]:
+def readable(
+    location: str, open_file: Callable[[str], BinaryIO] = filesystems.open_binary
+) -> Iterator[BinaryIO]:
     """Open a local file or a URL for reading.
 
     Raises:
         DataError: whatever goes wrong with it; names the file and the reason.
     """
     try:
-        with _open(location) as file:
+        with open_file(location) as file:
             yield file
     except Exception as error:  # each of fsspec's filesystems raises errors of its own
         raise DataError(
             f"{location}: the file must be readable, got {type(error).__name__}: {error}. "
             "Correct or remove it."
         ) from error
-
-
-def _open(location: str) -> BinaryIO:
-    if not is_url(location):
-        return open(location, "rb")
-    import fsspec  # 0.1 s that local files need not wait for
-
-    opened: BinaryIO = fsspec.open(location, "rb").open()
-    return opened
 
 
 def folder(data: DataSettings) -> Source:
@@ -149,11 +140,15 @@ def folder(data: DataSettings) -> Source:
     and is not used). Folders inside a class folder are searched too, links to folders there are not;
     hidden files and folders are passed over.
 
+    The folder may be a URL that fsspec lists (s3://bucket/flowers); what is below it is then taken alike.
+
     Raises:
         DataError: there is no such folder, it cannot be read, or splits stand twice or lack `train`.
     """
     if data.path is None:
         raise DataError("data.path: kind 'folder' needs the folder of the images, got None. Name one.")
+    if is_url(data.path):
+        return _folder_at(data.path.rstrip("/"))
     root = Path(data.path)
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
@@ -170,12 +165,50 @@ def folder(data: DataSettings) -> Source:
     return Source(given, Files(str(root)), passed_over=others)
 
 
+def _folder_at(url: str) -> Source:
+    """As `folder`, for a URL."""
+    paths = [path for path in _listed(url) if not any(part[0] == "." for part in path.split("/"))]
+    splits = _splits_among(url, sorted({path.split("/")[0] for path in paths if path.count("/") >= 2}))
+    given: dict[str, dict[str, list[str]]] = {}
+    for split, top in (splits or {"train": ""}).items():
+        prefix = f"{top}/" if top else ""
+        by_class = given.setdefault(split, {})
+        for path in paths:
+            name, _, rest = path.removeprefix(prefix).partition("/")
+            if path.startswith(prefix) and rest and os.path.splitext(rest)[1].lower() in EXTENSIONS:
+                by_class.setdefault(name, []).append(path)
+    suffixes = Counter(os.path.splitext(path)[1].lower() for path in paths)
+    others = {suffix: count for suffix, count in suffixes.items() if suffix not in EXTENSIONS}
+    return Source(given, Files(url), passed_over=others)
+
+
+def _listed(url: str) -> list[str]:
+    """Return the paths of all files below a URL, relative to it."""
+    import fsspec
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+        found = [str(path) for path in filesystem.find(root)]
+    except Exception as error:  # each of fsspec's filesystems raises errors of its own
+        raise DataError(
+            f"{url}: the folder must be readable, got {type(error).__name__}: {error}. Correct data.path."
+        ) from error
+    if not found:
+        raise DataError(f"{url}: data.path must hold files, got none. Correct data.path.")
+    return [path.removeprefix(root.rstrip("/") + "/") for path in found]
+
+
 def _split_folders(root: Path) -> dict[str, str]:
     """Return split -> name of its folder; empty where the classes lie straight below the root."""
+    return _splits_among(root, [top for top in _subfolders(root) if _subfolders(root / top)])
+
+
+def _splits_among(root: object, tops: Iterable[str]) -> dict[str, str]:
+    """Return split -> name of its folder, out of those folders that have folders inside."""
     found: dict[str, str] = {}
-    for top in _subfolders(root):
+    for top in tops:
         split = SPLIT_NAMES.get(top.lower())
-        if split is None or not _subfolders(root / top):
+        if split is None:
             continue
         if split in found:
             raise DataError(

@@ -52,7 +52,7 @@ class World:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: `complete` or `stopped`, after so many epochs."""
+    """How training ended: `complete`, `stopped` or `moved` (to go on elsewhere), after so many epochs."""
 
     state: str
     epochs: int
@@ -65,6 +65,7 @@ def train(
     report: Report,
     world: World | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    should_move: Callable[[], bool] = lambda: False,
     features: FeatureSettings | None = None,
 ) -> Outcome:
     """Train one model and leave its best weights at `keep.best`.
@@ -72,7 +73,8 @@ def train(
     `features` says where features of frozen blocks are kept, for this trial and others; None: nowhere.
 
     Where `keep.last` lies from an interrupted run of the same settings, its epochs are reported
-    again and training goes on behind them; the result equals an uninterrupted run.
+    again and training goes on behind them; the result equals an uninterrupted run. `should_stop` is
+    asked between batches, `should_move` between epochs: the run then ends with `keep.last` written.
 
     Raises:
         NonFiniteLoss: the loss became NaN or infinite; the message says where.
@@ -108,6 +110,9 @@ def train(
         metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
         history.add(metrics)
         report({"kind": "epoch"} | metrics)
+        if epoch < settings.epochs and any(run.world.agree(should_move())):
+            history.save()
+            return Outcome("moved", epoch)
     history.save_best()
     if run.world.rank == 0:
         keep.last.unlink(missing_ok=True)  # nothing is left to go on with

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.errors import DataError, did_you_mean
-from finetune.kinds import SPLIT_NAMES, SPLITS, Files, Source, is_url, readable
+from finetune.filesystems import is_url
+from finetune.kinds import SPLIT_NAMES, SPLITS, Files, Source, readable
 from finetune.settings import DataSettings
 
 REQUIRED = ("image", "label")

@@ -40,7 +40,7 @@ class DataSettings:
     name: str | None = None
     """Of the set, for kind `torchvision`: a class of torchvision.datasets, such as `CIFAR10`."""
     path: str | None = None
-    """Absolute path of the folder or manifest, or the manifest's URL; None for kind `digits`."""
+    """Absolute path or URL of the folder or manifest; None for kind `digits`."""
     download: bool = False
     """Fetch the torchvision set where it is not below `path`."""
     classes: tuple[str, ...] | None = None
@@ -86,7 +86,7 @@ class WeightsSettings:
     name: str | None = None
     """Name of a torchvision weights enum member of the backbone, such as `DEFAULT`."""
     file: str | None = None
-    """Absolute path of a `.pth`, `.pt` or `.safetensors` file with torchvision's keys."""
+    """Absolute path or URL of a `.pth`, `.pt` or `.safetensors` file with torchvision's keys."""
     source: SourceSettings | None = None
     """Pretrain on this source task, once; the result is kept in the cache."""
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from finetune import backbones
+from finetune import backbones, file_cache, filesystems
 from finetune.backbones import Backbone
 from finetune.errors import WeightsError, did_you_mean
 from finetune.settings import WeightsSettings
@@ -70,7 +70,7 @@ def load(backbone_name: str, weights: WeightsSettings) -> Pretrained:
     if weights.name is not None:
         return _from_name(backbone_name, weights.name)
     if weights.file is not None:
-        return _from_file(backbone_name, Path(weights.file))
+        return _from_file(backbone_name, weights.file)
     return Pretrained(
         state=None, classes=None, source_classes=len(IMAGENET_CLASSES), sha256=None, origin="random weights"
     )
@@ -165,14 +165,33 @@ def _download(member: Any) -> Path:
     return file
 
 
-def _from_file(backbone_name: str, file: Path) -> Pretrained:
+def _fetch(location: str) -> Path:
+    """Return a weights file, or this node's copy of one that is far; the workers of a node fetch it once."""
+    if not filesystems.is_far(location):
+        return Path(location)
+    try:
+        copy = file_cache.here().local(location)
+    except Exception as error:  # each of fsspec's file systems raises errors of its own
+        raise WeightsError(
+            f"weights: {location} must be readable, got {type(error).__name__}: {error}. Check the address."
+        ) from error
+    if copy is None and filesystems.is_url(location):
+        raise WeightsError(
+            f"weights: {location} must fit into this node's cache, got no room. "
+            "Raise FINETUNE_FILES_GIB, or copy the file to every node."
+        )
+    return copy or Path(location)
+
+
+def _from_file(backbone_name: str, location: str) -> Pretrained:
+    file = _fetch(location)
     with torch.device("meta"):
         outline = backbones.classifier(backbone_name)
     rows = backbones.last_layer(backbones.split(backbone_name, outline).source_fc).weight
     key = next(name for name, parameter in outline.named_parameters() if parameter is rows)
     state = backbones.current_keys(backbone_name, _read(file))
     if key not in state or state[key].dim() != rows.dim():
-        raise _misfit(str(file), backbone_name, differences(outline.state_dict(), state))
+        raise _misfit(location, backbone_name, differences(outline.state_dict(), state))
     source_classes = len(state[key])
     return Pretrained(
         state=state,
@@ -180,7 +199,7 @@ def _from_file(backbone_name: str, file: Path) -> Pretrained:
         source_classes=source_classes,
         image_size=backbones.image_size(backbone_name, state),
         sha256=_sha256(file),
-        origin=str(file),
+        origin=location,
     )
 
 

@@ -60,7 +60,7 @@ def slot_loop(config: dict[str, Any]) -> None:
 def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
     """Run one job and tell the exchange how it ended; a failure that spoils the process is raised."""
     leads = world.rank == 0
-    outbox = _Outbox(exchange, job["id"])
+    outbox = _Outbox(exchange, job["id"], job.get("first_message", 0))
 
     def tell(message: dict[str, Any]) -> None:
         if leads:
@@ -86,10 +86,10 @@ class _Outbox:
     one another.
     """
 
-    def __init__(self, exchange: Any, job_id: str) -> None:
+    def __init__(self, exchange: Any, job_id: str, first: int) -> None:
         self._exchange, self._job_id = exchange, job_id
         self._messages: list[dict[str, Any]] = []
-        self._number = 0
+        self._number = first
         self._sent = -math.inf
         self._call: Any = None
 
@@ -116,12 +116,14 @@ def _train(
     job: dict[str, Any], exchange: Any, world: World, tell: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Any]:
     keep = job["keep"] | {name: Path(job["keep"][name]) for name in ("best", "last")}
+    orders = _Orders(exchange, job["id"]) if world.rank == 0 else None
     outcome = loop.train(
         TrialSettings.from_dict(job["settings"]),
         keep=Keep(**keep),
         report=tell,
         world=world,
-        should_stop=_stopper(exchange, job["id"]) if world.rank == 0 else lambda: False,
+        should_stop=orders.stopped if orders else lambda: False,
+        should_move=orders.moving if orders else lambda: False,
         features=FeatureSettings(**job["features"]),
     )
     return {"state": outcome.state}
@@ -133,21 +135,34 @@ def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
     return {"state": "complete"}
 
 
-def _stopper(exchange: Any, job_id: str) -> Callable[[], bool]:
-    """Return a cheap way to ask whether the trial has been stopped from outside."""
-    answer = None
-    looked = time.monotonic()
-    stopped = False
+class _Orders:
+    """What the exchange wants of the running trial: cheap to ask, as the answer comes by itself."""
 
-    def should_stop() -> bool:
-        nonlocal answer, looked, stopped
-        if not stopped and time.monotonic() - looked >= STOP_POLL_SECONDS:
-            looked = time.monotonic()
-            answer = answer or exchange.until_stopped.remote(job_id)  # a trial of a moment needs none
-            stopped = bool(ray.wait([answer], timeout=0)[0])
-        return stopped
+    def __init__(self, exchange: Any, job_id: str) -> None:
+        self._exchange, self._job_id = exchange, job_id
+        self._answer: Any = None  # a trial of a moment does not ask
+        self._looked = time.monotonic()
+        self._stopped = self._moving = False
 
-    return should_stop
+    def stopped(self) -> bool:
+        """True once the trial is to end between two batches."""
+        self._look()
+        return self._stopped
+
+    def moving(self) -> bool:
+        """True once the trial is to leave this slot between two epochs: its node is about to go."""
+        self._look()
+        return self._moving
+
+    def _look(self) -> None:
+        if self._stopped or time.monotonic() - self._looked < STOP_POLL_SECONDS:
+            return
+        self._looked = time.monotonic()
+        if self._answer is None:
+            self._answer = self._exchange.until_stopped.remote(self._job_id, moving=self._moving)
+        if ray.wait([self._answer], timeout=0)[0]:
+            told, self._answer = ray.get(self._answer), None
+            self._stopped, self._moving = told == "stop", told == "move"
 
 
 def _survives(error: Exception, world: World) -> bool:

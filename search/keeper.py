@@ -1,0 +1,129 @@
+"""The keeper: an actor that starts, ends and starts again the slots of a study as nodes come and go.
+
+Every second it looks at the cluster. A node that has joined is checked (preflight.py) before it gets a slot;
+the slots of one that is about to go are emptied; slots are started while there are trials and room for more;
+and where room is missing, an autoscaler is asked for it by placement groups that wait.
+It lives beside the driver, so that the driver need not import torch.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from search import nodes, preflight, training
+from search.nodes import Node
+from search.preflight import Expected
+
+LOOK_SECONDS = 1.0
+
+
+class Keeper:
+    """Holds the Train runs of all slots, one thread each.
+
+    Args:
+        exchange: where slots get their trials.
+        plan: how many slots of which shape.
+        folder: for what Train writes.
+        models: backbones and image sizes that the slots look at when they start.
+        serve: what their workers run.
+        expected: what a node must be like to get a slot; None: any will do.
+    """
+
+    def __init__(
+        self,
+        exchange: Any,
+        plan: Any,
+        folder: str,
+        models: dict[str, Any],
+        serve: Callable[[dict[str, Any]], None],
+        expected: Expected | None,
+    ) -> None:
+        self._exchange, self._plan, self._expected = exchange, plan, expected
+        self._config = {"exchange": exchange, **models, "threads": plan.cpus, "once": plan.once}
+        self._folder, self._serve = folder, serve
+        self._slots: dict[str, threading.Thread] = {}
+        self._changed = threading.Event()
+        self._asked: list[PlacementGroup] = []
+        self._passed: set[str] = set(expected.passed) if expected else set()
+        self._refused: set[str] = set()
+        self._looking: dict[str, Any] = {}
+        """Node -> the check of it that runs."""
+        self._going: frozenset[str] = frozenset()
+
+    def run(self) -> None:
+        """Keep as many slots up as there are trials and room for, until the exchange is closed."""
+        while (wanted := ray.get(self._exchange.wanted.remote())) != 0:
+            wanted = self._plan.slots if wanted is None else min(wanted, self._plan.slots)
+            usable = self._look()
+            room = self._plan.fit(node.resources for node in usable)
+            self._ask(min(wanted, self._plan.ask) - max(room, len(self._slots)))
+            for _ in range(min(wanted, room) - len(self._slots)):
+                self._start(usable)
+            self._changed.wait(LOOK_SECONDS)
+            self._changed.clear()
+            self._slots = {name: thread for name, thread in self._slots.items() if thread.is_alive()}
+        self._ask(0)
+        for thread in self._slots.values():
+            thread.join()
+
+    def _look(self) -> list[Node]:
+        """Return the nodes that may hold slots, after telling the exchange which ones are about to go."""
+        going = nodes.about_to_go()
+        if going != self._going:
+            self._going = going
+            ray.get(self._exchange.vacate.remote(sorted(going)))
+        up = nodes.up()
+        if self._expected is None:
+            return up
+        for node in up:
+            if node.id not in self._passed | self._refused | self._looking.keys():
+                self._looking[node.id] = preflight.examine(self._expected, node)
+        for node in up:
+            answer = self._looking.get(node.id)
+            if answer is not None and ray.wait([answer], timeout=0)[0]:
+                self._judge(self._expected, node, self._looking.pop(node.id))
+        return [node for node in up if node.id in self._passed]
+
+    def _judge(self, expected: Expected, node: Node, answer: Any) -> None:
+        problems = preflight.problems(expected, node, answer)
+        (self._refused if problems else self._passed).add(node.id)
+        for problem in problems:
+            self._exchange.note.remote(f"{problem} It gets no slot.")
+
+    def _ask(self, slots: int) -> None:
+        """Have placement groups wait for so many slots more: that is what an autoscaler starts nodes for.
+
+        One that is granted has done its work: its node is up, and a slot will take its place.
+        """
+        while len(self._asked) > max(0, slots):
+            remove_placement_group(self._asked.pop())
+        while len(self._asked) < slots:
+            self._asked.append(placement_group([self._plan.bundle] * self._plan.workers, strategy="PACK"))
+
+    def _start(self, usable: list[Node]) -> None:
+        name = next(f"slot-{i}" for i in range(self._plan.slots) if f"slot-{i}" not in self._slots)
+        thread = threading.Thread(target=self._keep, args=(name, usable), name=name, daemon=True)
+        self._slots[name] = thread
+        thread.start()
+
+    def _keep(self, name: str, usable: list[Node]) -> None:
+        """Hold one slot until it ends, or dies where other nodes could take its place."""
+        try:
+            training.run(
+                self._serve,
+                self._config | {"slot": name},
+                plan=self._plan,
+                folder=self._folder,
+                nodes=[node.id for node in usable],
+                # A group that is restarted stays on its nodes. Where there are others, a new one is better.
+                restarts=all(node.is_head for node in usable),
+            )
+        except Exception as error:
+            if training.is_unheard(error):
+                how = training.how_lost(error)
+                ray.get(self._exchange.bury.remote(name, training.first_words(error), **how))
+        finally:
+            self._changed.set()

@@ -1,0 +1,70 @@
+"""The nodes of a Ray cluster: those that are up, those about to go, and those its autoscaler may add."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray._private.state import state
+
+HEAD = "node:__internal_head__"
+"""A resource that only Ray's head node has."""
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the cluster's whole config on the head, for the autoscaler there."""
+
+Resources = Mapping[str, float]
+"""Ray's names (CPU, GPU) -> how much of it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node that is up."""
+
+    id: str
+    address: str
+    resources: Resources
+
+    @property
+    def is_head(self) -> bool:
+        """True for the node that holds Ray's own state, where a study runs."""
+        return HEAD in self.resources
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that Ray knows of."""
+        return self.resources.get("GPU", 0.0)
+
+
+def up() -> list[Node]:
+    """Return the nodes that may be given work, the head first."""
+    going = about_to_go()
+    nodes = [
+        Node(entry["NodeID"], entry["NodeManagerAddress"], entry["Resources"])
+        for entry in ray.nodes()
+        if entry["Alive"] and entry["NodeID"] not in going
+    ]
+    return sorted(nodes, key=lambda node: (not node.is_head, node.id))
+
+
+def about_to_go() -> frozenset[str]:
+    """Return the ids of the nodes that are being drained: Ray gives them no more work."""
+    return frozenset(state.get_draining_nodes())
+
+
+def may_come(bootstrap: Path = BOOTSTRAP) -> list[Resources]:
+    """Return the resources of every node that the autoscaler of `ray up` may add, the largest first.
+
+    Empty without such an autoscaler, and for hosts of one's own: their file does not say what they have.
+    """
+    path = bootstrap.expanduser()
+    if not path.is_file():
+        return []
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    most = int(config.get("max_workers", 0))
+    nodes: list[Resources] = []
+    for name, kind in config.get("available_node_types", {}).items():
+        if name != config.get("head_node_type"):
+            nodes += [kind.get("resources", {})] * int(kind.get("max_workers", most))
+    return sorted(nodes, key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), reverse=True)[:most]

@@ -1,0 +1,129 @@
+"""One slot's Train run: which nodes it may use, how its workers meet, and what is said when they die."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+NODE_LABEL = "ray.io/node-id"
+"""Ray's own label of every node."""
+NODE_DIED = ("its node has died",)
+UNAVAILABLE = "is unavailable"
+"""In the words of Ray's own errors."""
+PEER_LOST = ("gloo", "NCCL")
+"""Words of errors by which workers lose one another."""
+
+
+def run(
+    serve: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    *,
+    plan: Any,
+    folder: str,
+    nodes: Sequence[str],
+    restarts: bool,
+) -> None:
+    """Run one slot until its workers' loop ends.
+
+    Args:
+        serve: what each worker runs, with `config`.
+        config: has `exchange` and `slot`, the slot's name.
+        plan: shape of the slot.
+        folder: for what Train writes.
+        nodes: ids of those that its workers may be on.
+        restarts: start the workers again when they die; else that is raised.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    from search.network import SlotTorchConfig  # imports torch
+
+    exchange, name = config["exchange"], config["slot"]
+    again = -1 if restarts else 0
+    _trainer()(
+        serve,
+        train_loop_config=config,
+        torch_config=SlotTorchConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpu,
+            resources_per_worker=plan.bundle,
+            label_selector={NODE_LABEL: f"in({','.join(nodes)})"},
+        ),
+        run_config=RunConfig(
+            name=f"{name}-{time.time_ns()}",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=again, controller_failure_limit=again),
+            callbacks=[_witness(exchange, name)],
+        ),
+    ).fit()
+
+
+def is_unheard(error: Exception) -> bool:
+    """True for the end of a run that its witness could not tell: its workers never came up.
+
+    Waiting in vain for room is no failure: another study may have taken it.
+    """
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    waited = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+    return not isinstance(error, WorkerGroupError) and not waited
+
+
+def first_words(error: BaseException) -> str:
+    """Return the one line of a Ray error that says what happened, without its general advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "SYSTEM_ERROR" in line or "OOM" in line or "Error:" in line]
+    return (telling or lines or [type(error).__name__])[-1].partition(" Some common causes include")[0]
+
+
+def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
+    """Return `lost`, workers died with their node; `parted`, they lost one another, for whatever reason.
+
+    Of a worker that dies alone Ray knows why within a second. One that is only `unavailable` by then, and
+    `away` from the head, has a node that is silent, too.
+    """
+    texts = [str(error) for error in errors]
+    died = NODE_DIED if not away else (*NODE_DIED, UNAVAILABLE)
+    return {
+        "lost": any(getattr(error, "preempted", False) for error in errors)
+        or any(word in text for text in texts for word in died),
+        "parted": any(word in text for text in texts for word in PEER_LOST),
+    }
+
+
+def _trainer() -> Any:
+    """Return `TorchTrainer` without two helper processes per run that a slot has no use for.
+
+    One deals out Ray datasets; the other frees placement groups of Tune trials that were stopped
+    under their Train run, and a slot outlives its trials.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class SlotTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            spared = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
+
+    return SlotTrainer
+
+
+def _witness(exchange: Any, name: str) -> Any:
+    """Return a Train callback that tells the exchange where a slot's workers start, and how they died."""
+    import ray
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class Witness(WorkerGroupCallback):
+        away = False
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
+            self.away = set(nodes) != {ray.get_runtime_context().get_node_id()}
+            ray.get(exchange.place.remote(name, nodes))
+
+        def after_worker_group_poll_status(self, status: Any) -> None:
+            if status.errors:
+                rank, error = min(status.errors.items())
+                how = how_lost(*status.errors.values(), away=self.away)
+                exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how)
+
+    return Witness()

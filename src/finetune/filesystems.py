@@ -1,0 +1,70 @@
+"""Where a path or a URL leads: some promises of local disks do not hold on a network.
+
+SQLite's write-ahead log needs memory that all its processes share, and locks that work: "WAL does not work
+over a network filesystem" (sqlite.org/wal.html).
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+MOUNTS = Path("/proc/self/mountinfo")
+"""Linux: the mounts that this process sees (proc_pid_mountinfo(5))."""
+_TYPES = """
+    nfs nfs4 cifs smb3 smbfs 9p afs ceph lustre glusterfs gpfs beegfs wekafs virtiofs pvfs2
+    fuse.sshfs fuse.s3fs fuse.gcsfuse fuse.goofys fuse.mount-s3 fuse.glusterfs fuse.ceph-fuse fuse.juicefs
+    fuse.rclone fuse.blobfuse2
+"""
+NETWORK = frozenset(_TYPES.split())
+"""Types whose files other machines may have open, too."""
+
+
+def is_url(path: str) -> bool:
+    """True for `memory://x`, `s3://bucket/x` and the like; False for a path of this machine."""
+    return "://" in path
+
+
+def is_far(location: str) -> bool:
+    """True if reading a path or a URL goes through a network."""
+    return is_url(location) or _is_far_folder(os.path.dirname(location))
+
+
+@lru_cache(maxsize=4096)
+def _is_far_folder(folder: str) -> bool:
+    return is_network(folder)
+
+
+def open_binary(location: str) -> BinaryIO:
+    """Open a path or a URL for reading."""
+    if not is_url(location):
+        return open(location, "rb")
+    import fsspec  # 0.1 s that local files need not wait for
+
+    opened: BinaryIO = fsspec.open(location, "rb").open()
+    return opened
+
+
+def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:
+    """True if a path, or the folder that it will be made in, is on a network file system.
+
+    Where the kernel does not say, such as on macOS: False.
+    """
+    return type_of(path, mounts) in NETWORK
+
+
+def type_of(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> str | None:
+    """Return the type of the file system that a path is on, as the kernel calls it; None: unknown."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    place = os.path.realpath(path)
+    found, kind = "", None
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        point = fields.split()[4].encode().decode("unicode_escape")  # a blank is \040 there
+        inside = place == point or place.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(found):  # the innermost mount; of two at one place the later
+            found, kind = point, rest.split()[0]
+    return kind

@@ -1,0 +1,275 @@
+"""Slots on a real cluster of several nodes: they join, get a notice, and die while trials run."""
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.cloudpickle
+from ray._private.state import state
+from ray.cluster_utils import Cluster
+
+from finetune import catalog
+from finetune.history import Keep
+from finetune.settings import DataSettings
+from search import nodes, preflight, runner, slots, spot, tuner
+from search.errors import PreflightError
+from search.space import Space
+from search.study import StudyConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from notices import metadata
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+Make = Callable[..., StudyConfig]
+EPOCH_SECONDS = 0.2
+"""At least, so that something can happen to a trial that runs."""
+QUICK = {
+    # A raylet that was killed is declared dead within seconds instead of a quarter of a minute.
+    "health_check_initial_delay_ms": 5000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 5000,
+    "health_check_failure_threshold": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head without CPUs, as in cluster.yaml; the tests add nodes. The driver is connected to it."""
+    tuner.quieten()
+    folder = tmp_path_factory.mktemp("nodes")
+    head = {
+        "num_cpus": 0,
+        "temp_dir": f"/tmp/{folder.parent.name}-{folder.name}",  # sockets below it have short paths only
+        "include_dashboard": False,
+        "_system_config": QUICK,
+    }
+    made = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def slow_and_told(log: Path) -> Callable[[dict[str, Any]], None]:
+    """Return a worker that takes its time for each epoch, and logs which one it trains on which node."""
+
+    def serve(config: dict[str, Any]) -> None:
+        from finetune import worker
+
+        train, train_epoch = worker.loop.train, worker.loop.Run.train_epoch
+
+        def named(settings: Any, *, keep: Any, **options: Any) -> Any:
+            worker.loop.Run.trial = keep.best.stem  # type: ignore[attr-defined]
+            return train(settings, keep=keep, **options)
+
+        def told(run: Any, epoch: int, should_stop: Callable[[], bool]) -> float | None:
+            node = ray.get_runtime_context().get_node_id()
+            with log.open("a") as file:
+                file.write(json.dumps({"trial": run.trial, "node": node, "epoch": epoch}) + "\n")
+            time.sleep(EPOCH_SECONDS)
+            return train_epoch(run, epoch, should_stop)
+
+        worker.loop.train = named
+        worker.loop.Run.train_epoch = told  # type: ignore[method-assign]
+        worker.slot_loop(config)
+
+    return serve
+
+
+def test_the_preflight_of_a_real_cluster_names_the_node_that_differs(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """By tasks on every node: one without GPUs that Ray counts, and one with another torchvision."""
+    metadata_of_another = tmp_path / "site" / "torchvision-0.1.dist-info" / "METADATA"
+    metadata_of_another.parent.mkdir(parents=True)
+    metadata_of_another.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    path = f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}"
+    plain = cluster.add_node(num_cpus=1)
+    other = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path})
+    without = cluster.add_node(num_cpus=1, num_gpus=1)
+    images = catalog.scan(DataSettings(kind="digits"))
+    expected = preflight.expect(tmp_path / ".shared", images, [], gpu=True)
+    up = {node.id: node for node in nodes.up()}
+    good = [node for node in up.values() if node.is_head or node.id == plain.node_id]
+    try:
+        assert set(preflight.check(expected, good).passed) == {node.id for node in good}
+        with pytest.raises(PreflightError) as refused:
+            preflight.check(expected, list(up.values()))
+    finally:
+        for node in (plain, other, without):
+            cluster.remove_node(node, allow_graceful=False)
+    lines = sorted(str(refused.value).splitlines())
+    assert len(lines) == 2
+    assert any(other.node_id[:8] in line and "torchvision must be" in line for line in lines)
+    assert any(without.node_id[:8] in line and "torch must see the 1 GPU(s)" in line for line in lines)
+
+
+class Driver:
+    """Runs single trials on slots, as Tune's trials do."""
+
+    def __init__(self, config: StudyConfig, folder: Path, plan: slots.SlotPlan) -> None:
+        self.config, self.folder, self.log = config, folder, folder / "trained.jsonl"
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slots, "serve", slow_and_told(self.log))
+            self.warm = slots.Slots(plan, folder / "slots", config.backbones)
+        self.heard: dict[str, list[dict[str, Any]]] = {}
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(self.warm.exchange, method).remote(*arguments))
+
+    def node_of(self, slot: str) -> str:
+        return str(self.call("status")["ready"][slot]["node"])
+
+    def submit(self, name: str, **options: Any) -> None:
+        """Start a trial that would run for hours."""
+        space = Space(self.config, next(iter(self.warm.wait().values()))["blocks"])
+        settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(runner.cache_dir()))
+        paths = {which: self.folder / f"{name}.{which}" for which in ("best", "last")}
+        keep = vars(Keep(metric="val/accuracy", mode="max", **paths, **options))
+        self.heard[name] = []
+        job = {
+            "id": name,
+            "kind": "train",
+            "settings": json.loads(json.dumps(settings.to_dict() | {"epochs": 100_000})),
+            "features": dataclasses.asdict(runner.feature_settings(self.config)),
+            "keep": {key: str(value) if isinstance(value, Path) else value for key, value in keep.items()},
+        }
+        self.call("submit", job)
+
+    def listen(self, name: str, until: Callable[[], bool]) -> str:
+        """Listen until something is so; return the slot that the trial is in."""
+        told = self.heard[name]
+        deadline = time.monotonic() + 120
+        while not until():
+            assert time.monotonic() < deadline, told[-3:]
+            told += self.call("receive", name)
+            assert not told or told[-1]["kind"] != "end", told[-1]
+        return str([message["slot"] for message in told if message["kind"] == "started"][-1])
+
+    def listen_to(self, name: str, epoch: int) -> str:
+        return self.listen(name, lambda: epoch in self.epochs(name))
+
+    def listen_elsewhere(self, name: str, but: str) -> list[int]:
+        """Listen until the trial has gone on on another node than that; return its epochs there."""
+
+        def there() -> list[int]:
+            return [epoch for node, epoch in self.trained(name) if node != but]
+
+        self.listen(name, lambda: len(there()) > 3)
+        self.call("cancel", name)
+        heard = self.epochs(name)
+        assert heard == list(range(1, len(heard) + 1))  # each of them once, in order
+        return there()
+
+    def epochs(self, name: str) -> list[int]:
+        return [message["epoch"] for message in self.heard[name] if message["kind"] == "epoch"]
+
+    def trained(self, name: str) -> list[tuple[str, int]]:
+        """Return node and number of every epoch that was begun, in order."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [(line["node"], line["epoch"]) for line in lines if line["trial"] == name]
+
+
+def test_slots_follow_the_nodes_and_no_trial_is_lost(
+    cluster: Cluster, small_study: Make, tmp_path: Path
+) -> None:
+    """Nodes are asked for, used when they join, given back, emptied on a notice, and may die.
+
+    A trial that moves goes on from its checkpoint, and the driver hears every epoch once.
+    """
+    plan = slots.SlotPlan(slots=3, ask=3, workers=1, cpus=1, gpu=False)
+    study = Driver(small_study(), tmp_path, plan)
+    try:
+        eventually(lambda: waiting_groups() == 3, "an autoscaler sees three groups that wait for a node")
+        added = {node.node_id: node for node in [cluster.add_node(num_cpus=1) for _ in range(3)]}
+        assert {study.node_of(name) for name in study.warm.wait(3)} == added.keys()
+        assert waiting_groups() == 0
+
+        study.call("want", 2)
+        eventually(lambda: len(idle(added)) == 1, "a slot without a trial to come frees its node")
+        spare = idle(added)
+
+        study.submit("noticed")
+        goes = study.node_of(study.listen_to("noticed", epoch=3))
+        give_notice(cluster, goes)
+        there = study.listen_elsewhere("noticed", but=goes)
+        here = [epoch for node, epoch in study.trained("noticed") if node == goes]
+        assert here + there == list(range(1, len(here + there) + 1))  # not one was trained twice
+
+        eventually(lambda: not idle(spare), "the lost slot starts again where there is room")
+        study.warm.wait(2)
+        study.submit("orphaned", every_seconds=0.0)
+        dies = study.node_of(study.listen_to("orphaned", epoch=4))
+        cluster.remove_node(added[dies], allow_graceful=False)
+        there = study.listen_elsewhere("orphaned", but=dies)
+        here = [epoch for node, epoch in study.trained("orphaned") if node == dies]
+        assert here[-1] <= there[0] <= here[-1] + 1  # at most the epoch that was running is lost
+    finally:
+        study.warm.close()
+
+
+def test_a_slot_of_two_workers_spans_two_nodes_and_outlives_one(
+    cluster: Cluster, small_study: Make, tmp_path: Path
+) -> None:
+    """DDP across nodes: where one dies, the trial goes on from its checkpoint when another one joins."""
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node, allow_graceful=False)
+    pair = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    plan = slots.SlotPlan(slots=1, ask=1, workers=2, cpus=1, gpu=False)
+    study = Driver(small_study(), tmp_path, plan)
+    try:
+        study.submit("pair", every_seconds=0.0)
+        study.listen_to("pair", epoch=3)
+        effective = next(message for message in study.heard["pair"] if message["kind"] == "effective")
+        assert effective["workers"] == 2
+        assert {node for node, _ in study.trained("pair")} == {node.node_id for node in pair}
+        cluster.remove_node(pair[1], allow_graceful=False)
+        third = cluster.add_node(num_cpus=1)
+        study.listen("pair", lambda: [n for n, _ in study.trained("pair")].count(third.node_id) > 3)
+        heard = study.epochs("pair")
+        assert heard == list(range(1, len(heard) + 1))
+        joined = [epoch for node, epoch in study.trained("pair") if node == third.node_id]
+        stayed = [epoch for node, epoch in study.trained("pair") if node == pair[0].node_id]
+        assert joined[0] >= 3  # from the checkpoint, not from the start
+        assert len(stayed) - len(set(stayed)) <= 1  # at most the epoch that was running is trained twice
+    finally:
+        study.warm.close()
+
+
+def eventually(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+def waiting_groups() -> int:
+    """Return how many placement groups wait for room: what an autoscaler starts nodes for."""
+    groups = ray.util.placement_group_table().values()
+    return sum(group["state"] == "PENDING" for group in groups)
+
+
+def idle(added: Any) -> set[str]:
+    """Return those of the nodes whose CPU is free."""
+    free = state.available_resources_per_node()
+    return {node for node in added if free.get(node, {}).get("CPU") == 1}
+
+
+def give_notice(cluster: Cluster, node_id: str) -> None:
+    """Have the watcher of this node hear that its machine is to be taken back in two minutes."""
+    with metadata() as server:
+        words = ["--cloud", "aws", "--server", server.url, "--node-id", node_id, "--address", cluster.address]
+        watcher = threading.Thread(target=spot.main, args=(words,))
+        watcher.start()
+        eventually(lambda: server.asked > 0, "the watcher looks")
+        server.left = 120
+        watcher.join()
