@@ -27,7 +27,7 @@ def test_a_search_on_digits_is_worth_its_pretrained_weights(
 ) -> None:
     """72 images of the digits 5 to 9; the weights have seen 0 to 4."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    said = {"study__trials": 8, "study__baselines": "[]", "space__strategy": "[replace, fuse]"}
+    said = {"study__trials": 6, "study__baselines": "[]", "space__strategy": "[replace, fuse]"}
     transferred = best_of("quickstart.yaml", tmp_path, **said)
     random = best_of("quickstart.yaml", tmp_path, model__weights="none", **said)
     print(f"digits: {transferred:.3f} from pretrained weights, {random:.3f} from random ones")
