@@ -34,6 +34,8 @@ TRAIN_ENVIRONMENT = {
     # Train looks at its workers every 2 s by default: a dead one is noticed within this instead.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run; the keeper sees drains for all
+    # A slot whose room another one has taken starts again with the nodes that are there by then.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
 }
