@@ -60,7 +60,9 @@ def resume(root: Path) -> StudyRecord:
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
     images = catalog.scan(data_settings(config))
-    before = ledger.read_study(folder).provenance.get("data_fingerprint", images.fingerprint)
+    before = images.fingerprint
+    if folder.database.exists():  # else its first run died before the first trial
+        before = ledger.read_study(folder).provenance.get("data_fingerprint", before)
     if before != images.fingerprint:
         raise StudyError(
             f"{folder.root}: a study must go on with the images it began with (fingerprint {before[:12]}), "
