@@ -12,11 +12,12 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ class Lab:
         self._make_folders()
         for name in HOSTS:
             self._make_host(name)
+        self.before: list[list[int]] = []
+        """What a scene leaves for a later one: the epochs of each trial."""
         self._init: subprocess.Popen[bytes] | None = None
 
     @contextlib.contextmanager
@@ -142,16 +145,47 @@ class Lab:
         return self.laptop(sys.executable, "-m", "search", *words, **options)
 
     def ray(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run `ray` on the laptop, with the autoscaler that the local provider works with."""
-        return self.laptop(
-            str(Path(sys.executable).with_name("ray")), *words, RAY_UP_enable_autoscaler_v2="0", **options
-        )
+        """Run `ray` on the laptop."""
+        return self.laptop(str(Path(sys.executable).with_name("ray")), *words, **options)
+
+    @contextlib.contextmanager
+    def background(self, *words: str) -> Iterator[None]:
+        """Run `ray` on the laptop until the caller is done."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(self.words(ray, *words), env=self.environment(), cwd=ROOT, **quiet)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(child(process.pid), signal.SIGINT)
+            process.wait(timeout=20)
+
+    @contextlib.contextmanager
+    def tunnel(self) -> Iterator[None]:
+        """Keep `ray dashboard` open at `ADDRESS`, where the laptop's environment looks for the cluster."""
+        with self.background("dashboard", str(self.cluster_file)):
+            answers = ["curl", "--silent", "--output", "/dev/null", ADDRESS]
+            self.wait("a tunnel", lambda: not self.laptop(*answers, check=False).returncode, seconds=30)
+            yield
+
+    def wait(self, what: str, is_so: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is so.
+
+        Raises:
+            AssertionError: it is not within so many seconds.
+        """
+        end = time.monotonic() + seconds
+        while not is_so():
+            if time.monotonic() > end:
+                raise AssertionError(f"the lab: {what} within {seconds:.0f} s")
+            time.sleep(0.5)
 
     def words(self, *words: str) -> list[str]:
         """Return the words that run a command in the laptop's namespaces."""
         assert self._init is not None
-        children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
-        return ["nsenter", "--target", children[0], "--mount", "--net", "--pid", *words]
+        target = str(child(self._init.pid))
+        return ["nsenter", "--target", target, "--mount", "--net", "--pid", *words]
 
     def environment(self, **changes: str) -> dict[str, str]:
         """Return the laptop's environment: a home of its own, nothing of whoever runs the tests."""
@@ -160,6 +194,8 @@ class Lab:
             "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
             "RAY_TMPDIR": str(self.folder / "t"),
             "RAY_AUTH_MODE": "token",
+            "RAY_ADDRESS": ADDRESS,
+            "RAY_UP_enable_autoscaler_v2": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": f"{ROOT}:{ROOT}/src",
@@ -238,6 +274,11 @@ class Lab:
             else:
                 log = (self.folder / name / "sshd.log").read_text()
                 raise AssertionError(f"{name}: sshd must answer within 20 s, got {log!r}")
+
+
+def child(pid: int) -> int:
+    """Return the only child of a process: `unshare` and `nsenter` run what they are given in one."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def start(how: str, host: str) -> str:
