@@ -110,8 +110,8 @@ class Lab:
         self._make_folders()
         for name in HOSTS:
             self._make_host(name)
-        self.before: list[list[int]] = []
-        """What a scene leaves for a later one: the epochs of each trial."""
+        self.saved: dict[int, list[float]] = {}
+        """What one scene leaves for another: the seconds of each saved epoch, by trial."""
         self._init: subprocess.Popen[bytes] | None = None
 
     @contextlib.contextmanager

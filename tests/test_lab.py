@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune import checkpoint
+from search.layout import StudyFolder
+from search.ledger import read_study
+from search.provenance import code_hash
+from search.results import to_json
 from tests import lab as labs
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
@@ -66,20 +71,12 @@ def write(lab: labs.Lab, name: str, **sections: dict[str, Any]) -> str:
 
 def record(lab: labs.Lab, name: str) -> dict[str, Any]:
     """Read a study's record from the shared folder; `/mnt` on the hosts is a folder of this machine."""
-    from search.layout import StudyFolder
-    from search.ledger import read_study
-    from search.results import to_json
-
     return to_json(read_study(StudyFolder(lab.shared / "results" / name)), history=True)
 
 
 def row(lab: labs.Lab, name: str) -> dict[str, Any]:
     rows = {row["study"]: row for row in json.loads(lab.search("status", "--json").stdout)}
     return rows[name]
-
-
-def epochs(lab: labs.Lab, name: str) -> list[list[int]]:
-    return [[int(e["epoch"]) for e in trial["history"]] for trial in record(lab, name)["trials"]]
 
 
 # The cluster
@@ -148,13 +145,19 @@ def test_stop_saves_what_was_trained_and_frees_the_cluster(lab: labs.Lab) -> Non
     now = row(lab, "long")
     assert (now["state"], now["running"]) == ("interrupted", 0)
     lab.wait("free CPUs", lambda: "0.0/2.0 CPU" in resources(lab), seconds=30)
-    assert {trial["state"] for trial in record(lab, "long")["trials"]} <= {"COMPLETE", "FAIL"}
-    lab.before = epochs(lab, "long")
-    assert sum(map(len, lab.before)) > 0
+    trials = record(lab, "long")["trials"]
+    assert {trial["state"] for trial in trials} <= {"COMPLETE", "FAIL"}
+    interrupted = [trial for trial in trials if trial["interrupted"]]
+    assert len(interrupted) == 2
+    for trial in interrupted:
+        last = lab.shared / "results" / "long" / "trials" / trial["id"] / "last.safetensors"
+        saved = checkpoint.read(last)[1]["history"]
+        assert len(saved) >= trial["epochs"]
+        lab.saved[trial["number"]] = [epoch["seconds"] for epoch in saved]
 
 
 def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(lab: labs.Lab) -> None:
-    """The raylet of the worker host is killed in mid-study: its trial goes on, with no epoch twice."""
+    """The raylet of the worker host is killed in mid-study: its trial goes on in another slot."""
     lab.search("resume", "/mnt/results/long", "--address", labs.ADDRESS)
     lab.wait("running", lambda: row(lab, "long")["running"] == 2, seconds=90)
     (raylet,) = lab.pids("worker", "raylet")
@@ -166,6 +169,10 @@ def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(la
     assert len(complete) == 4
     for trial in complete:
         assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, 61))
+        if trial["continues"] is not None:  # the saved epochs are those of before the stop, to the digit
+            saved = lab.saved.pop(trial["continues"])
+            assert [epoch["seconds"] for epoch in trial["history"][: len(saved)]] == saved
+    assert lab.saved == {}
     assert all(trial["interrupted"] for trial in ended["trials"] if trial["state"] == "FAIL")
 
 
@@ -191,8 +198,6 @@ def test_an_older_copy_that_is_installed_on_the_nodes_is_not_used(lab: labs.Lab)
     (slot,) = record(lab, "pair")["study"]["provenance"]["slots"].values()
     assert "/runtime_resources/working_dir_files/" in slot["finetune"]
     provenance = record(lab, "pair")["study"]["provenance"]
-    from search.provenance import code_hash
-
     assert provenance["code"] == code_hash()
     assert provenance["job"].startswith("pair-")
 
@@ -204,10 +209,26 @@ def test_wait_ends_with_the_exit_code_of_the_study(lab: labs.Lab) -> None:
     assert "error: /mnt/nothing" in done.stdout
 
 
+def test_a_results_folder_that_the_hosts_do_not_share_is_refused_before_the_first_trial(
+    lab: labs.Lab,
+) -> None:
+    config = write(lab, "apart", resources={"slots": 2})
+    done = lab.search("submit", config, "--results", f"{labs.OWN}/results", "--wait", check=False)
+    assert done.returncode == 2, done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert labs.HOSTS["worker"] in line
+    assert f"{labs.OWN}/results/apart" in line
+
+
 # What comes back to the laptop
 
 
-def test_results_and_the_best_model_come_to_the_laptop(lab: labs.Lab) -> None:
+def test_images_go_to_the_cluster_and_results_and_the_best_model_come_back(lab: labs.Lab) -> None:
+    flowers = lab.home / "flowers" / "rose"
+    flowers.mkdir(parents=True)
+    (flowers / "1.png").write_bytes(b"x")
+    lab.ray("rsync-up", str(lab.cluster_file), f"{flowers.parent}/", "/mnt/flowers/")
+    assert (lab.shared / "flowers" / "rose" / "1.png").read_bytes() == b"x"
     shown = lab.search("results", "/mnt/results/pair", "--address", labs.ADDRESS, "--json")
     assert json.loads(shown.stdout)["study"]["state"] == "finished"
     to = lab.home / "best"
