@@ -33,6 +33,12 @@ ADDRESS = "http://127.0.0.1:8265"
 TOKEN = "lab-token-" + "0123456789abcdef" * 3
 OLD_COPY = "an older copy of finetune, installed on the node"
 
+WATCHER = (
+    "RAY_AUTH_MODE=token nohup python ~/transfer/spot.py --cloud aws --server http://127.0.0.1:9"
+    " > /tmp/ray/spot.log 2>&1 &"
+)
+"""As in the cluster files; nobody answers there, so it asks on."""
+
 # Runs as the first process of the laptop's namespaces.
 LAPTOP = r"""
 set -eu
@@ -257,10 +263,17 @@ class Lab:
             "min_workers": 1,
             "max_workers": 1,
             "idle_timeout_minutes": 60,
-            "file_mounts": {"~/.ray/auth_token": str(self.home / ".ray" / "auth_token")},
+            "file_mounts": {
+                "~/.ray/auth_token": str(self.home / ".ray" / "auth_token"),
+                "~/transfer/spot.py": str(ROOT / "search" / "spot.py"),
+            },
             "setup_commands": ["chmod 600 ~/.ray/auth_token"],
             "head_start_ray_commands": ["ray stop", start("--head --port=6379", "head")],
-            "worker_start_ray_commands": ["ray stop", start("--address=$RAY_HEAD_IP:6379", "worker")],
+            "worker_start_ray_commands": [
+                "ray stop",
+                start("--address=$RAY_HEAD_IP:6379", "worker"),
+                WATCHER,
+            ],
         }
 
     def _wait_for_sshd(self) -> None:

@@ -76,6 +76,15 @@ def test_gpu_nodes_are_spot_the_head_is_not_and_idle_nodes_end(path: Path) -> No
     assert config["provider"]["cache_stopped_nodes"] is False
 
 
+@pytest.mark.parametrize("path", CLOUD, ids=lambda path: path.name)
+def test_spot_workers_watch_for_the_notice(path: Path) -> None:
+    config = read(path)
+    (local,) = [local for remote, local in config["file_mounts"].items() if remote.endswith("/spot.py")]
+    assert (ROOT / local).is_file()
+    assert "nohup python ~/transfer/spot.py" in config["worker_start_ray_commands"][-1]
+    assert not any("spot.py" in command for command in config["head_start_ray_commands"])
+
+
 def test_given_hosts_start_all_at_once_and_workers_are_kept_off_the_head() -> None:
     path = ROOT / "configs" / "clusters" / "onprem.yaml"
     config = read(path)

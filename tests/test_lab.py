@@ -96,6 +96,11 @@ def test_a_client_without_the_token_or_with_a_wrong_one_is_refused(lab: labs.Lab
     assert lab.on("head", answer) == "401"
 
 
+def test_the_watcher_for_spot_notices_outlives_the_session_that_started_it(lab: labs.Lab) -> None:
+    assert "python" in lab.on("worker", "pgrep --list-full --full '[s]pot.py'")
+    assert "Asking on." in lab.on("worker", "cat /tmp/ray/spot.log")
+
+
 def test_the_token_is_private_on_every_host_and_the_dashboard_listens_on_loopback_only(lab: labs.Lab) -> None:
     for host in labs.HOSTS:
         assert lab.on(host, "stat -c %a ~/.ray/auth_token").strip() == "600"
