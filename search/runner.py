@@ -34,6 +34,9 @@ from search.stopping import EarlyStopping
 from search.study import StudyConfig
 from search.watch import Watch
 
+LOCK_SECONDS = 2.0
+"""`status` holds the lock for a moment, to see whether a study runs."""
+
 
 def run(config: StudyConfig) -> StudyRecord:
     """Run a new study and return its record; what is found on the way is in its results folder.
@@ -367,7 +370,7 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
     Raises:
         StudyError: another process holds it.
     """
-    lock = FileLock(folder.lock, blocking=False)
+    lock = FileLock(folder.lock, timeout=LOCK_SECONDS)
     try:
         with lock:
             yield
