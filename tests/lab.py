@@ -35,7 +35,7 @@ OLD_COPY = "an older copy of finetune, installed on the node"
 
 WATCHER = (
     "RAY_AUTH_MODE=token nohup python ~/transfer/spot.py --cloud aws --server http://127.0.0.1:9"
-    " > /tmp/ray/spot.log 2>&1 &"
+    " < /dev/null > /tmp/ray/spot.log 2>&1 &"
 )
 """As in the cluster files; nobody answers there, so it asks on."""
 
