@@ -8,30 +8,21 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from finetune.errors import FinetuneError
-from search import config_file, results
-from search.errors import CapacityError, PreflightError, SearchError, StudyError
+from search import cluster_commands, config_file, results
+from search.cluster_commands import Address, Cluster, Wait
+from search.commands import Exit, JsonFlag, Overrides, print_json, say
+from search.errors import CapacityError, ClusterError, PreflightError, SearchError, StudyError
 from search.layout import StudyFolder
 from search.problems import ConfigErrors
 from search.record import StudyRecord
 from search.study import StudyConfig
 from search.terminal import console, print_line
-
-
-class Exit(IntEnum):
-    """What the exit code says."""
-
-    DONE = 0
-    STUDY_FAILED = 1
-    BAD_INPUT = 2
-    INTERRUPTED = 130
-
 
 app = typer.Typer(
     help="Search how best to transfer a pretrained image classifier to your own images.",
@@ -40,21 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help and errors, also in pipes
 )
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, nothing else.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as study.trials=8."),
-]
-
-
-def say(text: str) -> None:
-    """Tell a person something, beside the payload."""
-    print_line(console(stderr=True), text)
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON value on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @app.command()
@@ -72,6 +48,9 @@ def run(
     only_trial: Annotated[
         int | None, typer.Option(help="Run only trial N of the study again: alone, in this process.")
     ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Go on with the study that this config has begun, if any.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a study: search, print the ranked trials, export the best model."""
@@ -89,6 +68,7 @@ def run(
 
         run_only(config, only_trial, say)
         return
+    from search import begun as begun_studies
     from search import runner
 
     root = str(results_dir.absolute()) if results_dir else None
@@ -98,14 +78,39 @@ def run(
         )
     else:
         loaded = StudyConfig.from_folder(str(data), **options, **({"results": root} if root else {}))
-    finish(runner.run(loaded), as_json)
+    begun = begun_studies.find(loaded) if go_on else None
+    if begun is None:
+        finish(runner.run(loaded), as_json)
+    else:
+        go_on_with(begun, as_json)
+
+
+def go_on_with(folder: StudyFolder, as_json: bool) -> None:
+    """Go on with a study that a config has begun, or show it where it has finished."""
+    from search import ledger, runner
+
+    if (record := ledger.read_study(folder)).state == "finished":
+        say(f"{folder.root}: this study has finished; `submit --new` begins another with its config")
+    else:
+        say(f"{folder.root}: going on with this study")
+        record = runner.resume(folder.root)
+    finish(record, as_json)
 
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="A results folder.")], as_json: JsonFlag = False
+    folder: Annotated[Path, typer.Argument(help="A results folder; with a cluster, a folder there.")],
+    address: Address = None,
+    cluster: Cluster = None,
+    wait: Wait = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Go on with an interrupted study."""
+    """Go on with an interrupted study: here, or as a job of a cluster."""
+    if address or cluster:
+        cluster_commands.resume_there(str(folder), address, cluster, wait=wait, as_json=as_json)
+        return
+    if wait:
+        raise typer.BadParameter("--wait goes with --cluster or --address")
     from search import runner
 
     finish(runner.resume(folder), as_json)
@@ -129,11 +134,17 @@ def finish(record: StudyRecord, as_json: bool) -> None:
 
 @app.command("results")
 def results_command(
-    folder: Annotated[Path, typer.Argument(help="A results folder.")],
+    folder: Annotated[Path, typer.Argument(help="A results folder; with a cluster, a folder there.")],
+    address: Address = None,
+    cluster: Cluster = None,
     as_json: JsonFlag = False,
     history: Annotated[bool, typer.Option(help="With --json: every epoch of every trial.")] = False,
 ) -> None:
     """Print the ranked trials of a study, also while it runs."""
+    if address or cluster:
+        flags = ["--json"] * as_json + ["--history"] * history
+        cluster_commands.results_there(str(folder), flags, address, cluster)
+        return
     from search import ledger
 
     record = ledger.read_study(StudyFolder.open(folder))
@@ -260,6 +271,9 @@ def shown_path(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
+cluster_commands.register(app)
+
+
 def main() -> int:
     """Run a command; return its exit code, with our own errors as one message instead of a trace."""
     return guarded(lambda: app(prog_name="python -m search", standalone_mode=False))
@@ -281,7 +295,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return Exit.BAD_INPUT
-    except (FinetuneError, CapacityError, PreflightError, StudyError) as error:
+    except (FinetuneError, CapacityError, ClusterError, PreflightError, StudyError) as error:
         say(f"error: {error}")
         return Exit.BAD_INPUT
     except SearchError as error:

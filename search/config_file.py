@@ -30,11 +30,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyCo
         ConfigErrors: with every mistake of the file and of the overrides.
 
     """
-    text = Text(_read(Path(path)), str(path))
-    if not isinstance(text.values, dict):
-        fix = "Start with `study:` and below it `name:`."
-        rule = f"must be a mapping of sections, got {_or_nothing(text.values)}. {fix}"
-        raise ConfigErrors(text.problems or [Problem(Place(str(path)), rule)])
+    text = _sections(path)
     values = copy.deepcopy(text.values)
     _start_paths_at(os.path.dirname(path), values)
     given = [_Override(order, words) for order, words in enumerate(overrides)]
@@ -57,6 +53,35 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyCo
     return config
 
 
+def paths_of_this_machine(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> dict[str, str]:
+    """Return the keys of a config whose paths mean something on this machine only: relative ones and `~`.
+
+    Args:
+        path: the file, which `load` accepts with these overrides.
+        overrides: as for `load`.
+
+    Returns:
+        The path by its dotted key, as the user wrote it; `results` also where it is left out.
+    """
+    values = {"results": "results", **copy.deepcopy(_sections(path).values)}
+    for order, words in enumerate(overrides):
+        _Override(order, words).apply(values)
+    return {
+        dotted((*parents, key)): inner[key]
+        for parents, key, inner in _paths(values)
+        if not os.path.isabs(inner[key])
+    }
+
+
+def _sections(path: str | os.PathLike[str]) -> Text:
+    text = Text(_read(Path(path)), str(path))
+    if not isinstance(text.values, dict):
+        fix = "Start with `study:` and below it `name:`."
+        rule = f"must be a mapping of sections, got {_or_nothing(text.values)}. {fix}"
+        raise ConfigErrors(text.problems or [Problem(Place(str(path)), rule)])
+    return text
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -74,11 +99,17 @@ def _or_nothing(value: object) -> str:
 
 def _start_paths_at(folder: str, values: dict[str, Any]) -> None:
     """Make the relative paths in `values` start at `folder`."""
+    for _, key, inner in _paths(values):
+        inner[key] = os.path.normpath(os.path.join(folder, os.path.expanduser(inner[key])))
+
+
+def _paths(values: dict[str, Any]) -> Iterator[tuple[KeyPath, str, dict[str, Any]]]:
+    """Yield each path of this machine that stands in `values`: keys above it, its key, its mapping."""
     for *parents, key in [*PATHS, *_weights_paths(values)]:
         inner = _inside(values, parents)
         path = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(path, str) and path and not is_url(path):
-            inner[key] = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+            yield tuple(parents), key, inner
 
 
 def _weights_paths(values: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -6,6 +6,7 @@ SearchError
 ├── SlotsLost        no slot could be started or kept
 ├── SettingsIgnored  a worker trained with other settings than were suggested
 ├── StudyError       a results folder is missing, damaged or of another study
+├── ClusterError     a cluster cannot be reached, refuses the token, or has no such study
 └── TrialFailed      one trial failed, with the reason its worker gave
 
 Config mistakes are `ConfigErrors` (config_file.py): many at once, with positions.
@@ -34,6 +35,10 @@ class SettingsIgnored(SearchError):
 
 class StudyError(SearchError):
     """A results folder is missing, damaged or of another study."""
+
+
+class ClusterError(SearchError):
+    """A cluster cannot be reached, refuses the token, or has no such study."""
 
 
 class TrialFailed(SearchError):

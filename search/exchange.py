@@ -1,8 +1,9 @@
 """The exchange: an actor that hands trials to slots and carries back what the slots say.
 
-Trials ask from one side (`submit`, `receive`, `cancel`), slots from the other (`register`, `take`,
-`report`, `until_stopped`). The keeper of the slots says where they are (`place`), which nodes are about to
-go (`vacate`) and whose workers died (`bury`).
+Trials ask from one side (`run`, `receive`), slots from the other (`register`, `take`, `report`,
+`until_stopped`); the driver ends what is not wanted any more (`cancel`, `leave`,
+`close`). The keeper of the slots says where they are (`place`), which nodes are about to go (`vacate`) and
+whose workers died (`bury`).
 Every way a trial can end frees its slot. A slot that ends since its node goes hands its trial on, and it
 continues from its last checkpoint in another one; any other end of a slot ends its trial, with a reason.
 """
@@ -83,6 +84,19 @@ class Exchange:
             self._queue.remove(work)
         work.say(_ended("stopped"))  # wakes the worker's `until_stopped` and a late `receive`
 
+    async def leave(self, job_id: str) -> None:
+        """Nobody listens to a job any more: if it still runs it ends its epoch, is saved, and stops.
+
+        That is how trials end that a stopped study leaves behind; one that is no longer wanted at all is
+        cancelled at once.
+        """
+        work = self._works.get(job_id)
+        if work is None or work.ended or work in self._queue:
+            await self.cancel(job_id)
+            return
+        work.left = True
+        work.move()
+
     # The slot's side
 
     async def register(self, name: str, facts: dict[str, Any]) -> int:
@@ -125,6 +139,8 @@ class Exchange:
         if work.hear(number, message) and slot is not None:
             slot.work = None
             self._hand_on(work)
+        elif work.left and work.ended:
+            self._change.ring()
 
     async def report_all(self, job_id: str, number: int, messages: list[Message]) -> None:
         """Pass on messages that follow one another, the first one's number being `number`."""
@@ -223,8 +239,14 @@ class Exchange:
             "notes": self._notes,
         }
 
-    async def close(self) -> None:
-        """Stop every job and let every slot end."""
+    async def close(self, seconds: float = 0.0) -> None:
+        """Stop every job and let every slot end; trials get `seconds` to end and save their epoch before."""
+        for work in [slot.work for slot in self._slots.values() if slot.work]:
+            if work.job.get("kind") != "export":
+                await self.leave(work.job["id"])
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._is_saving() and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await self._wait(left)
         self._closed = True
         for job_id in list(self._works):
             await self.cancel(job_id)
@@ -277,7 +299,14 @@ class Exchange:
             self._queue.appendleft(work)
             self._match()
 
+    def _is_saving(self) -> bool:
+        return any(slot.work and slot.work.left and not slot.work.ended for slot in self._slots.values())
+
     def _hand_on(self, work: Work) -> None:
+        if work.left:
+            work.say(_ended("stopped"))
+            self._change.ring()
+            return
         work.hand_on()
         self._queue.appendleft(work)
         self._match()

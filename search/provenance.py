@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -11,6 +12,10 @@ import finetune
 from search.errors import StudyError
 
 ROOT = Path(__file__).parents[1]
+COMMIT_VARIABLE = "SEARCH_COMMIT"
+"""Tells a job, which has no checkout, the commit that was submitted."""
+JOB_VARIABLE = "SEARCH_JOB"
+"""Tells a job its submission id."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "tensorboard", "pydantic")
 
 
@@ -41,7 +46,8 @@ def collect(*, seed: int, data_fingerprint: str) -> dict[str, Any]:
     """Return what must be the same for the study's results to come out the same."""
     return {
         "code": code_hash(),
-        "commit": _commit(),
+        "commit": commit(),
+        "job": os.environ.get(JOB_VARIABLE),
         "data_fingerprint": data_fingerprint,
         "seed": seed,
         "python": platform.python_version(),
@@ -49,11 +55,13 @@ def collect(*, seed: int, data_fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the checkout's commit, with `+changes` where files differ from it; None without git."""
+    if submitted := os.environ.get(COMMIT_VARIABLE):
+        return submitted
     try:
-        commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

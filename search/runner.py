@@ -34,6 +34,9 @@ from search.stopping import EarlyStopping
 from search.study import StudyConfig
 from search.watch import Watch
 
+LOCK_SECONDS = 2.0
+"""`status` holds the lock for a moment, to see whether a study runs."""
+
 
 def run(config: StudyConfig) -> StudyRecord:
     """Run a new study and return its record; what is found on the way is in its results folder.
@@ -60,7 +63,9 @@ def resume(root: Path) -> StudyRecord:
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
     images = catalog.scan(data_settings(config))
-    before = ledger.read_study(folder).provenance.get("data_fingerprint", images.fingerprint)
+    before = images.fingerprint
+    if folder.database.exists():  # else its first run died before the first trial
+        before = ledger.read_study(folder).provenance.get("data_fingerprint", before)
     if before != images.fingerprint:
         raise StudyError(
             f"{folder.root}: a study must go on with the images it began with (fingerprint {before[:12]}), "
@@ -365,7 +370,7 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
     Raises:
         StudyError: another process holds it.
     """
-    lock = FileLock(folder.lock, blocking=False)
+    lock = FileLock(folder.lock, timeout=LOCK_SECONDS)
     try:
         with lock:
             yield

@@ -26,6 +26,8 @@ START_SECONDS = 180.0
 BOOT_SECONDS = 1800.0
 """The same where no node has room yet: an autoscaler has to get one from its cloud first."""
 CLOSE_SECONDS = 15.0
+SAVE_SECONDS = 60.0
+"""For the trials of a stopped study to end their epoch and save it; a longer epoch is lost."""
 
 ON_HEAD = {"num_cpus": 0, "resources": {HEAD: 0.001}}
 """Beside the driver and Ray's own state: a node that goes takes none of what a study cannot do without."""
@@ -202,7 +204,7 @@ class Slots:
     def close(self) -> None:
         """End every slot; processes that do not end by themselves are killed."""
         try:
-            ray.get(self.exchange.close.remote(), timeout=CLOSE_SECONDS)
+            ray.get(self.exchange.close.remote(SAVE_SECONDS), timeout=SAVE_SECONDS + CLOSE_SECONDS)
             ray.get(self._run, timeout=CLOSE_SECONDS)
         except (GetTimeoutError, RayError):
             pass  # they are killed below: their workers belong to the keeper and go with it

@@ -40,7 +40,9 @@ class Work:
     told: Bell = field(default_factory=Bell)
     """Rings when the worker has something to do: stop, or move."""
     moving: bool = False
-    """Its slot's node goes: the worker saves the trial after its epoch and leaves it."""
+    """Its slot's node goes, or the study ends: the worker saves the trial after its epoch and leaves it."""
+    left: bool = False
+    """Nobody listens any more: it is not handed on."""
     started: bool = False
     handed_out: int = 0
     lost: int = 0

@@ -70,6 +70,38 @@ def test_a_cancelled_job_is_stopped_in_its_slot_and_the_slot_takes_the_next() ->
     play(scene)
 
 
+def test_a_job_that_nobody_listens_to_is_saved_after_its_epoch_and_not_handed_on() -> None:
+    async def scene(exchange: Exchange) -> None:
+        generation = await exchange.register("slot-0", {})
+        await exchange.submit(job("a"))
+        await exchange.take("slot-0", generation, 0, 0)
+        await exchange.leave("a")
+        assert await exchange.until_stopped("a") == "move"
+        await exchange.report("a", 0, {"kind": "end", "state": "moved"})
+        assert (await exchange.status())["queued"] == []
+        assert (await exchange.receive("a"))[-1]["state"] == "stopped"
+
+    play(scene)
+
+
+def test_a_study_that_is_stopped_waits_for_its_trials_to_be_saved_but_not_for_ever() -> None:
+    async def scene(exchange: Exchange) -> None:
+        generations = {name: await exchange.register(name, {}) for name in ("slot-0", "slot-1")}
+        for name, generation in generations.items():
+            await exchange.submit(job(name))
+            await exchange.take(name, generation, 0, 0)
+        closing = asyncio.create_task(exchange.close(0.3))
+        assert await exchange.until_stopped("slot-0") == "move"
+        await exchange.report("slot-0", 0, {"kind": "end", "state": "moved"})
+        await asyncio.sleep(0.1)
+        assert not closing.done()  # the other trial still trains
+        await closing
+        assert await exchange.until_stopped("slot-1", moving=True) == "stop"
+        assert await exchange.take("slot-0", generations["slot-0"], 0, 1) is None
+
+    play(scene)
+
+
 def test_a_cancelled_job_in_the_queue_is_never_handed_out() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.submit(job("a"))

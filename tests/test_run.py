@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ray.cloudpickle
 
+from finetune import checkpoint
 from finetune.history import Keep
 from search import runner, slots, watch
 from search.errors import SettingsIgnored
@@ -247,6 +248,27 @@ def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Pat
         assert messages[-1]["state"] == "complete"
     finally:
         warm.close()
+
+
+def test_a_trial_of_a_study_that_is_stopped_is_saved_with_the_epoch_it_was_in(
+    small_study: Make, tmp_path: Path
+) -> None:
+    config = small_study()
+    warm = slots.Slots(
+        slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots", config.backbones
+    )
+    epochs = 0
+    try:
+        long = job(config, next(iter(warm.wait().values()))["blocks"], "long", tmp_path)
+        long["settings"]["epochs"] = 10_000
+        ray.get(warm.exchange.submit.remote(long))
+        while not epochs:
+            epochs = sum(m["kind"] == "epoch" for m in ray.get(warm.exchange.receive.remote("long")))
+    finally:
+        warm.close()
+    _, facts = checkpoint.read(tmp_path / "long.last")
+    assert len(facts["history"]) > epochs
+    assert (tmp_path / "long.best").exists()
 
 
 def job(config: StudyConfig, blocks: dict[str, int], name: str, folder: Path) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def train(
     report({"kind": "effective"} | run.effective())
     for past in history.restore():
         report({"kind": "epoch"} | past)
+    moves = False
     for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
         begin = time.perf_counter()
         loss = run.train_epoch(epoch, should_stop)
@@ -110,11 +111,12 @@ def train(
         metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
         history.add(metrics)
         report({"kind": "epoch"} | metrics)
-        if epoch < settings.epochs and any(run.world.agree(should_move())):
-            history.save()
-            return Outcome("moved", epoch)
+        if moves := any(run.world.agree(should_move())):
+            history.save()  # after the last epoch too: whoever asked may not hear that it was the last
+            if epoch < settings.epochs:
+                return Outcome("moved", epoch)
     history.save_best()
-    if run.world.rank == 0:
+    if run.world.rank == 0 and not moves:
         keep.last.unlink(missing_ok=True)  # nothing is left to go on with
     return Outcome("complete", settings.epochs)
 
