@@ -29,8 +29,9 @@ from torch import Tensor
 from torchvision import transforms
 
 from finetune import assets, catalog, loop, optimize, order, passes
-from finetune.data import CROP_SHARE, ImageData, normalise
+from finetune.data import ImageData
 from finetune.passes import Pass
+from finetune.pixels import CROP_SHARE, normalise
 from finetune.settings import TrialSettings
 from search import tuner
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from finetune import data as data_module
+from finetune import pixels
 from finetune.catalog import scan
-from finetune.data import ImageData, load_image, normalise
+from finetune.data import ImageData
 from finetune.errors import DataError
+from finetune.pixels import load_image, normalise
 from finetune.settings import DataSettings
 from finetune.store import Store
 
@@ -135,7 +136,7 @@ def test_large_jpegs_give_the_same_pixels_kept_fresh_and_at_prediction(
     if view is None:
         example = roomy._catalog.splits["train"][0]
         assert torch.equal(load_image(tmp_path / example.path, SIDE, whole=False), fresh[0])
-        whole = data_module._evaluation(roomy._catalog.open(example), SIDE, False)
+        whole = pixels.evaluation(roomy._catalog.open(example), SIDE, False)
         assert np.abs(whole.astype(int) - fresh[0].numpy()).mean() < 2  # of 255
 
 
@@ -152,7 +153,7 @@ def test_odd_sizes_become_squares(tmp_path: Path, size: tuple[int, int]) -> None
 
 def test_the_random_numbers_of_a_view_are_the_same_in_every_process_and_release() -> None:
     """Cached features depend on them; a new value here makes every cache stale."""
-    draw = data_module._draws(0, "train/a/0.png", 3)
+    draw = pixels.draws_of(0, "train/a/0.png", 3)
     assert [round(draw.random(), 6) for _ in range(3)] == [0.13985, 0.398328, 0.805073]
 
 
@@ -201,8 +202,8 @@ def test_without_augmentation_a_view_is_the_evaluation_image(root: Path) -> None
     view=st.integers(0, 1000),
 )
 def test_random_crops_lie_inside_the_image(width: int, height: int, scale: float, view: int) -> None:
-    draw = data_module._draws(0, "x", view)
-    left, upper, right, lower = data_module._random_box(width, height, scale, draw)
+    draw = pixels.draws_of(0, "x", view)
+    left, upper, right, lower = pixels.random_box(width, height, scale, draw)
     assert 0 <= left < right <= width
     assert 0 <= upper < lower <= height
 
@@ -229,7 +230,7 @@ def test_each_file_is_decoded_once(
     root: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
     decoded: list[Path] = []
-    decode: Callable[[Path], Image.Image] = data_module.decode
+    decode: Callable[[Path], Image.Image] = pixels.decode
     monkeypatch.setattr("finetune.kinds.decode", lambda path, *size: decoded.append(path) or decode(path))
     data = make(root, **changes)
     for view in range(3):

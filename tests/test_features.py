@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from finetune import assets, loop
-from finetune.data import normalise
 from finetune.features import Inputs
 from finetune.history import Keep
 from finetune.passes import BATCH, Pass
+from finetune.pixels import normalise
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.store import Store
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from finetune import backbones, checkpoint, loop, model_folder, weights
-from finetune.data import normalise
 from finetune.errors import BackboneError, WeightsError
 from finetune.history import Keep
+from finetune.pixels import normalise
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from search import check
 from search.study import StudyConfig

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from finetune import catalog, checkpoint, passes, pretrain, strategies, weights
 from finetune.backbones import Backbone
-from finetune.data import ImageData, normalise
+from finetune.data import ImageData
 from finetune.errors import CheckpointError
 from finetune.evaluate import BATCH
+from finetune.pixels import normalise
 from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.store import Store
 from finetune.weights import Pretrained

@@ -1,7 +1,7 @@
-"""Pixels for the training loop: decoded once, transformed alike everywhere, ready ahead of the loop.
+"""Images for the training loop: decoded once, transformed alike everywhere, ready ahead of the loop.
 
 Shapes: B images of a batch, N images of a split, S side of the square the model sees, in pixels.
-Images are uint8 RGB (B, 3, S, S) until `normalise`.
+Images are uint8 RGB (B, 3, S, S) until they are normalised.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -23,31 +22,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune import augment
+from finetune import augment, pixels
 from finetune.catalog import Catalog, Example
-from finetune.decode import decode
+from finetune.pixels import Pixels
 from finetune.settings import DataSettings
 from finetune.store import Layout, Store
 
-Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
-Box = tuple[float, float, float, float]
-"""Left, upper, right, lower edge in pixels of the source image, not rounded."""
 
 BUDGET_BYTES = 2 * 2**30
 """14,000 images at 224 pixels."""
-CROP_SHARE = 0.875
-"""Of the resized image's side: 224 out of 256, torchvision's reference evaluation."""
-DECODED_SIDE = 2.0
-"""Large JPEGs are decoded at a fraction of their size, at least this multiple of the side that they are
-resized to: as `reducing_gap=2.0` of Pillow's `thumbnail`, which is close to resizing the full image."""
 KEPT_SIDE = 1.5
 """Random crops are cut from an image whose shorter side is at most this multiple of S, so that large
 photographs fit in memory and resize fast; kept or decoded afresh, they are cut from the same pixels."""
-CROP_RATIOS = (3 / 4, 4 / 3)
-"""Width / height of a random crop, as in torchvision's RandomResizedCrop."""
-CROP_ATTEMPTS = 10
-"""Draws that may stick out of the image before the centre is taken, as in RandomResizedCrop."""
 FORMAT = 1
 """Of stored pixels; part of their key, to be raised when the way from file to pixels changes."""
 BATCHES_AHEAD = 2
@@ -162,7 +149,7 @@ class ImageData:
             images[mirrored] = images[mirrored].flip(-1)
             return images
         examples = [self._catalog.splits[split][row] for row in rows]
-        draws = [_draws(self._data.seed, example.path, view) for example in examples]
+        draws = [pixels.draws_of(self._data.seed, example.path, view) for example in examples]
         for draw in draws:
             draw.random()  # told whether to mirror
         images = self._crops(examples, draws) if crops else self._evaluation_images(split, rows)
@@ -206,8 +193,8 @@ class ImageData:
         """
         rows = torch.arange(begin, end).split(batch)
         images = self.size(split)
-        pixels = self.batches(split, [part % images for part in rows], view=sheet.view)
-        for part, (found, _) in zip(rows, pixels, strict=True):
+        batches = self.batches(split, [part % images for part in rows], view=sheet.view)
+        for part, (found, _) in zip(rows, batches, strict=True):
             mirrored = part >= images
             found[mirrored] = found[mirrored].flip(-1)
             yield found
@@ -220,7 +207,7 @@ class ImageData:
         """Return for each image of a split whether a view mirrors it, bool (N,)."""
         if (split, view) not in self._mirrored:
             examples, seed = self._catalog.splits[split], self._data.seed
-            flips = [_draws(seed, example.path, view).random() < 0.5 for example in examples]
+            flips = [pixels.draws_of(seed, example.path, view).random() < 0.5 for example in examples]
             self._mirrored[split, view] = torch.tensor(flips, dtype=torch.bool)
         return self._mirrored[split, view]
 
@@ -271,7 +258,8 @@ class ImageData:
 
     def _evaluation_image(self, example: Example) -> Pixels:
         side, whole = self._data.image_size, self.whole
-        return _evaluation(self._catalog.open(example, _evaluation_needs(side, whole)), side, whole)
+        image = self._catalog.open(example, pixels.evaluation_needs(side, whole))
+        return pixels.evaluation(image, side, whole)
 
     def _store(self, split: str) -> "_Store":
         with self._opening:
@@ -311,11 +299,11 @@ class ImageData:
 
         def crop(example: Example, draw: random.Random) -> Pixels:
             image = self._kept_image(example)
-            return _resize(image, _random_box(image.width, image.height, scale, draw), side)
+            return pixels.resize(image, pixels.random_box(image.width, image.height, scale, draw), side)
 
         images = np.empty((len(examples), 3, side, side), dtype=np.uint8)
-        for place, pixels in enumerate(self._decoders.map(crop, examples, draws)):
-            images[place] = pixels
+        for place, cut in enumerate(self._decoders.map(crop, examples, draws)):
+            images[place] = cut
         return torch.from_numpy(images)
 
     def _kept_image(self, example: Example) -> Image.Image:
@@ -323,7 +311,7 @@ class ImageData:
         if example.path in self._kept:
             return self._kept[example.path]
         kept_side = KEPT_SIDE * self._data.image_size
-        image = self._catalog.open(example, math.ceil(DECODED_SIDE * kept_side))
+        image = self._catalog.open(example, math.ceil(pixels.DECODED_SIDE * kept_side))
         shrink = kept_side / min(image.size)
         if shrink < 1:
             size = round(image.width * shrink), round(image.height * shrink)
@@ -342,77 +330,6 @@ class _Store:
 
     pixels: Pixels
     ready: npt.NDArray[np.bool_]
-
-
-def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:
-    """Return one image file as evaluation sees it, uint8 (3, S, S); `whole`: without the centre crop.
-
-    Raises:
-        DataError: the file is missing or broken.
-    """
-    image = decode(Path(path), _evaluation_needs(image_size, whole))
-    return torch.from_numpy(_evaluation(image, image_size, whole))
-
-
-def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """Return (images / 255 - mean) / std as float32 (B, 3, S, S), on the device of the images.
-
-    Args:
-        images: uint8 (B, 3, S, S).
-        mean: of each channel, on the scale 0..1; a tensor on the same device saves a copy per batch.
-        std: of each channel, likewise.
-    """
-    mean, std = (
-        torch.as_tensor(value, dtype=torch.float32, device=images.device).view(3, 1, 1)
-        for value in (mean, std)
-    )
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
-
-
-def _evaluation_needs(side: int, whole: bool) -> int:
-    """Return how many pixels the shorter side of an image must have when it is decoded."""
-    return math.ceil(DECODED_SIDE * (side if whole else round(side / CROP_SHARE)))
-
-
-def _evaluation(image: Image.Image, side: int, whole: bool) -> Pixels:
-    """Return the centre of an image as uint8 (3, S, S), or the whole image.
-
-    The same as resizing the shorter side to round(S / 0.875) and cutting out the centre, but only the
-    centre is resized: sizes need no rounding, and a strip of 6000 x 10 pixels costs no memory.
-    """
-    width, height = image.size
-    if whole:
-        return _resize(image, (0, 0, width, height), side)
-    cut = min(width, height) * side / round(side / CROP_SHARE)
-    left, upper = (width - cut) / 2, (height - cut) / 2
-    return _resize(image, (left, upper, left + cut, upper + cut), side)
-
-
-def _resize(image: Image.Image, box: Box, side: int) -> Pixels:
-    """Return the part of an RGB image inside `box`, antialiased bilinear, as uint8 (3, S, S)."""
-    square = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-
-
-def _random_box(width: int, height: int, scale: float, draw: random.Random) -> Box:
-    """Return a box with a share of the area in [scale, 1] and a ratio in CROP_RATIOS."""
-    low, high = CROP_RATIOS
-    for _ in range(CROP_ATTEMPTS):
-        area = width * height * draw.uniform(scale, 1)
-        ratio = math.exp(draw.uniform(math.log(low), math.log(high)))
-        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        left, upper = draw.random() * (width - w), draw.random() * (height - h)
-        if w <= width and h <= height:
-            return left, upper, min(left + w, width), min(upper + h, height)
-    w, h = min(width, height * high), min(height, width / low)
-    left, upper = (width - w) / 2, (height - h) / 2
-    return left, upper, left + w, upper + h
-
-
-def _draws(seed: int, path: str, view: int) -> random.Random:
-    """Return the random numbers of one view of one image: to mirror it, then to crop it, then to alter it."""
-    key = f"{seed}\0{view}\0{path}".encode("utf-8", "surrogateescape")
-    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
 
 
 def _finish(results: Iterator[None]) -> None:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from finetune import passes
-from finetune.data import ImageData, Sheet, normalise
+from finetune.data import ImageData, Sheet
 from finetune.passes import Pass
+from finetune.pixels import normalise
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.store import Layout, Store
 from finetune.strategies import TransferModel

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune import assets, backbones, checkpoint, loop, strategies
-from finetune.data import load_image, normalise
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
 from finetune.kinds import EXTENSIONS
 from finetune.loop import World
+from finetune.pixels import load_image, normalise
 from finetune.settings import TrialSettings
 from finetune.strategies import TransferModel
 

@@ -15,7 +15,8 @@ import torchvision
 from filelock import FileLock
 
 from finetune import backbones, catalog, checkpoint, order, weights
-from finetune.data import ImageData, normalise
+from finetune.data import ImageData
+from finetune.pixels import normalise
 from finetune.settings import SourceSettings, WeightsSettings
 from finetune.weights import Pretrained
 
