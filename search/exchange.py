@@ -1,9 +1,8 @@
 """The exchange: an actor that hands trials to slots and carries back what the slots say.
 
 Trials ask from one side (`run`, `receive`), slots from the other (`register`, `take`, `report`,
-`until_stopped`); the driver ends what is not wanted any more (`cancel`, `leave`,
-`close`). The keeper of the slots says where they are (`place`), which nodes are about to go (`vacate`) and
-whose workers died (`bury`).
+`until_stopped`); the driver ends what is not wanted any more (`cancel`, `leave`, `close`). The keeper of the
+slots says where they are (`place`), which nodes are about to go (`vacate`) and whose workers died (`bury`).
 Every way a trial can end frees its slot. A slot that ends since its node goes hands its trial on, and it
 continues from its last checkpoint in another one; any other end of a slot ends its trial, with a reason.
 """
