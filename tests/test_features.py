@@ -220,6 +220,9 @@ def test_no_room_and_mode_off_only_cost_time(
     assert learned(train(trial, tmp_path / "a", full)) == learned(fresh)
     assert learned(train(trial, tmp_path / "b", off)) == learned(fresh)
     assert not (tmp_path / "off").exists()
+    (tmp_path / "file").write_text("")
+    nowhere = dataclasses.replace(features, folder=str(tmp_path / "file" / "below"))
+    assert learned(train(trial, tmp_path / "c", nowhere)) == learned(fresh)
 
 
 def test_a_full_store_in_the_middle_of_a_trial_changes_nothing(

@@ -1,5 +1,6 @@
 """The shared folder of arrays: computed once, never half read, never over budget."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -144,6 +145,31 @@ def test_the_budget_is_kept(tmp_path: Path) -> None:
     assert get(store, "middling", worth=2) is not None
     assert {entry["key"] for entry in store.entries()} == {"dear", "middling"}
     assert sum(path.stat().st_size for path in tmp_path.glob("*.bin")) <= store.budget_bytes
+
+
+def test_a_full_disk_stores_nothing_and_fails_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the rows were written when the disk was full: they are given back."""
+    written = []
+    real = os.pwrite
+
+    def pwrite(file: int, data: Any, offset: int) -> int:
+        written.append(offset)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    assert get(Store(tmp_path, 2**20)) is None
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock" and path.name != ".lock"]
+    monkeypatch.undo()
+    assert torch.equal(get(Store(tmp_path, 2**20)), expected())
+
+
+def test_a_folder_that_cannot_be_made_stores_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "features", 2**20)
+    assert not store.is_usable()
+    assert get(store) is None
 
 
 def test_an_entry_above_the_whole_budget_removes_nothing(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class Inputs:
         settings = self.settings
         folder = Path(stored.folder)
         self._store = Store(folder, stored.budget_bytes)
+        if not self._store.is_usable():
+            return
         self._costs = passes.costs(
             blocks,
             settings.backbone,

@@ -13,13 +13,14 @@ it, and computed again. When the budget is reached, entries make room that have 
 or that save less time per byte than the new one.
 """
 
+import errno
 import fcntl
 import json
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ CHUNK_ROWS = 128
 entry, large enough that claiming a chunk costs nothing beside computing it."""
 IDLE_SECONDS = 3600.0
 """An entry that nobody has opened for so long makes room for any other."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+"""Reasons for which nothing can be stored; features are then computed afresh."""
 DTYPES = {"uint8": np.uint8, "float32": np.float32, "bfloat16": np.uint16}
 """Torch's names -> how numpy maps them; numpy has no bfloat16."""
 
@@ -94,14 +97,28 @@ class Store:
             facts: about the entry, for people.
 
         Returns:
-            None where the budget has no room for it.
+            None where the budget, or the disk, has no room for it.
         """
         entry = _Entry(self.root, key, layout)
-        while (found := entry.open()) is None:
-            if not self._make_room(entry, worth):
-                return None
-            entry.fill(make, {"worth": worth, "facts": dict(facts)})
+        try:
+            while (found := entry.open()) is None:
+                if not self._make_room(entry, worth):
+                    return None
+                entry.fill(make, {"worth": worth, "facts": dict(facts)})
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            entry.remove()
+            return None
         return found
+
+    def is_usable(self) -> bool:
+        """True if this process can write to the folder, which is made where it is missing."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(self.root, os.W_OK)
 
     def peek(self, key: str, layout: Layout) -> Tensor | None:
         """Return an entry's rows if it is there, whole and sound."""
@@ -139,8 +156,7 @@ class Store:
             if victims is None:
                 return False
             for key in victims:
-                for suffix in (".json", ".bin", ".part", ".sums"):
-                    (self.root / f"{key}{suffix}").unlink(missing_ok=True)
+                _Entry(self.root, key, entry.layout).remove()
             entry.reserve()
             return True
 
@@ -191,8 +207,7 @@ class _Entry:
             if sums == known["sums"]:
                 os.utime(self.about)  # used now
                 return rows
-        self.about.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        self.remove()
         return None
 
     def map(self, path: Path) -> Tensor:
@@ -203,6 +218,12 @@ class _Entry:
             return torch.empty((layout.rows, *layout.shape), dtype=getattr(torch, layout.dtype))
         array = np.memmap(path, kind, "c", shape=(layout.rows, *layout.shape))
         return torch.from_numpy(array).view(getattr(torch, layout.dtype))
+
+    def remove(self) -> None:
+        """Remove all files; whoever has the rows mapped keeps them."""
+        for path in (self.about, self.path, self.part, self.sums):
+            with suppress(OSError):
+                path.unlink()
 
     def reserve(self) -> None:
         """Make the files that are filled; sparse, so that nothing is written yet."""
