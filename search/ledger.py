@@ -224,9 +224,11 @@ def fail_orphans(study: optuna.Study) -> None:
 
 
 def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
-    """Return the trials and the study's facts that a storage holds; it may be in use."""
+    """Return the trials and the study's facts that a storage holds; it may be in use, or just made."""
     storage = open_storage(path)
     try:
+        if STUDY_NAME not in optuna.get_all_study_names(storage):
+            return [], {}  # its driver made the file a moment ago, or died then
         study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
         return [to_record(t) for t in study.get_trials(deepcopy=False)], study.user_attrs
     finally:
@@ -244,7 +246,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     if not folder.database.exists():
         raise StudyError(f"{folder.root}: a study must have begun to be read, got no optuna.db. Resume it.")
     trials, facts = read(folder.database)
-    state = facts.get("state", "interrupted")
+    state = facts.get("state", "running")
     if state == "running" and not folder.is_held():
         state = "interrupted"  # its driver died
     return StudyRecord(

@@ -182,6 +182,17 @@ def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
     book.close()
 
 
+def test_a_file_whose_driver_died_before_it_entered_the_study_is_an_empty_record(path: Path) -> None:
+    """Between the file and the study in it lies a moment; whoever reads then sees no trials."""
+    storage = open_storage(path)
+    storage.engine.dispose()
+    assert ledger.read(path) == ([], {})
+    book = open_ledger(path)
+    play(book, "COMPLETE", [0.5])
+    book.close()
+    assert len(ledger.read(path)[0]) == 1
+
+
 def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(path: Path) -> None:
     book = open_ledger(path)
     trial = book.ask()
