@@ -32,6 +32,8 @@ from search.record import StudyRecord, TrialRecord
 STUDY_NAME = "study"
 PAUSE_SECONDS = 0.2
 """Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
+WAITING = 500
+"""Trials at most that wait to be written."""
 BUSY_SECONDS = 60
 """How long SQLite waits for another process, such as a dashboard, that holds the file."""
 ON_DISK_ONLY = ("history", "effective")
@@ -176,6 +178,8 @@ class Ledger:
         now = copy.copy(self._study._storage.get_trial(trial._trial_id))
         now.user_attrs = {**now.user_attrs, **facts}
         with self._wake:
+            # Whoever enters faster than the disk takes waits here, or memory would have no bound.
+            self._wake.wait_for(lambda: self._failure or len(self._dirty) < WAITING)
             if self._failure:
                 raise self._failure
             self._dirty[now.number] = now, then
@@ -191,6 +195,7 @@ class Ledger:
                     if not self._dirty:
                         return
                     dirty, self._dirty, self._writing = self._dirty, {}, True
+                    self._wake.notify_all()
                 self._write(dirty)
                 with self._wake:  # short trials begin and end meanwhile, and are then written once
                     self._wake.wait_for(lambda: self._hurried or self._closing, timeout=PAUSE_SECONDS)
