@@ -49,13 +49,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
     if why := labs.lacking():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
     with labs.Lab(tmp_path_factory.mktemp("lab")).running() as lab:
-        up = ("up", "-y", "--no-config-cache", str(lab.cluster_file))
-        lab.ray(*up, timeout=120)
-        try:
-            lab.wait("both hosts", lambda: "/2.0 CPU" in resources(lab), seconds=120)
-        except AssertionError:  # seen once in five runs; `ray up` again, as a person would
-            lab.ray(*up, timeout=120)
-            lab.wait("both hosts after a second `ray up`", lambda: "/2.0 CPU" in resources(lab), seconds=180)
+        lab.ray("up", "-y", "--no-config-cache", str(lab.cluster_file), timeout=120)
+        lab.wait("both hosts", lambda: "/2.0 CPU" in resources(lab), seconds=120)
         with lab.tunnel():
             yield lab
 
