@@ -1,6 +1,6 @@
 """Run every benchmark and write what they print to `benchmarks/RESULTS.md`.
 
-    python -m benchmarks [--quick] [--only NAME ...] [--images DIR --weights FILE]
+    python -m benchmarks [--quick | --rounds R] [--only NAME ...] [--images DIR --weights FILE]
 
 Each runs as a command of its own, one after another. A benchmark that is not run keeps its section.
 """
@@ -35,12 +35,15 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=(*WITHOUT_IMAGES, *WITH_IMAGES), metavar="NAME")
     parser.add_argument("--images", type=Path, help="folder with train and val; left out: digits")
     parser.add_argument("--weights", type=Path, help="mobilenet_v2's weights, to go with --images")
+    parser.add_argument("--rounds", type=int, help="repetitions of those with images")
     options = parser.parse_args()
     failed = False
     for name in options.only or (*WITHOUT_IMAGES, *WITH_IMAGES):
         arguments = ["--quick"] if options.quick else []
         if name in WITH_IMAGES and options.images:
             arguments += ["--images", str(options.images), "--weights", str(options.weights)]
+        if name in WITH_IMAGES and options.rounds:
+            arguments += ["--rounds", str(options.rounds)]
         print(f"{name}: load {report.load()}", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -33,7 +33,7 @@ def main() -> None:
         config = load.config("extraction", trials=1, epochs=1, space={"strategy": "replace"}, data=data)
         settings = suggestions(config)[0]
         rates: dict[str, list[float]] = {"default": [], "ours": []}
-        for _ in range(1 if load.quick else 3):
+        for _ in range(load.rounds):
             rates["default"].append(usual_way(settings))
             rates["ours"].append(our_way(settings, load.scratch / "extraction"))
         middle = {name: report.median(values) for name, values in rates.items()}

@@ -26,7 +26,7 @@ def compare(load: Workload, space: dict[str, Any], data: dict[str, Any], *, name
     """Run P, P+ and ours, cold and warm, alternating; print a table of medians and a line of JSON."""
     config = load.config(f"{name}-cold", trials=TRIALS, epochs=EPOCHS, space=space, data=data)
     again = load.config(f"{name}-warm", trials=TRIALS, epochs=EPOCHS, space=space, data=data)
-    rounds, few = (1, 2) if load.quick else (3, 4)
+    rounds, few = load.rounds, 2 if load.quick else 4
     trials = suggestions(config)
     seconds: dict[str, list[float]] = {"P": [], "P+": [], "ours, cold": [], "ours, warm": []}
     for turn in range(rounds):

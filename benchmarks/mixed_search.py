@@ -32,7 +32,7 @@ def main() -> None:
     with workload(__doc__ or "") as load:
         config = load.config("mixed", trials=TRIALS, epochs=EPOCHS, space=SPACE)
         trials = in_equal_shares(suggestions(config))
-        rounds, few = (1, 3) if load.quick else (3, 6)
+        rounds, few = load.rounds, 3 if load.quick else 6
         seconds: dict[str, list[float]] = {"P+": [], "ours": []}
         for turn in range(rounds):
             chosen = trials[turn * few : (turn + 1) * few]

@@ -143,6 +143,8 @@ def _train(settings: TrialSettings, data: ImageData, train: Any, val: Any, *, fo
 
     torch.set_num_threads(1)
     model = loop.build_model(settings, data, torch.device("cpu"))
+    if forward is None:
+        model.to(memory_format=torch.contiguous_format)  # as torchvision builds it
     optimizer = optimize.optimizer(model.parameter_groups(), settings)
     steps = -(-data.size("train") // settings.data.batch_size)
     schedule = optimize.schedule(optimizer, settings, steps_per_epoch=steps)

@@ -19,7 +19,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in names}
         whole: dict[str, list[float]] = {name: [] for name in names}
         peak = 0.0
-        for turn in range(1 if load.quick else 3):
+        for turn in range(load.rounds):
             load.forget()
             for name in names:
                 space = {"strategy": ["replace", "load"]}

@@ -3,7 +3,8 @@
 --images DIR --weights FILE   a folder with train and val, and mobilenet_v2's weights
 --size S                      side of the images in pixels
 (neither)                     scikit-learn's digits, and a small network pretrained on other digits
---quick                       256 training images, fewer trials of P and P+: under 10 minutes on 2 cores
+--quick                       256 training images, one round: under 10 minutes on 2 cores
+--rounds R                    repetitions, of which the median counts; default 3, with --quick 1
 """
 
 import argparse
@@ -43,6 +44,8 @@ class Workload:
     weights: Path | None
     size: int
     quick: bool
+    rounds: int
+    """Repetitions of what is compared, alternating."""
     scratch: Path
     """A folder of the benchmark's own: results, stored features."""
 
@@ -103,10 +106,13 @@ def workload(description: str, *, size: int = 128) -> Iterator[Workload]:
     parser.add_argument("--images", type=Path, help="folder with train and val; left out: digits")
     parser.add_argument("--weights", type=Path, help="mobilenet_v2's weights, to go with --images")
     parser.add_argument("--size", type=int, default=size, help="side of the images, in pixels")
-    parser.add_argument("--quick", action="store_true", help="256 images, fewer trials of P and P+")
+    parser.add_argument("--quick", action="store_true", help="256 images, one round")
+    parser.add_argument("--rounds", type=int, help="repetitions; default 3, with --quick 1")
     options = parser.parse_args()
     if (options.images is None) != (options.weights is None):
         parser.error("--images and --weights go together")
+    if options.rounds is None:
+        options.rounds = 1 if options.quick else 3
     with tempfile.TemporaryDirectory() as scratch:
         yield Workload(**vars(options), scratch=Path(scratch))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 NODE_LABEL = "ray.io/node-id"
@@ -34,14 +35,11 @@ def run(
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from search.network import SlotTorchConfig  # imports torch
-
     exchange, name = config["exchange"], config["slot"]
     again = -1 if restarts else 0
-    _trainer()(
+    _trainer(plan.workers)(
         serve,
         train_loop_config=config,
-        torch_config=SlotTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.gpu,
@@ -91,20 +89,33 @@ def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
     }
 
 
-def _trainer() -> Any:
-    """Return `TorchTrainer` without two helper processes per run that a slot has no use for.
+def _trainer(workers: int) -> Any:
+    """Return the trainer of a slot: `TorchTrainer`, or what it is built on where a worker is alone.
 
-    One deals out Ray datasets; the other frees placement groups of Tune trials that were stopped
-    under their Train run, and a slot outlives its trials.
+    One worker has nobody to meet, so neither keeper nor controllers import torch for it: on few cores that is
+    a good part of what the start of a slot costs.
+
+    Left out are two helper processes per run that a slot has no use for. One deals out Ray datasets, the
+    other frees placement groups of Tune trials that were stopped under their Train run; a slot outlives
+    its trials.
     """
-    from ray.train.torch import TorchTrainer
+    if workers == 1:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
 
-    class SlotTrainer(TorchTrainer):
+        backend = {}
+    else:
+        from ray.train.torch import TorchTrainer as Base
+
+        from search.network import SlotTorchConfig
+
+        backend = {"torch_config": SlotTorchConfig()}
+
+    class SlotTrainer(Base):
         def _create_default_callbacks(self) -> list[Any]:
             spared = ("DatasetsCallback", "PlacementGroupCleanerCallback")
             return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
 
-    return SlotTrainer
+    return partial(SlotTrainer, **backend)
 
 
 def _witness(exchange: Any, name: str) -> Any:

@@ -27,7 +27,7 @@ from finetune.store import Layout, Store
 from finetune.strategies import TransferModel
 from finetune.weights import Pretrained
 
-FORMAT = 1
+FORMAT = 2
 """Of what an entry holds; part of its key."""
 
 
@@ -139,6 +139,11 @@ class Inputs:
         """Return pixels, uint8 (B, 3, S, S), as the backbone expects them, on the device."""
         return normalise(pixels.to(self.device, non_blocking=True), self._mean, self._std)
 
+    def read(self, rows: Tensor, blocks: int) -> Tensor:
+        """Return activations (B, C, H, W) behind so many blocks, on the device, as stored rows have them."""
+        h = rows.to(self.device, non_blocking=True)
+        return h.permute(0, 3, 1, 2) if self._is_turned(blocks) else h
+
     def _activations(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
         """Run frozen blocks number `begin` to `end`."""
         if begin == end:
@@ -187,14 +192,15 @@ class Inputs:
                         below = blocks
                         break
             if lower is not None:
-                parts = ((x.to(self.device), below) for x in lower[begin:end].split(passes.BATCH))
+                parts = ((self.read(x, below), below) for x in lower[begin:end].split(passes.BATCH))
             else:
                 parts = (
                     (self.images(x), 0)
                     for x in self.data.sheet_pixels(split, sheet, begin, end, passes.BATCH)
                 )
             made = [self._made(x, how, seen, cut.blocks) for x, seen in parts]
-            return torch.cat(made).to(getattr(torch, layout(cut.blocks).dtype)).cpu()
+            whole = torch.cat(made).to(getattr(torch, layout(cut.blocks).dtype)).cpu()
+            return whole.permute(0, 2, 3, 1) if self._is_turned(cut.blocks) else whole
 
         facts = {"backbone": self.settings.backbone, "blocks": cut.blocks, "split": split, "view": sheet.name}
         facts |= {"images": self.data.size(split), "data": self.data.fingerprint[:12]}
@@ -208,12 +214,19 @@ class Inputs:
         """True if what is stored behind so many blocks is pooled."""
         return self.model.pools and blocks == len(self.model.prefix)
 
+    def _is_turned(self, blocks: int) -> bool:
+        """True if what is stored behind so many blocks is stored as (H, W, C)."""
+        return self._costs.channels_last[blocks] and not self._is_pooled(blocks)
+
     def _layout(self, blocks: int, rows: int, training: bool) -> Layout:
         costs = self._costs
         if self._is_pooled(blocks):
             return Layout(rows=rows, shape=(self.model.pooled_features,), dtype="float32")
         half = training and costs.half[blocks]
-        return Layout(rows=rows, shape=costs.shapes[blocks], dtype="bfloat16" if half else "float32")
+        shape = costs.shapes[blocks]
+        if self._is_turned(blocks):
+            shape = (*shape[1:], shape[0])
+        return Layout(rows=rows, shape=shape, dtype="bfloat16" if half else "float32")
 
     def _key(self, split: str, sheet: Sheet, blocks: int) -> str:
         """Return the name of an entry: a hash of all that decides its content."""
@@ -265,8 +278,8 @@ class Feed:
             return
         labels, places = data.labels(self.split), data.places(self.split, self.view)
         for indices in order:
-            h = self.rows.index_select(0, indices if places is None else places[indices])
-            yield h.to(device, torch.float32, non_blocking=True), labels[indices].to(device)
+            rows = self.rows.index_select(0, indices if places is None else places[indices])
+            yield self.inputs.read(rows, self.blocks).float(), labels[indices].to(device)
 
     def finish(self, x: Tensor) -> Tensor:
         """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""

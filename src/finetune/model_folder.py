@@ -155,7 +155,8 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             f"{folder}: the files of a model folder must be whole and fit together, got "
             f"{str(error).splitlines()[0]}. Export the model again."
         ) from error
-    return Model(net.to(device).eval(), facts, device)
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Model(net.eval(), facts, device)
 
 
 def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -37,16 +37,13 @@ SAMPLE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Pass:
-    """How frozen blocks are run."""
+    """How frozen blocks are run; in memory, channels always come last (assets.py)."""
 
-    channels_last: bool = False
     dtype: str = "float32"
     """`bfloat16`: under autocast."""
 
     def run(self, blocks: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return what `blocks` make of `x` (B, ...), without gradient."""
-        if self.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
         half = self.dtype == "bfloat16"
         with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
             return blocks(x)
@@ -59,12 +56,16 @@ class Pass:
         parts = []
         for part in x.split(BATCH):
             missing = BATCH - len(part)
-            whole = torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) if missing else part
-            parts.append(self.run(blocks, whole)[: len(part)])
+            if missing:
+                layout = torch.channels_last if has_channels_last(part) else torch.contiguous_format
+                filled = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
+                parts.append(self.run(blocks, filled.contiguous(memory_format=layout))[: len(part)])
+            else:
+                parts.append(self.run(blocks, part))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-CANDIDATES = (Pass(channels_last=True), Pass(dtype="bfloat16"), Pass(channels_last=True, dtype="bfloat16"))
+CANDIDATES = (Pass(dtype="bfloat16"),)
 # torch.compile is not among them: nobody has measured yet what it gains and what compiling costs.
 
 
@@ -79,6 +80,9 @@ class Costs:
     """The same in the fastest pass."""
     half: tuple[bool, ...]
     """True where the fastest pass leaves bfloat16 behind those blocks."""
+    channels_last: tuple[bool, ...]
+    """True where activations (C, H, W) lie in memory as (H, W, C): how what follows is computed, and so
+    its last bits, depends on it."""
     shapes: tuple[tuple[int, ...], ...]
     """Of those activations, without B."""
     read_rate: float
@@ -94,7 +98,15 @@ def usual(precision: str, device: torch.device) -> Pass:
     """Return how a model runs its blocks where nothing faster was looked for."""
     cuda = device.type == "cuda"
     half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
-    return Pass(channels_last=cuda, dtype="bfloat16" if half else "float32")
+    return Pass("bfloat16" if half else "float32")
+
+
+def has_channels_last(h: Tensor) -> bool:
+    """True if the channels of `h` (B, C, H, W) come last in memory.
+
+    By its strides, as torch decides: where H and W are 1, both orders are the same bytes.
+    """
+    return h.dim() == 4 and h.stride(1) == 1 and h.stride(3) == h.size(1)
 
 
 def costs(
@@ -154,6 +166,7 @@ def _measure(
     blocks: nn.Sequential, image_size: int, usual: Pass, *, search: bool, folder: Path, device: torch.device
 ) -> Costs:
     images = torch.rand(BATCH, 3, image_size, image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
     began = _now(device)
     usual.run(blocks, images)
     if _now(device) - began > 1:  # a large backbone: fewer images tell as much
@@ -173,6 +186,7 @@ def _measure(
         usual=usually,
         fast=fast,
         half=tuple(h.dtype == torch.bfloat16 for h in outputs),
+        channels_last=tuple(has_channels_last(h) for h in outputs),
         shapes=tuple(tuple(h.shape[1:]) for h in outputs),
         read_rate=read,
         write_rate=write,
@@ -227,7 +241,7 @@ def _now(device: torch.device) -> float:
 
 def _from_json(values: Mapping[str, Any]) -> Costs:
     values = {name: value for name, value in values.items() if name != "facts"}
-    for name in ("usual", "fast", "half"):
+    for name in ("usual", "fast", "half", "channels_last"):
         values[name] = tuple(values[name])
     values["shapes"] = tuple(tuple(shape) for shape in values["shapes"])
     return Costs(**{**values, "fastest": Pass(**values["fastest"])})

@@ -45,6 +45,8 @@ def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:
 def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """Return (images / 255 - mean) / std as float32 (B, 3, S, S), on the device of the images.
 
+    In memory the channels come last, as in the weights of every backbone: convolutions run faster so.
+
     Args:
         images: uint8 (B, 3, S, S).
         mean: of each channel, on the scale 0..1; a tensor on the same device saves a copy per batch.
@@ -54,7 +56,7 @@ def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
         torch.as_tensor(value, dtype=torch.float32, device=images.device).view(3, 1, 1)
         for value in (mean, std)
     )
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean).div_(std)
 
 
 def evaluation_needs(side: int, whole: bool) -> int:

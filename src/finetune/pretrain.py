@@ -67,7 +67,8 @@ def _train(
         torch.manual_seed(source.seed)
         model = backbones.classifier(
             backbone, source_classes=len(data.classes), image_size=source.data.image_size
-        ).to(device)
+        )
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
             model.parameters(), lr=source.learning_rate, momentum=MOMENTUM, weight_decay=source.weight_decay
         )
