@@ -176,10 +176,10 @@ class TestStudy:
         self, command: list[str], study: Study, tmp_path: Path
     ) -> None:
         from finetune import catalog
-        from search import config_file, runner
+        from search import config_file, needs
 
         folder = study[0]
-        images = catalog.scan(runner.data_settings(config_file.load(folder / "study.yaml")))
+        images = catalog.scan(needs.data_settings(config_file.load(folder / "study.yaml")))
         for number, example in enumerate(images.splits["val"]):
             place = tmp_path / "val" / images.classes[example.label]
             place.mkdir(parents=True, exist_ok=True)
