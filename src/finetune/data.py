@@ -24,9 +24,10 @@ from torch import Tensor
 
 from finetune import augment, pixels
 from finetune.catalog import Catalog, Example
+from finetune.entry import Layout
 from finetune.pixels import Pixels
 from finetune.settings import DataSettings
-from finetune.store import Layout, Store
+from finetune.store import Store
 
 Rows = npt.NDArray[np.int64]
 
