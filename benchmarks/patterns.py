@@ -13,73 +13,31 @@ thread per worker, two trials at a time. What they do not have: warm workers, an
 that trials share.
 """
 
-import os
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 import torch.nn.functional as F
-from ray import tune as ray_tune
 from torch import Tensor
 from torchvision import transforms
 
+from benchmarks import documented, noop
 from finetune import assets, catalog, loop, optimize, order, passes
 from finetune.data import ImageData
 from finetune.passes import Pass
 from finetune.pixels import CROP_SHARE, normalise
 from finetune.settings import TrialSettings
-from search import tuner
-
-POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-CONCURRENT = 2
 
 
 def seconds_per_trial(trials: Sequence[TrialSettings], *, tuned: bool) -> float:
     """Run the trials, two at a time, in a Ray of its own; return seconds per trial, Ray's start left out."""
     frozen_pass = asdict(fastest_pass(trials[0]) if tuned else Pass())
-
-    def drive(config: dict[str, Any]) -> None:
-        if tuned:
-            os.environ.update(POLL)
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-        from ray.tune.integration.ray_train import TuneReportCallback
-
-        TorchTrainer(
-            train_tuned if tuned else train_documented,
-            train_loop_config={"settings": config["settings"], "frozen_pass": frozen_pass},
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(
-                name=f"train-{ray_tune.get_context().get_trial_id()}",
-                storage_path=config["folder"],
-                callbacks=[TuneReportCallback()],
-            ),
-        ).fit()
-
-    tuner.quieten()
-    ray.init(num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            resources = tuner.TRIAL_RESOURCES if tuned else {"cpu": 1}
-            found = ray_tune.Tuner(
-                ray_tune.with_resources(drive, resources),
-                param_space={
-                    "folder": folder,
-                    "settings": ray_tune.grid_search([settings.to_dict() for settings in trials]),
-                },
-                tune_config=ray_tune.TuneConfig(max_concurrent_trials=CONCURRENT),
-                run_config=ray_tune.RunConfig(storage_path=folder, verbose=0),
-            ).fit()
-            assert not found.errors, found.errors[0]
-        return (time.monotonic() - began) / len(trials)
-    finally:
-        ray.shutdown()
+    loops = [{"settings": settings.to_dict(), "frozen_pass": frozen_pass} for settings in trials]
+    train = train_tuned if tuned else train_documented
+    return noop.fresh_ray(lambda: documented.seconds_per_trial(train, loops, tuned=tuned))
 
 
 def train_documented(config: dict[str, Any]) -> None:

@@ -17,19 +17,17 @@ and are counted from the first trial to the last, once slots and Tune's actors a
 """
 
 import argparse
-import os
 import tempfile
 import time
 from typing import Any
 
 from ray import tune as ray_tune
 
-from benchmarks import noop, report
+from benchmarks import documented, noop, report
+from benchmarks.documented import CONCURRENT
 from search import tuner
 
 EPOCHS = 3
-CONCURRENT = 2
-POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def main() -> None:
@@ -49,8 +47,8 @@ def main() -> None:
             total, steady = noop.fresh_ray(lambda m=measure: m(many))
             seconds[name].append(steady)
             whole[name].append(total)
-        seconds["P"].append(noop.fresh_ray(lambda: _documented(few, {})))
-        seconds["P+"].append(noop.fresh_ray(lambda: _documented(few, POLL)))
+        seconds["P"].append(noop.fresh_ray(lambda: _documented(few, tuned=False)))
+        seconds["P+"].append(noop.fresh_ray(lambda: _documented(few, tuned=True)))
     _print(seconds, whole, many, few)
 
 
@@ -126,38 +124,11 @@ def _ours(trials: int) -> tuple[float, float]:
     return (time.monotonic() - began) / trials, _steady(ends)
 
 
-def _documented(trials: int, environment: dict[str, str]) -> float:
-    """Run the documented pattern; return seconds per trial."""
-    tuned = bool(environment)
-
-    def drive(config: dict[str, Any]) -> None:
-        os.environ.update(environment)
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-        from ray.tune.integration.ray_train import TuneReportCallback
-
-        TorchTrainer(
-            _train_noop,
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(
-                name=f"train-{ray_tune.get_context().get_trial_id()}",
-                storage_path=config["folder"],
-                callbacks=[TuneReportCallback()],
-            ),
-        ).fit()
-
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        ray_tune.Tuner(
-            ray_tune.with_resources(drive, tuner.TRIAL_RESOURCES if tuned else {"cpu": 1}),
-            param_space={"folder": folder},
-            tune_config=ray_tune.TuneConfig(num_samples=trials, max_concurrent_trials=CONCURRENT),
-            run_config=ray_tune.RunConfig(storage_path=folder, verbose=0),
-        ).fit()
-    return (time.monotonic() - begin) / trials
+def _documented(trials: int, *, tuned: bool) -> float:
+    return documented.seconds_per_trial(_train_noop, trials * [{}], tuned=tuned)
 
 
-def _train_noop() -> None:
+def _train_noop(config: dict[str, Any]) -> None:
     import ray.train
 
     for epoch in range(1, EPOCHS + 1):

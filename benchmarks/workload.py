@@ -24,7 +24,7 @@ import ray
 
 from finetune import backbones, catalog
 from finetune.settings import TrialSettings
-from search import runner, tuner
+from search import needs, runner, tuner
 from search.layout import StudyFolder
 from search.ledger import STUDY_NAME, open_storage
 from search.record import StudyRecord
@@ -123,7 +123,7 @@ def suggestions(config: StudyConfig) -> list[TrialSettings]:
     space = Space(config, blocks)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.study.seed))
-    where = str(runner.cache_dir())
+    where = str(needs.cache_dir())
     return [
         space.settings(space.suggest(study.ask()), number=number, cache_dir=where)
         for number in range(config.study.trials)
@@ -198,4 +198,4 @@ def _times(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
 
 def count_images(config: StudyConfig) -> int:
     """Return the number of training images."""
-    return len(catalog.scan(runner.data_settings(config)).splits["train"])
+    return len(catalog.scan(needs.data_settings(config)).splits["train"])

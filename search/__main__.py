@@ -202,7 +202,7 @@ def cache(
 ) -> None:
     """List what this node keeps for later trials: features of frozen blocks and decoded images."""
     from search import cache as keeper
-    from search.runner import cache_dir
+    from search.needs import cache_dir
 
     place = folder or cache_dir() / "features"
     if clear:

@@ -4,9 +4,8 @@ import os
 from typing import Any
 
 from finetune import catalog, inspect_data
-from search import nodes
+from search import needs, nodes
 from search.nodes import Resources
-from search.runner import capacity, data_settings, is_cluster
 from search.space import Space
 from search.study import StudyConfig
 
@@ -22,7 +21,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     # Torch is needed to look at weights and backbones; the other commands start without it.
     from finetune import backbones, weights
 
-    images = catalog.scan(data_settings(config), lenient=True)
+    images = catalog.scan(needs.data_settings(config), lenient=True)
     blocks = {name: backbones.count_blocks(name) for name in config.backbones}
     space = Space(config, blocks)
     origin = {}
@@ -37,7 +36,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
         else:
             origin[name] = weights.describe(name, wanted)
     up = resources()
-    slots = capacity(config, up)
+    slots = needs.capacity(config, up)
     study = config.study
     return {
         "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
@@ -58,7 +57,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
 
 def resources() -> list[Resources]:
     """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
-    if is_cluster():
+    if needs.is_cluster():
         from search.runner import connected
 
         with connected():

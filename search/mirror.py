@@ -24,6 +24,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 Row = dict[str, Any]
+"""Column -> value, but for the trial's id."""
 
 
 class Mirror:
@@ -56,7 +57,8 @@ class Mirror:
                 session.add(written.row)
             session.flush()  # gives new rows their ids
             for model, rows_of in _TABLES.items():
-                if rows := [row for pair in pairs for row in rows_of(*pair)]:
+                rows = [{"trial_id": w.row.trial_id} | row for w, t in pairs for row in rows_of(w, t)]
+                if rows:
                     session.execute(insert(model), rows)
         for written, trial in pairs:
             written.now_has(trial)
@@ -87,7 +89,6 @@ def _params(written: _Written, trial: FrozenTrial) -> Iterator[Row]:
     for name, value in written.new(trial, "params"):
         distribution = trial.distributions[name]
         yield {
-            "trial_id": written.row.trial_id,
             "param_name": name,
             "param_value": distribution.to_internal_repr(value),
             "distribution_json": distribution_to_json(distribution),
@@ -96,29 +97,19 @@ def _params(written: _Written, trial: FrozenTrial) -> Iterator[Row]:
 
 def _facts(written: _Written, trial: FrozenTrial, part: str) -> Iterator[Row]:
     for key, value in written.new(trial, part):
-        yield {"trial_id": written.row.trial_id, "key": key, "value_json": json.dumps(value)}
+        yield {"key": key, "value_json": json.dumps(value)}
 
 
 def _epochs(written: _Written, trial: FrozenTrial) -> Iterator[Row]:
     for step, value in written.new(trial, "intermediate_values"):
         stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-        yield {
-            "trial_id": written.row.trial_id,
-            "step": step,
-            "intermediate_value": stored,
-            "intermediate_value_type": kind,
-        }
+        yield {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
 def _values(written: _Written, trial: FrozenTrial) -> Iterable[Row]:
     for objective, value in enumerate(trial.values or ()):  # a trial has some only once it has ended
         stored, kind = TrialValueModel.value_to_stored_repr(value)
-        yield {
-            "trial_id": written.row.trial_id,
-            "objective": objective,
-            "value": stored,
-            "value_type": kind,
-        }
+        yield {"objective": objective, "value": stored, "value_type": kind}
 
 
 _TABLES = {

@@ -8,7 +8,7 @@ from typing import Any
 from search import config_file, ledger
 from search.errors import StudyError
 from search.layout import StudyFolder
-from search.runner import cache_dir, feature_settings
+from search.needs import cache_dir, feature_settings
 from search.space import Space
 from search.trial import compact
 

@@ -19,7 +19,7 @@ NOT_USED = {"load": ("head_size", "dropout")}
 
 
 class StudyConfig(Section):
-    """One search. Every key, its meaning and its default stand in `search/sections.py`."""
+    """One search. Every key, its meaning and its default stand in `search/sections/`."""
 
     study: sections.Study
     """The search itself: what it optimises, and for how long."""

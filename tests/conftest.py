@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from search.study import StudyConfig
+from tests.small import STUDY, merged
 
 ROOT = Path(__file__).parents[1]
 MATERIAL = ROOT.parent / "shared" / "material"
@@ -54,27 +55,8 @@ def small_study(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
     def make(**sections: dict[str, Any]) -> StudyConfig:
-        values: dict[str, Any] = {
-            "study": {"name": "small", "trials": 4, "epochs": 3, "baselines": []},
-            "data": {
-                "kind": "digits",
-                "classes": ["5", "6", "7"],
-                "image_size": 32,
-                "batch_size": 32,
-                "validation_share": 0.4,
-                "test_share": 0.3,
-                "horizontal_flip": False,
-            },
-            "model": {
-                "backbone": "shufflenet_v2_x0_5",
-                "weights": {"source": {"kind": "digits", "classes": ["0", "1"], "epochs": 2}},
-            },
-            "resources": {"slots": 2},
-            "results": str(tmp_path / "results"),
-        }
-        for name, section in sections.items():
-            values[name] = {**values.get(name, {}), **section}
-        return StudyConfig.from_dict(values)
+        own = {"resources": {"slots": 2}, "results": str(tmp_path / "results")}
+        return StudyConfig.from_dict(merged(STUDY | own, sections))
 
     return make
 

@@ -176,10 +176,10 @@ class TestStudy:
         self, command: list[str], study: Study, tmp_path: Path
     ) -> None:
         from finetune import catalog
-        from search import config_file, runner
+        from search import config_file, needs
 
         folder = study[0]
-        images = catalog.scan(runner.data_settings(config_file.load(folder / "study.yaml")))
+        images = catalog.scan(needs.data_settings(config_file.load(folder / "study.yaml")))
         for number, example in enumerate(images.splits["val"]):
             place = tmp_path / "val" / images.classes[example.label]
             place.mkdir(parents=True, exist_ok=True)
@@ -308,7 +308,8 @@ def until(stream: Any, *, count: int) -> list[str]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_path: Path) -> None:
-    from finetune.store import Layout, Store
+    from finetune.entry import Layout
+    from finetune.store import Store
 
     layout = Layout(rows=4, shape=(3,), dtype="float32")
     facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}

@@ -63,7 +63,7 @@ def test_a_shared_image_is_decoded_once_for_all_processes(
     expected = make(root).batch("train", every, view=2)
     assert torch.equal(first.batch("train", every, view=2), expected)
     second = ImageData(catalog, settings, shared=Store(tmp_path, 2**30))
-    monkeypatch.setattr(second._shared, "get", _without_making(second._shared))
+    monkeypatch.setattr(second._decoded._shared, "get", _without_making(second._decoded._shared))
     assert torch.equal(second.batch("train", every, view=2), expected)
 
 
@@ -246,8 +246,8 @@ def test_the_budget_holds_for_all_splits_together(root: Path) -> None:
     for split in ("train", "val"):
         data.batch(split, everything(data, split), view=0)
         data.batch(split, everything(data, split))
-    stores = sum(store.pixels.nbytes for store in data._stores.values())
-    kept = sum(4 * image.width * image.height for image in data._kept.values())
+    stores = sum(store.pixels.nbytes for store in data._decoded._stores.values())
+    kept = sum(4 * image.width * image.height for image in data._decoded._kept.values())
     assert 19 * row <= stores + kept <= 20 * row
 
 

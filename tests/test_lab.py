@@ -20,23 +20,11 @@ from search.ledger import read_study
 from search.provenance import code_hash
 from search.results import to_json
 from tests import lab as labs
+from tests import small
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
 STUDY = {
-    "study": {"name": "tiny", "trials": 4, "epochs": 3, "baselines": []},
-    "data": {
-        "kind": "digits",
-        "classes": ["5", "6", "7"],
-        "image_size": 32,
-        "batch_size": 32,
-        "validation_share": 0.4,
-        "test_share": 0.3,
-        "horizontal_flip": False,
-    },
-    "model": {
-        "backbone": "shufflenet_v2_x0_5",
-        "weights": {"source": {"kind": "digits", "classes": ["0", "1"], "epochs": 2}},
-    },
+    **small.STUDY,
     "space": {"strategy": "fuse", "frozen_layers": 0},
     "early_stopping": {"enabled": False},
     "results": "/mnt/results",
@@ -61,9 +49,8 @@ def resources(lab: labs.Lab) -> str:
 
 def write(lab: labs.Lab, name: str, **sections: dict[str, Any]) -> str:
     """Write a config on the laptop and return its path."""
-    values: dict[str, Any] = {**STUDY, "study": {**STUDY["study"], "name": name}}
-    for section, changes in sections.items():
-        values[section] = {**values.get(section, {}), **changes}
+    named = small.merged(STUDY, {"study": {"name": name}})
+    values = small.merged(named, sections)
     path = lab.home / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return str(path)

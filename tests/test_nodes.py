@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from finetune import catalog
 from finetune.history import Keep
 from finetune.settings import DataSettings
-from search import nodes, preflight, runner, slots, spot, tuner
+from search import needs, nodes, preflight, slots, spot, tuner
 from search.errors import PreflightError
 from search.space import Space
 from search.study import StudyConfig
@@ -132,7 +132,7 @@ class Driver:
     def submit(self, name: str, **options: Any) -> None:
         """Start a trial that would run for hours."""
         space = Space(self.config, next(iter(self.warm.wait().values()))["blocks"])
-        settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(runner.cache_dir()))
+        settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(needs.cache_dir()))
         paths = {which: self.folder / f"{name}.{which}" for which in ("best", "last")}
         keep = vars(Keep(metric="val/accuracy", mode="max", **paths, **options))
         self.heard[name] = []
@@ -140,7 +140,7 @@ class Driver:
             "id": name,
             "kind": "train",
             "settings": json.loads(json.dumps(settings.to_dict() | {"epochs": 100_000})),
-            "features": dataclasses.asdict(runner.feature_settings(self.config)),
+            "features": dataclasses.asdict(needs.feature_settings(self.config)),
             "keep": {key: str(value) if isinstance(value, Path) else value for key, value in keep.items()},
         }
         self.call("submit", job)

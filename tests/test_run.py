@@ -16,7 +16,7 @@ import ray.cloudpickle
 
 from finetune import checkpoint
 from finetune.history import Keep
-from search import runner, slots, watch
+from search import needs, runner, slots, watch
 from search.errors import SettingsIgnored
 from search.layout import StudyFolder
 from search.ledger import read_study
@@ -275,14 +275,14 @@ def job(config: StudyConfig, blocks: dict[str, int], name: str, folder: Path) ->
     from search.space import Space
 
     space = Space(config, blocks)
-    settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(runner.cache_dir()))
+    settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(needs.cache_dir()))
     keep = Keep(metric="val/accuracy", mode="max", best=folder / f"{name}.best", last=folder / f"{name}.last")
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(keep).items()}
     return {
         "id": name,
         "kind": "train",
         "settings": json.loads(json.dumps(settings.to_dict())),
-        "features": dataclasses.asdict(runner.feature_settings(config)),
+        "features": dataclasses.asdict(needs.feature_settings(config)),
         "keep": facts,
     }
 

@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial
 from finetune.settings import ALL, TrialSettings, WeightsSettings
 from search.problems import ConfigErrors
 from search.record import TrialRecord
-from search.runner import to_do
 from search.space import Space, trial_seed
 from search.study import StudyConfig
+from search.study_run import to_do
 
 BLOCKS = {"resnet18": 10, "vgg16": 18}
 

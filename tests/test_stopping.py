@@ -34,12 +34,16 @@ def epochs_of(stopping: EarlyStopping, name: str, *values: float) -> int:
     return epoch
 
 
+def trained(stopping: EarlyStopping, *curves: tuple[float, ...]) -> list[int]:
+    """Return how many epochs trials of `load` train, one after another."""
+    return [epochs_of(stopping, f"load-{number}", *values) for number, values in enumerate(curves)]
+
+
 def test_the_first_epochs_stop_nobody_and_then_one_in_three_goes_on() -> None:
     """Trials come best first, so ASHA's late winners do not blur the third."""
     stopping = rule()
     values = [0.9 - number / 100 for number in range(9)]
-    trained = [epochs_of(stopping, f"load-{v}", 0.1, v, v, v, v) for v in values]
-    assert trained == [5] + 8 * [2]
+    assert trained(stopping, *((0.1, v, v, v, v) for v in values)) == [5] + 8 * [2]
     assert epochs_of(stopping, "load-late", 0.0, 0.895, 0.9, 0.9, 0.9) == 5
 
 
@@ -52,17 +56,13 @@ def test_a_strategy_that_starts_slowly_is_not_compared_with_one_that_starts_fast
 
 
 def test_a_trial_is_judged_by_its_best_epoch_so_far() -> None:
-    stopping = rule()
-    assert epochs_of(stopping, "load-0", 0.5, 0.6, 0.6, 0.6, 0.6) == 5
-    assert epochs_of(stopping, "load-1", 0.7, 0.5, 0.5, 0.5, 0.5) == 5
-    assert epochs_of(stopping, "load-2", 0.5, 0.5, 0.5, 0.5, 0.5) == 2
+    late, early, never = (0.5, 0.6, 0.6, 0.6, 0.6), (0.7, 0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5, 0.5)
+    assert trained(rule(), late, early, never) == [5, 5, 2]
 
 
 def test_less_is_better_for_a_loss() -> None:
-    stopping = rule(metric="val/loss", mode="min")
-    assert epochs_of(stopping, "load-0", 1.0, 0.5, 0.5, 0.5, 0.5) == 5
-    assert epochs_of(stopping, "load-1", 1.0, 0.9, 0.5, 0.5, 0.5) == 2
-    assert epochs_of(stopping, "load-2", 1.0, 0.4, 0.5, 0.5, 0.5) == 5
+    good, bad, better = (1.0, 0.5, 0.5, 0.5, 0.5), (1.0, 0.9, 0.5, 0.5, 0.5), (1.0, 0.4, 0.5, 0.5, 0.5)
+    assert trained(rule(metric="val/loss", mode="min"), good, bad, better) == [5, 2, 5]
 
 
 def test_baselines_run_to_their_end_and_nobody_is_compared_with_them() -> None:
@@ -75,7 +75,7 @@ def test_baselines_run_to_their_end_and_nobody_is_compared_with_them() -> None:
 def test_switched_off_it_stops_nobody_before_the_deadline() -> None:
     stopping = rule(enabled=False)
     falling = [0.9, 0.8, 0.7, 0.6]
-    assert [epochs_of(stopping, f"load-{v}", v, v, v, v, v) for v in falling] == [5, 5, 5, 5]
+    assert trained(stopping, *(5 * (v,) for v in falling)) == [5, 5, 5, 5]
     over = rule(enabled=False, deadline=time.monotonic())
     assert epochs_of(over, "load-0", 0.9, 0.9) == 1
     assert epochs_of(rule(epochs=1, deadline=time.monotonic()), "load-0", 0.9) == 1, "its last epoch is done"

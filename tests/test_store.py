@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.store import CHUNK_ROWS, IDLE_SECONDS, Layout, Store
+from finetune.entry import CHUNK_ROWS, Layout
+from finetune.store import IDLE_SECONDS, Store
 
 ROWS = 5 * CHUNK_ROWS + 7
 LAYOUT = Layout(rows=ROWS, shape=(3, 2), dtype="float32")

@@ -4,39 +4,26 @@ Shapes: B images of a batch, N images of a split, S side of the square the model
 Images are uint8 RGB (B, 3, S, S) until they are normalised.
 """
 
-import hashlib
-import math
 import os
 import random
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
 
 import numpy as np
-import numpy.typing as npt
-import PIL
 import torch
-from PIL import Image
 from torch import Tensor
 
 from finetune import augment, pixels
 from finetune.catalog import Catalog, Example
+from finetune.decoded import Decoded
 from finetune.pixels import Pixels
 from finetune.settings import DataSettings
-from finetune.store import Layout, Store
-
-Rows = npt.NDArray[np.int64]
+from finetune.store import Store
 
 BUDGET_BYTES = 2 * 2**30
 """14,000 images at 224 pixels."""
-KEPT_SIDE = 1.5
-"""Random crops are cut from an image whose shorter side is at most this multiple of S, so that large
-photographs fit in memory and resize fast; kept or decoded afresh, they are cut from the same pixels."""
-FORMAT = 1
-"""Of stored pixels; part of their key, to be raised when the way from file to pixels changes."""
 BATCHES_AHEAD = 2
 """Made while the loop computes. More would only hold memory: one batch keeps all decoding threads busy."""
 
@@ -60,11 +47,7 @@ class Sheet:
 
 
 class ImageData:
-    """The images of one catalog at one size. Safe to use from several threads.
-
-    Evaluation images stay in memory once decoded, in one array per split, and so do the images that
-    random crops are cut from, as long as all of them together stay within `budget_bytes`. What does
-    not fit is decoded each time; the pixels are the same.
+    """The images of one catalog at one size, decoded once. Safe to use from several threads.
 
     Args:
         catalog: what `finetune.catalog.scan` returned.
@@ -90,12 +73,9 @@ class ImageData:
         self._catalog = catalog
         self._data = data
         self._decoders = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode")
-        self._shared = shared
-        self._opening = Lock()  # of stores; decoding may take the other lock
-        self._lock = Lock()  # guards what follows
-        self._budget_bytes = budget_bytes
-        self._stores: dict[str, _Store] = {}
-        self._kept: dict[str, Image.Image] = {}
+        self._decoded = Decoded(
+            catalog, data.image_size, self._decoders, budget_bytes=budget_bytes, shared=shared
+        )
         self._mirrored: dict[tuple[str, int], Tensor] = {}
 
     def effective(self) -> dict[str, object]:
@@ -142,17 +122,17 @@ class ImageData:
         crops, flips = self._data.crop_scale < 1, self._data.horizontal_flip
         augments = self._data.augment != "none"
         if view is None or not (crops or flips or augments):
-            return self._evaluation_images(split, rows)
+            return self._decoded.evaluation(split, rows)
         mirrored = self._flips(split, view)[indices]
         if not (crops or augments):
-            images = self._evaluation_images(split, rows)
+            images = self._decoded.evaluation(split, rows)
             images[mirrored] = images[mirrored].flip(-1)
             return images
         examples = [self._catalog.splits[split][row] for row in rows]
         draws = [pixels.draws_of(self._data.seed, example.path, view) for example in examples]
         for draw in draws:
             draw.random()  # told whether to mirror
-        images = self._crops(examples, draws) if crops else self._evaluation_images(split, rows)
+        images = self._crops(examples, draws) if crops else self._decoded.evaluation(split, rows)
         if flips:
             images[mirrored] = images[mirrored].flip(-1)
         if augments:
@@ -235,103 +215,14 @@ class ImageData:
         finally:
             maker.shutdown(cancel_futures=True)
 
-    def _evaluation_images(self, split: str, rows: Rows) -> Tensor:
-        examples, store = self._catalog.splits[split], self._store(split)
-        inside = rows < len(store.pixels)
-
-        def fill(row: int) -> None:
-            store.pixels[row] = self._evaluation_image(examples[row])
-            store.ready[row] = True
-
-        missing = [row for row in np.unique(rows[inside]) if not store.ready[row]]
-        _finish(self._decoders.map(fill, missing))
-        if inside.all():
-            return torch.from_numpy(store.pixels).index_select(0, torch.from_numpy(rows))
-        images = np.empty((len(rows), *store.pixels.shape[1:]), dtype=np.uint8)
-        images[inside] = store.pixels[rows[inside]]
-
-        def make(place: int) -> None:
-            images[place] = self._evaluation_image(examples[rows[place]])
-
-        _finish(self._decoders.map(make, np.flatnonzero(~inside)))
-        return torch.from_numpy(images)
-
-    def _evaluation_image(self, example: Example) -> Pixels:
-        side, whole = self._data.image_size, self.whole
-        image = self._catalog.open(example, pixels.evaluation_needs(side, whole))
-        return pixels.evaluation(image, side, whole)
-
-    def _store(self, split: str) -> "_Store":
-        with self._opening:
-            if split not in self._stores:
-                self._stores[split] = self._shared_store(split) or self._own_store(split)
-            return self._stores[split]
-
-    def _own_store(self, split: str) -> "_Store":
-        side = self._data.image_size
-        with self._lock:
-            rows = min(self.size(split), self._budget_bytes // (3 * side * side))
-            self._budget_bytes -= rows * 3 * side * side
-        return _Store(np.empty((rows, 3, side, side), dtype=np.uint8), np.zeros(rows, dtype=np.bool_))
-
-    def _shared_store(self, split: str) -> "_Store | None":
-        """Return all images of a split from the node's store, decoded now where they are not there."""
-        if self._shared is None or not self.size(split):
-            return None
-        examples, side = self._catalog.splits[split], self._data.image_size
-        layout = Layout(rows=len(examples), shape=(3, side, side), dtype="uint8")
-        began = time.perf_counter()
-        self._evaluation_image(examples[0])
-        worth = (time.perf_counter() - began) / layout.row_bytes
-
-        def make(begin: int, end: int) -> Tensor:
-            images = list(self._decoders.map(self._evaluation_image, examples[begin:end]))
-            return torch.from_numpy(np.stack(images))
-
-        facts = {"what": "images", "split": split, "images": len(examples), "data": self.fingerprint[:12]}
-        key = f"{FORMAT} {self.fingerprint} {split} {side} {self.whole} {PIL.__version__}"
-        digest = hashlib.sha256(key.encode()).hexdigest()[:24]
-        rows = self._shared.get(digest, layout, make, worth=worth, facts=facts)
-        return None if rows is None else _Store(rows.numpy(), np.ones(len(examples), dtype=np.bool_))
-
     def _crops(self, examples: Sequence[Example], draws: Sequence[random.Random]) -> Tensor:
         side, scale = self._data.image_size, self._data.crop_scale
 
         def crop(example: Example, draw: random.Random) -> Pixels:
-            image = self._kept_image(example)
+            image = self._decoded.for_crops(example)
             return pixels.resize(image, pixels.random_box(image.width, image.height, scale, draw), side)
 
         images = np.empty((len(examples), 3, side, side), dtype=np.uint8)
         for place, cut in enumerate(self._decoders.map(crop, examples, draws)):
             images[place] = cut
         return torch.from_numpy(images)
-
-    def _kept_image(self, example: Example) -> Image.Image:
-        """Return the whole image, its shorter side at most KEPT_SIDE * S."""
-        if example.path in self._kept:
-            return self._kept[example.path]
-        kept_side = KEPT_SIDE * self._data.image_size
-        image = self._catalog.open(example, math.ceil(pixels.DECODED_SIDE * kept_side))
-        shrink = kept_side / min(image.size)
-        if shrink < 1:
-            size = round(image.width * shrink), round(image.height * shrink)
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        with self._lock:
-            cost = 4 * image.width * image.height  # Pillow holds RGB in 4 bytes
-            if example.path not in self._kept and cost <= self._budget_bytes:
-                self._budget_bytes -= cost
-                self._kept[example.path] = image
-        return image
-
-
-@dataclass(frozen=True)
-class _Store:
-    """Evaluation images of a split's first rows; memory is taken from the system as rows are filled."""
-
-    pixels: Pixels
-    ready: npt.NDArray[np.bool_]
-
-
-def _finish(results: Iterator[None]) -> None:
-    """Wait for all of them; raise the first error."""
-    deque(results, maxlen=0)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from finetune import passes
 from finetune.data import ImageData, Sheet
+from finetune.entry import Layout
 from finetune.passes import Pass
 from finetune.pixels import normalise
 from finetune.settings import FeatureSettings, TrialSettings
-from finetune.store import Layout, Store
+from finetune.store import Store
 from finetune.strategies import TransferModel
 from finetune.weights import Pretrained
 

@@ -1,74 +1,27 @@
 """A folder of large arrays that all processes of a node share: computed once, mapped, under a byte budget.
 
-An entry is one array of rows, such as the features of all training images at one cut:
-
-    KEY.bin     the rows, mapped by whoever reads them; there only when it is whole
-    KEY.json    shape, dtype, a checksum per chunk of rows, what it is, what it is worth
-    KEY.part    the rows while they are being computed, and KEY.sums, the checksums of the chunks that
-                are there; any number of processes fill an entry together, each chunk once
-
-A process that dies while it fills gives its chunk back: the locks are the kernel's (`fcntl`), bytes of
-KEY.sums. What it had finished is kept. A damaged entry is noticed by its checksums when a process opens
-it, and computed again. When the budget is reached, entries make room that have not been used for long,
-or that save less time per byte than the new one.
+An entry is one array of rows, such as the features of all training images at one cut (`finetune.entry`).
+When the budget is reached, entries make room that have not been used for long, or that save less time per
+byte than the new one.
 """
 
 import errno
-import fcntl
 import json
 import os
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from filelock import FileLock
 from torch import Tensor
 
-Make = Callable[[int, int], Tensor]
-"""Computes rows `begin` to `end`, (end - begin, *shape), in the entry's dtype, on the CPU."""
+from finetune.entry import Entry, Layout, Make
 
-CHUNK_BYTES = 8 * 2**20
-CHUNK_ROWS = 128
-"""A chunk has at most so many bytes and rows: small enough that several processes share the work on an
-entry, large enough that claiming a chunk costs nothing beside computing it."""
 IDLE_SECONDS = 3600.0
 """An entry that nobody has opened for so long makes room for any other."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 """Reasons for which nothing can be stored; features are then computed afresh."""
-DTYPES = {"uint8": np.uint8, "float32": np.float32, "bfloat16": np.uint16}
-"""Torch's names -> how numpy maps them; numpy has no bfloat16."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What an entry's file looks like."""
-
-    rows: int
-    shape: tuple[int, ...]
-    """Of one row."""
-    dtype: str
-    """A key of DTYPES."""
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return int(np.prod(self.shape)) * np.dtype(DTYPES[self.dtype]).itemsize
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the file."""
-        return self.rows * self.row_bytes
-
-    def chunks(self) -> list[tuple[int, int]]:
-        """Return first row and end of each chunk."""
-        step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, self.row_bytes)))
-        return [(begin, min(begin + step, self.rows)) for begin in range(0, self.rows, step)]
 
 
 class Store:
@@ -99,7 +52,7 @@ class Store:
         Returns:
             None where the budget, or the disk, has no room for it.
         """
-        entry = _Entry(self.root, key, layout)
+        entry = Entry(self.root, key, layout)
         try:
             while (found := entry.open()) is None:
                 if not self._make_room(entry, worth):
@@ -122,7 +75,7 @@ class Store:
 
     def peek(self, key: str, layout: Layout) -> Tensor | None:
         """Return an entry's rows if it is there, whole and sound."""
-        return _Entry(self.root, key, layout).open()
+        return Entry(self.root, key, layout).open()
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what is there: `key`, `bytes`, `used` (seconds since 1970), `facts`; the last used first."""
@@ -145,7 +98,7 @@ class Store:
                 path.unlink(missing_ok=True)
         return freed
 
-    def _make_room(self, entry: "_Entry", worth: float) -> bool:
+    def _make_room(self, entry: Entry, worth: float) -> bool:
         """Reserve the entry's bytes; False if the budget has no room for them."""
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
@@ -156,7 +109,7 @@ class Store:
             if victims is None:
                 return False
             for key in victims:
-                _Entry(self.root, key, entry.layout).remove()
+                Entry(self.root, key, entry.layout).remove()
             entry.reserve()
             return True
 
@@ -179,134 +132,3 @@ class Store:
             chosen.append(entry["key"])
             excess -= entry["bytes"]
         return chosen if excess <= 0 else None
-
-
-class _Entry:
-    """One array and its files."""
-
-    def __init__(self, root: Path, key: str, layout: Layout) -> None:
-        self.layout = layout
-        self.path, self.about = root / f"{key}.bin", root / f"{key}.json"
-        self.part, self.sums = root / f"{key}.part", root / f"{key}.sums"
-
-    def open(self) -> Tensor | None:
-        """Return the rows if they are whole and sound; what is damaged is removed."""
-        try:
-            known = json.loads(self.about.read_text())
-            expected = [tuple(c) for c in self.layout.chunks()]
-            whole = self.path.stat().st_size == self.layout.bytes and len(known["sums"]) == len(expected)
-            rows = self.map(self.path) if whole else None
-        except FileNotFoundError:
-            if not self.about.exists():
-                self.path.unlink(missing_ok=True)  # rows that nobody can check
-            return None
-        except (OSError, ValueError, KeyError):
-            rows = None
-        if rows is not None:
-            sums = [_sum(rows[begin:end]) for begin, end in expected]
-            if sums == known["sums"]:
-                os.utime(self.about)  # used now
-                return rows
-        self.remove()
-        return None
-
-    def map(self, path: Path) -> Tensor:
-        """Return the rows of a file, mapped; writing to them changes no file."""
-        layout = self.layout
-        kind = DTYPES[layout.dtype]
-        if not layout.bytes:
-            return torch.empty((layout.rows, *layout.shape), dtype=getattr(torch, layout.dtype))
-        array = np.memmap(path, kind, "c", shape=(layout.rows, *layout.shape))
-        return torch.from_numpy(array).view(getattr(torch, layout.dtype))
-
-    def remove(self) -> None:
-        """Remove all files; whoever has the rows mapped keeps them."""
-        for path in (self.about, self.path, self.part, self.sums):
-            with suppress(OSError):
-                path.unlink()
-
-    def reserve(self) -> None:
-        """Make the files that are filled; sparse, so that nothing is written yet."""
-        _sized(self.sums, 8 * len(self.layout.chunks()))
-        _sized(self.part, self.layout.bytes)
-
-    def fill(self, make: Make, about: Mapping[str, Any]) -> None:
-        """Compute every chunk that nobody has computed, waiting for those that others compute."""
-        chunks = self.layout.chunks()
-        with ExitStack() as files:
-            try:
-                sums, part = (files.enter_context(open(path, "r+b")) for path in (self.sums, self.part))
-            except FileNotFoundError:
-                return  # finished by another process, or removed, since we looked
-            todo = list(range(len(chunks)))
-            while todo:
-                others = []
-                for number in todo:
-                    with _claim(sums, number, wait=False) as mine:
-                        if not mine:
-                            others.append(number)
-                        elif not _known(sums, number):
-                            begin, end = chunks[number]
-                            rows = make(begin, end)
-                            _write(part, begin * self.layout.row_bytes, rows)
-                            _note(sums, number, _sum(rows))
-                if others:
-                    with _claim(sums, others[0], wait=True):
-                        pass  # whoever had it is done, or dead
-                todo = others
-            with _claim(sums, len(chunks), wait=True):
-                self._finish([_known(sums, number) - 1 for number in range(len(chunks))], about)
-
-    def _finish(self, sums: list[int], about: Mapping[str, Any]) -> None:
-        """Give the filled file its name, unless another process has done so."""
-        if not self.part.exists():
-            return
-        temporary = self.about.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"sums": sums, **about}))
-        os.replace(temporary, self.about)
-        os.replace(self.part, self.path)
-        self.sums.unlink(missing_ok=True)
-
-
-@contextmanager
-def _claim(file: Any, number: int, *, wait: bool) -> Iterator[bool]:
-    """Hold chunk `number` for this process; False if another one holds it and we do not wait."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
-    except BlockingIOError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, number)
-
-
-def _known(sums: Any, number: int) -> int:
-    """Return the checksum of a chunk plus one; 0: it is not there."""
-    return int.from_bytes(os.pread(sums.fileno(), 8, 8 * number), "little")
-
-
-def _note(sums: Any, number: int, checksum: int) -> None:
-    os.pwrite(sums.fileno(), (checksum + 1).to_bytes(8, "little"), 8 * number)
-
-
-def _write(part: Any, offset: int, rows: Tensor) -> None:
-    data = memoryview(_bytes(rows))
-    while data:
-        written = os.pwrite(part.fileno(), data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _sum(rows: Tensor) -> int:
-    return zlib.crc32(_bytes(rows))
-
-
-def _bytes(rows: Tensor) -> Any:
-    """Return the memory of contiguous rows, without a copy."""
-    return rows.contiguous().view(-1).view(torch.uint8).numpy() if rows.numel() else b""
-
-
-def _sized(path: Path, size: int) -> None:
-    with open(path, "wb") as file:
-        file.truncate(size)

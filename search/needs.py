@@ -1,0 +1,68 @@
+"""What a study needs, by its config: images, caches, weight files, slots."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.filesystems import is_url
+from finetune.settings import DataSettings, FeatureSettings
+from search import nodes, slots
+from search.nodes import Resources
+from search.sections import is_weights_file
+from search.slots import SlotPlan
+from search.study import StudyConfig
+
+
+def capacity(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
+    """Return the slots of a study on a machine or cluster whose nodes have these resources."""
+    wanted = config.resources
+    return slots.plan(
+        up,
+        slots=wanted.slots,
+        workers=wanted.workers_per_trial,
+        cpus=wanted.cpus_per_worker,
+        gpu=wanted.gpu,
+        gpu_per_worker=wanted.gpu_per_worker,
+        trials=config.study.trials,
+        may_come=nodes.may_come() if is_cluster() else (),
+        grows=is_cluster() or len(up) > 1,
+        once=config.study.isolation == "process",
+    )
+
+
+def is_cluster() -> bool:
+    """True if the study joins a Ray that was started for more than it: nodes may come and go."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def data_settings(config: StudyConfig) -> DataSettings:
+    """Return what decides which images the study has and how they are split."""
+    data = config.data
+    return DataSettings(
+        **data.images,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        seed=config.study.seed,
+    )
+
+
+def cache_dir() -> Path:
+    """Return where a node keeps downloaded and source-pretrained weights."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+
+
+def feature_settings(config: StudyConfig) -> FeatureSettings:
+    """Return where the nodes keep features of frozen blocks."""
+    said = config.features
+    return FeatureSettings(
+        folder=said.dir or str(cache_dir() / "features"),
+        budget_bytes=int(said.budget_gib * 2**30),
+        mode=said.mode,
+        trials=config.study.trials,
+    )
+
+
+def weight_files(config: StudyConfig) -> list[str]:
+    """Return the weight files of a study that lie on a disk."""
+    given = [config.model.weights_of(backbone) for backbone in config.backbones]
+    return [str(weights) for weights in given if is_weights_file(weights) and not is_url(str(weights))]

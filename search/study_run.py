@@ -1,0 +1,206 @@
+"""One run of a study: what it has, and what is still to do."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from finetune.catalog import Catalog
+from search import ledger, needs, provenance, sampler, tuner
+from search.board import Board
+from search.layout import StudyFolder, trial_id
+from search.ledger import Ledger
+from search.progress import Progress
+from search.record import TrialRecord
+from search.sampler import Planned, StudySearcher
+from search.sections import Study
+from search.slots import Slots
+from search.space import Space
+from search.stopping import EarlyStopping
+from search.study import StudyConfig
+from search.watch import Watch
+
+
+class StudyRun:
+    """One run of a study: what it has, and what is still to do."""
+
+    def __init__(
+        self, config: StudyConfig, folder: StudyFolder, images: Catalog, warm: Slots, facts: dict[str, Any]
+    ) -> None:
+        self.config, self.folder, self.warm = config, folder, warm
+        self.images = images
+        study = config.study
+        self.space = Space(config, next(iter(facts.values()))["blocks"])
+        earlier = ledger.read(folder.database)[0] if folder.database.exists() else []
+        # The same seed would repeat an earlier run's first suggestions.
+        self.ledger = Ledger(
+            folder.database,
+            mode=study.mode,
+            sampler=sampler.make(study.sampler, seed=study.seed + len(earlier)),
+        )
+        earlier = self.ledger.records()
+        self.planned, self.sampled = to_do(earlier, study, self.space)
+        self.deadline = None
+        if study.budget_seconds is not None:
+            self.deadline = time.monotonic() + study.budget_seconds
+        self.progress = Progress(
+            study=study.name,
+            planned=study.trials,
+            epochs=study.epochs,
+            metric=study.metric,
+            mode=study.mode,
+            slots=len(facts) if warm.plan.ask else warm.plan.slots,
+            earlier=[trial for trial in earlier if not trial.interrupted],
+        )
+        self.board = Board(folder.tensorboard)
+        self.searcher = StudySearcher(
+            self.ledger,
+            self.space,
+            metric=study.metric,
+            mode=study.mode,
+            planned=self.planned,
+            sampled=self.sampled,
+            make_job=self._job,
+            deadline=self.deadline,
+        )
+        self.watch = Watch(
+            ledger=self.ledger,
+            board=self.board,
+            progress=self.progress,
+            folder=folder,
+            exchange=warm.exchange,
+            suggested=self.searcher.suggested,
+            metric=study.metric,
+            mode=study.mode,
+            keep_checkpoints=study.keep_checkpoints,
+            left=len(self.planned) + self.sampled,
+            slots=warm.plan.slots,
+        )
+        self._earlier = earlier
+        self._remember(facts)
+
+    def search(self) -> str:
+        """Run what is to do; return `finished` or `interrupted`."""
+        study, early = self.config.study, self.config.early_stopping
+        stopping = EarlyStopping(
+            metric=study.metric,
+            mode=study.mode,
+            epochs=study.epochs,
+            grace=self.config.grace,
+            factor=early.factor,
+            enabled=early.enabled,
+            deadline=self.deadline,
+            strategy_of=self.searcher.strategy_of,
+        )
+        stopping.replay(self._earlier)
+        self.ledger.set_fact("state", "running")
+        count = len(self.planned) + self.sampled
+        if count:
+            self.progress.start()
+            try:
+                tuner.tune(
+                    self.warm.exchange,
+                    searcher=self.searcher,
+                    scheduler=stopping,
+                    watch=self.watch,
+                    trials=count,
+                    most=self.warm.plan.slots,
+                    room=self._room,
+                    storage=self.folder.tune,
+                    name=datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
+                )
+            finally:
+                self.ledger.flush()
+                self.progress.stop()
+        in_time = self.deadline is None or time.monotonic() < self.deadline
+        done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
+        state = "interrupted" if in_time and done < study.trials else "finished"
+        self.ledger.set_fact("state", state)
+        return state
+
+    def close(self, seconds: float) -> None:
+        """Bring the record to disk, whatever happened."""
+        self.watch.interrupt()
+        self.board.close()
+        self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
+        if self.ledger.facts.get("state") == "running":
+            self.ledger.set_fact("state", "interrupted")
+        self.ledger.close()
+
+    def _room(self) -> int:
+        """Return how many trials may run now, and tell what is new about the cluster."""
+        plan = self.warm.plan
+        if not plan.ask:
+            return plan.slots
+        up, news = self.warm.news()
+        self.progress.slots = up
+        for line in news:
+            print(line, file=sys.stderr)
+        return max(1, up)
+
+    def _job(self, number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
+        """Return what a slot needs to train trial `number`."""
+        first = number
+        if plan is not None and plan.continues is not None:
+            first = plan.continues if plan.seed_of is None else plan.seed_of
+            _hand_over(self.folder, trial_id(plan.continues), trial_id(number))
+        settings = self.space.settings(params, number=first, cache_dir=str(needs.cache_dir()))
+        name = trial_id(number)
+        return {
+            "id": name,
+            "kind": "train",
+            "settings": settings.to_dict(),
+            "features": dataclasses.asdict(needs.feature_settings(self.config)),
+            "params": params,
+            "data_fingerprint": self.images.fingerprint,
+            "spared": plan is not None and plan.baseline is not None,
+            "keep": {
+                "metric": self.config.study.metric,
+                "mode": self.config.study.mode,
+                "best": str(self.folder.best_weights(name)),
+                "last": str(self.folder.last_weights(name)),
+            },
+        }
+
+    def _remember(self, facts: dict[str, Any]) -> None:
+        study = self.config.study
+        known = provenance.collect(seed=study.seed, data_fingerprint=self.images.fingerprint)
+        counts = {split: len(self.images.splits[split]) for split in self.images.splits}
+        skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
+        self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
+
+
+def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
+    """Return what is set: interrupted trials, then baselines, then starts; and how many to sample."""
+    continued = {trial.continues for trial in earlier}
+    again = [
+        Planned(
+            params=trial.params,
+            baseline=trial.baseline,
+            continues=trial.number,
+            seed_of=trial.number if trial.seed_of is None else trial.seed_of,
+        )
+        for trial in earlier
+        if trial.interrupted and trial.number not in continued
+    ]
+    settled = {trial.baseline for trial in earlier if not trial.interrupted}
+    settled |= {plan.baseline for plan in again}
+    fresh = [
+        Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
+    ]
+    tried = [trial.params for trial in earlier]
+    starts = [params for params in space.starts() if study.warm_start and params not in tried]
+    left = study.trials - sum(not trial.interrupted for trial in earlier)
+    planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
+    return planned, max(0, left - len(planned))
+
+
+def _hand_over(folder: StudyFolder, old: str, new: str) -> None:
+    """Give an interrupted trial's checkpoints to the one that goes on with it."""
+    folder.trial(new).mkdir(parents=True, exist_ok=True)
+    for weights in (folder.best_weights, folder.last_weights):
+        if weights(old).exists():
+            os.replace(weights(old), weights(new))
