@@ -16,8 +16,8 @@ help:  ## list the targets
 quickstart: $(READY)  ## install and run a whole search on scikit-learn's digits, offline
 	$(BIN)/python -m search run configs/quickstart.yaml
 
-test: $(DEV)  ## install and run every test; ARGS="-m 'not slow'" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV)  ## install and run every test, two files at a time; ARGS="-m 'not slow'" goes to pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/ruff format --check .

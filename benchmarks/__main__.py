@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import report
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-WITHOUT_IMAGES = ("trial_overhead", "scale")
+WITHOUT_IMAGES = ("trial_overhead", "scale", "layouts")
 WITH_IMAGES = (
     *("head_search", "augmented_search", "mixed_search"),
     *("same_answer", "extraction", "second_search"),

@@ -1,4 +1,4 @@
-"""Slots: warm worker groups, each one long-lived `TorchTrainer` run that takes trial after trial.
+"""Slots: warm worker groups, each one long-lived Ray Train run that takes trial after trial.
 
 The documented pattern starts a Train run per trial and pays seconds to tens of seconds for it; a
 slot pays once. `once` gives that pattern back: fresh processes for every trial.

@@ -1,6 +1,7 @@
 """What every test may use: the material, a Ray of one's own, and a study small enough for seconds."""
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_folder() -> Iterator[str]:
+    """A temp folder for a Ray of one's own: the sockets below it want a short path."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def local_ray(ray_folder: str) -> Iterator[None]:
     """A Ray with two CPUs, in a temp folder of its own, gone after the module's tests."""
     import ray
 
     from search import tuner
 
     tuner.quieten()
-    folder = tmp_path_factory.mktemp("ray")
     ray.init(
         num_cpus=2,
         address="local",
-        _temp_dir=f"/tmp/{folder.parent.name}-{folder.name}",  # sockets below it have short paths only
+        _temp_dir=ray_folder,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",

@@ -41,13 +41,12 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(ray_folder: str) -> Iterator[Cluster]:
     """A head without CPUs, as in cluster.yaml; the tests add nodes. The driver is connected to it."""
     tuner.quieten()
-    folder = tmp_path_factory.mktemp("nodes")
     head = {
         "num_cpus": 0,
-        "temp_dir": f"/tmp/{folder.parent.name}-{folder.name}",  # sockets below it have short paths only
+        "temp_dir": ray_folder,
         "include_dashboard": False,
         "_system_config": QUICK,
     }

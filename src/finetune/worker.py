@@ -1,6 +1,6 @@
 """One worker of a slot: take a trial, train it, take the next. The only file here that imports Ray.
 
-A slot is one long-lived `TorchTrainer` run; `slot_loop` is its training function. Trials come from
+A slot is one long-lived Ray Train run; `slot_loop` is its training function. Trials come from
 an exchange actor (search/exchange.py) and everything a trial says goes back there.
 """
 
