@@ -1,10 +1,13 @@
 """Studies whose trials train nothing: all of a study's own machinery, with a worker that reports at once."""
 
 import functools
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
+from unittest import mock
 
 import optuna
 import ray
@@ -17,10 +20,13 @@ from search.study import StudyConfig
 Result = TypeVar("Result")
 
 
-def fresh_ray(measure: Callable[[], Result]) -> Result:
-    """Return what `measure` returns, run in a Ray of its own."""
+def fresh_ray(measure: Callable[[], Result], environment: Mapping[str, str] = MappingProxyType({})) -> Result:
+    """Return what `measure` returns, run in a Ray of its own whose processes have `environment`."""
     tuner.quieten()
-    ray.init(num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with mock.patch.dict(os.environ, environment):  # Ray's processes inherit it
+        ray.init(
+            num_cpus=4, address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
     try:
         return measure()
     finally:

@@ -109,7 +109,7 @@ class Watch(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that ended by itself or was stopped early, and free its slot."""
         followed = self._followed.pop(trial.trial_id)
-        self._suggested.pop(trial.trial_id)  # a study may have many thousand
+        self._forget(trial)
         if not followed.history:
             self._close(followed, "FAIL", error="the trial ended without a single epoch")
         else:
@@ -124,7 +124,8 @@ class Watch(Callback):
         Raises:
             SettingsIgnored: the worker did not do as it was told; the whole study ends here.
         """
-        number, job = self._suggested.pop(trial.trial_id)
+        number, job = self._suggested[trial.trial_id]
+        self._forget(trial)
         followed = self._followed.pop(trial.trial_id, None) or _Followed(number, job["id"], job["params"], 0)
         self._exchange.cancel.remote(job["id"])  # its slot is free from here on
         error = _error(trial)
@@ -185,6 +186,12 @@ class Watch(Callback):
             self._exchange.want.remote(self._left)  # slots without a trial to come give their nodes back
         if value is not None and state != "FAIL":
             self._keep(state == "COMPLETE", self._sign * value, followed)
+
+    def _forget(self, trial: Trial) -> None:
+        """Drop what only a running trial needs: a study may have many thousand, and Tune keeps them all."""
+        self._suggested.pop(trial.trial_id)
+        trial.metric_analysis.clear()  # Tune's statistics of each metric; the ledger has every epoch
+        trial.metric_n_steps.clear()
 
     def _keep(self, complete: bool, score: float, followed: _Followed) -> None:
         self._kept.append((not complete, -score, followed.number, followed.id))
