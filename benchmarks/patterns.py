@@ -3,10 +3,10 @@
 P    a Tune function that calls `TorchTrainer.fit()` (Ray's Train user guide, hyperparameter optimisation):
      torchvision transforms on PIL images in a `DataLoader`, float32, one report per epoch through
      `TuneReportCallback`.
-P+   the same with what an expert would turn: images decoded once per trial and kept as uint8, channels_last,
+P+   the same with what an expert would turn: images decoded once per trial and kept as uint8, channels last,
      frozen blocks in bfloat16 where that is faster, memory kept between batches, a poll of 0.1 s instead of
-     2 s, no preemption watcher, trial drivers that take no CPU. Reusing Tune's actors is not among them: with a Train run
-     inside, the next trial fails ("Could not re-use actor").
+     2 s, no preemption watcher, drivers that take no CPU. Reusing Tune's actors is not among them: with a
+     Train run inside, the next trial fails ("Could not re-use actor").
 
 Both train the same models as ours (`finetune.strategies`), with the same optimiser and schedule, on one
 thread per worker, two trials at a time. What they do not have: warm workers, and features of frozen blocks
