@@ -37,7 +37,7 @@ app = typer.Typer(
 def run(
     config: Annotated[Path | None, typer.Argument(help="A config file; or give --data.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder of images, one folder per class; no config.")
+        str | None, typer.Option(help="A folder of images or its URL, one folder per class; no config.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="With --data: a torchvision model.")] = None,
     weights: Annotated[str | None, typer.Option(help="With --data: a name, a file or none.")] = None,

@@ -27,7 +27,7 @@ class Keeper:
         exchange: where slots get their trials.
         plan: how many slots of which shape.
         folder: for what Train writes.
-        models: backbones and image sizes that the slots look at when they start.
+        given: what their workers are told besides: backbones, image sizes, room for copies of far files.
         serve: what their workers run.
         expected: what a node must be like to get a slot; None: any will do.
     """
@@ -37,12 +37,12 @@ class Keeper:
         exchange: Any,
         plan: Any,
         folder: str,
-        models: dict[str, Any],
+        given: dict[str, Any],
         serve: Callable[[dict[str, Any]], None],
         expected: Expected | None,
     ) -> None:
         self._exchange, self._plan, self._expected = exchange, plan, expected
-        self._config = {"exchange": exchange, **models, "threads": plan.cpus, "once": plan.once}
+        self._config = {"exchange": exchange, **given, "threads": plan.cpus, "once": plan.once}
         self._folder, self._serve = folder, serve
         self._slots: dict[str, threading.Thread] = {}
         self._changed = threading.Event()

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from finetune import file_cache
 from search.errors import CapacityError, SlotsLost, StudyError
 from search.exchange import Exchange
 from search.nodes import HEAD, Resources
@@ -138,6 +139,7 @@ class Slots:
         backbones: whose blocks the slots count when they start.
         image_sizes: that each of them must be able to read.
         expected: what a node must be like to get a slot; None: any will do.
+        copies_bytes: what copies of far files may take on each node.
     """
 
     def __init__(
@@ -148,15 +150,20 @@ class Slots:
         image_sizes: Sequence[int] = (),
         *,
         expected: Expected | None = None,
+        copies_bytes: int = file_cache.BUDGET_BYTES,
     ) -> None:
         from search.keeper import Keeper
 
         self.plan = plan
-        models = {"backbones": tuple(backbones), "image_sizes": tuple(image_sizes)}
+        given = {
+            "backbones": tuple(backbones),
+            "image_sizes": tuple(image_sizes),
+            "copies_bytes": copies_bytes,
+        }
         self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote()
         environment = {"env_vars": TRAIN_ENVIRONMENT}
         keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
-        self._keeper = keeper.remote(self.exchange, plan, str(folder), models, serve, expected)
+        self._keeper = keeper.remote(self.exchange, plan, str(folder), given, serve, expected)
         self._run = self._keeper.run.remote()
         self._up, self._notes = 0, 0
         self._change = self.exchange.watch.remote(0, 0)

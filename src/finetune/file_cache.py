@@ -21,7 +21,7 @@ from filelock import FileLock
 from finetune.filesystems import is_far, is_network, is_url, open_binary
 
 BUDGET_BYTES = 50 * 2**30
-"""Of the copies of all studies on a node, unless FINETUNE_FILES_GIB says otherwise."""
+"""For the copies of all studies on a node, where `limit` was not told another one."""
 CHUNK_BYTES = 4 * 2**20
 LOCKS = 256
 """Files that are fetched at the same time, at most; each name belongs to one of these."""
@@ -29,17 +29,24 @@ KEPT_SECONDS = 60.0
 """A copy that was used this recently is not removed: another process may be about to open it."""
 
 
+def limit(budget_bytes: int) -> None:
+    """Set what this process lets all copies on its node take, from now on; 0: it makes none."""
+    global _budget_bytes
+    _budget_bytes = budget_bytes
+
+
 def here() -> "FileCache":
-    """Return the file cache of this node: in its cache folder, with the budget of its environment."""
+    """Return the file cache of this node, in its cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return _cache(os.path.join(cache, "finetune", "files"), os.environ.get("FINETUNE_FILES_GIB"))
+    return _cache(os.path.join(cache, "finetune", "files"), _budget_bytes)
+
+
+_budget_bytes = BUDGET_BYTES
 
 
 @lru_cache(maxsize=8)
-def _cache(root: str, gib: str | None) -> "FileCache":
-    if is_network(root):
-        return FileCache(Path(root), 0)  # a copy there is as far as the file
-    return FileCache(Path(root), BUDGET_BYTES if gib is None else int(float(gib) * 2**30))
+def _cache(root: str, budget_bytes: int) -> "FileCache":
+    return FileCache(Path(root), 0 if is_network(root) else budget_bytes)  # there it is as far as the file
 
 
 @dataclass(frozen=True)
