@@ -26,7 +26,8 @@ START_SECONDS = 180.0
 """For the first slot to be up: imports of torch on a loaded machine take tens of seconds."""
 BOOT_SECONDS = 1800.0
 """The same where no node has room yet: an autoscaler has to get one from its cloud first."""
-CLOSE_SECONDS = 15.0
+CLOSE_SECONDS = 20.0
+"""For the keeper to end all slots; it takes END_SECONDS of its own, and a moment to kill the rest."""
 SAVE_SECONDS = 60.0
 """For the trials of a stopped study to end their epoch and save it; a longer epoch is lost."""
 
@@ -138,8 +139,8 @@ class Slots:
         folder: for what Train writes.
         backbones: whose blocks the slots count when they start.
         image_sizes: that each of them must be able to read.
-        expected: what a node must be like to get a slot; None: any will do.
         copies_bytes: what copies of far files may take on each node.
+        expected: what a node must be like to get a slot; None: any will do.
     """
 
     def __init__(
@@ -149,8 +150,8 @@ class Slots:
         backbones: Sequence[str],
         image_sizes: Sequence[int] = (),
         *,
-        expected: Expected | None = None,
         copies_bytes: int = file_cache.BUDGET_BYTES,
+        expected: Expected | None = None,
     ) -> None:
         from search.keeper import Keeper
 
