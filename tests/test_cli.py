@@ -320,12 +320,20 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
     layout = Layout(rows=4, shape=(3,), dtype="float32")
     facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}
     Store(tmp_path, 2**20).get("k", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
-    listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json").stdout)
+    copies = tmp_path / "node" / "finetune" / "files"
+    copies.mkdir(parents=True)
+    (copies / "copy.jpg").write_bytes(bytes(1000))
+    env = {"XDG_CACHE_HOME": str(tmp_path / "node")}
+    listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json", env=env).stdout)
     assert listed["bytes"] == layout.bytes
+    assert listed["copies"] == {"dir": str(copies), "bytes": 1000, "files": 1}
     assert [entry["key"] for entry in listed["entries"]] == ["k"]
-    assert "resnet18 behind 9 blocks" in call(command, "cache", "--dir", tmp_path).stdout
-    cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json")
-    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": []}
+    table = call(command, "cache", "--dir", tmp_path, env=env).stdout
+    assert "resnet18 behind 9 blocks" in table
+    assert f"{copies}: 1 copies of far files" in table
+    cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json", env=env)
+    nothing = {"dir": str(copies), "bytes": 0, "files": 0}
+    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": [], "copies": nothing}
     assert "MiB freed" in cleared.stderr
 
 

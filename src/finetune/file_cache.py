@@ -93,6 +93,21 @@ class FileCache:
         copy = self.local(location) if is_far(location) and self.budget_bytes else None
         return open(copy, "rb") if copy else open_binary(location)
 
+    def usage(self) -> tuple[int, int]:
+        """Return how many copies there are, and their bytes."""
+        sizes = [_stat(path)[1] for path in self._files()]
+        return len(sizes), sum(sizes)
+
+    def clear(self) -> int:
+        """Remove every copy; return how many bytes that freed. Whoever reads one keeps it."""
+        freed = self.usage()[1]
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        return freed
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.root.glob("*") if path.suffix != ".lock"]
+
     def _fetch(self, location: str, copy: Path, size: int) -> bool:
         """Copy a file, whole or not at all; False if there is no room for it."""
         if not self._make_room(size):
@@ -109,8 +124,7 @@ class FileCache:
     def _make_room(self, size: int) -> bool:
         """Remove copies, those used longest ago first, until `size` bytes more are within the budget."""
         with FileLock(self.root / "room.lock"):
-            files = [path for path in self.root.iterdir() if path.suffix != ".lock"]
-            known = sorted((_stat(path), path) for path in files)
+            known = sorted((_stat(path), path) for path in self._files())
             excess = sum(bytes_ for (_, bytes_), _ in known) + size - self.budget_bytes
             for (used, bytes_), path in known:
                 if excess <= 0 or used > time.time() - KEPT_SECONDS:
