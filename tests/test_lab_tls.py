@@ -84,7 +84,7 @@ def test_the_keys_are_private_on_every_host(lab: labs.Lab) -> None:
 
 def test_a_study_goes_on_after_its_head_was_lost(lab: labs.Lab) -> None:
     """On both hosts, until what runs on the head is killed and `ray up` makes a new one."""
-    config = write(lab, "long", study={"epochs": 30, "trials": 2}, resources={"slots": 2})
+    config = write(lab, "long", study={"epochs": 60, "trials": 2}, resources={"slots": 2})
     with lab.tunnel():
         lab.search("submit", config)
         lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=120)
@@ -101,6 +101,6 @@ def test_a_study_goes_on_after_its_head_was_lost(lab: labs.Lab) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     ended = record(lab, "long")
     complete = [trial for trial in ended["trials"] if trial["state"] == "COMPLETE"]
-    assert [trial["epochs"] for trial in complete] == [30, 30]
+    assert [trial["epochs"] for trial in complete] == [60, 60]
     assert all(trial["interrupted"] for trial in ended["trials"] if trial["id"] in begun)
     assert sorted(trial["continues"] for trial in complete) == [0, 1]
