@@ -140,6 +140,8 @@ def fastest_pass(settings: TrialSettings) -> Pass:
             settings.data.image_size,
             Pass(),
             search=True,
+            compiles=False,
+            images=0,
             folder=Path(folder),
             device=device,
         ).fastest

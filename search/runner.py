@@ -1,6 +1,7 @@
 """Run a study from its config to its record: slots, search, export of the best model."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -87,7 +88,7 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
             finally:
                 study.close(time.monotonic() - began)
             if state == "finished":
-                _export_best(folder, warm)
+                _export_best(config, folder, warm)
         finally:
             warm.close()
         study.watch.sweep()
@@ -96,7 +97,7 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
     return record
 
 
-def _export_best(folder: StudyFolder, warm: Slots) -> None:
+def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> None:
     """Have a slot write the model folder of the best trial; it reads the test split."""
     record = ledger.read_study(folder)
     if record.best is None:
@@ -107,6 +108,7 @@ def _export_best(folder: StudyFolder, warm: Slots) -> None:
         "checkpoint": str(folder.best_weights(record.best.id)),
         "to": str(folder.best),
         "provenance": record.provenance | {"study": record.name, "trial": record.best.id},
+        "features": dataclasses.asdict(needs.feature_settings(config)),
     }
     ray.get(warm.exchange.submit.remote(job))
     while True:

@@ -42,6 +42,10 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
+    # glibc keeps memory that torch gives back, instead of having the kernel clear it again for each
+    # batch: on CPUs an epoch of a whole mobilenet_v2 took 25.5 s instead of 30.2 (1,000 images of 128 px).
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
 
 

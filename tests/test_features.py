@@ -1,13 +1,14 @@
 """Stored features: the same trial as without them, to the bit, and computed once."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from finetune import assets, loop
+from finetune import assets, loop, passes
 from finetune.features import Inputs
 from finetune.history import Keep
 from finetune.passes import BATCH, Pass
@@ -265,3 +266,34 @@ def test_auto_runs_frozen_blocks_as_fast_as_it_can_in_training_only(
     assert run.inputs._passes[True] == run.inputs._costs.fastest
     again = loop.Run(settings(precision="auto", seed=5), loop.World(), features)
     assert again.inputs._costs == run.inputs._costs  # measured once per node, so that it stays the same
+
+
+@pytest.mark.slow
+def test_much_work_is_compiled_where_that_is_faster(
+    settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled blocks give the features of eager ones, up to rounding; whether they win is the machine's."""
+    monkeypatch.setattr(passes, "COMPILE_FROM_SECONDS", 0.0)
+    monkeypatch.setattr(passes, "FASTER", 1e-9)  # it wins, if there is a compiler
+    run = loop.Run(settings(precision="auto"), loop.World(), features)
+    assert run.inputs._passes[True].compiled == (shutil.which("g++") is not None)
+    assert not run.inputs._passes[False].compiled
+    compiled = run.inputs.feed("train", view=0).rows
+    plain = FeatureSettings(**{**vars(features), "folder": str(tmp_path / "plain")})
+    eager = loop.Run(settings(precision="exact"), loop.World(), plain).inputs.feed("train", view=0).rows
+    assert compiled is not None
+    assert eager is not None
+    assert torch.nn.functional.cosine_similarity(compiled, eager).min() > 0.99
+
+
+def test_what_cannot_be_compiled_is_run_as_it_is(
+    settings: Any, features: FeatureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(passes, "COMPILE_FROM_SECONDS", 0.0)
+    monkeypatch.setattr(torch, "compile", fails)
+    run = loop.Run(settings(precision="auto"), loop.World(), features)
+    assert not run.inputs._passes[True].compiled
+    assert run.inputs.feed("train", view=0).rows is not None

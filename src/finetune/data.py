@@ -76,6 +76,10 @@ class ImageData:
         self._decoded = Decoded(
             catalog, data.image_size, self._decoders, budget_bytes=budget_bytes, shared=shared
         )
+        self._labels = {
+            split: torch.tensor([example.label for example in examples], dtype=torch.int64)
+            for split, examples in catalog.splits.items()
+        }
         self._mirrored: dict[tuple[str, int], Tensor] = {}
 
     def effective(self) -> dict[str, object]:
@@ -88,8 +92,8 @@ class ImageData:
         return len(self._catalog.splits[split])
 
     def labels(self, split: str) -> Tensor:
-        """Return the labels of a split, int64 (N,)."""
-        return torch.tensor([example.label for example in self._catalog.splits[split]], dtype=torch.int64)
+        """Return the labels of a split, int64 (N,); they are not to be changed."""
+        return self._labels[split]
 
     def weights(self, split: str) -> Tensor | None:
         """Return how much each image of a split counts in a loss, float32 (N,); None: all count 1.

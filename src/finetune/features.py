@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,8 @@ class Inputs:
             settings.data.image_size,
             usual,
             search=settings.precision == "auto" and self.device.type == "cpu",
+            compiles=settings.precision == "auto",
+            images=self.data.sheets(settings.epochs) * self.data.size("train"),
             folder=folder,
             device=self.device,
         )
@@ -120,6 +122,8 @@ class Inputs:
         """
         training = view is not None
         sheet, cut = self.data.sheet(split, view), self._cuts[training]
+        if split == "test":
+            cut = None  # it is read once, for one model
         if cut is not None and (split, sheet.name) not in self._feeds:
             self._feeds[split, sheet.name] = self._rows(split, sheet, cut)
         rows = self._feeds.get((split, sheet.name))
@@ -182,6 +186,7 @@ class Inputs:
         layout = partial(self._layout, rows=sheet.rows, training=training)
         below = 0
         lower: Tensor | None = None
+        ready = cache(lambda begin: how.ready(self.model.prefix[begin : cut.blocks]))
 
         def make(begin: int, end: int) -> Tensor:
             nonlocal below, lower
@@ -199,7 +204,7 @@ class Inputs:
                     (self.images(x), 0)
                     for x in self.data.sheet_pixels(split, sheet, begin, end, passes.BATCH)
                 )
-            made = [self._made(x, how, seen, cut.blocks) for x, seen in parts]
+            made = [self._made(x, how, ready(seen), cut.blocks) for x, seen in parts]
             whole = torch.cat(made).to(getattr(torch, layout(cut.blocks).dtype)).cpu()
             return whole.permute(0, 2, 3, 1) if self._is_turned(cut.blocks) else whole
 
@@ -207,8 +212,8 @@ class Inputs:
         facts |= {"images": self.data.size(split), "data": self.data.fingerprint[:12]}
         return self._store.get(key(cut.blocks), layout(cut.blocks), make, worth=cut.worth, facts=facts)
 
-    def _made(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
-        h = how.run_padded(self.model.prefix[begin:end], x)
+    def _made(self, x: Tensor, how: Pass, blocks: Callable[[Tensor], Tensor], end: int) -> Tensor:
+        h = how.run_padded(blocks, x)
         return self.model.reduce(h.float()) if self._is_pooled(end) else h
 
     def _is_pooled(self, blocks: int) -> bool:

@@ -22,7 +22,7 @@ from finetune.evaluate import BATCH
 from finetune.kinds import EXTENSIONS
 from finetune.loop import World
 from finetune.pixels import load_image, normalise
-from finetune.settings import TrialSettings
+from finetune.settings import FeatureSettings, TrialSettings
 from finetune.strategies import TransferModel
 
 FORMAT = 1
@@ -55,11 +55,17 @@ class Model:
 
 
 def write(
-    checkpoint_path: Path, to: Path, provenance: dict[str, Any], *, world: World | None = None
+    checkpoint_path: Path,
+    to: Path,
+    provenance: dict[str, Any],
+    *,
+    world: World | None = None,
+    features: FeatureSettings | None = None,
 ) -> dict[str, Any]:
     """Make the model folder `to` of a trial's best weights, and measure it on validation and test.
 
     This is the only reader of the test split. All workers of `world` measure, the first one writes.
+    Images and features that the trials left in the store of `features` are read from there.
     Returns what model.yaml says.
 
     Raises:
@@ -69,7 +75,7 @@ def write(
     world = world or World()
     tensors, stored = checkpoint.read(checkpoint_path)
     settings = TrialSettings.from_dict(stored["settings"])
-    run = loop.Run(settings, world)
+    run = loop.Run(settings, world, features)
     run.model.load_trained_state(tensors)
     metrics: dict[str, Any] = {"validation": None, "test": None}
     for name, split in (("validation", "val"), ("test", "test")):

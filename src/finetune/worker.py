@@ -131,7 +131,10 @@ def _train(
 
 
 def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
-    model_folder.write(Path(job["checkpoint"]), Path(job["to"]), job["provenance"], world=world)
+    features = FeatureSettings(**job["features"])
+    model_folder.write(
+        Path(job["checkpoint"]), Path(job["to"]), job["provenance"], world=world, features=features
+    )
     world.agree(True)  # nobody takes the next job before everybody has seen this one
     return {"state": "complete"}
 
