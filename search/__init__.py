@@ -12,7 +12,7 @@ def run(config: Any, **options: Any) -> Any:
     """Run a study and return its `StudyRecord`.
 
     Args:
-        config: a folder of images, the path of a config file, or a `StudyConfig`.
+        config: a folder of images or its URL, the path of a config file, or a `StudyConfig`.
         **options: for a folder, any key of any section (`trials=10, backbone="vgg16"`).
 
     Raises:
@@ -20,12 +20,14 @@ def run(config: Any, **options: Any) -> Any:
         FinetuneError, SearchError: what stopped the study.
     """
     # Imported here so that `import search` costs nothing in the processes that run trials.
-    from pathlib import Path
+    import os
 
+    from finetune.filesystems import is_url
     from search import config_file, runner
     from search.study import StudyConfig
 
     if not isinstance(config, StudyConfig):
-        path = Path(config)
-        config = StudyConfig.from_folder(str(path), **options) if path.is_dir() else config_file.load(path)
+        path = os.fspath(config)
+        is_images = is_url(path) or os.path.isdir(path)
+        config = StudyConfig.from_folder(path, **options) if is_images else config_file.load(path)
     return runner.run(config)

@@ -37,7 +37,7 @@ app = typer.Typer(
 def run(
     config: Annotated[Path | None, typer.Argument(help="A config file; or give --data.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder of images, one folder per class; no config.")
+        str | None, typer.Option(help="A folder of images or its URL, one folder per class; no config.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="With --data: a torchvision model.")] = None,
     weights: Annotated[str | None, typer.Option(help="With --data: a name, a file or none.")] = None,
@@ -200,13 +200,13 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """List what this node keeps for later trials: features of frozen blocks and decoded images."""
+    """List what this node keeps for later trials: features, decoded images, copies of far files."""
     from search import cache as keeper
     from search.needs import cache_dir
 
     place = folder or cache_dir() / "features"
     if clear:
-        say(f"{place}: {keeper.clear(place) / 2**20:.1f} MiB freed")
+        say(f"{keeper.clear(place) / 2**20:.1f} MiB freed")
     listed = keeper.listing(place)
     if as_json:
         print_json(listed)

@@ -1,28 +1,36 @@
-"""What this node keeps for later trials: features of frozen blocks, and decoded images."""
+"""What this node keeps for later trials: features of frozen blocks, decoded images, copies of far files."""
 
 import time
 from pathlib import Path
 from typing import Any
 
+from finetune import file_cache
 from search.terminal import console, print_line, print_table
 
 
 def listing(folder: Path) -> dict[str, Any]:
-    """Return the folder, its bytes and its entries, the last used first."""
+    """Return the folder of features, its bytes and entries, the last used first; and of copies the sum."""
     from finetune.store import Store
 
     entries = [
         {"key": e["key"], "bytes": e["bytes"], "idle_seconds": round(time.time() - e["used"]), **e["facts"]}
         for e in Store(folder, 0).entries()
     ]
-    return {"dir": str(folder), "bytes": sum(e["bytes"] for e in entries), "entries": entries}
+    copies = file_cache.here()
+    files, size = copies.usage()
+    return {
+        "dir": str(folder),
+        "bytes": sum(e["bytes"] for e in entries),
+        "entries": entries,
+        "copies": {"dir": str(copies.root), "bytes": size, "files": files},
+    }
 
 
 def clear(folder: Path) -> int:
     """Remove everything; return the bytes that were freed. A running study computes anew what it needs."""
     from finetune.store import Store
 
-    return Store(folder, 0).clear()
+    return Store(folder, 0).clear() + file_cache.here().clear()
 
 
 def show(listed: dict[str, Any]) -> None:
@@ -42,6 +50,9 @@ def show(listed: dict[str, Any]) -> None:
     ]
     print_table(out, header, rows, right=frozenset({"MiB", "used", "images"}))
     print_line(out, f"{listed['dir']}: {len(rows)} entries, {listed['bytes'] / 2**20:.1f} MiB")
+    copies = listed["copies"]
+    what = f"{copies['files']} copies of far files, {copies['bytes'] / 2**20:.1f} MiB"
+    print_line(out, f"{copies['dir']}: {what}")
 
 
 def _words(entry: dict[str, Any]) -> str:

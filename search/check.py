@@ -3,11 +3,13 @@
 import os
 from typing import Any
 
-from finetune import catalog, inspect_data
+from finetune import catalog, file_cache, inspect_data
 from search import needs, nodes
 from search.nodes import Resources
 from search.space import Space
 from search.study import StudyConfig
+
+KEPT = {"features": "features of frozen blocks", "copies": "copies of far images and weights"}
 
 
 def plan(config: StudyConfig) -> dict[str, Any]:
@@ -21,6 +23,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     # Torch is needed to look at weights and backbones; the other commands start without it.
     from finetune import backbones, weights
 
+    file_cache.limit(needs.copies_bytes(config))
     images = catalog.scan(needs.data_settings(config), lenient=True)
     blocks = {name: backbones.count_blocks(name) for name in config.backbones}
     space = Space(config, blocks)
@@ -35,9 +38,10 @@ def plan(config: StudyConfig) -> dict[str, Any]:
             origin[name] = f"to be pretrained on {count} images of {', '.join(source.classes)}"
         else:
             origin[name] = weights.describe(name, wanted)
+    copies = file_cache.here()
     up = resources()
     slots = needs.capacity(config, up)
-    study = config.study
+    study, features = config.study, needs.feature_settings(config)
     return {
         "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
         "data": inspect_data.inspect(images),
@@ -50,6 +54,13 @@ def plan(config: StudyConfig) -> dict[str, Any]:
             "workers": slots.workers,
             "cpus_per_worker": slots.cpus,
             "gpu": slots.gpu,
+        },
+        "kept": {
+            "features": {
+                "dir": features.folder,
+                "bytes": 0 if features.mode == "off" else features.budget_bytes,
+            },
+            "copies": {"dir": str(copies.root), "bytes": copies.budget_bytes},
         },
         "results": str(config.folder),
     }
@@ -84,6 +95,8 @@ def lines(planned: dict[str, Any]) -> list[str]:
     text += [f"space.{key}: {value}" for key, value in planned["space"].items()]
     stop = planned["early_stopping"]
     text.append(f"early stopping after {stop['grace']} epoch(s)" if stop["enabled"] else "no early stopping")
+    for what, kept in planned["kept"].items():
+        text.append(f"{KEPT[what]}: up to {kept['bytes'] / 2**30:g} GiB on each node, in {kept['dir']}")
     return [*text, f"results: {planned['results']}"]
 
 

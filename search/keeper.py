@@ -7,6 +7,7 @@ It lives beside the driver, so that the driver need not import torch.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from search.nodes import Node
 from search.preflight import Expected
 
 LOOK_SECONDS = 1.0
+END_SECONDS = 10.0
+"""For slots to end by themselves once the study has; one that starts has to get its workers up first."""
 
 
 class Keeper:
@@ -27,7 +30,7 @@ class Keeper:
         exchange: where slots get their trials.
         plan: how many slots of which shape.
         folder: for what Train writes.
-        models: backbones and image sizes that the slots look at when they start.
+        given: what their workers are told besides: backbones, image sizes, room for copies of far files.
         serve: what their workers run.
         expected: what a node must be like to get a slot; None: any will do.
     """
@@ -37,15 +40,16 @@ class Keeper:
         exchange: Any,
         plan: Any,
         folder: str,
-        models: dict[str, Any],
+        given: dict[str, Any],
         serve: Callable[[dict[str, Any]], None],
         expected: Expected | None,
     ) -> None:
         self._exchange, self._plan, self._expected = exchange, plan, expected
-        self._config = {"exchange": exchange, **models, "threads": plan.cpus, "once": plan.once}
+        self._config = {"exchange": exchange, **given, "threads": plan.cpus, "once": plan.once}
         self._folder, self._serve = folder, serve
         self._slots: dict[str, threading.Thread] = {}
         self._changed = threading.Event()
+        self._over = threading.Event()
         self._asked: list[PlacementGroup] = []
         self._passed: set[str] = set(expected.passed) if expected else set()
         self._refused: set[str] = set()
@@ -66,6 +70,10 @@ class Keeper:
             self._changed.clear()
             self._slots = {name: thread for name, thread in self._slots.items() if thread.is_alive()}
         self._ask(0)
+        deadline = time.monotonic() + END_SECONDS
+        for thread in self._slots.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._over.set()
         for thread in self._slots.values():
             thread.join()
 
@@ -120,9 +128,10 @@ class Keeper:
                 nodes=[node.id for node in usable],
                 # A group that is restarted stays on its nodes. Where there are others, a new one is better.
                 restarts=all(node.is_head for node in usable),
+                over=self._over,
             )
         except Exception as error:
-            if training.is_unheard(error):
+            if training.is_unheard(error) and not self._over.is_set():
                 how = training.how_lost(error)
                 ray.get(self._exchange.bury.remote(name, training.first_words(error), **how))
         finally:

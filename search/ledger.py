@@ -8,6 +8,7 @@ a crash the storage holds every trial as it was moments before.
 import copy
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -55,16 +56,30 @@ def open_storage(path: Path) -> RDBStorage:
     return storage
 
 
+def _make(path: Path, direction: StudyDirection) -> None:
+    """Make a storage with an empty study; it appears whole.
+
+    Whoever opened one that is half made would make the rest, and then its driver could not.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    storage = RDBStorage(f"sqlite:///{part}")
+    optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
+    storage.remove_session()
+    storage.engine.dispose()
+    os.replace(part, path)
+
+
 class Ledger:
     """What was suggested and what came of it. Not for several drivers at once."""
 
     def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
+        if not path.exists():
+            _make(path, direction)
         self._storage = open_storage(path)
-        self._stored = optuna.create_study(
-            storage=self._storage, study_name=STUDY_NAME, direction=direction, load_if_exists=True
-        )
+        self._stored = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
         fail_orphans(self._stored)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
         self._study.add_trials(self._stored.get_trials(deepcopy=False))
@@ -229,11 +244,9 @@ def fail_orphans(study: optuna.Study) -> None:
 
 
 def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
-    """Return the trials and the study's facts that a storage holds; it may be in use, or just made."""
+    """Return the trials and the study's facts that a storage holds; it may be in use."""
     storage = open_storage(path)
     try:
-        if STUDY_NAME not in optuna.get_all_study_names(storage):
-            return [], {}  # its driver made the file a moment ago, or died then
         study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
         return [to_record(t) for t in study.get_trials(deepcopy=False)], study.user_attrs
     finally:

@@ -62,6 +62,11 @@ def feature_settings(config: StudyConfig) -> FeatureSettings:
     )
 
 
+def copies_bytes(config: StudyConfig) -> int:
+    """Return what copies of far files may take on each node."""
+    return int(config.data.copies_gib * 2**30)
+
+
 def weight_files(config: StudyConfig) -> list[str]:
     """Return the weight files of a study that lie on a disk."""
     given = [config.model.weights_of(backbone) for backbone in config.backbones]

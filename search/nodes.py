@@ -8,6 +8,8 @@ from typing import Any
 import ray
 import yaml
 from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 HEAD = "node:__internal_head__"
 """A resource that only Ray's head node has."""
@@ -51,6 +53,14 @@ def up() -> list[Node]:
 def about_to_go() -> frozenset[str]:
     """Return the ids of the nodes that are being drained: Ray gives them no more work."""
     return frozenset(state.get_draining_nodes())
+
+
+def free(actor: str) -> None:
+    """Remove the placement groups that a dead actor has made: Ray keeps them until the driver ends, too."""
+    for entry in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(entry)
+        if group.creator_actor_id.hex() == actor and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def may_come(bootstrap: Path = BOOTSTRAP) -> list[Resources]:

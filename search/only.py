@@ -8,7 +8,7 @@ from typing import Any
 from search import config_file, ledger
 from search.errors import StudyError
 from search.layout import StudyFolder
-from search.needs import cache_dir, feature_settings
+from search.needs import cache_dir, copies_bytes, feature_settings
 from search.space import Space
 from search.trial import compact
 
@@ -24,7 +24,7 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
     """
     import torch
 
-    from finetune import backbones, loop
+    from finetune import backbones, file_cache, loop
     from finetune.history import Keep
 
     config = config_file.load(config_path)
@@ -49,6 +49,7 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
             say(f"effective: {message}")
 
     torch.set_num_threads(config.resources.cpus_per_worker)  # as a slot's worker does: same bits
+    file_cache.limit(copies_bytes(config))
     device = torch.device("cuda" if torch.cuda.is_available() and config.resources.gpu else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         keep = Keep(

@@ -69,7 +69,14 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
         plan = needs.capacity(config, [node.resources for node in up])
         expected = preflight.expect(folder.marker, images, needs.weight_files(config), gpu=plan.gpu)
         expected = preflight.check(expected, up)
-        warm = Slots(plan, folder.slots, config.backbones, config.image_sizes, expected=expected)
+        warm = Slots(
+            plan,
+            folder.slots,
+            config.backbones,
+            config.image_sizes,
+            copies_bytes=needs.copies_bytes(config),
+            expected=expected,
+        )
         try:
             fits = plan.fit(node.resources for node in up) > 0
             if not fits:

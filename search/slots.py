@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from finetune import file_cache
 from search.errors import CapacityError, SlotsLost, StudyError
 from search.exchange import Exchange
 from search.nodes import HEAD, Resources
@@ -25,7 +26,8 @@ START_SECONDS = 180.0
 """For the first slot to be up: imports of torch on a loaded machine take tens of seconds."""
 BOOT_SECONDS = 1800.0
 """The same where no node has room yet: an autoscaler has to get one from its cloud first."""
-CLOSE_SECONDS = 15.0
+CLOSE_SECONDS = 20.0
+"""For the keeper to end all slots; it takes END_SECONDS of its own, and a moment to kill the rest."""
 SAVE_SECONDS = 60.0
 """For the trials of a stopped study to end their epoch and save it; a longer epoch is lost."""
 
@@ -142,6 +144,7 @@ class Slots:
         folder: for what Train writes.
         backbones: whose blocks the slots count when they start.
         image_sizes: that each of them must be able to read.
+        copies_bytes: what copies of far files may take on each node.
         expected: what a node must be like to get a slot; None: any will do.
     """
 
@@ -152,16 +155,21 @@ class Slots:
         backbones: Sequence[str],
         image_sizes: Sequence[int] = (),
         *,
+        copies_bytes: int = file_cache.BUDGET_BYTES,
         expected: Expected | None = None,
     ) -> None:
         from search.keeper import Keeper
 
         self.plan = plan
-        models = {"backbones": tuple(backbones), "image_sizes": tuple(image_sizes)}
+        given = {
+            "backbones": tuple(backbones),
+            "image_sizes": tuple(image_sizes),
+            "copies_bytes": copies_bytes,
+        }
         self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote()
         environment = {"env_vars": TRAIN_ENVIRONMENT}
         keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
-        self._keeper = keeper.remote(self.exchange, plan, str(folder), models, serve, expected)
+        self._keeper = keeper.remote(self.exchange, plan, str(folder), given, serve, expected)
         self._run = self._keeper.run.remote()
         self._up, self._notes = 0, 0
         self._change = self.exchange.watch.remote(0, 0)

@@ -10,6 +10,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator, model_val
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.errors import did_you_mean
+from finetune.filesystems import is_url
 from search import problems, sections, yaml_text
 from search.domain import STRATEGIES, Domain, PerStrategy, Range, Section, entries, refused, values_of
 
@@ -131,14 +132,16 @@ class StudyConfig(Section):
         """Make a study on a folder of images without a config file.
 
         Args:
-            path: the folder; the study takes its name unless `name` is given.
+            path: the folder or its URL; the study takes its name unless `name` is given.
             **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section.
 
         Raises:
             ConfigErrors: with every mistake.
 
         """
-        values: dict[str, Any] = {"study": {"name": Path(path).resolve().name}, "data": {"path": str(path)}}
+        where = os.fspath(path)
+        name = where.rstrip("/").rpartition("/")[2] if is_url(where) else Path(where).resolve().name
+        values: dict[str, Any] = {"study": {"name": name}, "data": {"path": where}}
         homes = {key: name for name in cls.model_fields for key in known_keys((name,))}
         wrong = []
         for key, value in options.items():

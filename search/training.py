@@ -1,10 +1,16 @@
 """One slot's Train run: which nodes it may use, how its workers meet, and what is said when they die."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from search import nodes
+
+LOOK_SECONDS = 0.5
+DEAD_SECONDS = 5.0
+"""For a controller that was killed to be gone."""
 NODE_LABEL = "ray.io/node-id"
 """Ray's own label of every node."""
 NODE_DIED = ("its node has died",)
@@ -22,6 +28,7 @@ def run(
     folder: str,
     nodes: Sequence[str],
     restarts: bool,
+    over: threading.Event,
 ) -> None:
     """Run one slot until its workers' loop ends.
 
@@ -32,12 +39,13 @@ def run(
         folder: for what Train writes.
         nodes: ids of those that its workers may be on.
         restarts: start the workers again when they die; else that is raised.
+        over: set when the study has ended and waits for nothing any more: whatever still runs is killed.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     exchange, name = config["exchange"], config["slot"]
     again = -1 if restarts else 0
-    _trainer(plan.workers)(
+    _trainer(plan.workers, over)(
         serve,
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -89,15 +97,14 @@ def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
     }
 
 
-def _trainer(workers: int) -> Any:
+def _trainer(workers: int, over: threading.Event) -> Any:
     """Return the trainer of a slot: `TorchTrainer`, or what it is built on where a worker is alone.
 
     One worker has nobody to meet, so neither keeper nor controllers import torch for it: on few cores that is
     a good part of what the start of a slot costs.
 
     Left out are two helper processes per run that a slot has no use for. One deals out Ray datasets, the
-    other frees placement groups of Tune trials that were stopped under their Train run; a slot outlives
-    its trials.
+    other frees what a controller leaves that has died: `_control` does that.
     """
     if workers == 1:
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
@@ -115,7 +122,41 @@ def _trainer(workers: int) -> Any:
             spared = ("DatasetsCallback", "PlacementGroupCleanerCallback")
             return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
 
+        def _initialize_and_run_controller(self, **how: Any) -> Any:
+            return _control(how, over)
+
     return partial(SlotTrainer, **backend)
+
+
+def _control(how: dict[str, Any], over: threading.Event) -> Any:
+    """Run Train's controller, an actor, until its workers have ended or it is `over`; leave nothing of it.
+
+    Train itself waits without limit, and leaves the actor to Ray's count of references.
+
+    Raises:
+        TimeoutError: it was over first.
+    """
+    import ray
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    actor = ray.remote(TrainController).options(
+        num_cpus=0,
+        label_selector={NODE_LABEL: ray.get_runtime_context().get_node_id()},
+        runtime_env={"env_vars": get_env_vars_to_propagate()},
+    )
+    controller = actor.remote(**how)
+    running = controller.run.remote()
+    try:
+        while not ray.wait([running], timeout=LOOK_SECONDS)[0]:
+            if over.is_set():
+                raise TimeoutError("a slot's workers must end with their study")
+        ray.get(running)
+        return ray.get(controller.get_result.remote())
+    finally:
+        ray.kill(controller)
+        ray.wait([running], timeout=DEAD_SECONDS)  # a controller that lives may still ask for room
+        nodes.free(controller._actor_id.hex())
 
 
 def _witness(exchange: Any, name: str) -> Any:

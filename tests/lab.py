@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter")
+PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "openssl")
 UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOSTS = {"head": "10.99.0.2", "worker": "10.99.0.3"}
@@ -87,7 +87,7 @@ def lacking() -> str:
         return "the lab needs root on Linux"
     missing = [name for name in PROGRAMS if shutil.which(name, path=SYSTEM_PATH) is None]
     if missing:
-        return f"the lab needs {', '.join(missing)} (Debian: openssh-server rsync iproute2)"
+        return f"the lab needs {', '.join(missing)} (Debian: openssh-server rsync iproute2 openssl)"
     if installed_link() is None:
         return "the lab needs the editable install that `make dev` makes"
     tried = subprocess.run(

@@ -81,6 +81,7 @@ def test_every_mistake_of_a_config_is_told_at_once_with_its_place(command: list[
     [
         (["run"], "give a config file or --data FOLDER, one of them"),
         (["run", "configs/quickstart.yaml", "--trials", "3"], "with a config file use --set"),
+        (["run", "--data", "file:///no/such/flowers"], "file:///no/such/flowers: data.path must hold"),
         (["results", "no-such-folder"], "must hold study.yaml"),
         (["resume", "no-such-folder"], "must hold study.yaml"),
         (["predict", "no-such-model", "README.md"], "must hold model.yaml"),
@@ -102,11 +103,16 @@ def test_bad_input_is_one_message_and_exit_code_2(command: list[str], words: lis
 
 
 def test_check_prints_the_plan_and_trains_nothing(command: list[str], tmp_path: Path) -> None:
-    done = call(command, "check", "configs/quickstart.yaml", "--json", env={"XDG_CACHE_HOME": str(tmp_path)})
+    words = ["check", "configs/quickstart.yaml", "--set", "data.copies_gib=2", "--json"]
+    done = call(command, *words, env={"XDG_CACHE_HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["study"]["trials"] == 26
     assert plan["model"]["shufflenet_v2_x0_5"]["blocks"] == 18
+    assert plan["kept"] == {
+        "features": {"dir": str(tmp_path / "finetune" / "features"), "bytes": 10 * 2**30},
+        "copies": {"dir": str(tmp_path / "finetune" / "files"), "bytes": 2 * 2**30},
+    }
     assert list(tmp_path.iterdir()) == []
     assert "next: python -m search run configs/quickstart.yaml" in done.stderr
 
@@ -314,12 +320,20 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
     layout = Layout(rows=4, shape=(3,), dtype="float32")
     facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}
     Store(tmp_path, 2**20).get("k", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
-    listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json").stdout)
+    copies = tmp_path / "node" / "finetune" / "files"
+    copies.mkdir(parents=True)
+    (copies / "copy.jpg").write_bytes(bytes(1000))
+    env = {"XDG_CACHE_HOME": str(tmp_path / "node")}
+    listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json", env=env).stdout)
     assert listed["bytes"] == layout.bytes
+    assert listed["copies"] == {"dir": str(copies), "bytes": 1000, "files": 1}
     assert [entry["key"] for entry in listed["entries"]] == ["k"]
-    assert "resnet18 behind 9 blocks" in call(command, "cache", "--dir", tmp_path).stdout
-    cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json")
-    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": []}
+    table = call(command, "cache", "--dir", tmp_path, env=env).stdout
+    assert "resnet18 behind 9 blocks" in table
+    assert f"{copies}: 1 copies of far files" in table
+    cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json", env=env)
+    nothing = {"dir": str(copies), "bytes": 0, "files": 0}
+    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": [], "copies": nothing}
     assert "MiB freed" in cleared.stderr
 
 

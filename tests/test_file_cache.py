@@ -18,6 +18,8 @@ from finetune.data import ImageData
 from finetune.errors import DataError, WeightsError
 from finetune.file_cache import FileCache
 from finetune.settings import DataSettings, WeightsSettings
+from search import needs
+from search.study import StudyConfig
 
 
 @pytest.fixture
@@ -88,6 +90,23 @@ def test_what_has_no_room_is_read_where_it_is(far: Any, tmp_path: Path) -> None:
     assert copies(tmp_path / "m") == []
 
 
+def test_a_process_keeps_to_the_budget_that_it_is_told(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_cache, "_budget_bytes", file_cache.BUDGET_BYTES)  # as it was, afterwards
+    far.pipe("/b/x", b"x" * 100)
+    for budget, count in [(50, 0), (200, 1)]:
+        file_cache.limit(budget)
+        with file_cache.here().open("memory://b/x") as file:
+            assert file.read() == b"x" * 100
+        assert len(copies(tmp_path / "cache" / "finetune" / "files")) == count
+
+
+def test_the_budget_of_a_config_and_that_of_the_code_alone_are_the_same() -> None:
+    config = StudyConfig.from_folder("flowers")
+    assert needs.copies_bytes(config) == file_cache.BUDGET_BYTES
+
+
 def test_a_file_that_changed_is_fetched_again_and_a_broken_fetch_leaves_nothing(
     far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +160,9 @@ def test_a_folder_behind_a_url_that_is_not_there_is_refused(far: Any) -> None:
             catalog.scan(DataSettings(kind="folder", path=path))
 
 
-def test_weights_behind_a_url_are_those_of_the_file(far: Any, tmp_path: Path) -> None:
+def test_weights_behind_a_url_are_those_of_the_file(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = torchvision.models.get_model("squeezenet1_1", weights=None, num_classes=7)
     torch.save(model.state_dict(), tmp_path / "w.pth")
     far.put(str(tmp_path / "w.pth"), "/bucket/w.pth")
@@ -149,5 +170,11 @@ def test_weights_behind_a_url_are_those_of_the_file(far: Any, tmp_path: Path) ->
     there = weights.load("squeezenet1_1", WeightsSettings(file="memory://bucket/w.pth"))
     assert there.sha256 == near.sha256
     assert there.origin == "memory://bucket/w.pth"
+    monkeypatch.setattr(file_cache, "_budget_bytes", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    with pytest.raises(
+        WeightsError, match=r"w\.pth must fit into this node's cache.* Raise data\.copies_gib"
+    ):
+        weights.load("squeezenet1_1", WeightsSettings(file="memory://bucket/w.pth"))
     with pytest.raises(WeightsError, match=r"memory://bucket/none\.pth must be readable, got FileNotFound"):
         weights.load("squeezenet1_1", WeightsSettings(file="memory://bucket/none.pth"))

@@ -9,26 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import yaml
 
 from finetune import checkpoint
-from search.layout import StudyFolder
-from search.ledger import read_study
 from search.provenance import code_hash
-from search.results import to_json
 from tests import lab as labs
-from tests import small
+from tests.lab_study import record, resources, row, running, write
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
-STUDY = {
-    **small.STUDY,
-    "space": {"strategy": "fuse", "frozen_layers": 0},
-    "early_stopping": {"enabled": False},
-    "results": "/mnt/results",
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,36 +30,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
         lab.wait("both hosts", lambda: "/2.0 CPU" in resources(lab), seconds=120)
         with lab.tunnel():
             yield lab
-
-
-def resources(lab: labs.Lab) -> str:
-    return lab.on("head", "RAY_AUTH_MODE=token ray status 2>&1", check=False)
-
-
-def write(lab: labs.Lab, name: str, **sections: dict[str, Any]) -> str:
-    """Write a config on the laptop and return its path."""
-    named = small.merged(STUDY, {"study": {"name": name}})
-    values = small.merged(named, sections)
-    path = lab.home / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return str(path)
-
-
-def record(lab: labs.Lab, name: str) -> dict[str, Any]:
-    """Read a study's record from the shared folder; `/mnt` on the hosts is a folder of this machine."""
-    return to_json(read_study(StudyFolder(lab.shared / "results" / name)), history=True)
-
-
-def running(lab: labs.Lab, name: str) -> int:
-    """Return how many trials have reported an epoch and not ended."""
-    if not (lab.shared / "results" / name / "optuna.db").exists():
-        return 0
-    return sum(trial["state"] == "RUNNING" and trial["epochs"] > 0 for trial in record(lab, name)["trials"])
-
-
-def row(lab: labs.Lab, name: str) -> dict[str, Any]:
-    rows = {row["study"]: row for row in json.loads(lab.search("status", "--json").stdout)}
-    return rows[name]
 
 
 # The cluster

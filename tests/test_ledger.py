@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -182,15 +183,24 @@ def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
     book.close()
 
 
-def test_a_file_whose_driver_died_before_it_entered_the_study_is_an_empty_record(path: Path) -> None:
-    """Between the file and the study in it lies a moment; whoever reads then sees no trials."""
-    storage = open_storage(path)
-    storage.engine.dispose()
-    assert ledger.read(path) == ([], {})
-    book = open_ledger(path)
-    play(book, "COMPLETE", [0.5])
-    book.close()
-    assert len(ledger.read(path)[0]) == 1
+def test_a_record_that_somebody_waits_to_read_appears_whole(tmp_path: Path) -> None:
+    """Optuna finishes a half made file when it opens it: then the driver, which does so too, would fail."""
+    paths = [tmp_path / f"{i}.db" for i in range(10)]
+    read = []
+
+    def wait_and_read() -> None:
+        for path in paths:
+            while not path.exists():
+                time.sleep(0.001)
+            read.append(ledger.read(path))
+
+    reader = threading.Thread(target=wait_and_read)
+    reader.start()
+    for path in paths:
+        open_ledger(path).close()
+    reader.join()
+    assert read == [([], {})] * len(paths)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".db", ".db-wal", ".db-shm"}
 
 
 def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(path: Path) -> None:

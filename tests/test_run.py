@@ -13,7 +13,9 @@ from typing import Any
 import psutil
 import pytest
 import ray.cloudpickle
+from PIL import Image
 
+import search
 from finetune import checkpoint
 from finetune.history import Keep
 from search import needs, runner, slots, watch
@@ -62,7 +64,7 @@ def slot_processes() -> list[str]:
     for process in ray_processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             titles.append(process.cmdline()[0])
-    names = ("RayTrain", "Keeper", "Exchange")
+    names = ("RayTrain", "TrainController", "Keeper", "Exchange")
     return [title for title in titles if any(name in title for name in names)]
 
 
@@ -90,9 +92,7 @@ def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_s
     kept = [trial.id for trial in record.trials if folder.best_weights(trial.id).exists()]
     assert best.id in kept
     assert len(kept) <= config.study.keep_checkpoints
-    deadline = time.monotonic() + 20  # they were killed just now
-    while left := slot_processes():
-        assert time.monotonic() < deadline, left
+    wait_for(lambda: not slot_processes(), seconds=5)  # they were killed just now
 
 
 def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
@@ -225,6 +225,53 @@ def test_a_warm_slot_gives_the_bits_of_a_cold_process(small_study: Make, tmp_pat
 def scores(history: list[dict[str, float]]) -> list[dict[str, float]]:
     timed = ("seconds", "images_per_second")
     return [{name: value for name, value in epoch.items() if name not in timed} for epoch in history]
+
+
+def test_a_folder_behind_a_url_is_searched_without_a_config_file_and_copied_only_within_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for label, colour in {"daisy": 250, "tulip": 90}.items():
+        (tmp_path / "flowers" / label).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (32, 32), (colour, 9 * i, 0)).save(tmp_path / "flowers" / label / f"{i}.png")
+    record = search.run(
+        f"file://{tmp_path}/flowers", results=str(tmp_path), trials=2, epochs=2, image_size=32,
+        backbone="shufflenet_v2_x0_5", weights="none", strategy=["replace", "fuse"], copies_gib=0,
+    )  # fmt: skip
+    assert (record.name, record.state) == ("flowers-2", "finished")
+    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 2
+    assert not (tmp_path / "cache" / "finetune" / "files").exists()
+
+
+@pytest.mark.parametrize("when", ["starts", "is up", "starts again", "hangs"])
+def test_nothing_is_left_running_of_a_study_that_ends_while_its_slot(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if when == "hangs":
+        plant(monkeypatch, lambda worker: time.sleep(600))
+    warm = slots.Slots(
+        slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots", ["shufflenet_v2_x0_5"]
+    )
+    if when in ("starts", "hangs"):
+        what = "TrainController" if when == "starts" else "RayTrainWorker"
+        wait_for(lambda: any(what in title for title in slot_processes()))
+    else:
+        warm.wait()
+    if when == "starts again":
+        (worker,) = (p for p in ray_processes() if "RayTrainWorker" in p.cmdline()[0])
+        worker.kill()
+        wait_for(lambda: not any("RayTrainWorker" in title for title in slot_processes()))
+    warm.close()
+    wait_for(lambda: not slot_processes(), seconds=5)  # they were killed just now
+    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, slot_processes()
+        time.sleep(0.05)
 
 
 def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Path) -> None:

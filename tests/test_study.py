@@ -377,3 +377,9 @@ def test_a_study_without_a_config_file_takes_keys_of_all_sections(tmp_path: Path
     assert not config.early_stopping.enabled
     with pytest.raises(ConfigErrors, match=r"unknown option 'trails'\. Did you mean 'trials'"):
         StudyConfig.from_folder(tmp_path, trails=3)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/flowers", "memory://flowers/", "file:///data/flowers"])
+def test_a_folder_without_a_config_file_may_lie_behind_a_url(url: str) -> None:
+    config = StudyConfig.from_folder(url, results="/tmp")
+    assert (config.study.name, config.data.path) == ("flowers", url)

@@ -99,6 +99,9 @@ class Data(Images):
     """Smallest share of the image's area that a random crop keeps; 1.0: no random crop."""
     augment: AugmentName = "none"
     """`trivial`: TrivialAugment, one random operation of random strength per training image."""
+    copies_gib: Annotated[float, Field(ge=0)] = 50.0
+    """On each node, for copies of images and weights behind URLs or on network storage, of all studies
+    together; those used longest ago make room. 0: they are read where they are."""
 
     @field_validator("test_share")
     @classmethod

@@ -21,7 +21,7 @@ from filelock import FileLock
 from finetune.filesystems import is_far, is_network, is_url, open_binary
 
 BUDGET_BYTES = 50 * 2**30
-"""Of the copies of all studies on a node, unless FINETUNE_FILES_GIB says otherwise."""
+"""For the copies of all studies on a node, where `limit` was not told another one."""
 CHUNK_BYTES = 4 * 2**20
 LOCKS = 256
 """Files that are fetched at the same time, at most; each name belongs to one of these."""
@@ -29,17 +29,24 @@ KEPT_SECONDS = 60.0
 """A copy that was used this recently is not removed: another process may be about to open it."""
 
 
+def limit(budget_bytes: int) -> None:
+    """Set what this process lets all copies on its node take, from now on; 0: it makes none."""
+    global _budget_bytes
+    _budget_bytes = budget_bytes
+
+
 def here() -> "FileCache":
-    """Return the file cache of this node: in its cache folder, with the budget of its environment."""
+    """Return the file cache of this node, in its cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return _cache(os.path.join(cache, "finetune", "files"), os.environ.get("FINETUNE_FILES_GIB"))
+    return _cache(os.path.join(cache, "finetune", "files"), _budget_bytes)
+
+
+_budget_bytes = BUDGET_BYTES
 
 
 @lru_cache(maxsize=8)
-def _cache(root: str, gib: str | None) -> "FileCache":
-    if is_network(root):
-        return FileCache(Path(root), 0)  # a copy there is as far as the file
-    return FileCache(Path(root), BUDGET_BYTES if gib is None else int(float(gib) * 2**30))
+def _cache(root: str, budget_bytes: int) -> "FileCache":
+    return FileCache(Path(root), 0 if is_network(root) else budget_bytes)  # there it is as far as the file
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,21 @@ class FileCache:
         copy = self.local(location) if is_far(location) and self.budget_bytes else None
         return open(copy, "rb") if copy else open_binary(location)
 
+    def usage(self) -> tuple[int, int]:
+        """Return how many copies there are, and their bytes."""
+        sizes = [_stat(path)[1] for path in self._files()]
+        return len(sizes), sum(sizes)
+
+    def clear(self) -> int:
+        """Remove every copy; return how many bytes that freed. Whoever reads one keeps it."""
+        freed = self.usage()[1]
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        return freed
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.root.glob("*") if path.suffix != ".lock"]
+
     def _fetch(self, location: str, copy: Path, size: int) -> bool:
         """Copy a file, whole or not at all; False if there is no room for it."""
         if not self._make_room(size):
@@ -102,8 +124,7 @@ class FileCache:
     def _make_room(self, size: int) -> bool:
         """Remove copies, those used longest ago first, until `size` bytes more are within the budget."""
         with FileLock(self.root / "room.lock"):
-            files = [path for path in self.root.iterdir() if path.suffix != ".lock"]
-            known = sorted((_stat(path), path) for path in files)
+            known = sorted((_stat(path), path) for path in self._files())
             excess = sum(bytes_ for (_, bytes_), _ in known) + size - self.budget_bytes
             for (used, bytes_), path in known:
                 if excess <= 0 or used > time.time() - KEPT_SECONDS:

@@ -178,7 +178,7 @@ def _fetch(location: str) -> Path:
     if copy is None and filesystems.is_url(location):
         raise WeightsError(
             f"weights: {location} must fit into this node's cache, got no room. "
-            "Raise FINETUNE_FILES_GIB, or copy the file to every node."
+            "Raise data.copies_gib, or copy the file to every node."
         )
     return copy or Path(location)
 

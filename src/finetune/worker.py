@@ -22,7 +22,7 @@ import torchvision
 from ray.train.collective import broadcast_from_rank_zero
 
 import finetune
-from finetune import backbones, loop, model_folder
+from finetune import backbones, file_cache, loop, model_folder
 from finetune.errors import FinetuneError, NonFiniteLoss
 from finetune.history import Keep
 from finetune.loop import World
@@ -39,12 +39,13 @@ def slot_loop(config: dict[str, Any]) -> None:
 
     Args:
         config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `backbones` and
-            `image_sizes` of the study, and `once`: end after one trial, so that the next one gets
-            fresh processes.
+            `image_sizes` of the study, `copies_bytes` for far files on this node, and `once`: end after
+            one trial, so that the next one gets fresh processes.
     """
     exchange, slot = config["exchange"], config["slot"]
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
+    file_cache.limit(config["copies_bytes"])
     world = World(context.get_world_rank(), context.get_world_size(), _device())
     generation = ray.get(exchange.register.remote(slot, _facts(world, config))) if world.rank == 0 else None
     if world.size > 1:
