@@ -340,12 +340,13 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
 
 
 def write_digits(folder: Path, count: int) -> None:
-    """Write so many pictures of the digits 5 to 7, one folder per class."""
+    """Write about so many pictures of the digits 5 to 7, one folder per class."""
     from finetune import catalog
     from finetune.settings import DataSettings
 
     images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))
-    for number, example in enumerate(images.splits["train"][:count]):
+    examples = images.splits["train"]  # class by class
+    for number, example in enumerate(examples[:: len(examples) // count]):
         place = folder / f"digit {images.classes[example.label]}"
         place.mkdir(parents=True, exist_ok=True)
         images.open(example).resize((48, 40)).save(place / f"{number}.png")

@@ -53,6 +53,7 @@ EVERYTHING: dict[str, Any] = {
     "space": {
         "optimizer": ["sgd", "adamw"],
         "momentum": {"low": 0.5, "high": 0.99},
+        "head_size": [0, 64],
         "frozen_layers": {"replace": [8, "all"], "load": "all", "fuse": {"low": 0, "high": "all", "step": 3}},
         "dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
     },
