@@ -15,6 +15,19 @@ ROOT = Path(__file__).parents[1]
 MATERIAL = ROOT.parent / "shared" / "material"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests that take many minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            command = f"python -m pytest --long '{item.nodeid}'"
+            item.add_marker(pytest.mark.skip(reason=f"takes many minutes: {command}"))
+
+
 @pytest.fixture(scope="session")
 def material() -> Path:
     """Folder with real ImageNet weights and real image sets; the test is skipped where it is absent."""

@@ -102,6 +102,25 @@ def test_bad_input_is_one_message_and_exit_code_2(command: list[str], words: lis
     assert done.stdout == ""
 
 
+def test_check_names_the_package_that_a_set_needs_in_one_line(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "h5py.py").write_text("raise ImportError('as where it is not installed')")
+    config = tmp_path / "pcam.yaml"
+    values = {
+        "study": {"name": "pcam", "trials": 2},
+        "data": {"kind": "torchvision", "name": "PCAM", "path": str(tmp_path)},
+        "model": {"backbone": "mobilenet_v2", "weights": "none"},
+        "space": {"strategy": "replace"},
+    }
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    done = call(command, "check", config, env={"PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    line = done.stderr.rstrip()
+    assert line.startswith(f"error: {tmp_path}: must hold torchvision's PCAM (split train), got")
+    assert line.endswith("please run pip install h5py. Install it on every node.")
+
+
 def test_check_prints_the_plan_and_trains_nothing(command: list[str], tmp_path: Path) -> None:
     words = ["check", "configs/quickstart.yaml", "--set", "data.copies_gib=2", "--json"]
     done = call(command, *words, env={"XDG_CACHE_HOME": str(tmp_path)})
@@ -311,8 +330,6 @@ def until(stream: Any, *, count: int) -> list[str]:
     return found
 
 
-@pytest.mark.ray
-@pytest.mark.slow
 def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_path: Path) -> None:
     from finetune.entry import Layout
     from finetune.store import Store
@@ -337,20 +354,28 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
     assert "MiB freed" in cleared.stderr
 
 
+def write_digits(folder: Path, count: int) -> None:
+    """Write about so many pictures of the digits 5 to 7, one folder per class."""
+    from finetune import catalog
+    from finetune.settings import DataSettings
+
+    images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))
+    examples = images.splits["train"]  # class by class
+    for number, example in enumerate(examples[:: len(examples) // count]):
+        place = folder / f"digit {images.classes[example.label]}"
+        place.mkdir(parents=True, exist_ok=True)
+        images.open(example).resize((48, 40)).save(place / f"{number}.png")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_folder_of_images_is_enough_and_the_config_that_ran_is_kept(
     command: list[str], tmp_path: Path
 ) -> None:
     import torchvision
     from safetensors.torch import save_file
 
-    from finetune import catalog
-    from finetune.settings import DataSettings
-
-    images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))
-    for number, example in enumerate(images.splits["train"][:150]):
-        place = tmp_path / "pictures" / f"digit {images.classes[example.label]}"
-        place.mkdir(parents=True, exist_ok=True)
-        images.open(example).resize((48, 40)).save(place / f"{number}.png")
+    write_digits(tmp_path / "pictures", 150)
     weights = tmp_path / "weights.safetensors"
     save_file(torchvision.models.shufflenet_v2_x0_5(num_classes=4).state_dict(), weights)
     given = ["--data", tmp_path / "pictures", "--backbone", "shufflenet_v2_x0_5", "--weights", weights]
@@ -361,3 +386,23 @@ def test_a_folder_of_images_is_enough_and_the_config_that_ran_is_kept(
     kept = yaml.safe_load((tmp_path / "pictures-2" / "study.yaml").read_text())
     assert kept["model"]["weights"] == str(weights)
     assert kept["study"]["budget"] == "10m"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_founding_recipe_runs_on_a_folder_of_images(command: list[str], tmp_path: Path) -> None:
+    """`configs/vgg16-recipe.yaml` as a user runs it, but for fewer pixels, epochs and no download."""
+    write_digits(tmp_path / "pictures", 60)
+    said = {"data.path": tmp_path / "pictures", "data.image_size": 32, "study.epochs": 2}
+    said |= {"model.weights": "none"}
+    changes = [word for key, value in said.items() for word in ("--set", f"{key}={value}")]
+    done = call(command, "run", "configs/vgg16-recipe.yaml", *changes, "--results", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    (trial,) = json.loads(done.stdout)["trials"]
+    assert (trial["state"], trial["baseline"], trial["epochs"]) == ("COMPLETE", "recipe", 2)
+    used = trial["effective"]
+    assert (used["blocks"], used["frozen_blocks"], used["head"]) == (13, 13, [[512, 1024], [1024, 3]])
+    assert (used["optimizer"], used["learning_rates"]["head"]) == ("adam", 1e-3)
+    picture = next((tmp_path / "pictures").rglob("*.png"))
+    answer = call(command, "predict", tmp_path / "vgg16-recipe" / "best", picture)
+    assert answer.stdout.split("\t")[1].startswith("digit ")

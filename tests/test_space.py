@@ -53,6 +53,7 @@ EVERYTHING: dict[str, Any] = {
     "space": {
         "optimizer": ["sgd", "adamw"],
         "momentum": {"low": 0.5, "high": 0.99},
+        "head_size": [0, 64],
         "frozen_layers": {"replace": [8, "all"], "load": "all", "fuse": {"low": 0, "high": "all", "step": 3}},
         "dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
     },
@@ -355,7 +356,7 @@ def test_each_strategy_starts_with_a_setting_that_the_sampler_learns_from() -> N
     space, study = space_of(), tpe()
     starts = space.starts()
     assert [start["strategy"] for start in starts] == ["replace", "load", "fuse"]
-    assert starts[2]["frozen_layers"] == BLOCKS["resnet18"] // 3
+    assert starts[2]["frozen_layers"] == BLOCKS["resnet18"] // 2
     for start in starts:
         assert space.holds(start)
         study.enqueue_trial(space.enqueue_params(start))
@@ -368,7 +369,7 @@ def test_each_strategy_starts_with_a_setting_that_the_sampler_learns_from() -> N
     [
         ({"optimizer": "adam"}, []),
         ({"optimizer": ["adam", "sgd"], "strategy": "load"}, ["load"]),
-        ({"learning_rate": {"low": 0.005, "high": 0.1, "log": True}}, ["replace"]),
+        ({"learning_rate": {"low": 0.008, "high": 0.1, "log": True}}, ["replace"]),
         ({"frozen_layers": "all"}, ["replace", "load"]),
     ],
 )

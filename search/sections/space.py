@@ -30,7 +30,7 @@ class SpaceSection(Section):
         fuse={"low": 1e-3, "high": 3e-2, "log": True},
     )
     """Peak rate of the head. Around the best rates of a probe (.01) and of full fine-tuning (.001)."""
-    head_size: Size = (0, 64, 256, 1024)
+    head_size: Size = per_strategy(replace=(0, 64, 256, 1024), fuse=(0, 1024))
     """Hidden units of the new head; 0: one Linear. Not used by `load`."""
     frozen_layers: BlockCount = per_strategy(replace="all", load="all", fuse={"low": 0, "high": "all"})
     """How many leading blocks of the backbone stay as they are: a number, a share of them (0.5: half, for
