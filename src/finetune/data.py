@@ -92,8 +92,8 @@ class ImageData:
         return len(self._catalog.splits[split])
 
     def labels(self, split: str) -> Tensor:
-        """Return the labels of a split, int64 (N,); they are not to be changed."""
-        return self._labels[split]
+        """Return the labels of a split, int64 (N,)."""
+        return self._labels[split].clone()
 
     def weights(self, split: str) -> Tensor | None:
         """Return how much each image of a split counts in a loss, float32 (N,); None: all count 1.
