@@ -6,8 +6,8 @@
                 are there
 
 A process that dies while it fills gives its chunk back: the locks are the kernel's (`fcntl`), bytes of
-KEY.sums. What it had finished is kept. A damaged entry is noticed by its checksums when a process opens
-it, and removed.
+KEY.sums. What it had finished is kept. A damaged entry is noticed by its checksums when a process first
+opens it, or opens it after it was written to, and removed.
 """
 
 import fcntl
@@ -61,6 +61,11 @@ class Layout:
         return [(begin, min(begin + step, self.rows)) for begin in range(0, self.rows, step)]
 
 
+_sound: dict[Path, tuple[int, int]] = {}
+"""Files whose checksums this process found right: their number and time on the disk. Every trial opens its
+entries, and to read them whole takes 5 ms for 2,300 images of 1,280 features, and more for more."""
+
+
 class Entry:
     """One array and its files."""
 
@@ -74,7 +79,8 @@ class Entry:
         try:
             known = json.loads(self.about.read_text())
             expected = [tuple(c) for c in self.layout.chunks()]
-            whole = self.path.stat().st_size == self.layout.bytes and len(known["sums"]) == len(expected)
+            there = self.path.stat()
+            whole = there.st_size == self.layout.bytes and len(known["sums"]) == len(expected)
             rows = self.map(self.path) if whole else None
         except FileNotFoundError:
             if not self.about.exists():
@@ -83,8 +89,10 @@ class Entry:
         except (OSError, ValueError, KeyError):
             rows = None
         if rows is not None:
-            sums = [_sum(rows[begin:end]) for begin, end in expected]
-            if sums == known["sums"]:
+            file = there.st_ino, there.st_mtime_ns
+            checked = _sound.get(self.path) == file
+            if checked or [_sum(rows[begin:end]) for begin, end in expected] == known["sums"]:
+                _sound[self.path] = file
                 os.utime(self.about)  # used now
                 return rows
         self.remove()
