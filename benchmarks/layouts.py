@@ -79,7 +79,7 @@ def layouts(name: str, side: int) -> dict[str, float]:
 
 def compiling(name: str, side: int) -> dict[str, float]:
     """Return milliseconds per image without and with torch.compile, and the seconds of compiling."""
-    blocks = backbones.build(name).eval().to(memory_format=torch.channels_last).blocks  # type: ignore[call-overload]
+    blocks = backbones.build(name).eval().to(memory_format=torch.channels_last).blocks
     images = torch.rand(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
     eager, compiled = Pass("bfloat16"), Pass("bfloat16", compiled=True)
     before = fastest(lambda: eager.run(blocks, images))

@@ -36,7 +36,8 @@ ON_HEAD = {"num_cpus": 0, "resources": {HEAD: 0.001}}
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 """glibc keeps what torch gives back, instead of having the kernel clear it again for each batch: on a CPU an
-epoch of a whole mobilenet_v2 took 25.5 s instead of 30.2 (1,000 images of 128 pixels)."""
+epoch of a whole mobilenet_v2 took 25.5 s instead of 30.2 (1,000 images of 128 pixels, once, by hand,
+beside other work)."""
 
 TRAIN_ENVIRONMENT = {
     # Train looks at its workers every 2 s by default: a dead one is noticed within this instead.
