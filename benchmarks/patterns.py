@@ -107,7 +107,7 @@ def _train(settings: TrialSettings, data: ImageData, train: Any, val: Any, *, fo
         model.to(memory_format=torch.contiguous_format)  # as torchvision builds it
     optimizer = optimize.optimizer(model.parameter_groups(), settings)
     steps = -(-data.size("train") // settings.data.batch_size)
-    schedule = optimize.schedule(optimizer, settings, steps_per_epoch=steps)
+    rates = optimize.Rates(optimizer, settings, steps_per_epoch=steps)
 
     def logits(x: Tensor) -> Tensor:
         if forward is None or not len(model.prefix):
@@ -122,7 +122,7 @@ def _train(settings: TrialSettings, data: ImageData, train: Any, val: Any, *, fo
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
+            rates.step()
         model.eval()
         right = 0
         with torch.no_grad():

@@ -75,7 +75,7 @@ def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> di
     feed = model.inputs.feed("val")
     order = list(torch.arange(model.data.size("val")).split(64))
     with torch.no_grad():
-        said = [model.model.from_features(feed.finish(x)).argmax(1) for x, _ in feed.batches(order)]
+        said = [model.model.from_features(feed.finish(x)).argmax(1) for x in feed.batches(order)]
     return told[-1] | {"answers": torch.cat(said).tolist()}
 
 

@@ -269,23 +269,23 @@ class Feed:
     rows: Tensor | None
     """What is stored of the sheet; None: nothing."""
 
-    def batches(self, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what `finish` takes and labels int64 (B,) for each index tensor of `order`.
+    def batches(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield what `finish` takes, on the device, for each index tensor of `order`.
 
-        Both are on the device; indices are int64 (B,) within the split, on the CPU.
+        Indices are int64 (B,) within the split, on the CPU.
 
         Raises:
             DataError: an image cannot be read.
         """
-        data, device = self.inputs.data, self.inputs.device
+        data = self.inputs.data
         if self.rows is None:
-            for pixels, labels in data.batches(self.split, order, view=self.view):
-                yield self.inputs.images(pixels), labels.to(device)
+            for pixels, _ in data.batches(self.split, order, view=self.view):
+                yield self.inputs.images(pixels)
             return
-        labels, places = data.labels(self.split), data.places(self.split, self.view)
+        places = data.places(self.split, self.view)
         for indices in order:
             rows = self.rows.index_select(0, indices if places is None else places[indices])
-            yield self.inputs.read(rows, self.blocks).float(), labels[indices].to(device)
+            yield self.inputs.read(rows, self.blocks).float()
 
     def finish(self, x: Tensor) -> Tensor:
         """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""

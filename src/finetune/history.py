@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from finetune import checkpoint
 from finetune.averaging import Average
 from finetune.errors import CheckpointError
+from finetune.optimize import Rates
 from finetune.settings import TrialSettings
 from finetune.strategies import TransferModel
 
@@ -38,14 +38,14 @@ class History:
         self,
         model: TransferModel,
         optimizer: Optimizer,
-        schedule: LambdaLR,
+        rates: Rates,
         settings: TrialSettings,
         keep: Keep,
         *,
         average: Average | None,
         leads: bool,
     ) -> None:
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.model, self.optimizer, self.rates = model, optimizer, rates
         self.settings, self.keep, self.average = settings, keep, average
         self.leads = leads
         """This worker writes the files; the others only keep count."""
@@ -102,7 +102,7 @@ class History:
                 self.average.state[name].copy_(tensor)
         checkpoint.unpack_optimizer(self.optimizer, tensors, facts["groups"])
         self.epochs = facts["history"]
-        self.schedule.load_state_dict(facts["schedule"])
+        self.rates.go_to(facts["steps"])
         self._best, best = checkpoint.read(self.keep.best)
         self._best_epoch = int(best["metrics"]["epoch"])
         return self.epochs
@@ -115,7 +115,7 @@ class History:
         facts = {
             "settings": self.settings.to_dict(),
             "groups": groups,
-            "schedule": self.schedule.state_dict(),
+            "steps": self.rates.steps,
             "history": self.epochs,
         }
         checkpoint.write(self.keep.last, model | flat, facts)

@@ -5,7 +5,7 @@ Shapes: B images of a batch, C classes, H, W pixels.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +85,7 @@ def train(
     history = History(
         run.model,
         run.optimizer,
-        run.schedule,
+        run.rates,
         settings,
         keep,
         average=run.average,
@@ -122,7 +122,7 @@ def train(
 
 
 class Run:
-    """The parts of one trial, built afresh: model, optimiser, schedule, order of the images."""
+    """The parts of one trial, built afresh: model, optimiser, its rates, order of the images."""
 
     def __init__(
         self, settings: TrialSettings, world: World, features: FeatureSettings | None = None
@@ -142,11 +142,12 @@ class Run:
             blocks=lambda: assets.pristine(settings, world.device).blocks,
             stored=features,
         )
+        self.labels = self.data.labels("train")
         weights, classes = self.data.weights("train"), len(self.data.classes)
-        self.loss = Loss(settings, self.data.labels("train"), weights, classes=classes, device=world.device)
+        self.loss = Loss(settings, self.labels, weights, classes=classes, device=world.device)
         self.steps = len(self._order(1))
         self.optimizer = optimize.optimizer(self.model.parameter_groups(), settings)
-        self.schedule = optimize.schedule(self.optimizer, settings, steps_per_epoch=self.steps)
+        self.rates = optimize.Rates(self.optimizer, settings, steps_per_epoch=self.steps)
         self.starts = optimize.starts(self.optimizer)
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.mixing = augment.mixing(settings)
@@ -156,7 +157,7 @@ class Run:
 
     def effective(self) -> dict[str, Any]:
         """Return what is really used, read back from the model, the optimiser and the data."""
-        facts = self.model.describe() | optimize.effective(self.optimizer, self.schedule)
+        facts = self.model.describe() | optimize.effective(self.optimizer, self.rates)
         facts |= self.loss.effective() | augment.effective(self.mixing) | self.data.effective()
         return (
             facts
@@ -176,25 +177,26 @@ class Run:
 
     def train_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> float | None:
         """Return the (weighted) mean training loss, or None if told to stop between two batches."""
-        settings, world, weights = self.settings, self.world, self.loss.weights
+        settings, world = self.settings, self.world
         # Every epoch seeds itself: going on after an interruption needs no generator's state.
         torch.manual_seed(_mix(settings.seed, epoch, world.rank))
         self._thaw(epoch)
         self.model.train()
         whole = self._order(epoch)
-        total = torch.zeros((), device=world.device)
         shares = [batch[world.rank :: world.size] for batch in whole]
+        # DDP averages gradients over workers: these make the average the mean over all images.
+        scales = [world.size / weight for weight in self._sums(whole)]
+        total = torch.zeros((), device=world.device)
         feed = self.inputs.feed("train", view=self.data.view(epoch))
-        for step, (x, labels) in enumerate(feed.batches(shares)):
-            x, targets = augment.mix(self.mixing, x, self.loss.targets(labels, weights[shares[step]]))
-            self.optimizer.zero_grad(set_to_none=True)
-            # DDP averages gradients over workers: this makes the average the mean over all images.
-            scale = world.size / weights[whole[step]].sum().item()
+        batches = zip(feed.batches(shares), self._targets(shares), scales, strict=True)
+        for step, (x, targets, scale) in enumerate(batches):
+            x, targets = augment.mix(self.mixing, x, targets)
+            optimize.clear(self.optimizer)
             total += self._backward(feed, x, targets, scale=scale)
             optimize.step(self.optimizer, self.starts, clip_norm=settings.clip_norm)
-            self.schedule.step()
+            self.rates.step()
             if self.average:
-                self.average.update(self.schedule.last_epoch)
+                self.average.update(self.rates.steps)
             look = world.device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == len(whole)
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
             if bad:
@@ -204,25 +206,39 @@ class Run:
         if world.size > 1:
             torch.distributed.all_reduce(total)
             self._average_buffers()
-        return total.item() / weights[torch.cat(whole)].sum().item()
+        return total.item() / sum(self._sums(whole))
+
+    def _targets(self, order: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the targets (B, C) of each batch, made in one go, on the device."""
+        images = torch.cat(list(order))
+        targets = self.loss.targets(self.labels[images], self.loss.weights[images])
+        parts: Sequence[Tensor] = targets.split([len(batch) for batch in order])
+        return parts
+
+    def _sums(self, order: Sequence[Tensor]) -> list[float]:
+        """Return the sum of the images' weights in each batch."""
+        ends = torch.tensor([len(batch) for batch in order]).cumsum(0) - 1
+        sums = self.loss.weights[torch.cat(list(order))].double().cumsum(0)[ends]
+        parts: list[float] = sums.diff(prepend=sums.new_zeros(1)).tolist()
+        return parts
 
     def _backward(self, feed: Feed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
         """Add the gradient of scale * the sum of losses, in `accumulate` parts; return that sum.
 
         Workers exchange gradients once, with the last part.
         """
-        total = torch.zeros((), device=self.world.device)
-        parts = list(zip(*(t.chunk(self.settings.accumulate) for t in (x, targets)), strict=True))
+        model, count = self.step_model, self.settings.accumulate
+        parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
+        sums = []
         for number, (some, wanted) in enumerate(parts, 1):
-            model = self.step_model
             waits = number < len(parts) and isinstance(model, DistributedDataParallel)
             with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 h = feed.finish(some)
                 with self._autocast():
                     losses = self.loss(model(h), wanted)
                 (losses * scale).backward()
-            total += losses.detach()
-        return total
+            sums.append(losses.detach())
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
     def _thaw(self, epoch: int) -> None:
         """Let those trained blocks train whose turn has come: one more every `unfreeze_epochs` epochs.
@@ -245,18 +261,18 @@ class Run:
         world = self.world
         mine = torch.arange(world.rank, self.data.size(split), world.size).split(BATCH)
         feed = self.inputs.feed(split)
+        labels = self.data.labels(split).to(world.device)
+        batches = zip(feed.batches(mine), (labels[batch] for batch in mine), strict=True)
         self.model.eval()
         with self._autocast():
-            return evaluate(
-                lambda x: self.model.from_features(feed.finish(x)), feed.batches(mine), self.scores
-            )
+            return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores)
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
         shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
         size = self.settings.data.batch_size
         if self.settings.imbalance == "balanced_sampling":
-            return order.balanced_batches(self.data.labels("train"), size, shuffle)
+            return order.balanced_batches(self.labels, size, shuffle)
         return order.batches(self.data.size("train"), size, shuffle)
 
     def _autocast(self) -> AbstractContextManager[Any]:

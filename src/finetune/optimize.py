@@ -1,15 +1,14 @@
 """The optimiser of one trial: one parameter group per part of the model, its rate, and one step of it."""
 
+import inspect
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from finetune.settings import Schedule, TrialSettings
+from finetune.settings import TrialSettings
 
 
 def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialSettings) -> Optimizer:
@@ -45,33 +44,47 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
     return torch.optim.SGD(options, lr=settings.learning_rate, momentum=settings.momentum, fused=True)
 
 
-@dataclass  # not frozen: LambdaLR writes its fields when a checkpoint is restored
-class RateFactor:
-    """Step -> the rate as a multiple of its peak: a linear rise, then constant or a cosine to zero.
+class Rates:
+    """Sets the rates of each step to their peaks times a factor: a linear rise, then 1 or a cosine to zero.
 
-    The cosine is Loshchilov and Hutter's (ICLR 2017) without restarts.
+    The cosine is Loshchilov and Hutter's (ICLR 2017) without restarts. torch's LambdaLR does the same, and
+    wraps the optimiser's step once more: see `step`.
+
+    Args:
+        optimizer: its rates are the peaks.
+        settings: say the course.
+        steps_per_epoch: of the optimiser.
     """
 
-    schedule: Schedule
-    epochs: int
-    warmup_epochs: float
-    steps_per_epoch: int
+    def __init__(self, optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> None:
+        self.course, self.epochs, self.warmup_epochs = (
+            settings.schedule,
+            settings.epochs,
+            settings.warmup_epochs,
+        )
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self._optimizer = optimizer
+        self._total = self.epochs * steps_per_epoch
+        self._warmup = min(round(self.warmup_epochs * steps_per_epoch), self._total)
+        self.go_to(0)
 
-    def __call__(self, step: int) -> float:
-        """Return the factor of step `step`, from 0."""
-        total = self.epochs * self.steps_per_epoch
-        warmup = min(round(self.warmup_epochs * self.steps_per_epoch), total)
-        if step < warmup:
-            return (step + 1) / warmup
-        if self.schedule == "constant":
+    def step(self) -> None:
+        """Set the rates of the next step."""
+        self.go_to(self.steps + 1)
+
+    def go_to(self, steps: int) -> None:
+        """Set the rates as they are after so many steps."""
+        self.steps, factor = steps, self.factor(steps)
+        for group, peak in zip(self._optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+
+    def factor(self, step: int) -> float:
+        """Return the rate of step `step`, from 0, as a multiple of its peak."""
+        if step < self._warmup:
+            return (step + 1) / self._warmup
+        if self.course == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def schedule(optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> LambdaLR:
-    """Return what sets the rate of each step to its peak times a `RateFactor`."""
-    factor = RateFactor(settings.schedule, settings.epochs, settings.warmup_epochs, steps_per_epoch)
-    return LambdaLR(optimizer, factor)
+        return 0.5 * (1 + math.cos(math.pi * (step - self._warmup) / max(1, self._total - self._warmup)))
 
 
 def starts(optimizer: Optimizer) -> list[list[Tensor]]:
@@ -82,12 +95,22 @@ def starts(optimizer: Optimizer) -> list[list[Tensor]]:
     ]
 
 
+def clear(optimizer: Optimizer) -> None:
+    """Drop all gradients, as `zero_grad` does, without the profiling that torch wraps around it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 @torch.no_grad()
 def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) -> None:
     """Take one step along the gradients; parameters without gradient stay as they are.
 
     L2-SP adds the gradient of l2_sp / 2 * ||w - w_start||^2 (Li et al.); then all
     gradients together are scaled down to the norm `clip_norm` where they exceed it; 0: never.
+
+    The optimiser's own step is called without what torch wraps around it for profilers, hooks and the
+    compiler: with it the step of a small head took twice as long.
     """
     for group, begin in zip(optimizer.param_groups, starts, strict=True):
         for parameter, start in zip(group["params"], begin, strict=False):  # no starts: no pull
@@ -95,10 +118,10 @@ def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) 
                 parameter.grad.add_(parameter - start, alpha=group["l2_sp"])
     if clip_norm:
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
-    optimizer.step()
+    inspect.unwrap(type(optimizer).step)(optimizer)
 
 
-def effective(optimizer: Optimizer, schedule: LambdaLR) -> dict[str, object]:
+def effective(optimizer: Optimizer, rates: Rates) -> dict[str, object]:
     """Return what both really hold: the kind, peak rates by group, shared options, the rate's course.
 
     `weight_decay` is that of the groups that are not pulled to where they started, where there are any.
@@ -107,9 +130,9 @@ def effective(optimizer: Optimizer, schedule: LambdaLR) -> dict[str, object]:
     decays = [group["weight_decay"] for group in groups if not group["l2_sp"]]
     return {
         "optimizer": type(optimizer).__name__.lower(),
-        "learning_rates": {group["name"]: group.get("initial_lr", group["lr"]) for group in groups},
+        "learning_rates": {group["name"]: peak for group, peak in zip(groups, rates.peaks, strict=True)},
         "l2_sp": max(group["l2_sp"] for group in groups),
-        **{name: getattr(schedule.lr_lambdas[0], name) for name in ("schedule", "epochs", "warmup_epochs")},
+        **{"schedule": rates.course, "epochs": rates.epochs, "warmup_epochs": rates.warmup_epochs},
         **({"weight_decay": decays[0]} if decays else {}),
         **({"momentum": groups[0]["momentum"]} if "momentum" in groups[0] else {}),
     }

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.backbones import Backbone, last_layer, set_rows
+from finetune.dropout import swap_dropout
 from finetune.errors import BackboneError, CheckpointError, did_you_mean
 from finetune.head import FuseHead, Head, LoadHead, MLPHead, ReplaceHead
 from finetune.settings import ALL
@@ -199,6 +200,7 @@ def build(
             raise BackboneError(
                 f"strategy: must be one of three, got {strategy!r}. {did_you_mean(strategy, known)}"
             )
+    swap_dropout(head)
     return TransferModel(backbone, frozen, head)
 
 
