@@ -51,6 +51,8 @@ class Keeper:
         self._changed = threading.Event()
         self._over = threading.Event()
         self._asked: list[PlacementGroup] = []
+        self._asked_for: tuple[int, frozenset[str]] = (0, frozenset())
+        """Workers, and the nodes beside which there must be room for them."""
         self._passed: set[str] = set(expected.passed) if expected else set()
         self._refused: set[str] = set()
         self._looking: dict[str, Any] = {}
@@ -62,14 +64,14 @@ class Keeper:
         while (wanted := ray.get(self._exchange.wanted.remote())) != 0:
             wanted = self._plan.slots if wanted is None else min(wanted, self._plan.slots)
             usable = self._look()
+            self._ask(min(wanted, self._plan.ask), usable)
             room = self._plan.fit(node.resources for node in usable)
-            self._ask(min(wanted, self._plan.ask) - max(room, len(self._slots)))
             for _ in range(min(wanted, room) - len(self._slots)):
                 self._start(usable)
             self._changed.wait(LOOK_SECONDS)
             self._changed.clear()
             self._slots = {name: thread for name, thread in self._slots.items() if thread.is_alive()}
-        self._ask(0)
+        self._ask(0, [])
         deadline = time.monotonic() + END_SECONDS
         for thread in self._slots.values():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -101,15 +103,24 @@ class Keeper:
         for problem in problems:
             self._exchange.note.remote(f"{problem} It gets no slot.")
 
-    def _ask(self, slots: int) -> None:
-        """Have placement groups wait for so many slots more: that is what an autoscaler starts nodes for.
+    def _ask(self, slots: int, usable: list[Node]) -> None:
+        """Have a placement group wait for each missing worker: that is what an autoscaler starts nodes for.
 
-        One that is granted has done its work: its node is up, and a slot will take its place.
+        They wait for other nodes than the usable ones, where they would take the room of slots that start.
+        One that is granted keeps its new node until that is usable, too.
         """
-        while len(self._asked) > max(0, slots):
-            remove_placement_group(self._asked.pop())
-        while len(self._asked) < slots:
-            self._asked.append(placement_group([self._plan.bundle] * self._plan.workers, strategy="PACK"))
+        workers = self._plan.workers
+        there = max(self._plan.workers_fit(node.resources for node in usable), workers * len(self._slots))
+        asked_for = (max(0, workers * slots - there), frozenset(node.id for node in usable))
+        if asked_for == self._asked_for:
+            return
+        for group in self._asked:
+            remove_placement_group(group)
+        missing, used = self._asked_for = asked_for
+        elsewhere = [{training.NODE_LABEL: f"!in({','.join(sorted(used))})"} if used else {}]
+        self._asked = [
+            placement_group([self._plan.bundle], bundle_label_selector=elsewhere) for _ in range(missing)
+        ]
 
     def _start(self, usable: list[Node]) -> None:
         name = next(f"slot-{i}" for i in range(self._plan.slots) if f"slot-{i}" not in self._slots)

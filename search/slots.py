@@ -77,12 +77,15 @@ class SlotPlan:
 
     def fit(self, nodes: Iterable[Resources]) -> int:
         """Return how many slots fit on nodes with these resources; a slot may span nodes, a worker not."""
+        return self.workers_fit(nodes) // self.workers
+
+    def workers_fit(self, nodes: Iterable[Resources]) -> int:
+        """Return how many workers fit on nodes with these resources."""
         slack = 1e-6  # of floats: ten workers of a tenth of a GPU fit on one
-        workers = sum(
+        return sum(
             min(math.floor(node.get(name, 0) / amount + slack) for name, amount in self.bundle.items())
             for node in nodes
         )
-        return workers // self.workers
 
 
 def plan(

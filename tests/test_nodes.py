@@ -181,7 +181,7 @@ class Driver:
 def test_slots_follow_the_nodes_and_no_trial_is_lost(
     cluster: Cluster, small_study: Make, tmp_path: Path
 ) -> None:
-    """Nodes are asked for, used when they join, given back, emptied on a notice, and may die.
+    """Nodes are asked for, used as each joins, given back, emptied on a notice, and may die.
 
     A trial that moves goes on from its checkpoint, and the driver hears every epoch once.
     """
@@ -189,7 +189,11 @@ def test_slots_follow_the_nodes_and_no_trial_is_lost(
     study = Driver(small_study(), tmp_path, plan)
     try:
         eventually(lambda: waiting_groups() == 3, "an autoscaler sees three groups that wait for a node")
-        added = {node.node_id: node for node in [cluster.add_node(num_cpus=1) for _ in range(3)]}
+        first = cluster.add_node(num_cpus=1)
+        assert study.node_of(next(iter(study.warm.wait(1)))) == first.node_id
+        assert waiting_groups() == 2  # not for the room of the slot that has just started
+        more = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        added = {node.node_id: node for node in [first, *more]}
         assert {study.node_of(name) for name in study.warm.wait(3)} == added.keys()
         assert waiting_groups() == 0
 
