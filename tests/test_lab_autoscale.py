@@ -18,7 +18,7 @@ from tests.lab_study import record, running, write
 from tests.machine import Machine
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
-WORKERS = 2
+WORKERS, EPOCHS = 2, 100
 IDLE_SECONDS = 10.0
 """After which the autoscaler ends a node."""
 HEAD_ID = "f" * 51 + "00000"
@@ -42,15 +42,11 @@ CLUSTER: dict[str, Any] = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": WORKERS},
     },
-    "auth": {},
-    "file_mounts": {},
-    "cluster_synced_files": [],
-    "initialization_commands": [],
-    "setup_commands": [],
-    "head_setup_commands": [],
-    "worker_setup_commands": [],
-    "head_start_ray_commands": [],
-    "worker_start_ray_commands": [],
+    # How hosts are set up, which these need not be; without the keys the autoscaler does not start.
+    **{key: {} for key in ("auth", "file_mounts")},
+    **{key: [] for key in ("cluster_synced_files", "initialization_commands")},
+    **{f"{who}setup_commands": [] for who in ("", "head_", "worker_")},
+    **{f"{who}_start_ray_commands": [] for who in ("head", "worker")},
 }
 START = {
     "RAY_FAKE_CLUSTER": "1",
@@ -59,6 +55,7 @@ START = {
     "RAY_enable_autoscaler_v2": "1",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
 }
+"""The environment of the head, and so of its autoscaler: Ray's newer one, as of `ray up` on a cloud."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def study(cluster: Machine) -> Iterator[subprocess.Popen[bytes]]:
     """A study of as many trials as nodes may come; `auto` slots."""
-    config = write(cluster, "grows", study={"epochs": 100, "trials": WORKERS}, resources={"slots": "auto"})
+    config = write(cluster, "grows", study={"epochs": EPOCHS, "trials": WORKERS}, resources={"slots": "auto"})
     log = cluster.folder / "study.log"
     with cluster.background(sys.executable, "-m", "search", "run", config, log=log) as process:
         yield process
@@ -101,6 +98,8 @@ def test_nodes_are_started_for_slots_and_trials_run_on_all_of_them(
     cluster.wait("trials on all nodes", lambda: running(cluster, "grows") == WORKERS, seconds=90)
     assert len(nodes(cluster)) == 1 + WORKERS
     assert "no node has room for a slot yet" in (cluster.folder / "study.log").read_text()
+    # Nor does Train ask for nodes: that would keep up an idle one as long as its run lasts.
+    assert "From request_resources:\n (none)" in cluster.ray("status").stdout
 
 
 def test_a_node_that_dies_is_replaced(cluster: Machine, study: subprocess.Popen[bytes]) -> None:
@@ -121,5 +120,5 @@ def test_no_trial_is_lost_and_no_node_left(cluster: Machine, study: subprocess.P
     trials = record(cluster, "grows")["trials"]
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * WORKERS
     for trial in trials:
-        assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, 101))
+        assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, EPOCHS + 1))
     cluster.wait("the head alone", lambda: len(nodes(cluster)) == 1, seconds=60)
