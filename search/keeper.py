@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from search import nodes, preflight, training
-from search.nodes import Node
+from search.nodes import Node, Resources
 from search.preflight import Expected
 
 LOOK_SECONDS = 1.0
@@ -52,9 +52,10 @@ class Keeper:
         self._over = threading.Event()
         self._asked: list[PlacementGroup] = []
         self._asked_for: tuple[int, frozenset[str]] = (0, frozenset())
-        """Workers, and the nodes beside which there must be room for them."""
+        """How many workers, and the nodes on which they are not to be."""
         self._passed: set[str] = set(expected.passed) if expected else set()
-        self._refused: set[str] = set()
+        self._refused: dict[str, Resources] = {}
+        """Node -> what it has; nobody is asked for another one in its place."""
         self._looking: dict[str, Any] = {}
         """Node -> the check of it that runs."""
         self._going: frozenset[str] = frozenset()
@@ -89,7 +90,7 @@ class Keeper:
         if self._expected is None:
             return up
         for node in up:
-            if node.id not in self._passed | self._refused | self._looking.keys():
+            if node.id not in {*self._passed, *self._refused, *self._looking}:
                 self._looking[node.id] = preflight.examine(self._expected, node)
         for node in up:
             answer = self._looking.get(node.id)
@@ -99,28 +100,30 @@ class Keeper:
 
     def _judge(self, expected: Expected, node: Node, answer: Any) -> None:
         problems = preflight.problems(expected, node, answer)
-        (self._refused if problems else self._passed).add(node.id)
-        for problem in problems:
-            self._exchange.note.remote(f"{problem} It gets no slot.")
+        if not problems:
+            self._passed.add(node.id)
+        elif node.id in {there.id for there in nodes.up()}:  # else it has died meanwhile
+            self._refused[node.id] = node.resources
+            for problem in problems:
+                self._exchange.note.remote(f"{problem} It gets no slot.")
 
     def _ask(self, slots: int, usable: list[Node]) -> None:
         """Have a placement group wait for each missing worker: that is what an autoscaler starts nodes for.
 
-        They wait for other nodes than the usable ones, where they would take the room of slots that start.
-        One that is granted keeps its new node until that is usable, too.
+        They wait for new nodes: on a usable one they would take the room of slots that start, and a refused
+        one they would keep from being given back. One that is granted keeps its node until that is judged.
         """
-        workers = self._plan.workers
-        there = max(self._plan.workers_fit(node.resources for node in usable), workers * len(self._slots))
-        asked_for = (max(0, workers * slots - there), frozenset(node.id for node in usable))
+        plan = self._plan
+        there = max(plan.workers_fit(node.resources for node in usable), plan.workers * len(self._slots))
+        missing = plan.workers * slots - there - plan.workers_fit(self._refused.values())
+        asked_for = (max(0, missing), frozenset({*(node.id for node in usable), *self._refused}))
         if asked_for == self._asked_for:
             return
         for group in self._asked:
             remove_placement_group(group)
-        missing, used = self._asked_for = asked_for
-        elsewhere = [{training.NODE_LABEL: f"!in({','.join(sorted(used))})"} if used else {}]
-        self._asked = [
-            placement_group([self._plan.bundle], bundle_label_selector=elsewhere) for _ in range(missing)
-        ]
+        missing, known = self._asked_for = asked_for
+        new = [{training.NODE_LABEL: f"!in({','.join(sorted(known))})"} if known else {}]
+        self._asked = [placement_group([plan.bundle], bundle_label_selector=new) for _ in range(missing)]
 
     def _start(self, usable: list[Node]) -> None:
         name = next(f"slot-{i}" for i in range(self._plan.slots) if f"slot-{i}" not in self._slots)

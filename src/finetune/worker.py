@@ -32,6 +32,10 @@ STOP_POLL_SECONDS = 0.02
 """Between two looks whether the trial was stopped, so that a look per batch costs nothing."""
 TOGETHER_SECONDS = 0.005
 """What is said this soon after the last message left goes with the next one: short epochs in one call."""
+NO_CUDA = (
+    "node {}: torch must see the GPU that Ray gives a worker, got none. Check its driver with nvidia-smi and "
+    "that torch is built for CUDA, or set resources.gpu: false."
+)
 
 
 def slot_loop(config: dict[str, Any]) -> None:
@@ -195,17 +199,21 @@ def _one_line(error: Exception) -> str:
 
 
 def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if _has_gpu() else torch.device("cpu")
+    if _given_gpus() and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
-def _has_gpu() -> bool:
-    return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU")) and torch.cuda.is_available()
+def _given_gpus() -> list[str]:
+    """Return the GPUs that Ray gives this worker, or shares of them."""
+    given: list[str] = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return given
 
 
 def _facts(world: World, config: dict[str, Any]) -> dict[str, Any]:
-    """Return where this slot runs, with which code, the blocks of the backbones, and which cannot be used."""
+    """Return where this slot runs, with which code, the blocks of the backbones, and what cannot be used."""
     blocks: dict[str, int] = {}
-    problem = ""
+    problem = NO_CUDA.format(socket.gethostname()) if _given_gpus() and world.device.type == "cpu" else ""
     try:
         blocks = {name: backbones.count_blocks(name) for name in config["backbones"]}
         for name, size in itertools.product(blocks, config["image_sizes"]):
