@@ -279,6 +279,27 @@ def test_a_slot_of_two_workers_spans_two_nodes_and_outlives_one(
         study.warm.close()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
+def test_two_slots_share_a_gpu_and_one_that_torch_does_not_see_is_named(
+    cluster: Cluster, small_study: Make, tmp_path: Path
+) -> None:
+    """Ray believes what it is told about GPUs, and torch would train on the CPU without a word."""
+    remove_all(cluster)
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    plan = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=True, gpu_per_worker=0.5)
+    study = Driver(small_study(), tmp_path, plan)
+    try:
+        with pytest.raises(
+            StudyError, match=r"torch must see the GPU .* got none\. .* resources\.gpu: false"
+        ):
+            study.warm.wait(2)
+        assert [facts["node"] for facts in study.call("status")["ready"].values()] == [node.node_id] * 2
+        assert "GPU" not in free(node)
+    finally:
+        study.warm.close()
+    eventually(lambda: free(node).get("GPU") == 1, "no share of it stays held")
+
+
 def remove_all(cluster: Cluster) -> None:
     """Leave only the head."""
     for node in list(cluster.worker_nodes):
@@ -299,10 +320,16 @@ def waiting_groups() -> int:
     return sum(group["state"] == "PENDING" for group in groups)
 
 
+def free(node: Any) -> dict[str, float]:
+    """Return what nobody holds of a node; what is held in full is left out."""
+    left: dict[str, float] = state.available_resources_per_node().get(node.node_id, {})
+    return left
+
+
 def idle(added: Any) -> set[str]:
     """Return those of the nodes whose CPU is free."""
-    free = state.available_resources_per_node()
-    return {node for node in added if free.get(node, {}).get("CPU") == 1}
+    left = state.available_resources_per_node()
+    return {node for node in added if left.get(node, {}).get("CPU") == 1}
 
 
 def give_notice(cluster: Cluster, node_id: str) -> None:
@@ -314,23 +341,3 @@ def give_notice(cluster: Cluster, node_id: str) -> None:
         eventually(lambda: server.asked > 0, "the watcher looks")
         server.left = 120
         watcher.join()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
-def test_two_slots_share_a_gpu_and_one_that_torch_does_not_see_is_named(
-    cluster: Cluster, small_study: Make, tmp_path: Path
-) -> None:
-    """Ray believes what it is told about GPUs, and torch would train on the CPU without a word."""
-    remove_all(cluster)
-    node = cluster.add_node(num_cpus=2, num_gpus=1)
-    plan = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=True, gpu_per_worker=0.5)
-    study = Driver(small_study(), tmp_path, plan)
-    try:
-        with pytest.raises(
-            StudyError, match=r"torch must see the GPU .* got none\. .* resources\.gpu: false"
-        ):
-            study.warm.wait(2)
-        assert [facts["node"] for facts in study.call("status")["ready"].values()] == [node.node_id] * 2
-        assert "GPU" not in state.available_resources_per_node()[node.node_id]
-    finally:
-        study.warm.close()
