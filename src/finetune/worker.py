@@ -32,10 +32,6 @@ STOP_POLL_SECONDS = 0.02
 """Between two looks whether the trial was stopped, so that a look per batch costs nothing."""
 TOGETHER_SECONDS = 0.005
 """What is said this soon after the last message left goes with the next one: short epochs in one call."""
-NO_CUDA = (
-    "node {}: torch must see the GPU that Ray gives a worker, got none. Check its driver with nvidia-smi and "
-    "that torch is built for CUDA, or set resources.gpu: false."
-)
 
 
 def slot_loop(config: dict[str, Any]) -> None:
@@ -198,6 +194,16 @@ def _one_line(error: Exception) -> str:
     return text[0] if isinstance(error, FinetuneError) else f"{type(error).__name__}: {text[0]}"
 
 
+def gpu_problem() -> str:
+    """Return what is wrong if Ray gives this worker a GPU, or a share of one, that torch does not see."""
+    if not _given_gpus() or torch.cuda.is_available():
+        return ""
+    return (
+        f"node {socket.gethostname()}: torch must see the GPU that Ray gives a worker, got none. "
+        "Check its driver with nvidia-smi and that torch is built for CUDA, or set resources.gpu: false."
+    )
+
+
 def _device() -> torch.device:
     if _given_gpus() and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
@@ -205,7 +211,6 @@ def _device() -> torch.device:
 
 
 def _given_gpus() -> list[str]:
-    """Return the GPUs that Ray gives this worker, or shares of them."""
     given: list[str] = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     return given
 
@@ -213,7 +218,7 @@ def _given_gpus() -> list[str]:
 def _facts(world: World, config: dict[str, Any]) -> dict[str, Any]:
     """Return where this slot runs, with which code, the blocks of the backbones, and what cannot be used."""
     blocks: dict[str, int] = {}
-    problem = NO_CUDA.format(socket.gethostname()) if _given_gpus() and world.device.type == "cpu" else ""
+    problem = gpu_problem()
     try:
         blocks = {name: backbones.count_blocks(name) for name in config["backbones"]}
         for name, size in itertools.product(blocks, config["image_sizes"]):
