@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from search import nodes, preflight, training
-from search.nodes import Node
+from search.nodes import Node, Resources
 from search.preflight import Expected
 
 LOOK_SECONDS = 1.0
@@ -51,8 +51,11 @@ class Keeper:
         self._changed = threading.Event()
         self._over = threading.Event()
         self._asked: list[PlacementGroup] = []
+        self._asked_for: tuple[int, frozenset[str]] = (0, frozenset())
+        """How many workers, and the nodes on which they are not to be."""
         self._passed: set[str] = set(expected.passed) if expected else set()
-        self._refused: set[str] = set()
+        self._refused: dict[str, Resources] = {}
+        """Node -> what it has; nobody is asked for another one in its place."""
         self._looking: dict[str, Any] = {}
         """Node -> the check of it that runs."""
         self._going: frozenset[str] = frozenset()
@@ -62,14 +65,14 @@ class Keeper:
         while (wanted := ray.get(self._exchange.wanted.remote())) != 0:
             wanted = self._plan.slots if wanted is None else min(wanted, self._plan.slots)
             usable = self._look()
+            self._ask(min(wanted, self._plan.ask), usable)
             room = self._plan.fit(node.resources for node in usable)
-            self._ask(min(wanted, self._plan.ask) - max(room, len(self._slots)))
             for _ in range(min(wanted, room) - len(self._slots)):
                 self._start(usable)
             self._changed.wait(LOOK_SECONDS)
             self._changed.clear()
             self._slots = {name: thread for name, thread in self._slots.items() if thread.is_alive()}
-        self._ask(0)
+        self._ask(0, [])
         deadline = time.monotonic() + END_SECONDS
         for thread in self._slots.values():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -87,7 +90,7 @@ class Keeper:
         if self._expected is None:
             return up
         for node in up:
-            if node.id not in self._passed | self._refused | self._looking.keys():
+            if node.id not in {*self._passed, *self._refused, *self._looking}:
                 self._looking[node.id] = preflight.examine(self._expected, node)
         for node in up:
             answer = self._looking.get(node.id)
@@ -97,19 +100,30 @@ class Keeper:
 
     def _judge(self, expected: Expected, node: Node, answer: Any) -> None:
         problems = preflight.problems(expected, node, answer)
-        (self._refused if problems else self._passed).add(node.id)
-        for problem in problems:
-            self._exchange.note.remote(f"{problem} It gets no slot.")
+        if not problems:
+            self._passed.add(node.id)
+        elif node.id in {there.id for there in nodes.up()}:  # else it has died meanwhile
+            self._refused[node.id] = node.resources
+            for problem in problems:
+                self._exchange.note.remote(f"{problem} It gets no slot.")
 
-    def _ask(self, slots: int) -> None:
-        """Have placement groups wait for so many slots more: that is what an autoscaler starts nodes for.
+    def _ask(self, slots: int, usable: list[Node]) -> None:
+        """Have a placement group wait for each missing worker: that is what an autoscaler starts nodes for.
 
-        One that is granted has done its work: its node is up, and a slot will take its place.
+        They wait for new nodes: on a usable one they would take the room of slots that start, and a refused
+        one they would keep from being given back. One that is granted keeps its node until that is judged.
         """
-        while len(self._asked) > max(0, slots):
-            remove_placement_group(self._asked.pop())
-        while len(self._asked) < slots:
-            self._asked.append(placement_group([self._plan.bundle] * self._plan.workers, strategy="PACK"))
+        plan = self._plan
+        there = max(plan.workers_fit(node.resources for node in usable), plan.workers * len(self._slots))
+        missing = plan.workers * slots - there - plan.workers_fit(self._refused.values())
+        asked_for = (max(0, missing), frozenset({*(node.id for node in usable), *self._refused}))
+        if asked_for == self._asked_for:
+            return
+        for group in self._asked:
+            remove_placement_group(group)
+        missing, known = self._asked_for = asked_for
+        new = [{training.NODE_LABEL: f"!in({','.join(sorted(known))})"} if known else {}]
+        self._asked = [placement_group([plan.bundle], bundle_label_selector=new) for _ in range(missing)]
 
     def _start(self, usable: list[Node]) -> None:
         name = next(f"slot-{i}" for i in range(self._plan.slots) if f"slot-{i}" not in self._slots)

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
+from finetune.worker import gpu_problem
 from search.errors import SlotsLost
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -40,8 +41,10 @@ class SlotBackend(_TorchBackend):
         """Have the workers meet.
 
         Raises:
-            SlotsLost: they do not; the message names the interface of each.
+            SlotsLost: they do not; the message names the interface of each. Or torch sees no GPU there.
         """
+        if problem := max(worker_group.execute(gpu_problem), default=""):
+            raise SlotsLost(problem)
         if len(worker_group) > 1:
             worker_group.execute(choose_interface)
         try:

@@ -225,7 +225,7 @@ def _answered(expected: Expected, node_id: str) -> bool:
 
 
 def _answer_file(marker: Path, node_id: str) -> Path:
-    return marker.with_name(f"{marker.name}.{node_id[:16]}")
+    return marker.with_name(f"{marker.name}.{node_id}")
 
 
 def _sample(reader: Reader, path: str) -> str | None:

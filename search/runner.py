@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -79,9 +80,10 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
         )
         try:
             fits = plan.fit(node.resources for node in up) > 0
+            tell = partial(print, file=sys.stderr)
             if not fits:
-                print("no node has room for a slot yet: waiting for one to join", file=sys.stderr)
-            facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS)
+                tell("no node has room for a slot yet: waiting for one to join")
+            facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS, tell=tell)
             study = StudyRun(config, folder, images, warm, facts)
             try:
                 state = study.search()

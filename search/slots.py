@@ -77,12 +77,15 @@ class SlotPlan:
 
     def fit(self, nodes: Iterable[Resources]) -> int:
         """Return how many slots fit on nodes with these resources; a slot may span nodes, a worker not."""
+        return self.workers_fit(nodes) // self.workers
+
+    def workers_fit(self, nodes: Iterable[Resources]) -> int:
+        """Return how many workers fit on nodes with these resources."""
         slack = 1e-6  # of floats: ten workers of a tenth of a GPU fit on one
-        workers = sum(
+        return sum(
             min(math.floor(node.get(name, 0) / amount + slack) for name, amount in self.bundle.items())
             for node in nodes
         )
-        return workers // self.workers
 
 
 def plan(
@@ -175,16 +178,28 @@ class Slots:
         self._up, self._notes = 0, 0
         self._change = self.exchange.watch.remote(0, 0)
 
-    def wait(self, count: int = 1, seconds: float = START_SECONDS) -> dict[str, Any]:
+    def wait(
+        self, count: int = 1, seconds: float = START_SECONDS, tell: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
         """Return facts by slot once `count` slots are up.
+
+        Args:
+            count: how many.
+            seconds: to wait for them, at most.
+            tell: gets what is new about the cluster meanwhile; else `news` has it afterwards.
 
         Raises:
             SlotsLost: no slot came up; the message carries the reason.
-            StudyError: a backbone of the study does not exist or cannot read its images.
+            StudyError: a backbone of the study does not exist or cannot read its images, or torch sees no GPU
+                where Ray does.
         """
         answer = self.exchange.wait_for_slots.remote(count, seconds)
         try:
-            ended, _ = ray.wait([answer, self._run], num_returns=1)
+            waits = [answer, self._run]
+            while tell and ray.wait([*waits, self._change], num_returns=1)[0] == [self._change]:
+                for line in self.news()[1]:
+                    tell(line)
+            ended, _ = ray.wait(waits, num_returns=1)
             if self._run in ended:
                 ray.get(self._run)  # it runs until the exchange is closed, or it failed
             status = ray.get(answer)

@@ -103,8 +103,8 @@ def _trainer(workers: int, over: threading.Event) -> Any:
     One worker has nobody to meet, so neither keeper nor controllers import torch for it: on few cores that is
     a good part of what the start of a slot costs.
 
-    Left out are two helper processes per run that a slot has no use for. One deals out Ray datasets, the
-    other frees what a controller leaves that has died: `_control` does that.
+    Left out are helper processes that a slot has no use for. One deals out Ray datasets, another frees what a
+    controller leaves that has died: `_control` does that. A third speaks to the autoscaler (`_silent`).
     """
     if workers == 1:
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
@@ -123,9 +123,27 @@ def _trainer(workers: int, over: threading.Event) -> Any:
             return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
 
         def _initialize_and_run_controller(self, **how: Any) -> Any:
-            return _control(how, over)
+            return _control(how | {"scaling_policy": _silent(self.scaling_config)}, over)
 
     return partial(SlotTrainer, **backend)
+
+
+def _silent(scaling: Any) -> Any:
+    """Return Train's policy for a fixed number of workers, less its own requests to the autoscaler.
+
+    The keeper asks for nodes. What Train asks for is kept up while the run lasts: the autoscaler of Ray 2.60
+    may take an idle node for it and never end that node, although the workers are on another.
+    """
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    class Silent(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    return Silent(scaling)
 
 
 def _control(how: dict[str, Any], over: threading.Event) -> Any:

@@ -9,28 +9,27 @@ Needs Linux, root, and the programs in `PROGRAMS`.
 """
 
 import contextlib
-import os
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
-PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "openssl")
-UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+from tests import machine
+from tests.machine import RAY, ROOT, SYSTEM_PATH, Machine
+
+PROGRAMS = (*machine.PROGRAMS, "sshd", "ssh", "ssh-keygen", "rsync", "openssl")
 HOSTS = {"head": "10.99.0.2", "worker": "10.99.0.3"}
 SHARED, OWN = Path("/mnt"), Path("/srv")
 ADDRESS = "http://127.0.0.1:8265"
 TOKEN = "lab-token-" + "0123456789abcdef" * 3
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": ADDRESS, "RAY_UP_enable_autoscaler_v2": "0"}
+"""The laptop's. Ray 2.60's newer autoscaler starts no worker on given hosts."""
 OLD_COPY = "an older copy of finetune, installed on the node"
 
 WATCHER = (
@@ -39,12 +38,8 @@ WATCHER = (
 )
 """As in the cluster files; nobody answers there, so it asks on."""
 
-# Runs as the first process of the laptop's namespaces.
+# What the laptop has beside other machines: a bridge, and hosts on it.
 LAPTOP = r"""
-set -eu
-mount --make-rprivate /
-mount -t tmpfs tmpfs /run
-ip link set lo up
 ip link add lab type bridge
 ip addr add 10.99.0.1/24 dev lab
 ip link set lab up
@@ -57,9 +52,8 @@ for pair in $HOSTS; do
   ip netns exec "$name" ip link set eth0 up
   ip netns exec "$name" ip link set lo up
   ip netns exec "$name" unshare --mount --pid --uts --fork --kill-child --mount-proc \
-    bash -c "$HOST" "$name" >"$LAB/$name/sshd.log" 2>&1 &
+    bash -c "$HOST" "$name" >"$FOLDER/$name/sshd.log" 2>&1 &
 done
-exec sleep infinity
 """
 
 # Runs as the first process of a host's namespaces; $0 is its name.
@@ -67,13 +61,13 @@ HOST = r"""
 set -eu
 mount --make-rprivate /
 hostname "$0"
-cd "$LAB/$0"
+cd "$FOLDER/$0"
 mount --bind "$PWD/ray" /tmp/ray
 mount --bind "$PWD/run" /run
 mount --bind "$PWD/passwd" /etc/passwd
 mount --bind "$PWD/hosts" /etc/hosts
 mount --bind "$PWD/installed" "$INSTALLED"
-mount --bind "$LAB/shared" /mnt
+mount --bind "$FOLDER/shared" /mnt
 mount --bind "$PWD/own" /srv
 mount -t tmpfs tmpfs /dev/shm
 mkdir -p /run/sshd
@@ -83,20 +77,9 @@ exec $(command -v sshd) -D -e -f "$PWD/sshd_config"
 
 def lacking() -> str:
     """Return why this machine cannot have the lab, or nothing if it can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "the lab needs root on Linux"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=SYSTEM_PATH) is None]
-    if missing:
-        return f"the lab needs {', '.join(missing)} (Debian: openssh-server rsync iproute2 openssl)"
     if installed_link() is None:
         return "the lab needs the editable install that `make dev` makes"
-    tried = subprocess.run(
-        [*UNSHARE, "--uts", "ip", "link", "add", "lab", "type", "bridge"],
-        env={"PATH": SYSTEM_PATH},
-        capture_output=True,
-        text=True,
-    )
-    return f"the lab needs namespaces and a bridge: {tried.stderr.strip()}" if tried.returncode else ""
+    return machine.lacking(PROGRAMS)
 
 
 def installed_link() -> Path | None:
@@ -105,124 +88,48 @@ def installed_link() -> Path | None:
     return found[0] if found else None
 
 
-class Lab:
-    """The laptop and its two hosts, from start to end."""
+class Lab(Machine):
+    """The laptop and its two hosts, from start to end; commands run on the laptop."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.home = folder / "laptop"
+        hosts = " ".join(f"{name}={address}" for name, address in HOSTS.items())
+        super().__init__(folder, LAPTOP, ENVIRONMENT, HOSTS=hosts, HOST=HOST, INSTALLED=str(installed_link()))
         self.cluster_file = self.home / "cluster.yaml"
-        self.shared = folder / "shared"
         self._make_folders()
         for name in HOSTS:
             self._make_host(name)
         self.saved: dict[int, list[float]] = {}
         """What one scene leaves for another: the seconds of each saved epoch, by trial."""
-        self._init: subprocess.Popen[bytes] | None = None
 
     @contextlib.contextmanager
-    def running(self) -> Iterator["Lab"]:
-        """Start the namespaces; end every process in them afterwards."""
-        hosts = " ".join(f"{name}={address}" for name, address in HOSTS.items())
-        environment = {"LAB": str(self.folder), "HOSTS": hosts, "HOST": HOST, "PATH": SYSTEM_PATH}
-        environment["INSTALLED"] = str(installed_link())
-        self._init = subprocess.Popen([*UNSHARE, "bash", "-c", LAPTOP], env=environment)
-        try:
+    def running(self) -> Iterator[None]:
+        """Start laptop and hosts; end every process on them afterwards."""
+        with super().running():
             self._wait_for_sshd()
-            yield self
-        finally:
-            self._init.kill()
-            self._init.wait()
-
-    def laptop(
-        self, *words: str, check: bool = True, timeout: float = 120, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the laptop, in the checkout; stdout and stderr stay apart."""
-        done = subprocess.run(
-            self.words(*words), env=self.environment(**environment), cwd=ROOT, capture_output=True,
-            text=True, timeout=timeout, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        if check and done.returncode:
-            raise AssertionError(f"{shlex.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
-
-    def search(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run `python -m search` on the laptop."""
-        return self.laptop(sys.executable, "-m", "search", *words, **options)
-
-    def ray(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run `ray` on the laptop."""
-        return self.laptop(str(Path(sys.executable).with_name("ray")), *words, **options)
-
-    @contextlib.contextmanager
-    def background(self, *words: str) -> Iterator[None]:
-        """Run `ray` on the laptop until the caller is done."""
-        ray = str(Path(sys.executable).with_name("ray"))
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(self.words(ray, *words), env=self.environment(), cwd=ROOT, **quiet)
-        try:
             yield
-        finally:
-            with contextlib.suppress(ProcessLookupError, IndexError):
-                os.kill(child(process.pid), signal.SIGINT)
-            process.wait(timeout=20)
 
     @contextlib.contextmanager
     def tunnel(self) -> Iterator[None]:
         """Keep `ray dashboard` open at `ADDRESS`, where the laptop's environment looks for the cluster."""
-        with self.background("dashboard", str(self.cluster_file)):
+        with self.background(RAY, "dashboard", str(self.cluster_file)):
             answers = ["curl", "--silent", "--output", "/dev/null", ADDRESS]
-            self.wait("a tunnel", lambda: not self.laptop(*answers, check=False).returncode, seconds=30)
+            self.wait("a tunnel", lambda: not self.run(*answers, check=False).returncode, seconds=30)
             yield
-
-    def wait(self, what: str, is_so: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is so.
-
-        Raises:
-            AssertionError: it is not within so many seconds.
-        """
-        end = time.monotonic() + seconds
-        while not is_so():
-            if time.monotonic() > end:
-                raise AssertionError(f"the lab: {what} within {seconds:.0f} s")
-            time.sleep(0.5)
-
-    def words(self, *words: str) -> list[str]:
-        """Return the words that run a command in the laptop's namespaces."""
-        assert self._init is not None
-        target = str(child(self._init.pid))
-        return ["nsenter", "--target", target, "--mount", "--net", "--pid", *words]
-
-    def environment(self, **changes: str) -> dict[str, str]:
-        """Return the laptop's environment: a home of its own, nothing of whoever runs the tests."""
-        return {
-            "HOME": str(self.home),
-            "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
-            "RAY_TMPDIR": str(self.folder / "t"),
-            "RAY_AUTH_MODE": "token",
-            "RAY_ADDRESS": ADDRESS,
-            "RAY_UP_enable_autoscaler_v2": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{ROOT}:{ROOT}/src",
-            **changes,
-        }
 
     def on(self, host: str, command: str, check: bool = True, timeout: float = 60) -> str:
         """Run a shell command on a host by ssh and return what it wrote."""
         options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
         settings = [word for option in options for word in ("-o", option)]
         target = ["-i", str(self.home / "key"), *settings, f"root@{HOSTS[host]}"]
-        return self.laptop("ssh", *target, command, check=check, timeout=timeout).stdout
+        return self.run("ssh", *target, command, check=check, timeout=timeout).stdout
 
     def pids(self, host: str, name: str) -> list[int]:
         """Return the processes of a host whose program is called `name`."""
         return [int(pid) for pid in self.on(host, f"pidof {name}", check=False).split()]
 
     def _make_folders(self) -> None:
-        for name in ("laptop/.ray", "shared", "t", "old/finetune"):
-            (self.folder / name).mkdir(parents=True)
-        Path("/tmp/ray").mkdir(exist_ok=True)  # the hosts' own are bound over it
+        for path in (self.home / ".ray", self.folder / "old" / "finetune"):
+            path.mkdir(parents=True)
         old = f"raise ImportError({OLD_COPY!r})\n"
         (self.folder / "old" / "finetune" / "__init__.py").write_text(old)
         token = self.home / ".ray" / "auth_token"
@@ -287,11 +194,6 @@ class Lab:
             else:
                 log = (self.folder / name / "sshd.log").read_text()
                 raise AssertionError(f"{name}: sshd must answer within 20 s, got {log!r}")
-
-
-def child(pid: int) -> int:
-    """Return the only child of a process: `unshare` and `nsenter` run what they are given in one."""
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def start(how: str, host: str) -> str:

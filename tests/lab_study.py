@@ -1,4 +1,4 @@
-"""The small study that the lab's tests run, and what they ask about it."""
+"""The small study that the lab's tests run, and what they ask about it. Machines see `shared` at /mnt."""
 
 import json
 from typing import Any
@@ -10,6 +10,7 @@ from search.ledger import read_study
 from search.results import to_json
 from tests import lab as labs
 from tests import small
+from tests.machine import Machine
 
 STUDY = {
     **small.STUDY,
@@ -23,7 +24,7 @@ def resources(lab: labs.Lab, environment: str = "") -> str:
     return lab.on("head", f"{environment} RAY_AUTH_MODE=token ray status 2>&1", check=False)
 
 
-def write(lab: labs.Lab, name: str, **sections: dict[str, Any]) -> str:
+def write(lab: Machine, name: str, **sections: dict[str, Any]) -> str:
     """Write a config on the laptop and return its path."""
     named = small.merged(STUDY, {"study": {"name": name}})
     values = small.merged(named, sections)
@@ -32,18 +33,18 @@ def write(lab: labs.Lab, name: str, **sections: dict[str, Any]) -> str:
     return str(path)
 
 
-def record(lab: labs.Lab, name: str) -> dict[str, Any]:
+def record(lab: Machine, name: str) -> dict[str, Any]:
     """Read a study's record from the shared folder; `/mnt` on the hosts is a folder of this machine."""
     return to_json(read_study(StudyFolder(lab.shared / "results" / name)), history=True)
 
 
-def running(lab: labs.Lab, name: str) -> int:
+def running(lab: Machine, name: str) -> int:
     """Return how many trials have reported an epoch and not ended."""
     if not (lab.shared / "results" / name / "optuna.db").exists():
         return 0
     return sum(trial["state"] == "RUNNING" and trial["epochs"] > 0 for trial in record(lab, name)["trials"])
 
 
-def row(lab: labs.Lab, name: str) -> dict[str, Any]:
+def row(lab: Machine, name: str) -> dict[str, Any]:
     rows = {row["study"]: row for row in json.loads(lab.search("status", "--json").stdout)}
     return rows[name]

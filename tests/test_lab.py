@@ -15,6 +15,7 @@ import pytest
 from finetune import checkpoint
 from search.provenance import code_hash
 from tests import lab as labs
+from tests import machine
 from tests.lab_study import record, resources, row, running, write
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
@@ -25,7 +26,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
     """The laptop with its cluster up, and a tunnel to it at RAY_ADDRESS."""
     if why := labs.lacking():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
-    with labs.Lab(tmp_path_factory.mktemp("lab")).running() as lab:
+    lab = labs.Lab(tmp_path_factory.mktemp("lab"))
+    with lab.running():
         lab.ray("up", "-y", "--no-config-cache", str(lab.cluster_file), timeout=120)
         lab.wait("both hosts", lambda: "/2.0 CPU" in resources(lab), seconds=120)
         with lab.tunnel():
@@ -92,7 +94,7 @@ def test_ctrl_c_ends_the_following_and_leaves_the_study(lab: labs.Lab) -> None:
         assert follower.stdout is not None
         assert follower.stderr is not None
         follower.stdout.readline()
-        os.kill(labs.child(follower.pid), signal.SIGINT)
+        os.kill(machine.child(follower.pid), signal.SIGINT)
         assert "goes on without you" in follower.stderr.read()
     assert follower.returncode == 130
     assert running(lab, "long") > 0
@@ -196,11 +198,9 @@ def test_images_go_to_the_cluster_and_results_and_the_best_model_come_back(lab: 
 
 def test_tensorboard_on_the_cluster_is_seen_on_the_laptop(lab: labs.Lab) -> None:
     board = "tensorboard --logdir /mnt/results/pair/tensorboard --port 6006"
-    with lab.background("exec", str(lab.cluster_file), board, "-p", "6006"):
+    with lab.background(machine.RAY, "exec", str(lab.cluster_file), board, "-p", "6006"):
         url = "http://127.0.0.1:6006/data/runs"
-        lab.wait(
-            "runs", lambda: "trial-0000" in lab.laptop("curl", "-s", url, check=False).stdout, seconds=60
-        )
+        lab.wait("runs", lambda: "trial-0000" in lab.run("curl", "-s", url, check=False).stdout, seconds=60)
 
 
 def test_ray_down_ends_ray_on_the_head_and_the_record_stays(lab: labs.Lab) -> None:

@@ -42,7 +42,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
     """The laptop with its cluster up, as the page says."""
     if why := labs.lacking():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
-    with labs.Lab(tmp_path_factory.mktemp("lab")).running() as lab:
+    lab = labs.Lab(tmp_path_factory.mktemp("lab"))
+    with lab.running():
         make_certificates(lab, lab.home)
         cluster = lab.cluster()
         cluster["file_mounts"] |= yaml.safe_load(MOUNTS)["file_mounts"]
@@ -56,12 +57,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
 def make_certificates(lab: labs.Lab, folder: Path) -> None:
     assert ADDRESSES in CERTIFICATES
     commands = CERTIFICATES.replace(ADDRESSES, " ".join(labs.HOSTS.values()))
-    lab.laptop("bash", "-euc", f"mkdir -p {folder}; cd {folder}\n{commands}")
+    lab.run("bash", "-euc", f"mkdir -p {folder}; cd {folder}\n{commands}")
 
 
 def up(lab: labs.Lab, hosts: int) -> None:
     """Run `ray up` where the cluster file lies, and wait for so many hosts of one CPU."""
-    lab.laptop("bash", "-euc", f"cd {lab.home}; ray up -y --no-config-cache {lab.cluster_file}", timeout=120)
+    lab.run("bash", "-euc", f"cd {lab.home}; ray up -y --no-config-cache {lab.cluster_file}", timeout=120)
     lab.wait(f"{hosts} hosts", lambda: f"/{hosts}.0 CPU" in resources(lab, TLS), seconds=120)
 
 

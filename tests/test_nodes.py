@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import ray.cloudpickle
+import torch
 from ray._private.state import state
 from ray.cluster_utils import Cluster
 
@@ -20,7 +21,7 @@ from finetune import catalog
 from finetune.history import Keep
 from finetune.settings import DataSettings
 from search import needs, nodes, preflight, slots, spot, tuner
-from search.errors import PreflightError
+from search.errors import PreflightError, StudyError
 from search.space import Space
 from search.study import StudyConfig
 
@@ -87,12 +88,8 @@ def test_the_preflight_of_a_real_cluster_names_the_node_that_differs(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """By tasks on every node: one without GPUs that Ray counts, and one with another torchvision."""
-    metadata_of_another = tmp_path / "site" / "torchvision-0.1.dist-info" / "METADATA"
-    metadata_of_another.parent.mkdir(parents=True)
-    metadata_of_another.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
-    path = f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}"
     plain = cluster.add_node(num_cpus=1)
-    other = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path})
+    other = cluster.add_node(num_cpus=1, env_vars=another_torchvision(tmp_path))
     without = cluster.add_node(num_cpus=1, num_gpus=1)
     images = catalog.scan(DataSettings(kind="digits"))
     expected = preflight.expect(tmp_path / ".shared", images, [], gpu=True)
@@ -111,15 +108,23 @@ def test_the_preflight_of_a_real_cluster_names_the_node_that_differs(
     assert any(without.node_id[:8] in line and "torch must see the 1 GPU(s)" in line for line in lines)
 
 
+def another_torchvision(folder: Path) -> dict[str, str]:
+    """Return the environment of a node on which torchvision has another version."""
+    metadata = folder / "site" / "torchvision-0.1.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    return {"PYTHONPATH": f"{folder / 'site'}:{os.environ.get('PYTHONPATH', '')}"}
+
+
 class Driver:
     """Runs single trials on slots, as Tune's trials do."""
 
-    def __init__(self, config: StudyConfig, folder: Path, plan: slots.SlotPlan) -> None:
+    def __init__(self, config: StudyConfig, folder: Path, plan: slots.SlotPlan, **options: Any) -> None:
         self.config, self.folder, self.log = config, folder, folder / "trained.jsonl"
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(slots, "serve", slow_and_told(self.log))
-            self.warm = slots.Slots(plan, folder / "slots", config.backbones)
+            self.warm = slots.Slots(plan, folder / "slots", config.backbones, **options)
         self.heard: dict[str, list[dict[str, Any]]] = {}
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -181,7 +186,7 @@ class Driver:
 def test_slots_follow_the_nodes_and_no_trial_is_lost(
     cluster: Cluster, small_study: Make, tmp_path: Path
 ) -> None:
-    """Nodes are asked for, used when they join, given back, emptied on a notice, and may die.
+    """Nodes are asked for, used as each joins, given back, emptied on a notice, and may die.
 
     A trial that moves goes on from its checkpoint, and the driver hears every epoch once.
     """
@@ -189,7 +194,11 @@ def test_slots_follow_the_nodes_and_no_trial_is_lost(
     study = Driver(small_study(), tmp_path, plan)
     try:
         eventually(lambda: waiting_groups() == 3, "an autoscaler sees three groups that wait for a node")
-        added = {node.node_id: node for node in [cluster.add_node(num_cpus=1) for _ in range(3)]}
+        first = cluster.add_node(num_cpus=1)
+        assert study.node_of(next(iter(study.warm.wait(1)))) == first.node_id
+        assert waiting_groups() == 2  # not for the room of the slot that has just started
+        more = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        added = {node.node_id: node for node in [first, *more]}
         assert {study.node_of(name) for name in study.warm.wait(3)} == added.keys()
         assert waiting_groups() == 0
 
@@ -216,12 +225,38 @@ def test_slots_follow_the_nodes_and_no_trial_is_lost(
         study.warm.close()
 
 
+def test_a_node_that_differs_is_neither_used_nor_kept(
+    cluster: Cluster, small_study: Make, tmp_path: Path
+) -> None:
+    """It may idle until the autoscaler ends it; nobody is asked for another one like it."""
+    remove_all(cluster)
+    images = catalog.scan(DataSettings(kind="digits"))
+    expected = preflight.expect(tmp_path / ".shared", images, [], gpu=False)
+    expected = preflight.check(expected, nodes.up())
+    plan = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=False)
+    study = Driver(small_study(), tmp_path, plan, expected=expected)
+    try:
+        eventually(lambda: waiting_groups() == 2, "two groups wait for a node")
+        other = cluster.add_node(num_cpus=1, env_vars=another_torchvision(tmp_path))
+        eventually(lambda: bool(study.call("status")["notes"]), "the node is refused")
+        eventually(lambda: idle({other.node_id}) == {other.node_id}, "nothing keeps the node")
+        assert waiting_groups() == 1
+        good = cluster.add_node(num_cpus=1)
+        told: list[str] = []
+        (slot,) = study.warm.wait(1, tell=told.append)
+        assert study.node_of(slot) == good.node_id
+        (line,) = told
+        assert "torchvision must be" in line
+        assert line.endswith("It gets no slot.")
+    finally:
+        study.warm.close()
+
+
 def test_a_slot_of_two_workers_spans_two_nodes_and_outlives_one(
     cluster: Cluster, small_study: Make, tmp_path: Path
 ) -> None:
     """DDP across nodes: where one dies, the trial goes on from its checkpoint when another one joins."""
-    for node in list(cluster.worker_nodes):
-        cluster.remove_node(node, allow_graceful=False)
+    remove_all(cluster)
     pair = [cluster.add_node(num_cpus=1) for _ in range(2)]
     plan = slots.SlotPlan(slots=1, ask=1, workers=2, cpus=1, gpu=False)
     study = Driver(small_study(), tmp_path, plan)
@@ -244,6 +279,34 @@ def test_a_slot_of_two_workers_spans_two_nodes_and_outlives_one(
         study.warm.close()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
+def test_two_slots_share_a_gpu_and_one_that_torch_does_not_see_is_named(
+    cluster: Cluster, small_study: Make, tmp_path: Path
+) -> None:
+    """Ray believes what it is told about GPUs, and torch would train on the CPU without a word."""
+    remove_all(cluster)
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    plan = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=True, gpu_per_worker=0.5)
+    study = Driver(small_study(), tmp_path, plan)
+    try:
+        with pytest.raises(
+            StudyError, match=r"torch must see the GPU .* got none\. .* resources\.gpu: false"
+        ):
+            study.warm.wait(2)
+        assert [facts["node"] for facts in study.call("status")["ready"].values()] == [node.node_id] * 2
+        assert "GPU" not in free(node)
+    finally:
+        study.warm.close()
+    eventually(lambda: free(node).get("GPU") == 1, "no share of it stays held")
+
+
+def remove_all(cluster: Cluster) -> None:
+    """Leave only the head."""
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node, allow_graceful=False)
+    eventually(lambda: len(nodes.up()) == 1, "Ray knows that they are gone")
+
+
 def eventually(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -257,10 +320,16 @@ def waiting_groups() -> int:
     return sum(group["state"] == "PENDING" for group in groups)
 
 
+def free(node: Any) -> dict[str, float]:
+    """Return what nobody holds of a node; what is held in full is left out."""
+    left: dict[str, float] = state.available_resources_per_node().get(node.node_id, {})
+    return left
+
+
 def idle(added: Any) -> set[str]:
     """Return those of the nodes whose CPU is free."""
-    free = state.available_resources_per_node()
-    return {node for node in added if free.get(node, {}).get("CPU") == 1}
+    left = state.available_resources_per_node()
+    return {node for node in added if left.get(node, {}).get("CPU") == 1}
 
 
 def give_notice(cluster: Cluster, node_id: str) -> None:

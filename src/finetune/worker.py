@@ -194,18 +194,31 @@ def _one_line(error: Exception) -> str:
     return text[0] if isinstance(error, FinetuneError) else f"{type(error).__name__}: {text[0]}"
 
 
+def gpu_problem() -> str:
+    """Return what is wrong if Ray gives this worker a GPU, or a share of one, that torch does not see."""
+    if not _given_gpus() or torch.cuda.is_available():
+        return ""
+    return (
+        f"node {socket.gethostname()}: torch must see the GPU that Ray gives a worker, got none. "
+        "Check its driver with nvidia-smi and that torch is built for CUDA, or set resources.gpu: false."
+    )
+
+
 def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if _has_gpu() else torch.device("cpu")
+    if _given_gpus() and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
-def _has_gpu() -> bool:
-    return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU")) and torch.cuda.is_available()
+def _given_gpus() -> list[str]:
+    given: list[str] = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return given
 
 
 def _facts(world: World, config: dict[str, Any]) -> dict[str, Any]:
-    """Return where this slot runs, with which code, the blocks of the backbones, and which cannot be used."""
+    """Return where this slot runs, with which code, the blocks of the backbones, and what cannot be used."""
     blocks: dict[str, int] = {}
-    problem = ""
+    problem = gpu_problem()
     try:
         blocks = {name: backbones.count_blocks(name) for name in config["backbones"]}
         for name, size in itertools.product(blocks, config["image_sizes"]):
