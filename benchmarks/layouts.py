@@ -1,11 +1,11 @@
-"""What two ways to run a network faster are worth on this CPU: channels last in memory, and torch.compile.
+"""What ways to run a network faster are worth on this CPU: channels last, folding, bfloat16, torch.compile.
 
     python -m benchmarks.layouts [--quick]
 
 layout   a step of training and a pass in evaluation, float32, with the channels first (torch's usual layout)
          and last, alternating; one model of each family, random weights
-compile  a pass of all blocks with `finetune.passes`' options, against the same pass without, and the
-         seconds that compiling took; bfloat16
+frozen   milliseconds per image of all blocks with `finetune.passes`' options, and the seconds that compiling
+         took; of the families that have batch norms
 
 One thread, the fastest of a few passes each, since other processes only ever slow one down.
 """
@@ -14,12 +14,14 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks import report
-from finetune import backbones
+from finetune import backbones, passes
 from finetune.passes import BATCH, Pass
 
 SIDES = {
@@ -39,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="four families, and one compiled")
+    parser.add_argument("--quick", action="store_true", help="four families, frozen: two")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # torchvision's, of slow initialisation
@@ -48,11 +50,17 @@ def main() -> None:
         [name, str(SIDES[name]), *(f"{value:.2f}" for value in gain.values())] for name, gain in gains.items()
     ]
     report.table(["first / last", "pixels", "training", "evaluation"], rows)
-    compiled = {name: compiling(name, SIDES[name]) for name in (COMPILED[:1] if quick else COMPILED)}
+    names = QUICK[:2] if quick else tuple(SIDES)
+    found = {name: frozen(name, SIDES[name]) for name in names}
     print()
-    rows = [[name, *(f"{value:.2f}" for value in found.values())] for name, found in compiled.items()]
-    report.table(["compile", "eager, ms/image", "compiled, ms/image", "compiling, s"], rows)
-    report.last_line({"first_over_last": gains, "compile": compiled, "load": report.load()})
+    columns = ("float32", "folded", "bfloat16", "bfloat16 folded", "compiled", "compiling, s")
+    rows = [
+        [name, *(f"{times[column]:.2f}" if column in times else "-" for column in columns)]
+        for name, times in found.items()
+        if times
+    ]
+    report.table(["frozen", *columns], rows)
+    report.last_line({"first_over_last": gains, "frozen": found, "load": report.load()})
 
 
 def layouts(name: str, side: int) -> dict[str, float]:
@@ -77,18 +85,27 @@ def layouts(name: str, side: int) -> dict[str, float]:
     return {what: first / last for what, (first, last) in found.items()}
 
 
-def compiling(name: str, side: int) -> dict[str, float]:
-    """Return milliseconds per image without and with torch.compile, and the seconds of compiling."""
-    blocks = backbones.build(name).eval().to(memory_format=torch.channels_last).blocks
+def frozen(name: str, side: int) -> dict[str, float]:
+    """Return milliseconds per image by the pass; empty without batch norms, those left out that fail."""
+    blocks = backbones.build(name).requires_grad_(False).eval().to(memory_format=torch.channels_last).blocks
+    if not any(isinstance(module, nn.BatchNorm2d) for module in blocks.modules()):
+        return {}
     images = torch.rand(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
-    eager, compiled = Pass("bfloat16"), Pass("bfloat16", compiled=True)
-    before = fastest(lambda: eager.run(blocks, images))
-    began = time.perf_counter()
-    ready = compiled.ready(blocks)
-    compiled.run(ready, images)
-    took = time.perf_counter() - began
-    after = fastest(lambda: compiled.run(ready, images))
-    return {"eager": 1000 * before / BATCH, "compiled": 1000 * after / BATCH, "seconds": took}
+    ways = {"float32": Pass(), "bfloat16": Pass("bfloat16")}
+    if passes.can_fold(blocks, images):
+        ways |= {"folded": Pass(folded=True), "bfloat16 folded": Pass("bfloat16", folded=True)}
+    if name in COMPILED:
+        ways["compiled"] = Pass("bfloat16", compiled=True)
+    found = {}
+    for label, how in ways.items():
+        ready = how.ready(blocks)
+        began = time.perf_counter()
+        how.run(ready, images)
+        first = time.perf_counter() - began
+        found[label] = 1000 * fastest(partial(how.run, ready, images)) / BATCH
+        if how.compiled:
+            found["compiling, s"] = first
+    return found
 
 
 def fastest(call: Callable[[], object]) -> float:

@@ -6,8 +6,10 @@ that is differs between backbones and machines by factors, so a probe of a few s
 Shapes: B images, (3, S, S) pixels.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import platform
@@ -30,6 +32,8 @@ BATCH = 32
 batch size, not on the place in the batch or the other images in it (measured for eight families)."""
 FASTER = 1.25
 """A pass must beat the plain one by this factor to be taken: more than two measurements differ."""
+ROUNDING = 1e-3
+"""Most that folding may change of a pass's norm."""
 PASSES = 3
 """Measured per candidate; the fastest counts, since other processes only ever slow one down."""
 SAMPLE_BYTES = 64 * 2**20
@@ -41,16 +45,22 @@ class Pass:
 
     dtype: str = "float32"
     """`bfloat16`: under autocast."""
+    folded: bool = False
+    """With each batch norm folded into the convolution before it; for what is stored only: see `ready`."""
     compiled: bool = False
     """By torch.compile, where the same blocks are run for many images: see `ready`."""
 
     def ready(self, blocks: nn.Sequential) -> Callable[[Tensor], Tensor]:
         """Return what `run` takes in the place of these blocks for as long as they are run again and again.
 
-        Their weights are compiled in: they must not change.
+        Their weights are folded or compiled in: they must not change.
         """
-        if not self.compiled or not len(blocks):
+        if not len(blocks):
             return blocks
+        return self._compiled(blocks) if self.compiled else fold(blocks) if self.folded else blocks
+
+    @staticmethod
+    def _compiled(blocks: nn.Sequential) -> Callable[[Tensor], Tensor]:
         from torch._inductor import config
 
         compiled = torch.compile(blocks)
@@ -84,6 +94,17 @@ class Pass:
             else:
                 parts.append(self.run(blocks, part))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def fold(blocks: nn.Sequential) -> nn.Module:
+    """Return a copy of frozen blocks in which each convolution does the work of the batch norm behind it.
+
+    Exact but for rounding. Any of many kinds of errors is raised where torch.fx cannot trace a block.
+    """
+    from torch.fx.experimental.optimization import fuse
+
+    folded: nn.Module = fuse(blocks).to(memory_format=torch.channels_last)
+    return folded
 
 
 COMPILE_FROM_SECONDS = 120.0
@@ -171,7 +192,11 @@ def costs(
     )
     if not compiles or images * measured.fast[-1] < COMPILE_FROM_SECONDS:
         return measured
-    return _kept(folder, facts | {"compiled": True}, lambda: _compile(blocks(), image_size, measured, device))
+    return _kept(
+        folder,
+        facts | {"compiled": True},
+        lambda: _compile(blocks(), image_size, measured, search=search, device=device),
+    )
 
 
 def _kept(folder: Path, facts: dict[str, Any], measure: Callable[[], Costs]) -> Costs:
@@ -208,14 +233,15 @@ def _measure(
     usual.run(blocks, images)
     if _now(device) - began > 1:  # a large backbone: fewer images tell as much
         images = images[:4]
-    fastest = usual
     usually, outputs = _by_block(blocks, usual, images)
-    fast = usually
+    fastest, fast = usual, usually
     if search:
-        half = Pass("bfloat16")
-        if _seconds(blocks, half, images) * FASTER < _seconds(blocks, usual, images):
-            fastest = half
-            fast, outputs = _by_block(blocks, half, images)
+        fastest = dataclasses.replace(usual, folded=can_fold(blocks, images))
+        half = dataclasses.replace(fastest, dtype="bfloat16")
+        whole, halved = (_seconds(how.ready(blocks), how, images) for how in (fastest, half))
+        fastest = half if halved * FASTER < whole else fastest
+    if fastest != usual:
+        fast, outputs = _by_block(blocks, fastest, images)
     read, write = _disk_rates(folder)
     return Costs(
         fastest=fastest,
@@ -229,21 +255,46 @@ def _measure(
     )
 
 
-def _compile(blocks: nn.Sequential, image_size: int, eager: Costs, device: torch.device) -> Costs:
+def can_fold(blocks: nn.Sequential, images: Tensor) -> bool:
+    """True if there are batch norms to fold, and folding leaves the answer as it was but for rounding."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in blocks.modules()):
+        return False
+    with torch.no_grad():
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints what it then raises
+                folded, plain = fold(blocks)(images[:2]), blocks(images[:2])
+        except Exception:  # what it cannot trace fails in as many ways as there are backbones
+            return False
+        return bool(torch.linalg.vector_norm(folded - plain) < ROUNDING * torch.linalg.vector_norm(plain))
+
+
+def _compile(
+    blocks: nn.Sequential, image_size: int, eager: Costs, *, search: bool, device: torch.device
+) -> Costs:
     """Return what the compiled pass costs, if it is faster; `eager` where it is not, or nothing can compile.
 
-    The shares of the blocks are taken to be those of the eager pass.
+    The shares of the blocks are taken to be those of the same pass, not compiled.
     """
-    how = dataclasses.replace(eager.fastest, compiled=True)
     images = _images(image_size, device)
-    try:
-        seconds = _seconds(how.ready(blocks), how, images) / len(images)
-    except Exception:  # no compiler here, or a model that it does not know: as many kinds as backends
-        return eager
-    share = seconds / eager.fast[-1]
-    if share * FASTER > 1:
-        return eager
-    return dataclasses.replace(eager, fastest=how, fast=tuple(share * t for t in eager.fast))
+    best = eager
+    for dtype in dict.fromkeys((eager.fastest.dtype, *(["bfloat16"] if search else []))):
+        plain = dataclasses.replace(eager.fastest, dtype=dtype)
+        how = dataclasses.replace(plain, compiled=True)
+        try:
+            seconds = _seconds(how.ready(blocks), how, images) / len(images)
+        except Exception:  # no compiler here, or a model that it does not know: as many kinds as backends
+            return best
+        if seconds * FASTER < best.fast[-1]:
+            apart, outputs = _by_block(blocks, plain, images)
+            fast = tuple(seconds * t / apart[-1] for t in apart)
+            best = dataclasses.replace(
+                eager,
+                fastest=how,
+                fast=fast,
+                half=tuple(h.dtype == torch.bfloat16 for h in outputs),
+                channels_last=tuple(has_channels_last(h) for h in outputs),
+            )
+    return best
 
 
 def _images(side: int, device: torch.device) -> Tensor:
@@ -253,11 +304,12 @@ def _images(side: int, device: torch.device) -> Tensor:
 
 def _by_block(blocks: nn.Sequential, how: Pass, images: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
     """Return cumulative seconds per image behind 0, 1, ... blocks, and the first pass's activations."""
-    fastest = [float("inf")] * len(blocks)
+    ready = [how.ready(nn.Sequential(block)) for block in blocks]
+    fastest = [float("inf")] * len(ready)
     outputs: list[Tensor] = []
     for _ in range(PASSES):
         h, outputs = images, [images]
-        for number, block in enumerate(blocks):
+        for number, block in enumerate(ready):
             began = _now(images.device)
             h = how.run(block, h)
             fastest[number] = min(fastest[number], _now(images.device) - began)

@@ -223,5 +223,6 @@ def _prefixes(name: str) -> list[str]:
 
 def _check_images(name: str, sides: Sides, _: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Check the images (B, 3, H, W) that reach the first block; registered as its hook."""
-    for side in inputs[0].shape[2:]:
-        sides.check(name, side)
+    if isinstance(inputs[0], Tensor):  # else torch.fx traces the block, with a stand-in
+        for side in inputs[0].shape[2:]:
+            sides.check(name, side)
