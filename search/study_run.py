@@ -149,6 +149,7 @@ class StudyRun:
             _hand_over(self.folder, trial_id(plan.continues), trial_id(number))
         settings = self.space.settings(params, number=first, cache_dir=str(needs.cache_dir()))
         name = trial_id(number)
+        spared = plan is not None and plan.baseline is not None
         return {
             "id": name,
             "kind": "train",
@@ -156,7 +157,8 @@ class StudyRun:
             "features": dataclasses.asdict(needs.feature_settings(self.config)),
             "params": params,
             "data_fingerprint": self.images.fingerprint,
-            "spared": plan is not None and plan.baseline is not None,
+            "spared": spared,
+            "may_be_stopped": self.config.early_stopping.enabled and not spared,
             "keep": {
                 "metric": self.config.study.metric,
                 "mode": self.config.study.mode,

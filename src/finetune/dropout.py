@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 LEVELS = 2**16
 """Of what a draw may be: a probability is rounded to a whole number of these."""
+LOWEST = -(2**63)
+"""From here on, `random_` fills every bit of a word."""
 
 
 class Dropout(nn.Dropout):
@@ -19,9 +21,7 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * LEVELS)
         if not self.training or x.device.type != "cpu" or dropped in (0, LEVELS):
             return super().forward(x)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(
-            -(2**63), None
-        )  # every bit of them
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(LOWEST, None)
         draws = words.view(torch.int16)[: x.numel()].view(x.shape)
         kept = (draws >= dropped - LEVELS // 2).to(x.dtype)
         return x * kept.mul_(LEVELS / (LEVELS - dropped))

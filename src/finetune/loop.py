@@ -179,7 +179,7 @@ class Run:
         """Return the (weighted) mean training loss, or None if told to stop between two batches."""
         settings, world = self.settings, self.world
         # Every epoch seeds itself: going on after an interruption needs no generator's state.
-        torch.manual_seed(_mix(settings.seed, epoch, world.rank))
+        _seed(_mix(settings.seed, epoch, world.rank), world.device)
         self._thaw(epoch)
         self.model.train()
         whole = self._order(epoch)
@@ -320,6 +320,13 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
     )
     model.head.to(device)  # the blocks are there
     return model
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what training draws from; `torch.manual_seed` also keeps a stack trace, for devices to come."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _mix(*parts: int) -> int:

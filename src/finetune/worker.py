@@ -32,6 +32,8 @@ STOP_POLL_SECONDS = 0.02
 """Between two looks whether the trial was stopped, so that a look per batch costs nothing."""
 TOGETHER_SECONDS = 0.005
 """What is said this soon after the last message left goes with the next one: short epochs in one call."""
+PATIENT_SECONDS = 0.2
+"""The same for a trial that runs all its epochs whatever it says."""
 
 
 def slot_loop(config: dict[str, Any]) -> None:
@@ -61,7 +63,8 @@ def slot_loop(config: dict[str, Any]) -> None:
 def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
     """Run one job and tell the exchange how it ended; a failure that spoils the process is raised."""
     leads = world.rank == 0
-    outbox = _Outbox(exchange, job["id"], job.get("first_message", 0))
+    together = TOGETHER_SECONDS if job.get("may_be_stopped", True) else PATIENT_SECONDS
+    outbox = _Outbox(exchange, job["id"], job.get("first_message", 0), together)
 
     def tell(message: dict[str, Any]) -> None:
         if leads:
@@ -87,8 +90,8 @@ class _Outbox:
     one another.
     """
 
-    def __init__(self, exchange: Any, job_id: str, first: int) -> None:
-        self._exchange, self._job_id = exchange, job_id
+    def __init__(self, exchange: Any, job_id: str, first: int, together: float) -> None:
+        self._exchange, self._job_id, self._together = exchange, job_id, together
         self._messages: list[dict[str, Any]] = []
         self._number = first
         self._sent = -math.inf
@@ -97,7 +100,7 @@ class _Outbox:
     def put(self, message: dict[str, Any]) -> None:
         """Send a message, or keep it for a moment so that it goes with the next one."""
         self._messages.append(message)
-        if time.monotonic() - self._sent >= TOGETHER_SECONDS:
+        if time.monotonic() - self._sent >= self._together:
             self.send()
 
     def send(self) -> None:
