@@ -109,7 +109,7 @@ def fold(blocks: nn.Sequential) -> nn.Module:
 
 COMPILE_FROM_SECONDS = 120.0
 """Least work for which compiling is tried. Measured at 128 px, bfloat16 (`benchmarks.layouts`): mobilenet_v2
-compiles in 9 s and then takes 1.2 ms per image instead of 3.8, resnet18 in 3 s and 1.7 instead of 2.9."""
+compiles in 8 s and then takes 1.3 ms per image instead of 2.9, resnet18 in 3 s and 1.7 instead of 2.8."""
 
 
 @dataclass(frozen=True, kw_only=True)
