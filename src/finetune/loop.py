@@ -185,7 +185,8 @@ class Run:
         whole = self._order(epoch)
         shares = [batch[world.rank :: world.size] for batch in whole]
         # DDP averages gradients over workers: these make the average the mean over all images.
-        scales = [world.size / weight for weight in self._sums(whole)]
+        sums = self._sums(whole)
+        scales = [world.size / weight for weight in sums]
         total = torch.zeros((), device=world.device)
         feed = self.inputs.feed("train", view=self.data.view(epoch))
         batches = zip(feed.batches(shares), self._targets(shares), scales, strict=True)
@@ -206,7 +207,7 @@ class Run:
         if world.size > 1:
             torch.distributed.all_reduce(total)
             self._average_buffers()
-        return total.item() / sum(self._sums(whole))
+        return total.item() / sum(sums)
 
     def _targets(self, order: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the targets (B, C) of each batch, made in one go, on the device."""
