@@ -5,7 +5,7 @@
 layout   a step of training and a pass in evaluation, float32, with the channels first (torch's usual layout)
          and last, alternating; one model of each family, random weights
 frozen   milliseconds per image of all blocks with `finetune.passes`' options, and the seconds that compiling
-         took; of the families that have batch norms
+         took; of the families that have something to fold
 
 One thread, the fastest of a few passes each, since other processes only ever slow one down.
 """
@@ -18,10 +18,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from benchmarks import report
-from finetune import backbones, passes
+from finetune import backbones, folding, passes
 from finetune.passes import BATCH, Pass
 
 SIDES = {
@@ -31,7 +30,7 @@ SIDES = {
     **{"maxvit_t": 224, "inception_v3": 128, "mnasnet0_5": 128, "alexnet": 128},
 }
 """One model of each family, and the side of its images in pixels."""
-COMPILED = ("mobilenet_v2", "resnet18")
+COMPILED = ("mobilenet_v2", "resnet18", "efficientnet_b0", "googlenet")
 QUICK = ("mobilenet_v2", "resnet18", "squeezenet1_0", "swin_t")
 IMAGES, TIMES = 8, 4
 
@@ -86,9 +85,9 @@ def layouts(name: str, side: int) -> dict[str, float]:
 
 
 def frozen(name: str, side: int) -> dict[str, float]:
-    """Return milliseconds per image by the pass; empty without batch norms, those left out that fail."""
+    """Return milliseconds per image by the pass; empty where nothing can be folded."""
     blocks = backbones.build(name).requires_grad_(False).eval().to(memory_format=torch.channels_last).blocks
-    if not any(isinstance(module, nn.BatchNorm2d) for module in blocks.modules()):
+    if not folding.is_worth_it(blocks):
         return {}
     images = torch.rand(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
     ways = {"float32": Pass(), "bfloat16": Pass("bfloat16")}

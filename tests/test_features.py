@@ -268,6 +268,37 @@ def test_auto_runs_frozen_blocks_as_fast_as_it_can_in_training_only(
     assert again.inputs._costs == run.inputs._costs  # measured once per node, so that it stays the same
 
 
+@pytest.mark.parametrize("frozen", [12, ALL])
+def test_only_a_head_reads_what_the_fastest_pass_rounds(
+    settings: Any, features: FeatureSettings, frozen: int
+) -> None:
+    """Blocks that are trained on frozen ones read the bits that `exact` gives."""
+    rows, ways = {}, {}
+    for precision in ("auto", "exact"):
+        trial = settings(strategy="fuse", frozen_layers=frozen, precision=precision)
+        run = loop.Run(trial, loop.World(), features)
+        found = run.inputs.feed("train", view=0).rows
+        assert found is not None
+        rows[precision], ways[precision] = found, run.inputs._passes[True]
+    assert torch.equal(rows["auto"], rows["exact"]) == (frozen != ALL)
+    assert (ways["auto"] == ways["exact"]) == (frozen != ALL)
+    assert ways["auto"].folded == (frozen == ALL)
+
+
+def test_frozen_blocks_that_see_new_images_in_each_batch_are_folded_once(
+    settings: Any, features: FeatureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = loop.Run(settings(precision="auto", mix="mixup"), loop.World(), features)
+    images, how = torch.rand(4, 3, 32, 32), run.inputs._passes[True]
+    assert how.folded
+    seen = []
+    ready = Pass.ready
+    monkeypatch.setattr(Pass, "ready", lambda how, blocks: seen.append(how) or ready(how, blocks))
+    made = [run.inputs.features(images, how) for _ in range(2)]
+    assert len(seen) == 1
+    torch.testing.assert_close(made[0], run.inputs.features(images, Pass()), rtol=0.05, atol=0.01)
+
+
 @pytest.mark.slow
 def test_much_work_is_compiled_where_that_is_faster(
     settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

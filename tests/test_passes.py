@@ -1,12 +1,15 @@
-"""How frozen blocks are run: folded batch norms answer as the plain ones do, or are left alone."""
+"""How frozen blocks are run: folded ones answer as the plain ones do, or are left alone."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
-from finetune import passes, weights
+from finetune import folding, passes, weights
+from finetune.folding import FoldedConvolution
 from finetune.passes import Costs, Pass
 from finetune.settings import WeightsSettings
 
@@ -25,21 +28,44 @@ def blocks(name: str) -> nn.Sequential:
     return built.blocks.to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
-def test_folded_blocks_have_fewer_batch_norms_and_answer_alike_at_any_cut(name: str) -> None:
+FOLDED = ("mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0")
+"""Traced as a whole, with every activation that a convolution can take in, and with sums."""
+IN_PARTS = ("googlenet", "inception_v3")
+
+
+@pytest.mark.parametrize("name", [*FOLDED, *IN_PARTS, "squeezenet1_0"])
+def test_folded_blocks_do_less_and_answer_alike_at_any_cut(name: str) -> None:
     whole = blocks(name)
-    images = passes._images(64, CPU)
+    images = passes._images(96 if name == "inception_v3" else 64, CPU)[:2]
     assert passes.can_fold(whole, images)
     for begin, end in ((0, len(whole)), (0, 2), (2, len(whole))):
         part, x = whole[begin:end], whole[:begin](images)
         folded = Pass(folded=True).ready(part)
         assert isinstance(folded, nn.Module)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-        torch.testing.assert_close(folded(x), part(x), rtol=1e-3, atol=1e-4)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in whole.modules())  # it is a copy
+        assert calls(folded, x) < calls(part, x)
+        assert passes._distance(folded(x), part(x)) < 1e-4
+    assert not any(isinstance(module, FoldedConvolution) for module in whole.modules())  # it is a copy
 
 
-@pytest.mark.parametrize("name", ["densenet121", "vgg11"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_half_precision_rounds_folded_blocks_as_plain_ones(name: str) -> None:
+    whole, images = blocks(name), passes._images(64, CPU)[:4]
+    half, expected = Pass("bfloat16"), whole(images)
+    folded = dataclasses.replace(half, folded=True)
+    made = folded.run(folded.ready(whole), images)
+    assert made.dtype == torch.bfloat16
+    assert passes._distance(made, expected) < 2 * passes._distance(half.run(whole, images), expected)
+
+
+def test_sums_and_activations_are_taken_in() -> None:
+    """A residual block of resnet18 is two convolutions, and a third where it is narrowed."""
+    x = torch.rand(2, 64, 8, 8)
+    assert calls(folding.fold(blocks("resnet18")[2], torch.float32), x) == 2
+    assert calls(folding.fold(blocks("resnet18")[3], torch.float32), x) == 3
+
+
+@pytest.mark.parametrize("name", ["densenet121", "vit_b_16"])
 def test_blocks_that_cannot_be_traced_or_have_nothing_to_fold_are_left_alone(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,19 +73,63 @@ def test_blocks_that_cannot_be_traced_or_have_nothing_to_fold_are_left_alone(
     assert capfd.readouterr() == ("", "")
 
 
+def test_without_onednn_batch_norms_alone_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    whole, images = blocks("resnet18"), passes._images(64, CPU)[:2]
+    assert passes.can_fold(whole, images)
+    kinds = {type(module) for module in folding.fold(whole, torch.float32).modules()}
+    assert kinds.isdisjoint({FoldedConvolution, nn.BatchNorm2d})
+
+
 def test_a_fold_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    fold = passes.fold
-    monkeypatch.setattr(passes, "fold", lambda part: nn.Sequential(fold(part), nn.Softplus()))
+    fold = folding.fold
+    wrong = lambda part, dtype: nn.Sequential(fold(part, dtype), nn.Softplus())  # noqa: E731
+    monkeypatch.setattr(folding, "fold", wrong)
     assert not passes.can_fold(blocks("shufflenet_v2_x0_5"), passes._images(64, CPU))
 
 
-@pytest.mark.parametrize(("search", "folded"), [(True, True), (False, False)])
-def test_only_a_search_for_the_fastest_pass_folds(tmp_path: Path, search: bool, folded: bool) -> None:
-    found = costs(tmp_path, search=search)
-    assert found.fastest.folded == folded
-    assert costs(tmp_path, search=search) == found  # from the folder
+def test_bfloat16_is_taken_only_where_it_rounds_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "FASTER", 1e-9)  # it would win by its speed
+    assert costs(tmp_path / "little").fastest == Pass("bfloat16", folded=True)
+    monkeypatch.setattr(passes, "HALF_ROUNDING", 1e-9)
+    assert costs(tmp_path / "much").fastest == Pass(folded=True)
+    asked = costs(tmp_path / "asked", precision="bfloat16")
+    assert asked.fastest == Pass("bfloat16", folded=True)
+    assert any(asked.half)
+
+
+def calls(module: nn.Module, x: torch.Tensor) -> int:
+    """Return how many kernels that compute something a pass starts."""
+    with profile(activities=[ProfilerActivity.CPU]) as watched, torch.no_grad():
+        module(x)
+    names = (
+        "aten::convolution",
+        "aten::batch_norm",
+        "aten::relu",
+        "aten::hardtanh",
+        "aten::add",
+        "aten::silu",
+    )
+    own = (
+        "mkldnn::_convolution_pointwise",
+        "aten::hardswish",
+        "aten::relu_",
+        "aten::add_",
+        "aten::hardtanh_",
+    )
+    return sum(event.count for event in watched.key_averages() if event.key in (*names, *own))
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "exact"])
+def test_exact_answers_come_from_the_usual_pass(tmp_path: Path, precision: str) -> None:
+    found = costs(tmp_path, precision=precision)
+    assert found.fastest.folded == (precision != "exact")
+    assert costs(tmp_path, precision=precision) == found  # from the folder
     assert len(found.fast) == len(found.half) == len(found.usual)
-    assert (found.fastest == Pass()) != search
+    assert (found.fastest == Pass()) == (precision == "exact")
+    assert found.fastest.dtype == "float32" or precision == "auto"
 
 
 def test_compiling_that_fails_leaves_the_pass_that_was_found(
@@ -68,20 +138,19 @@ def test_compiling_that_fails_leaves_the_pass_that_was_found(
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler")
 
-    eager = costs(tmp_path, search=True)
+    eager = costs(tmp_path)
     monkeypatch.setattr(passes, "COMPILE_FROM_SECONDS", 0.0)
     monkeypatch.setattr(torch, "compile", broken)
-    assert costs(tmp_path, search=True, compiles=True) == eager
+    assert costs(tmp_path) == eager
 
 
-def costs(folder: Path, *, search: bool, compiles: bool = False) -> Costs:
+def costs(folder: Path, *, precision: str = "auto") -> Costs:
     return passes.costs(
         lambda: blocks("shufflenet_v2_x0_5"),
         "shufflenet_v2_x0_5",
+        "random",
         32,
-        Pass(),
-        search=search,
-        compiles=compiles,
+        precision,
         images=100,
         folder=folder,
         device=CPU,

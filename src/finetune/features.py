@@ -10,7 +10,7 @@ Shapes: B images of a batch, N images of a split, C, H, W of activations, D pool
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune import passes
+from finetune import folding, passes
 from finetune.data import ImageData, Sheet
 from finetune.entry import Layout
 from finetune.passes import Pass
@@ -75,12 +75,14 @@ class Inputs:
         self._passes = {True: usual, False: usual}
         """How frozen blocks are run: for training images (True), for others (False)."""
         self._cuts: dict[bool, Cut | None] = {True: None, False: None}
+        self._ready: dict[tuple[Pass, int], Callable[[Tensor], Tensor]] = {}
+        """Frozen blocks from a number on, ready for a pass that this trial runs itself."""
         self._feeds: dict[tuple[str, str], Tensor | None] = {}
         """Stored rows by split and name of the sheet; None: the store has no room for them."""
         if stored is not None and stored.mode != "off" and len(model.prefix):
-            self._use(stored, usual, blocks)
+            self._use(stored, blocks)
 
-    def _use(self, stored: FeatureSettings, usual: Pass, blocks: Callable[[], nn.Sequential]) -> None:
+    def _use(self, stored: FeatureSettings, blocks: Callable[[], nn.Sequential]) -> None:
         """Decide what is read from the store, by what it saves on this machine."""
         settings = self.settings
         folder = Path(stored.folder)
@@ -90,16 +92,17 @@ class Inputs:
         self._costs = passes.costs(
             blocks,
             settings.backbone,
+            self._source.sha256 or "random",
             settings.data.image_size,
-            usual,
-            search=settings.precision == "auto" and self.device.type == "cpu",
-            compiles=settings.precision == "auto",
+            settings.precision,
             images=self.data.sheets(settings.epochs) * self.data.size("train"),
             folder=folder,
             device=self.device,
         )
-        # What is reported and compared is measured as the exported model will answer.
-        self._passes[True] = self._costs.fastest
+        # What is reported and compared is measured as the exported model will answer. Blocks that are trained
+        # on frozen ones make whole points of accuracy out of the last bits of what they read.
+        if not len(self.model.trunk):
+            self._passes[True] = self._costs.fastest
         mixes = settings.mix != "none"  # then the frozen blocks see new images in every batch
         for training in (True, False):
             if not (training and mixes):
@@ -153,7 +156,12 @@ class Inputs:
         """Run frozen blocks number `begin` to `end`."""
         if begin == end:
             return x
-        blocks = self.model.prefix[begin:end]
+        blocks: Callable[[Tensor], Tensor] = self.model.prefix[begin:end]
+        if how.folded:
+            how = replace(how, compiled=False)  # every trial would compile its own
+            if (how, begin) not in self._ready:
+                self._ready[how, begin] = how.ready(self.model.prefix[begin:end])
+            blocks = self._ready[how, begin]
         return how.run_padded(blocks, x) if self.exact else how.run(blocks, x)
 
     def _best_cut(self, training: bool, stored: FeatureSettings) -> Cut | None:
@@ -166,13 +174,14 @@ class Inputs:
         costs, frozen = self._costs, len(self.model.prefix)
         blocks = frozen + len(self.model.trunk)
         sheets = self.data.sheets(self.settings.epochs) if training else 1
+        passed = costs.seconds(self._passes[training])
         images = self.data.size("train" if training else "val")
         best, saved = None, 0.0
         for cut in range(1, frozen + 1):
             size = self._layout(cut, 1, training).row_bytes
             share = 1 if cut == blocks else blocks
             uses = self.settings.epochs * max(1.0, stored.trials / 2 / share)
-            seconds = costs.seconds(training)[cut]
+            seconds = passed[cut]
             gain = uses * (seconds - size / costs.read_rate)
             gain -= sheets * (seconds + size / costs.write_rate)
             if gain > saved and sheets * images * size <= stored.budget_bytes:
@@ -228,7 +237,7 @@ class Inputs:
         costs = self._costs
         if self._is_pooled(blocks):
             return Layout(rows=rows, shape=(self.model.pooled_features,), dtype="float32")
-        half = training and costs.half[blocks]
+        half = costs.half[blocks] and training and self._passes[training].dtype == "bfloat16"
         shape = costs.shapes[blocks]
         if self._is_turned(blocks):
             shape = (*shape[1:], shape[0])
@@ -238,7 +247,7 @@ class Inputs:
         """Return the name of an entry: a hash of all that decides its content."""
         settings, source = self.settings, self._source
         facts = {
-            "format": FORMAT,
+            "format": (FORMAT, folding.FORMAT),
             "backbone": settings.backbone,
             "weights": source.sha256 or f"random, seed {settings.seed}",
             "mean": source.mean,

@@ -27,6 +27,8 @@ import torchvision
 from filelock import FileLock
 from torch import Tensor, nn
 
+from finetune import folding
+
 BATCH = 32
 """Images per pass of frozen blocks whose result is stored. Features depend in their last bits on the
 batch size, not on the place in the batch or the other images in it (measured for eight families)."""
@@ -34,6 +36,9 @@ FASTER = 1.25
 """A pass must beat the plain one by this factor to be taken: more than two measurements differ."""
 ROUNDING = 1e-3
 """Most that folding may change of a pass's norm."""
+HALF_ROUNDING = 0.03
+"""Most that bfloat16 may (`benchmarks.same_answer`): 2 % with ImageNet's weights of squeezenet1_0, 10 % with
+de-quantised ones of mobilenet_v2."""
 PASSES = 3
 """Measured per candidate; the fastest counts, since other processes only ever slow one down."""
 SAMPLE_BYTES = 64 * 2**20
@@ -46,7 +51,7 @@ class Pass:
     dtype: str = "float32"
     """`bfloat16`: under autocast."""
     folded: bool = False
-    """With each batch norm folded into the convolution before it; for what is stored only: see `ready`."""
+    """With what stands around each convolution done by it (folding.py); for what is stored: see `ready`."""
     compiled: bool = False
     """By torch.compile, where the same blocks are run for many images: see `ready`."""
 
@@ -57,7 +62,9 @@ class Pass:
         """
         if not len(blocks):
             return blocks
-        return self._compiled(blocks) if self.compiled else fold(blocks) if self.folded else blocks
+        if self.compiled:
+            return self._compiled(blocks)
+        return folding.fold(blocks, getattr(torch, self.dtype)) if self.folded else blocks
 
     @staticmethod
     def _compiled(blocks: nn.Sequential) -> Callable[[Tensor], Tensor]:
@@ -96,17 +103,6 @@ class Pass:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def fold(blocks: nn.Sequential) -> nn.Module:
-    """Return a copy of frozen blocks in which each convolution does the work of the batch norm behind it.
-
-    Exact but for rounding. Any of many kinds of errors is raised where torch.fx cannot trace a block.
-    """
-    from torch.fx.experimental.optimization import fuse
-
-    folded: nn.Module = fuse(blocks).to(memory_format=torch.channels_last)
-    return folded
-
-
 COMPILE_FROM_SECONDS = 120.0
 """Least work for which compiling is tried. Measured at 128 px, bfloat16 (`benchmarks.layouts`): mobilenet_v2
 compiles in 8 s and then takes 1.3 ms per image instead of 2.9, resnet18 in 3 s and 1.7 instead of 2.8."""
@@ -124,17 +120,17 @@ class Costs:
     half: tuple[bool, ...]
     """True where the fastest pass leaves bfloat16 behind those blocks."""
     channels_last: tuple[bool, ...]
-    """True where activations (C, H, W) lie in memory as (H, W, C): how what follows is computed, and so
-    its last bits, depends on it."""
+    """True where the usual pass's activations (C, H, W) lie in memory as (H, W, C): how what follows is
+    computed, and so its last bits, depends on it."""
     shapes: tuple[tuple[int, ...], ...]
     """Of those activations, without B."""
     read_rate: float
     """Bytes per second from a mapped file that has been read before."""
     write_rate: float
 
-    def seconds(self, training: bool) -> tuple[float, ...]:
-        """Return the cumulative seconds per image: of the fastest pass in training, else of the usual one."""
-        return self.fast if training else self.usual
+    def seconds(self, how: Pass) -> tuple[float, ...]:
+        """Return the cumulative seconds per image of the fastest pass or of the usual one."""
+        return self.fast if how == self.fastest else self.usual
 
 
 def usual(precision: str, device: torch.device) -> Pass:
@@ -155,11 +151,10 @@ def has_channels_last(h: Tensor) -> bool:
 def costs(
     blocks: Callable[[], nn.Sequential],
     name: str,
+    weights: str,
     image_size: int,
-    usual: Pass,
+    precision: str,
     *,
-    search: bool,
-    compiles: bool,
     images: int,
     folder: Path,
     device: torch.device,
@@ -168,35 +163,27 @@ def costs(
 
     Args:
         blocks: gives all blocks of backbone `name`, in evaluation mode, on `device`; called to measure.
-        name: of the backbone; weights do not matter.
+        name: of the backbone.
+        weights: which ones it has.
         image_size: S, in pixels.
-        usual: how they are run where nothing is faster.
-        search: try other passes.
-        compiles: try torch.compile, if `images` take long.
-        images: that will be run through all blocks.
+        precision: as the trial's settings have it; `auto` looks for the fastest pass that rounds little.
+        images: that will be run through all blocks; torch.compile is tried if they take long.
         folder: of this node.
         device: where the passes run.
     """
     facts = {
+        "format": folding.FORMAT,
         "backbone": name,
+        "weights": weights,
         "image_size": image_size,
-        "usual": dataclasses.asdict(usual),
-        "search": search,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "machine": machine(device),
     }
-    measured = _kept(
-        folder,
-        facts,
-        lambda: _measure(blocks(), image_size, usual, search=search, folder=folder, device=device),
-    )
-    if not compiles or images * measured.fast[-1] < COMPILE_FROM_SECONDS:
+    measured = _kept(folder, facts, lambda: _measure(blocks(), image_size, precision, folder, device))
+    if precision != "auto" or images * measured.fast[-1] < COMPILE_FROM_SECONDS:
         return measured
-    return _kept(
-        folder,
-        facts | {"compiled": True},
-        lambda: _compile(blocks(), image_size, measured, search=search, device=device),
-    )
+    return _kept(folder, facts | {"compiled": True}, lambda: _compile(blocks(), image_size, measured, device))
 
 
 def _kept(folder: Path, facts: dict[str, Any], measure: Callable[[], Costs]) -> Costs:
@@ -226,21 +213,23 @@ def machine(device: torch.device) -> Mapping[str, str]:
 
 
 def _measure(
-    blocks: nn.Sequential, image_size: int, usual: Pass, *, search: bool, folder: Path, device: torch.device
+    blocks: nn.Sequential, image_size: int, precision: str, folder: Path, device: torch.device
 ) -> Costs:
-    images = _images(image_size, device)
+    images, how = _images(image_size, device), usual(precision, device)
     began = _now(device)
-    usual.run(blocks, images)
+    how.run(blocks, images)
     if _now(device) - began > 1:  # a large backbone: fewer images tell as much
         images = images[:4]
-    usually, outputs = _by_block(blocks, usual, images)
-    fastest, fast = usual, usually
-    if search:
-        fastest = dataclasses.replace(usual, folded=can_fold(blocks, images))
+    usually, outputs = _by_block(blocks, how, images)
+    layouts = tuple(has_channels_last(h) for h in outputs)
+    fastest, fast = how, usually
+    if precision != "exact" and device.type == "cpu":
+        fastest = dataclasses.replace(how, folded=can_fold(blocks, images))
         half = dataclasses.replace(fastest, dtype="bfloat16")
-        whole, halved = (_seconds(how.ready(blocks), how, images) for how in (fastest, half))
-        fastest = half if halved * FASTER < whole else fastest
-    if fastest != usual:
+        if precision == "auto" and rounds_little(blocks, images):
+            whole, halved = (fastest_run(one.ready(blocks), one, images) for one in (fastest, half))
+            fastest = half if halved * FASTER < whole else fastest
+    if fastest != how:
         fast, outputs = _by_block(blocks, fastest, images)
     read, write = _disk_rates(folder)
     return Costs(
@@ -248,40 +237,51 @@ def _measure(
         usual=usually,
         fast=fast,
         half=tuple(h.dtype == torch.bfloat16 for h in outputs),
-        channels_last=tuple(has_channels_last(h) for h in outputs),
+        channels_last=layouts,
         shapes=tuple(tuple(h.shape[1:]) for h in outputs),
         read_rate=read,
         write_rate=write,
     )
 
 
+def rounds_little(blocks: nn.Sequential, images: Tensor) -> bool:
+    """True if bfloat16 leaves what these blocks make of images as it was, but for HALF_ROUNDING."""
+    half, whole = (Pass(dtype).run(blocks, images[:8]) for dtype in ("bfloat16", "float32"))
+    return _distance(half, whole) < HALF_ROUNDING
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference as a share of what is expected."""
+    expected = expected.float()
+    return float(torch.linalg.vector_norm(found.float() - expected) / torch.linalg.vector_norm(expected))
+
+
 def can_fold(blocks: nn.Sequential, images: Tensor) -> bool:
-    """True if there are batch norms to fold, and folding leaves the answer as it was but for rounding."""
-    if not any(isinstance(module, nn.BatchNorm2d) for module in blocks.modules()):
+    """True if there is something to fold, and that leaves the answer as it was but for rounding."""
+    if not folding.is_worth_it(blocks):
         return False
     with torch.no_grad():
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints what it then raises
-                folded, plain = fold(blocks)(images[:2]), blocks(images[:2])
-        except Exception:  # what it cannot trace fails in as many ways as there are backbones
+                folded, plain = folding.fold(blocks, torch.float32)(images[:2]), blocks(images[:2])
+        except Exception:  # what it traced wrongly fails in as many ways as there are backbones
             return False
-        return bool(torch.linalg.vector_norm(folded - plain) < ROUNDING * torch.linalg.vector_norm(plain))
+        return _distance(folded, plain) < ROUNDING
 
 
-def _compile(
-    blocks: nn.Sequential, image_size: int, eager: Costs, *, search: bool, device: torch.device
-) -> Costs:
+def _compile(blocks: nn.Sequential, image_size: int, eager: Costs, device: torch.device) -> Costs:
     """Return what the compiled pass costs, if it is faster; `eager` where it is not, or nothing can compile.
 
     The shares of the blocks are taken to be those of the same pass, not compiled.
     """
     images = _images(image_size, device)
     best = eager
-    for dtype in dict.fromkeys((eager.fastest.dtype, *(["bfloat16"] if search else []))):
+    halves = device.type == "cpu" and rounds_little(blocks, images)
+    for dtype in dict.fromkeys((eager.fastest.dtype, *(["bfloat16"] if halves else []))):
         plain = dataclasses.replace(eager.fastest, dtype=dtype)
         how = dataclasses.replace(plain, compiled=True)
         try:
-            seconds = _seconds(how.ready(blocks), how, images) / len(images)
+            seconds = fastest_run(how.ready(blocks), how, images) / len(images)
         except Exception:  # no compiler here, or a model that it does not know: as many kinds as backends
             return best
         if seconds * FASTER < best.fast[-1]:
@@ -292,13 +292,12 @@ def _compile(
                 fastest=how,
                 fast=fast,
                 half=tuple(h.dtype == torch.bfloat16 for h in outputs),
-                channels_last=tuple(has_channels_last(h) for h in outputs),
             )
     return best
 
 
 def _images(side: int, device: torch.device) -> Tensor:
-    images = torch.rand(BATCH, 3, side, side, device=device)
+    images = torch.rand(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -317,7 +316,7 @@ def _by_block(blocks: nn.Sequential, how: Pass, images: Tensor) -> tuple[tuple[f
     return tuple(float(t) for t in np.cumsum([0.0, *fastest]) / len(images)), outputs
 
 
-def _seconds(blocks: Callable[[Tensor], Tensor], how: Pass, images: Tensor) -> float:
+def fastest_run(blocks: Callable[[Tensor], Tensor], how: Pass, images: Tensor) -> float:
     """Return the seconds of a whole pass, the fastest of a few behind a first one."""
     measured = []
     for _ in range(PASSES + 1):

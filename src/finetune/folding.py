@@ -1,0 +1,143 @@
+"""Frozen convolutions with what stands around them in one kernel: batch norm, sum, activation.
+
+What torch.compile makes of frozen blocks on CPUs (`torch/_inductor/fx_passes/mkldnn_fusion.py`), without
+compiling them: the same kernels of oneDNN, called by the blocks themselves.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse as fold_batch_norms
+from torchvision.ops import StochasticDepth
+
+FORMAT = 1
+"""Changes with the rounding of what is folded."""
+
+Activation = tuple[str, list[float], str]
+"""As oneDNN takes it: its name, its bounds, its variant."""
+
+ACTIVATIONS: dict[Callable[..., Any], Activation] = {
+    nn.ReLU: ("relu", [], ""),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
+    nn.SiLU: ("swish", [], ""),
+    nn.Hardswish: ("hardswish", [], ""),
+    F.relu: ("relu", [], ""),
+}
+SUMS = (operator.add, operator.iadd)
+IDLE = (nn.Identity, nn.Dropout, StochasticDepth)
+"""Modules that do nothing in evaluation mode."""
+
+
+def is_worth_it(blocks: nn.Module) -> bool:
+    """True if there are convolutions, and modules of the kinds that they can take in."""
+    kinds = {type(module) for module in blocks.modules()}
+    return nn.Conv2d in kinds and not kinds.isdisjoint({nn.BatchNorm2d, *ACTIVATIONS})
+
+
+def fold(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of frozen blocks, in evaluation mode, that does the same in fewer steps.
+
+    Exact but for rounding, if torch.fx follows the blocks; it may go astray, so compare the answers. What it
+    cannot trace as a whole is folded part by part.
+
+    Args:
+        module: on the CPU; it and the copy must not be trained.
+        dtype: of the convolutions: float32 or bfloat16.
+    """
+    try:
+        traced = fold_batch_norms(module)
+    except Exception:  # as many kinds as there are ways to write a forward pass
+        copied = copy.copy(module)
+        copied._modules = {name: fold(child, dtype) for name, child in module.named_children()}
+        return copied
+    assert isinstance(traced, fx.GraphModule)
+    if torch.backends.mkldnn.is_available():
+        _drop_idle(traced)
+        for node in list(traced.graph.nodes):
+            if node.op == "call_module" and _is_plain(traced.get_submodule(node.target)):
+                _take_in_what_follows(traced, node, dtype)
+        traced.recompile()
+    return traced.to(memory_format=torch.channels_last)
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution, then perhaps a sum, then perhaps an activation."""
+
+    weight: Tensor
+
+    def __init__(self, convolution: nn.Conv2d, activation: Activation | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        bias = convolution.bias
+        self.register_buffer("weight", convolution.weight.detach().to(dtype))
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+        self.how = (
+            list(convolution.padding),
+            list(convolution.stride),
+            list(convolution.dilation),
+            convolution.groups,
+        )
+        self.activation = activation
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return the activation of the convolution of `x` (B, C, H, W) and `other`, its result's shape."""
+        parameters = (self.weight, self.bias, *self.how)
+        x = x.to(self.weight.dtype)
+        call = torch.ops.mkldnn._convolution_pointwise
+        if other is None:
+            h: Tensor = call(x, *parameters, *(self.activation or ("none", [], "")))
+        else:
+            after = self.activation or (None, [], None)
+            h = call.binary(x, other.to(x.dtype), *parameters, "add", 1.0, *after)
+        return h
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """True for a convolution whose padding is zeros, so many on either side."""
+    return (
+        type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    )
+
+
+def _drop_idle(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), IDLE):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+
+
+def _take_in_what_follows(traced: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
+    """Replace a convolution, and a sum and an activation that nobody else reads the input of, by one step."""
+    taken, others = [node], []
+    follower = _only_user(node)
+    if follower and follower.op == "call_function" and follower.target in SUMS:
+        others = [argument for argument in follower.args if argument is not node]
+        taken.append(follower)
+        follower = _only_user(follower)
+    activation = _activation(traced, follower) if follower else None
+    if activation and follower:
+        taken.append(follower)
+    convolution = traced.get_submodule(str(node.target))
+    assert isinstance(convolution, nn.Conv2d)
+    parent, _, name = str(node.target).rpartition(".")
+    setattr(traced.get_submodule(parent), name, FoldedConvolution(convolution, activation, dtype))
+    with traced.graph.inserting_before(taken[-1]):
+        step = traced.graph.call_module(str(node.target), (node.args[0], *others))
+    taken[-1].replace_all_uses_with(step)
+    for done in reversed(taken):
+        traced.graph.erase_node(done)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _activation(traced: fx.GraphModule, node: fx.Node) -> Activation | None:
+    if node.op == "call_module":
+        return ACTIVATIONS.get(type(traced.get_submodule(str(node.target))))
+    return ACTIVATIONS.get(node.target) if node.op == "call_function" and callable(node.target) else None
