@@ -47,11 +47,12 @@ def main() -> int:
         print(f"{name}: load {report.load()}", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, flush=True)
+        output = "".join(line for line in done.stdout.splitlines(keepends=True) if "(raylet)" not in line)
+        print(output, flush=True)
         if done.returncode:
             failed = True
         else:
-            enter(name, ["python", *command[1:]], done.stdout)
+            enter(name, ["python", *command[1:]], output)
     return int(failed)
 
 

@@ -1,5 +1,11 @@
-"""How soon a worker's reports go out: at once where somebody acts on them, together where nobody does."""
+"""How soon a worker's reports go out: at once where somebody acts on them, together where nobody does.
 
+And that whoever reads them needs no torch.
+"""
+
+import pickle
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -78,3 +84,15 @@ def test_a_job_says_whether_its_trial_may_be_stopped(
     )
     job = StudyRun._job(study, 0, space.baseline("recipe"), plan)
     assert job["may_be_stopped"] == may_be_stopped
+
+
+def test_what_a_worker_says_of_itself_is_read_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.__version__` as it is made exchange and driver import torch, with a slot waiting for it."""
+    context = types.SimpleNamespace(get_node_id=lambda: "a", get_accelerator_ids=dict)
+    monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: context)
+    config = {"backbones": ["resnet18"], "image_sizes": [32]}
+    facts = worker._facts(worker.World(), config)
+    assert facts["problem"] is None
+    read = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", read], input=pickle.dumps(facts), check=False)
+    assert done.returncode == 0

@@ -65,8 +65,9 @@ class Model(Section):
     """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random), or a
     source task; for several backbones also a mapping backbone -> one of these."""
     precision: Literal["auto", "exact", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 on GPUs that have it; elsewhere float32, but for frozen blocks in training the fastest
-    pass that the machine has. `exact`: float32, and features are the same to the bit, stored or not."""
+    """`auto`: bfloat16 on GPUs that have it; elsewhere float32, but where a head alone reads frozen blocks in
+    training their fastest pass that changes features by little. `exact`: float32, and features are the same
+    to the bit, stored or not."""
 
     @field_validator("weights", mode="before")
     @classmethod

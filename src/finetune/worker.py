@@ -240,7 +240,7 @@ def _facts(world: World, config: dict[str, Any]) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "ray": ray.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # it is of a class of its own, which only torch can read
             "torchvision": torchvision.__version__,
         },
     }
