@@ -92,7 +92,7 @@ def test_what_a_worker_says_of_itself_is_read_without_torch(monkeypatch: pytest.
     monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: context)
     config = {"backbones": ["resnet18"], "image_sizes": [32]}
     facts = worker._facts(worker.World(), config)
-    assert facts["problem"] is None
+    assert facts["problem"] == ""
     read = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", read], input=pickle.dumps(facts), check=False)
     assert done.returncode == 0
