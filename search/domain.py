@@ -184,13 +184,22 @@ def between(low: float, high: float) -> Any:
     return Field(default={"low": low, "high": high})
 
 
+class _MadeRange(Range):
+    # Pydantic looks for docstrings in the source of every module that is loaded, seconds beside torch.
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
+class _MadePerStrategy(PerStrategy):
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
 def _range_of(name: str, item: Any) -> type[Range]:
     def told(field: str, default: Any) -> Any:
         return Field(default, description=Range.model_fields[field].description)
 
     ends: dict[str, Any] = {"low": (item, told("low", ...)), "high": (item, told("high", ...))}
     step: Any = (item | None, told("step", None))
-    return create_model(f"{name}Range", __base__=Range, __doc__=Range.__doc__, **ends, step=step)
+    return create_model(f"{name}Range", __base__=_MadeRange, __doc__=Range.__doc__, **ends, step=step)
 
 
 def _per_strategy(name: str, one: Any) -> type[PerStrategy]:
@@ -198,7 +207,7 @@ def _per_strategy(name: str, one: Any) -> type[PerStrategy]:
         strategy: (one | None, Field(None, description=PerStrategy.model_fields[strategy].description))
         for strategy in STRATEGIES
     }
-    return create_model(f"{name}PerStrategy", __base__=PerStrategy, __doc__=PerStrategy.__doc__, **fields)
+    return create_model(f"{name}PerStrategy", __base__=_MadePerStrategy, __doc__=PerStrategy.__doc__, **fields)
 
 
 def entries(domain: Domain, strategies: tuple[str, ...]) -> dict[str, Domain | None]:

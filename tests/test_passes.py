@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,12 +74,23 @@ def test_blocks_that_cannot_be_traced_or_have_nothing_to_fold_are_left_alone(
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_onednn_batch_norms_alone_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+@pytest.mark.parametrize(
+    ("lacks", "dtype"),
+    [(torch.backends.mkldnn, torch.float32), (torch.ops.mkldnn, torch.bfloat16)],
+    ids=["oneDNN", "its bfloat16"],
+)
+def test_without_kernels_batch_norms_alone_are_folded(
+    monkeypatch: pytest.MonkeyPatch, lacks: Any, dtype: torch.dtype
+) -> None:
+    name = "is_available" if lacks is torch.backends.mkldnn else "_is_mkldnn_bf16_supported"
+    monkeypatch.setattr(lacks, name, lambda: False)
     whole, images = blocks("resnet18"), passes._images(64, CPU)[:2]
     assert passes.can_fold(whole, images)
-    kinds = {type(module) for module in folding.fold(whole, torch.float32).modules()}
-    assert kinds.isdisjoint({FoldedConvolution, nn.BatchNorm2d})
+    how = Pass("bfloat16" if dtype == torch.bfloat16 else "float32", folded=True)
+    ready = how.ready(whole)
+    assert isinstance(ready, nn.Module)
+    assert {type(module) for module in ready.modules()}.isdisjoint({FoldedConvolution, nn.BatchNorm2d})
+    assert passes._distance(how.run(ready, images), whole(images)) < 0.1
 
 
 def test_a_fold_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def fold(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         copied._modules = {name: fold(child, dtype) for name, child in module.named_children()}
         return copied
     assert isinstance(traced, fx.GraphModule)
-    if torch.backends.mkldnn.is_available():
+    if _has_kernels(dtype):
         _drop_idle(traced)
         for node in list(traced.graph.nodes):
             if node.op == "call_module" and _is_plain(traced.get_submodule(node.target)):
@@ -94,6 +94,12 @@ class FoldedConvolution(nn.Module):
             after = self.activation or (None, [], None)
             h = call.binary(x, other.to(x.dtype), *parameters, "add", 1.0, *after)
         return h
+
+
+def _has_kernels(dtype: torch.dtype) -> bool:
+    """True if oneDNN is there, and computes in `dtype` on this CPU."""
+    there = torch.backends.mkldnn.is_available()
+    return there and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def _is_plain(module: nn.Module) -> bool:
