@@ -66,12 +66,12 @@ def test_the_token_is_private_on_every_host_and_the_dashboard_listens_on_loopbac
 
 
 def test_submit_runs_a_study_on_both_hosts_and_a_second_submit_joins_it(lab: labs.Lab) -> None:
-    config = write(lab, "long", study={"epochs": 60, "trials": 4}, resources={"slots": 2})
+    config = write(lab, "long", study={"epochs": 100, "trials": 4}, resources={"slots": 2})
     first = lab.search("submit", config)
     assert "no images, results or caches" in first.stderr
     again = lab.search("submit", config, "--json", "--cluster", str(lab.cluster_file), RAY_ADDRESS="")
     assert json.loads(again.stdout)["joined"] is True
-    lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=90)
+    lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=180)
     now = row(lab, "long")
     assert (now["state"], now["planned"], now["failed"]) == ("running", 4, 0)
     assert json.loads(again.stdout)["job"] == now["job"]
@@ -119,7 +119,7 @@ def test_stop_saves_what_was_trained_and_frees_the_cluster(lab: labs.Lab) -> Non
 def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(lab: labs.Lab) -> None:
     """The raylet of the worker host is killed in mid-study: its trial goes on in another slot."""
     lab.search("resume", "/mnt/results/long", "--address", labs.ADDRESS)
-    lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=90)
+    lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=180)
     (raylet,) = lab.pids("worker", "raylet")
     lab.on("worker", f"kill -9 {raylet}")
     code = lab.search("logs", "long", "--follow", check=False, timeout=300).returncode
@@ -128,7 +128,7 @@ def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(la
     complete = [trial for trial in ended["trials"] if trial["state"] == "COMPLETE"]
     assert len(complete) == 4
     for trial in complete:
-        assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, 61))
+        assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, 101))
         if trial["continues"] is not None:  # the saved epochs are those of before the stop, to the digit
             saved = lab.saved.pop(trial["continues"])
             assert [epoch["seconds"] for epoch in trial["history"][: len(saved)]] == saved
