@@ -207,7 +207,9 @@ def _per_strategy(name: str, one: Any) -> type[PerStrategy]:
         strategy: (one | None, Field(None, description=PerStrategy.model_fields[strategy].description))
         for strategy in STRATEGIES
     }
-    return create_model(f"{name}PerStrategy", __base__=_MadePerStrategy, __doc__=PerStrategy.__doc__, **fields)
+    return create_model(
+        f"{name}PerStrategy", __base__=_MadePerStrategy, __doc__=PerStrategy.__doc__, **fields
+    )
 
 
 def entries(domain: Domain, strategies: tuple[str, ...]) -> dict[str, Domain | None]:
