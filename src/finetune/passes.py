@@ -105,8 +105,7 @@ class Pass:
 
 
 COMPILE_FROM_SECONDS = 120.0
-"""Least work for which compiling is tried. Measured at 128 px, bfloat16 (`benchmarks.layouts`): mobilenet_v2
-compiles in 8 s and then takes 1.3 ms per image instead of 2.9, resnet18 in 3 s and 1.7 instead of 2.8."""
+"""Least work for which compiling is tried, as it takes seconds in every process (docs/decisions.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
