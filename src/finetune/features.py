@@ -156,13 +156,13 @@ class Inputs:
         """Run frozen blocks number `begin` to `end`."""
         if begin == end:
             return x
-        blocks: Callable[[Tensor], Tensor] = self.model.prefix[begin:end]
-        if how.folded:
-            how = replace(how, compiled=False)  # every trial would compile its own
-            if (how, begin) not in self._ready:
-                self._ready[how, begin] = how.ready(self.model.prefix[begin:end])
-            blocks = self._ready[how, begin]
-        return how.run_padded(blocks, x) if self.exact else how.run(blocks, x)
+        blocks = self.model.prefix[begin:end]
+        if self.exact:
+            return how.run_padded(blocks, x)
+        how = replace(how, compiled=False)  # every trial would compile its own
+        if (how, begin) not in self._ready:
+            self._ready[how, begin] = how.ready(blocks)
+        return how.run(self._ready[how, begin], x)
 
     def _best_cut(self, training: bool, stored: FeatureSettings) -> Cut | None:
         """Return the cut that saves most time within the budget; None: storing does not pay.
