@@ -1,8 +1,9 @@
 """The exchange: an actor that hands trials to slots and carries back what the slots say.
 
-Trials ask from one side (`run`, `receive`), slots from the other (`register`, `take`, `report`,
-`until_stopped`); the driver ends what is not wanted any more (`cancel`, `leave`, `close`). The keeper of the
-slots says where they are (`place`), which nodes are about to go (`vacate`) and whose workers died (`bury`).
+The driver offers jobs (`offer`) and ends what is not wanted any more (`cancel`, `leave`, `close`). Trials
+hear of theirs from one side (`run`, `receive`), slots take and tell from the other (`register`, `take`,
+`report`, `until_stopped`). The keeper of the slots says where they are (`place`), which nodes are about to go
+(`vacate`) and whose workers died (`bury`).
 Every way a trial can end frees its slot. A slot that ends since its node goes hands its trial on, and it
 continues from its last checkpoint in another one; any other end of a slot ends its trial, with a reason.
 """
@@ -30,6 +31,8 @@ class Exchange:
     def __init__(self) -> None:
         self._works: dict[str, Work] = {}
         self._queue: deque[Work] = deque()
+        self._offered: set[str] = set()
+        """Ids of all jobs that were, ended ones too."""
         self._slots: dict[str, Slot] = {}
         self._going: frozenset[str] = frozenset()
         """Nodes that are about to go."""
@@ -48,9 +51,15 @@ class Exchange:
         self._queue.append(work)
         self._match()
 
+    async def offer(self, job: Job) -> None:
+        """Queue a job that nobody has offered before."""
+        if job["id"] not in self._offered:
+            self._offered.add(job["id"])
+            await self.submit(job)
+
     async def run(self, job: Job) -> list[Message]:
-        """Queue a job and return its first messages: `submit` and `receive` in one call."""
-        await self.submit(job)
+        """Return a job's first messages; it is queued, unless the driver's offer was here first."""
+        await self.offer(job)
         return await self.receive(job["id"])
 
     async def receive(self, job_id: str) -> list[Message]:

@@ -50,10 +50,12 @@ class StudySearcher(Searcher):
         planned: Iterable[Planned],
         sampled: int,
         make_job: Callable[[int, dict[str, Any], Planned | None], dict[str, Any]],
+        offer: Callable[[dict[str, Any]], Any],
         deadline: float | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._ledger, self._space, self._make_job = ledger, space, make_job
+        self._offer = offer
         self._planned, self._sampled = deque(planned), sampled
         self._deadline = deadline
         self.suggested: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -64,7 +66,7 @@ class StudySearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the job of the next trial, or FINISHED."""
+        """Return the job of the next trial, or FINISHED; a slot may begin before Tune starts the trial."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return str(Searcher.FINISHED)
         if self._planned:
@@ -86,6 +88,7 @@ class StudySearcher(Searcher):
             facts |= {name: fact for name, fact in set_by.items() if fact is not None}
         self._ledger.suggested(trial.number, facts)
         self.suggested[trial_id] = trial.number, job
+        self._offer(job)
         # Text, as Tune copies, flattens and writes a config with many keys over and over.
         return {"job": json.dumps(job)}
 

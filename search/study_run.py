@@ -64,6 +64,7 @@ class StudyRun:
             planned=self.planned,
             sampled=self.sampled,
             make_job=self._job,
+            offer=warm.exchange.offer.remote,
             deadline=self.deadline,
         )
         self.watch = Watch(

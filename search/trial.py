@@ -41,7 +41,7 @@ class SlotTrial(Trainable):
     """The actor that hands trials to slots; set in a subclass (tuner.py)."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Queue the trial's job."""
+        """Ask for the first news of the trial's job, which a slot may have begun by now."""
         self._job = json.loads(config["job"])
         self._heard: deque[dict[str, Any]] = deque()
         self._facts: dict[str, Any] = {}

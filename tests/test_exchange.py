@@ -24,6 +24,36 @@ async def ends(exchange: Exchange, name: str) -> dict[str, object]:
                 return message
 
 
+def test_a_job_is_queued_once_whoever_comes_first() -> None:
+    """The driver offers a job when it is suggested; Tune's process for the trial asks once it is up."""
+
+    async def scene(exchange: Exchange) -> None:
+        generation = await exchange.register("slot-0", {})
+        await exchange.offer(job("a"))
+        assert await exchange.take("slot-0", generation, 0, 0) == job("a")
+        await exchange.report("a", 0, {"kind": "end", "state": "complete"})  # before anybody has asked
+        assert [message["kind"] for message in await exchange.run(job("a"))] == ["end"]
+        asked = asyncio.create_task(exchange.run(job("b")))
+        assert await exchange.take("slot-0", generation, 0, 1) == job("b")
+        await exchange.offer(job("b"))  # it comes late
+        await exchange.report("b", 0, {"kind": "end", "state": "complete"})
+        assert [message["kind"] for message in await asked] == ["end"]
+        await exchange.offer(job("b"))  # very late
+        assert (await exchange.status())["queued"] == []
+
+    play(scene)
+
+
+def test_a_job_that_was_cancelled_before_its_trial_came_up_stays_so() -> None:
+    async def scene(exchange: Exchange) -> None:
+        await exchange.offer(job("a"))
+        await exchange.cancel("a")
+        assert [message["kind"] for message in await exchange.run(job("a"))] == ["end"]
+        assert (await exchange.status())["queued"] == []
+
+    play(scene)
+
+
 def test_a_slot_gets_jobs_in_order_and_their_messages_reach_the_trial() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.submit(job("a"))

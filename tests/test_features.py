@@ -192,6 +192,24 @@ def test_a_view_is_the_same_image_stored_or_not(settings: Any) -> None:
             assert torch.equal(pixels if places is None else pixels[places], seen), changes
 
 
+def test_files_are_looked_at_once_however_trials_see_them(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a range of crops every trial sees the images in its own way."""
+    scans: list[DataSettings] = []
+    scan = assets.catalog.scan
+    monkeypatch.setattr(assets.catalog, "scan", lambda data: scans.append(data) or scan(data))
+    seen = {"image_size": 48, "horizontal_flip": False, "crop_scale": 0.5, "augment": "trivial", "views": 2}
+    ways = [{}, *({name: value} for name, value in seen.items())]
+    found = [assets.images(settings(data=way | {"seed": 77}).data) for way in ways]
+    assert len(scans) == 1
+    for way, images in zip(ways, found, strict=True):
+        given = settings(data=way | {"seed": 77}).data
+        assert images.fingerprint == scan(given).fingerprint  # nothing that was left out counts there
+        assert images.batch("train", torch.tensor([0]), view=0).shape[-1] == given.image_size
+    assert assets.images(settings(data={"seed": 78}).data).fingerprint != found[0].fingerprint
+
+
 def test_a_frozen_batch_norm_in_training_mode_would_be_caught(
     settings: Any, features: FeatureSettings, tmp_path: Path
 ) -> None:

@@ -49,6 +49,15 @@ def test_folded_blocks_do_less_and_answer_alike_at_any_cut(name: str) -> None:
     assert not any(isinstance(module, FoldedConvolution) for module in whole.modules())  # it is a copy
 
 
+def test_folded_blocks_take_images_of_another_size_and_number() -> None:
+    """Their weights lie in memory as suits the first images best."""
+    whole = blocks("mobilenet_v2")
+    folded = Pass(folded=True).ready(whole)
+    for count, side in ((2, 64), (5, 64), (3, 96), (1, 33)):
+        images = passes._images(side, CPU)[:count]
+        assert passes._distance(folded(images), whole(images)) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_half_precision_rounds_folded_blocks_as_plain_ones(name: str) -> None:
     whole, images = blocks(name), passes._images(64, CPU)[:4]

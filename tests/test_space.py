@@ -1,6 +1,8 @@
 """The space asks only for what a trial uses, and a trial's settings say what was decided."""
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -8,6 +10,8 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, TrialSettings, WeightsSettings
+from search import sampler
+from search.ledger import Ledger
 from search.problems import ConfigErrors
 from search.record import TrialRecord
 from search.space import Space, trial_seed
@@ -377,6 +381,30 @@ def test_a_start_is_left_out_where_the_space_does_not_reach_it(
     space: dict[str, Any], left: list[str]
 ) -> None:
     assert [start["strategy"] for start in space_of(space=space).starts()] == left
+
+
+def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> None:
+    """Tune starts a process for the trial only then, which takes a second or two."""
+    config = StudyConfig.from_dict({"study": {"name": "s", "trials": 2}, "data": {"path": "/images"}})
+    ledger, offered = Ledger(tmp_path / "optuna.db", mode="max", sampler=sampler.make("random", seed=0)), []
+    searcher = sampler.StudySearcher(
+        ledger,
+        Space(config, BLOCKS),
+        metric="val/accuracy",
+        mode="max",
+        planned=[],
+        sampled=2,
+        make_job=lambda number, params, plan: {"id": f"trial-{number}", "params": params, "spared": False},
+        offer=offered.append,
+    )
+    for number in range(2):
+        suggested = searcher.suggest(f"tune-{number}")
+        assert isinstance(suggested, dict)
+        assert offered[number:] == [json.loads(suggested["job"])]
+        assert offered[number]["id"] == f"trial-{number}"
+    assert searcher.suggest("tune-2") == sampler.StudySearcher.FINISHED
+    assert len(offered) == 2
+    ledger.close()
 
 
 def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_repeat_them() -> None:

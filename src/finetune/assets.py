@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finetune import catalog, checkpoint, passes, pretrain, strategies, weights
 from finetune.backbones import Backbone
+from finetune.catalog import Catalog
 from finetune.data import ImageData
 from finetune.errors import CheckpointError
 from finetune.evaluate import BATCH
@@ -24,6 +25,9 @@ from finetune.pixels import normalise
 from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.store import Store
 from finetune.weights import Pretrained
+
+SEEN = ("image_size", "batch_size", "horizontal_flip", "crop_scale", "augment", "views")
+"""Settings that say how images reach the model, not which ones there are: trials of a study may differ."""
 
 
 def images(data: DataSettings, features: FeatureSettings | None = None) -> ImageData:
@@ -36,7 +40,17 @@ def images(data: DataSettings, features: FeatureSettings | None = None) -> Image
 @lru_cache(maxsize=4)
 def _images(data: DataSettings, place: tuple[str, int] | None) -> ImageData:
     shared = Store(Path(place[0]), place[1]) if place else None
-    return ImageData(catalog.scan(data), data, shared=shared)
+    return ImageData(_listed(data), data, shared=shared)
+
+
+def _listed(data: DataSettings) -> Catalog:
+    """Return which images there are; their files are looked at once, however trials see them."""
+    return _scanned(dataclasses.replace(data, **{name: getattr(DataSettings, name) for name in SEEN}))
+
+
+@lru_cache(maxsize=4)
+def _scanned(data: DataSettings) -> Catalog:
+    return catalog.scan(data)
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ class Inputs:
         self._passes = {True: usual, False: usual}
         """How frozen blocks are run: for training images (True), for others (False)."""
         self._cuts: dict[bool, Cut | None] = {True: None, False: None}
-        self._ready: dict[tuple[Pass, int], Callable[[Tensor], Tensor]] = {}
-        """Frozen blocks from a number on, ready for a pass that this trial runs itself."""
+        self._ready: dict[tuple[Pass, int, int], Callable[[Tensor], Tensor]] = {}
+        """Frozen blocks from a number to another, ready for a pass."""
         self._feeds: dict[tuple[str, str], Tensor | None] = {}
         """Stored rows by split and name of the sheet; None: the store has no room for them."""
         if stored is not None and stored.mode != "off" and len(model.prefix):
@@ -156,13 +156,15 @@ class Inputs:
         """Run frozen blocks number `begin` to `end`."""
         if begin == end:
             return x
-        blocks = self.model.prefix[begin:end]
-        if self.exact:
-            return how.run_padded(blocks, x)
         how = replace(how, compiled=False)  # every trial would compile its own
-        if (how, begin) not in self._ready:
-            self._ready[how, begin] = how.ready(blocks)
-        return how.run(self._ready[how, begin], x)
+        run = how.run_padded if self.exact else how.run
+        return run(self._blocks(how, begin, end), x)
+
+    def _blocks(self, how: Pass, begin: int, end: int) -> Callable[[Tensor], Tensor]:
+        """Return frozen blocks number `begin` to `end` for this pass; to make them ready takes a moment."""
+        if (how, begin, end) not in self._ready:
+            self._ready[how, begin, end] = how.ready(self.model.prefix[begin:end])
+        return self._ready[how, begin, end]
 
     def _best_cut(self, training: bool, stored: FeatureSettings) -> Cut | None:
         """Return the cut that saves most time within the budget; None: storing does not pay.
@@ -195,7 +197,6 @@ class Inputs:
         layout = partial(self._layout, rows=sheet.rows, training=training)
         below = 0
         lower: Tensor | None = None
-        ready = cache(lambda begin: how.ready(self.model.prefix[begin : cut.blocks]))
 
         def make(begin: int, end: int) -> Tensor:
             nonlocal below, lower
@@ -213,7 +214,7 @@ class Inputs:
                     (self.images(x), 0)
                     for x in self.data.sheet_pixels(split, sheet, begin, end, passes.BATCH)
                 )
-            made = [self._made(x, how, ready(seen), cut.blocks) for x, seen in parts]
+            made = [self._made(x, how, seen, cut.blocks) for x, seen in parts]
             whole = torch.cat(made).to(getattr(torch, layout(cut.blocks).dtype)).cpu()
             return whole.permute(0, 2, 3, 1) if self._is_turned(cut.blocks) else whole
 
@@ -221,8 +222,8 @@ class Inputs:
         facts |= {"images": self.data.size(split), "data": self.data.fingerprint[:12]}
         return self._store.get(key(cut.blocks), layout(cut.blocks), make, worth=cut.worth, facts=facts)
 
-    def _made(self, x: Tensor, how: Pass, blocks: Callable[[Tensor], Tensor], end: int) -> Tensor:
-        h = how.run_padded(blocks, x)
+    def _made(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
+        h = how.run_padded(self._blocks(how, begin, end), x)
         return self.model.reduce(h.float()) if self._is_pooled(end) else h
 
     def _is_pooled(self, blocks: int) -> bool:

@@ -82,11 +82,14 @@ class FoldedConvolution(nn.Module):
             convolution.groups,
         )
         self.activation = activation
+        self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the activation of the convolution of `x` (B, C, H, W) and `other`, its result's shape."""
-        parameters = (self.weight, self.bias, *self.how)
         x = x.to(self.weight.dtype)
+        if self._packed is None:  # once: oneDNN would put the weights into its own order at every call
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, list(x.shape))
+        parameters = (self._packed, self.bias, *self.how)
         call = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             h: Tensor = call(x, *parameters, *(self.activation or ("none", [], "")))
