@@ -33,7 +33,7 @@ class TrialRecord:
     epochs: int = 0
     """Epochs reported."""
     seconds: float = 0.0
-    """Wall seconds from the trial's start in its slot to its end."""
+    """Wall seconds from the trial's suggestion, which slots get at once, to its end."""
     error: str | None = None
     """Why it failed, one line; None if it did not."""
     log: str | None = None

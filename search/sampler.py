@@ -9,7 +9,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.samplers import BaseSampler, RandomSampler
@@ -30,6 +30,16 @@ class Planned:
     """Number of the interrupted trial that this one goes on with."""
     seed_of: int | None = None
     """Number of the trial whose seed it uses: the first one that was interrupted."""
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """A trial that was suggested and has not ended."""
+
+    number: int
+    """In the ledger."""
+    job: dict[str, Any]
+    at: float = field(default_factory=time.monotonic)
 
 
 def make(name: str, *, seed: int) -> BaseSampler:
@@ -58,8 +68,8 @@ class StudySearcher(Searcher):
         self._offer = offer
         self._planned, self._sampled = deque(planned), sampled
         self._deadline = deadline
-        self.suggested: dict[str, tuple[int, dict[str, Any]]] = {}
-        """Tune's trial id -> the trial's number in the ledger, and its job."""
+        self.suggested: dict[str, Suggested] = {}
+        """By Tune's trial id."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher; nothing is restored from that, `resume` reads the ledger."""
@@ -87,14 +97,14 @@ class StudySearcher(Searcher):
             set_by = {"baseline": plan.baseline, "continues": plan.continues, "seed_of": plan.seed_of}
             facts |= {name: fact for name, fact in set_by.items() if fact is not None}
         self._ledger.suggested(trial.number, facts)
-        self.suggested[trial_id] = trial.number, job
+        self.suggested[trial_id] = Suggested(trial.number, job)
         self._offer(job)
         # Text, as Tune copies, flattens and writes a config with many keys over and over.
         return {"job": json.dumps(job)}
 
     def strategy_of(self, trial_id: str) -> str | None:
         """Return the strategy of a suggested trial; None: a baseline, which is never stopped early."""
-        job = self.suggested[trial_id][1]
+        job = self.suggested[trial_id].job
         return None if job["spared"] else str(job["params"]["strategy"])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def tune(
             scheduler=scheduler,
             num_samples=trials,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id][1]["id"],
+            trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id].job["id"],
         ),
         run_config=ray_tune.RunConfig(
             name=name,

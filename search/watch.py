@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from search.errors import SettingsIgnored, TrialFailed
 from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.progress import Progress
+from search.sampler import Suggested
 
 MEASURED = ("epoch", "learning_rate", "seconds", "images_per_second")
 """Metrics of an epoch beside `train/...` and `val/...`."""
@@ -32,7 +34,7 @@ class _Followed:
     params: dict[str, Any]
     epochs: int
     """Of a trial that is not stopped early."""
-    began: float = field(default_factory=time.monotonic)
+    began: float
     history: list[dict[str, float]] = field(default_factory=list)
     slot: str | None = None
     effective: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Watch(Callback):
         progress: Progress,
         folder: StudyFolder,
         exchange: Any,
-        suggested: dict[str, tuple[int, dict[str, Any]]],
+        suggested: MutableMapping[str, Suggested],
         metric: str,
         mode: str,
         keep_checkpoints: int,
@@ -76,9 +78,7 @@ class Watch(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's TensorBoard run."""
-        number, job = self._suggested[trial.trial_id]
-        followed = _Followed(number, job["id"], job["params"], job["settings"]["epochs"])
-        self._followed[trial.trial_id] = followed
+        self._followed[trial.trial_id] = followed = _followed(self._suggested[trial.trial_id])
         self._board.start(followed.id, followed.params)
         self._progress.trial_started(followed.id, followed.params)
 
@@ -124,10 +124,10 @@ class Watch(Callback):
         Raises:
             SettingsIgnored: the worker did not do as it was told; the whole study ends here.
         """
-        number, job = self._suggested[trial.trial_id]
+        suggested = self._suggested[trial.trial_id]
         self._forget(trial)
-        followed = self._followed.pop(trial.trial_id, None) or _Followed(number, job["id"], job["params"], 0)
-        self._exchange.cancel.remote(job["id"])  # its slot is free from here on
+        followed = self._followed.pop(trial.trial_id, None) or _followed(suggested)
+        self._exchange.cancel.remote(followed.id)  # its slot is free from here on
         error = _error(trial)
         cause = error.cause if isinstance(error, RayTaskError) else error
         text = str(cause) if isinstance(cause, TrialFailed) else f"the trial's process failed: {_last(error)}"
@@ -199,6 +199,14 @@ class Watch(Callback):
         for *_, dropped in self._kept[self._keep_checkpoints :]:
             self._folder.best_weights(dropped).unlink(missing_ok=True)
         del self._kept[self._keep_checkpoints :]
+
+
+def _followed(suggested: Suggested) -> _Followed:
+    """Follow a trial from its suggestion: a slot may have begun it by the time that Tune starts it."""
+    job = suggested.job
+    return _Followed(
+        suggested.number, job["id"], job["params"], job["settings"]["epochs"], began=suggested.at
+    )
 
 
 def _error(trial: Trial) -> BaseException:
