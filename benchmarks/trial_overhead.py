@@ -10,9 +10,9 @@ P+     P with a 0.1 s poll instead of 2 s, without the helper processes that can
        without Tune's loggers.
 ours   a study's own machinery: searcher (random: TPE's own time is in `scale`), ledger on disk,
        TensorBoard, progress, exchange, one worker per slot; only the training itself is left out.
-floor  Tune alone: a function that reports three times, `reuse_actors=True`, no loggers, a searcher that has
-       nothing to suggest. With Tune's own generator of trials it now and then starts a process, is then
-       too busy to use those it has, and stays so: 600 trials took 0.56 s each (once, by hand).
+floor  Tune alone: a function that reports three times, `reuse_actors=True`, no loggers. The first trial of
+       a process waits for the other process: else Tune may have given the second trial to the first process
+       by then, asks for another one for the third, and so on; 600 trials took 0.56 s each.
 
 P and P+ run few trials, and their seconds per trial are taken from those; ours and the floor run many
 and are counted from the first trial to the last, once slots and Tune's actors are up, and as a whole.
@@ -24,13 +24,14 @@ import time
 from typing import Any
 
 from ray import tune as ray_tune
-from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from benchmarks import documented, noop, report
 from benchmarks.documented import CONCURRENT
 from search import tuner
 
 EPOCHS = 3
+APART_SECONDS = 2.0
+"""At most, between the starts of Tune's two processes."""
 
 
 def main() -> None:
@@ -87,7 +88,12 @@ def _print(seconds: dict[str, list[float]], whole: dict[str, list[float]], many:
 
 
 def _floor(trials: int) -> tuple[float, float]:
+    earlier: list[None] = []  # a copy for each process, which keeps it
+
     def noop(config: dict[str, Any]) -> None:
+        if not earlier:
+            time.sleep(APART_SECONDS)
+        earlier.append(None)
         for epoch in range(1, EPOCHS + 1):
             ray_tune.report({"epoch": epoch, "val/accuracy": 0.5})
 
@@ -97,29 +103,11 @@ def _floor(trials: int) -> tuple[float, float]:
         ray_tune.Tuner(
             ray_tune.with_resources(noop, tuner.TRIAL_RESOURCES),
             tune_config=ray_tune.TuneConfig(
-                search_alg=ConcurrencyLimiter(_Nothing(), max_concurrent=CONCURRENT),
-                num_samples=trials,
-                reuse_actors=True,
+                num_samples=trials, max_concurrent_trials=CONCURRENT, reuse_actors=True
             ),
             run_config=ray_tune.RunConfig(storage_path=folder, callbacks=[stamps], verbose=0),
         ).fit()
     return (time.monotonic() - begin) / trials, stamps.steady()
-
-
-class _Nothing(Searcher):
-    """Has nothing to suggest."""
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        return {}
-
-    def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        pass
 
 
 class _Stamps(ray_tune.Callback):
