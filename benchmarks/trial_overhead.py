@@ -12,7 +12,7 @@ ours   a study's own machinery: searcher (random: TPE's own time is in `scale`),
        TensorBoard, progress, exchange, one worker per slot; only the training itself is left out.
 floor  Tune alone: a function that reports three times, `reuse_actors=True`, no loggers. The first trial of
        a process waits for the other process: else Tune may have given the second trial to the first process
-       by then, asks for another one for the third, and so on; 600 trials took 0.56 s each.
+       by then, asks for another one for the third, and so on; 600 trials once took 0.56 s each.
 
 P and P+ run few trials, and their seconds per trial are taken from those; ours and the floor run many
 and are counted from the first trial to the last, once slots and Tune's actors are up, and as a whole.

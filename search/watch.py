@@ -78,7 +78,7 @@ class Watch(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's TensorBoard run."""
-        self._followed[trial.trial_id] = followed = _followed(self._suggested[trial.trial_id])
+        self._followed[trial.trial_id] = followed = _follow(self._suggested[trial.trial_id])
         self._board.start(followed.id, followed.params)
         self._progress.trial_started(followed.id, followed.params)
 
@@ -126,7 +126,7 @@ class Watch(Callback):
         """
         suggested = self._suggested[trial.trial_id]
         self._forget(trial)
-        followed = self._followed.pop(trial.trial_id, None) or _followed(suggested)
+        followed = self._followed.pop(trial.trial_id, None) or _follow(suggested)
         self._exchange.cancel.remote(followed.id)  # its slot is free from here on
         error = _error(trial)
         cause = error.cause if isinstance(error, RayTaskError) else error
@@ -201,7 +201,7 @@ class Watch(Callback):
         del self._kept[self._keep_checkpoints :]
 
 
-def _followed(suggested: Suggested) -> _Followed:
+def _follow(suggested: Suggested) -> _Followed:
     """Follow a trial from its suggestion: a slot may have begun it by the time that Tune starts it."""
     job = suggested.job
     return _Followed(
