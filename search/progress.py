@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group
@@ -29,7 +29,7 @@ _SHOWN = 8
 @dataclass
 class _Running:
     params: Mapping[str, Any]
-    since: float = field(default_factory=time.monotonic)
+    since: float
     epoch: int = 0
     value: float | None = None
 
@@ -96,10 +96,10 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def trial_started(self, trial_id: str, params: Mapping[str, Any]) -> None:
-        """Show a trial as running; one that goes on after an interruption starts its clock again."""
+    def trial_started(self, trial_id: str, params: Mapping[str, Any], since: float | None = None) -> None:
+        """Show a trial as running since then (by `time.monotonic`; None: now)."""
         with self._lock:
-            self._running[trial_id] = _Running(params)
+            self._running[trial_id] = _Running(params, time.monotonic() if since is None else since)
 
     def trial_epoch(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """Take a running trial's epoch (from 1); costs microseconds."""
@@ -117,7 +117,7 @@ class Progress:
 
         """
         with self._lock:
-            trial = self._running.pop(trial_id, None) or _Running({})
+            trial = self._running.pop(trial_id, None) or _Running({}, time.monotonic())
             seconds = time.monotonic() - trial.since
             self._count(trial_id, state, trial.params, best, seconds)
             line = self._line(trial_id, state, trial.params, best, seconds)

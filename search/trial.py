@@ -41,11 +41,15 @@ class SlotTrial(Trainable):
     """The actor that hands trials to slots; set in a subclass (tuner.py)."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Ask for the first news of the trial's job, which a slot may have begun by now."""
+        """Take note of the trial's job, which a slot may have begun by now.
+
+        Nothing is asked yet: Tune may drop this process and set the trial up in another one, which would
+        never hear what this one was told.
+        """
         self._job = json.loads(config["job"])
         self._heard: deque[dict[str, Any]] = deque()
         self._facts: dict[str, Any] = {}
-        self._answer = self.exchange.run.remote(self._job)
+        self._answer: Any = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with the next trial."""
@@ -61,6 +65,7 @@ class SlotTrial(Trainable):
         """
         while True:
             while not self._heard:
+                self._answer = self._answer or self.exchange.run.remote(self._job)
                 self._heard.extend(ray.get(self._answer))
                 self._answer = None if self._has_ended else self.exchange.receive.remote(self._job["id"])
             result = self._hear(self._heard.popleft())

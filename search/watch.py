@@ -35,6 +35,7 @@ class _Followed:
     epochs: int
     """Of a trial that is not stopped early."""
     began: float
+    """By `time.monotonic`."""
     history: list[dict[str, float]] = field(default_factory=list)
     slot: str | None = None
     effective: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Watch(Callback):
         """Open the trial's TensorBoard run."""
         self._followed[trial.trial_id] = followed = _follow(self._suggested[trial.trial_id])
         self._board.start(followed.id, followed.params)
-        self._progress.trial_started(followed.id, followed.params)
+        self._progress.trial_started(followed.id, followed.params, followed.began)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -141,9 +142,11 @@ class Watch(Callback):
         self._close(followed, "FAIL", error=reason, log=str(log))
 
     def interrupt(self) -> None:
-        """Close what still ran when the study was interrupted; `resume` goes on with it."""
-        for followed in list(self._followed.values()):
+        """Close what was suggested and had not ended when the study was; `resume` goes on with it."""
+        for trial_id, suggested in self._suggested.items():
+            followed = self._followed.get(trial_id) or _follow(suggested)
             self._close(followed, "FAIL", error="interrupted", interrupted=True)
+        self._suggested.clear()
         self._followed.clear()
 
     def sweep(self) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from PIL import Image
 import search
 from finetune import checkpoint
 from finetune.history import Keep
-from search import needs, runner, slots, watch
+from search import needs, runner, slots, tuner, watch
 from search.errors import SettingsIgnored
 from search.layout import StudyFolder
 from search.ledger import read_study
 from search.study import StudyConfig
+from search.trial import SlotTrial
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 Make = Callable[..., StudyConfig]
@@ -181,6 +183,33 @@ def test_a_trial_function_that_is_killed_gives_its_slot_back(
     assert failed.state == "FAIL"
     assert "process failed" in str(failed.error)
     assert [trial.state for trial in others] == ["COMPLETE"] * 4
+
+
+def test_a_trial_that_tune_sets_up_in_two_processes_is_heard_whole(
+    small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune drops a process that is slow to start, once another one is free for its trial."""
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    class OneIsSlow(SlotTrial):
+        def setup(self, config: dict[str, Any]) -> None:
+            super().setup(config)
+            if json.loads(config["job"])["id"] != "trial-0001":
+                return
+            if first.exists():
+                second.touch()
+            first.touch()
+            for _ in range(1200):
+                if second.exists():
+                    return
+                time.sleep(0.05)
+
+    monkeypatch.setattr(tuner, "SlotTrial", OneIsSlow)
+    record = runner.run(small_study(study={"trials": 3}, early_stopping={"enabled": False}))
+    assert second.exists()
+    assert [one.state for one in record.trials] == ["COMPLETE"] * 3
+    assert [len(one.history) for one in record.trials] == [3, 3, 3]
+    assert all(one.slot and one.effective for one in record.trials)  # the first messages of a trial
 
 
 def test_a_loss_that_is_not_finite_fails_the_trial_and_never_the_study(small_study: Make) -> None:
@@ -349,6 +378,42 @@ def test_interrupted_trials_are_tried_again_and_the_study_keeps_its_length(small
     for old, new in zip(record.trials[3:], again.trials[5:], strict=True):
         assert new.params == old.params
         assert scores(new.history) == scores(old.history)
+
+
+def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
+    small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study is stopped when a slot is through with a trial that Tune has no process for yet."""
+
+    stopping = tmp_path / "stopping"
+
+    class UpTooLate(SlotTrial):
+        def setup(self, config: dict[str, Any]) -> None:
+            while not stopping.exists():
+                time.sleep(0.05)
+            super().setup(config)
+
+    config = small_study(study={"trials": 2}, early_stopping={"enabled": False}, resources={"slots": 1})
+    folder = StudyFolder(config.folder)
+
+    def stop_once_trained() -> None:
+        wait_for(folder.best_weights("trial-0000").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        stopping.touch()
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(tuner, "SlotTrial", UpTooLate)
+        stopped = pool.submit(stop_once_trained)
+        before = runner.run(config)
+        stopped.result()
+    assert before.state == "interrupted"
+    (begun,) = before.trials
+    assert (begun.state, begun.interrupted, begun.error) == ("FAIL", True, "interrupted")
+    after = runner.resume(folder.root)
+    assert after.state == "finished"
+    assert [one.continues for one in after.trials] == [None, 0, None]
+    assert [len(one.history) for one in after.trials[1:]] == [3, 3]
 
 
 def forget(folder: StudyFolder, numbers: tuple[int, ...]) -> None:
