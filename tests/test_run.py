@@ -156,19 +156,35 @@ def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
 
 
 def test_a_trial_function_that_is_killed_gives_its_slot_back(
-    small_study: Make, monkeypatch: pytest.MonkeyPatch
+    small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that stands for the trial in Tune dies; its slot serves the trials after it."""
-    killed: list[int] = []
+    killed = tmp_path / "killed"
     enter = watch.Watch.on_trial_result
 
     def kill_the_first(self: watch.Watch, *args: Any, **info: Any) -> None:
-        if not killed:
-            killed.append(info["result"]["pid"])
-            os.kill(killed[0], signal.SIGKILL)
+        if not killed.exists():
+            os.kill(info["result"]["pid"], signal.SIGKILL)
+            killed.touch()
         enter(self, *args, **info)
 
+    def last_epoch_waits(worker: Any) -> None:
+        train = worker.loop.train
+
+        def waiting(settings: Any, *, report: Any, **options: Any) -> Any:
+            def wait_and_report(message: dict[str, Any]) -> None:
+                if message.get("epoch") == 2 and not killed.exists():
+                    time.sleep(0.5)  # epochs of a moment would wait for the next
+                while message.get("epoch") == 3 and not killed.exists():
+                    time.sleep(0.05)
+                report(message)
+
+            return train(settings, report=wait_and_report, **options)
+
+        worker.loop.train = waiting
+
     monkeypatch.setattr(watch.Watch, "on_trial_result", kill_the_first)
+    plant(monkeypatch, last_epoch_waits)
     record = runner.run(
         small_study(
             study={"trials": 5},
@@ -177,7 +193,7 @@ def test_a_trial_function_that_is_killed_gives_its_slot_back(
             early_stopping={"enabled": False},
         )
     )
-    assert killed
+    assert killed.exists()
     assert record.state == "finished"
     failed, *others = record.trials
     assert failed.state == "FAIL"
