@@ -6,8 +6,7 @@ SearchError
 ├── SlotsLost        no slot could be started or kept
 ├── SettingsIgnored  a worker trained with other settings than were suggested
 ├── StudyError       a results folder is missing, damaged or of another study
-├── ClusterError     a cluster cannot be reached, refuses the token, or has no such study
-└── TrialFailed      one trial failed, with the reason its worker gave
+└── ClusterError     a cluster cannot be reached, refuses the token, or has no such study
 
 Config mistakes are `ConfigErrors` (config_file.py): many at once, with positions.
 """
@@ -39,7 +38,3 @@ class StudyError(SearchError):
 
 class ClusterError(SearchError):
     """A cluster cannot be reached, refuses the token, or has no such study."""
-
-
-class TrialFailed(SearchError):
-    """One trial failed; the message is the reason its worker gave."""

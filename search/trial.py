@@ -12,9 +12,9 @@ from typing import Any
 
 import ray
 from ray.tune import Trainable
-from ray.tune.result import RESULT_DUPLICATE
+from ray.tune.result import DONE, RESULT_DUPLICATE
 
-from search.errors import SettingsIgnored, TrialFailed
+from search.errors import SettingsIgnored
 from search.record import RECALL, RECALLS_OF_AN_EPOCH
 
 CHECKED = (
@@ -59,8 +59,10 @@ class SlotTrial(Trainable):
     def step(self) -> dict[str, Any]:
         """Return the next epoch's metrics, waiting for it, or the end.
 
+        The end of a trial that failed holds `failed`, the worker's reason, and `trace`. At an exception Tune
+        would drop this process, and the epochs that came in one answer with the end.
+
         Raises:
-            TrialFailed: training failed; the message is the worker's reason, then its trace.
             SettingsIgnored: the worker used other settings than the job's.
         """
         while True:
@@ -98,7 +100,7 @@ class SlotTrial(Trainable):
                 facts, self._facts = self._facts, {}  # once is enough
                 return compact(message, self._job["keep"]["metric"]) | facts
             case "end" if message["state"] == "failed":
-                raise TrialFailed(f"{message['error']}\n{message.get('trace', '')}")
+                return {DONE: True, "failed": message["error"], "trace": message["trace"]}
             case "end":
                 return {RESULT_DUPLICATE: True}
         return None

@@ -15,7 +15,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from search.board import Board
-from search.errors import SettingsIgnored, TrialFailed
+from search.errors import SearchError, SettingsIgnored
 from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.progress import Progress
@@ -42,6 +42,9 @@ class _Followed:
     best: dict[str, float] = field(default_factory=dict)
     recalls: dict[str, str] = field(default_factory=dict)
     """`best` and `last`: the recalls of many classes, as `search.trial.compact` wrote them."""
+    failed: str | None = None
+    """Why it did, by its worker."""
+    trace: str = ""
 
 
 class Watch(Callback):
@@ -86,8 +89,14 @@ class Watch(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Enter one epoch."""
+        """Enter one epoch, or that the trial failed."""
         followed = self._followed[trial.trial_id]
+        if "failed" in result:
+            followed.failed, followed.trace = (
+                result.pop("failed"),
+                result.pop("trace"),
+            )  # Tune would keep them
+            return
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
         metrics = {
@@ -108,19 +117,21 @@ class Watch(Callback):
         self._progress.trial_epoch(followed.id, epoch, metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial that ended by itself or was stopped early, and free its slot."""
+        """Close a trial that ended by itself, failed or was stopped early, and free its slot."""
         followed = self._followed.pop(trial.trial_id)
         self._forget(trial)
-        if not followed.history:
+        full = len(followed.history) == followed.epochs
+        if not full:
+            self._exchange.cancel.remote(followed.id)  # its slot is free from here on
+        if followed.failed is not None:
+            self._fail(followed, followed.failed, followed.trace)
+        elif not followed.history:
             self._close(followed, "FAIL", error="the trial ended without a single epoch")
         else:
-            full = len(followed.history) == followed.epochs
-            if not full:
-                self._exchange.cancel.remote(followed.id)  # its slot is free from here on
             self._close(followed, "COMPLETE" if full else "PRUNED")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial that failed, with its reason.
+        """Close a trial whose process in Tune failed.
 
         Raises:
             SettingsIgnored: the worker did not do as it was told; the whole study ends here.
@@ -130,16 +141,11 @@ class Watch(Callback):
         followed = self._followed.pop(trial.trial_id, None) or _follow(suggested)
         self._exchange.cancel.remote(followed.id)  # its slot is free from here on
         error = _error(trial)
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        text = str(cause) if isinstance(cause, TrialFailed) else f"the trial's process failed: {_last(error)}"
-        reason, _, trace = text.partition("\n")
-        log = self._folder.error(followed.id)
-        write_text(log, f"{followed.id}: {reason}\n\n{trace or error}\n")
-        if isinstance(cause, SettingsIgnored):
-            self._close(followed, "FAIL", error=str(cause), log=str(log))
-            self.fatal = cause
-            raise cause
-        self._close(followed, "FAIL", error=reason, log=str(log))
+        if isinstance(error, RayTaskError) and isinstance(error.cause, SettingsIgnored):
+            self._fail(followed, str(error.cause), str(error))
+            self.fatal = error.cause
+            raise error.cause
+        self._fail(followed, f"the trial's process failed: {_last(error)}", str(error))
 
     def interrupt(self) -> None:
         """Close what was suggested and had not ended when the study was; `resume` goes on with it."""
@@ -157,6 +163,11 @@ class Watch(Callback):
                 self._folder.last_weights(record.id).unlink(missing_ok=True)
                 if record.id not in kept:
                     self._folder.best_weights(record.id).unlink(missing_ok=True)
+
+    def _fail(self, followed: _Followed, reason: str, trace: str) -> None:
+        log = self._folder.error(followed.id)
+        write_text(log, f"{followed.id}: {reason}\n\n{trace}\n")
+        self._close(followed, "FAIL", error=reason, log=str(log))
 
     def _close(
         self,
@@ -218,7 +229,7 @@ def _error(trial: Trial) -> BaseException:
     if path.is_file():
         error: BaseException = cloudpickle.loads(path.read_bytes())  # our own process wrote it
         return error
-    return TrialFailed("Tune left no reason; see Ray's logs")
+    return SearchError("Tune left no reason; see Ray's logs")
 
 
 def _last(error: BaseException) -> str:

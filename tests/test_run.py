@@ -242,6 +242,43 @@ def test_a_loss_that_is_not_finite_fails_the_trial_and_never_the_study(small_stu
         assert not wild or "must stay finite" in str(trial.error)
 
 
+def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
+    small_study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_late(worker: Any) -> None:
+        train = worker.loop.train
+
+        def doomed(settings: Any, *, report: Any, **options: Any) -> Any:
+            def fail_or_report(message: dict[str, Any]) -> None:
+                if message.get("epoch") == 3:
+                    raise worker.NonFiniteLoss("the third epoch must end")
+                report(message)
+
+            return train(settings, report=fail_or_report, **options)
+
+        worker.loop.train = doomed
+
+    plant(monkeypatch, fail_late)
+    processes: set[int] = set()
+    enter = watch.Watch.on_trial_result
+
+    def note(self: watch.Watch, *args: Any, **info: Any) -> None:
+        processes.add(info["result"]["pid"])
+        enter(self, *args, **info)
+
+    monkeypatch.setattr(watch.Watch, "on_trial_result", note)
+    record = runner.run(
+        small_study(study={"trials": 4}, resources={"slots": 1}, early_stopping={"enabled": False})
+    )
+    assert record.state == "finished"
+    assert record.best is None
+    assert [one.state for one in record.trials] == ["FAIL"] * 4
+    assert [len(one.history) for one in record.trials] == [2] * 4
+    assert {one.error for one in record.trials} == {"the third epoch must end"}
+    assert all("NonFiniteLoss" in Path(str(one.log)).read_text() for one in record.trials)
+    assert len(processes) == 1
+
+
 def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> None:
     record = runner.run(
         small_study(
