@@ -154,7 +154,7 @@ class Driver:
         told = self.heard[name]
         deadline = time.monotonic() + 120
         while not until():
-            assert time.monotonic() < deadline, told[-3:]
+            assert time.monotonic() < deadline, (told[-3:], self.call("status"), self.trained(name)[-3:])
             told += self.call("receive", name)
             assert not told or told[-1]["kind"] != "end", told[-1]
         return str([message["slot"] for message in told if message["kind"] == "started"][-1])
