@@ -92,10 +92,8 @@ class Watch(Callback):
         """Enter one epoch, or that the trial failed."""
         followed = self._followed[trial.trial_id]
         if "failed" in result:
-            followed.failed, followed.trace = (
-                result.pop("failed"),
-                result.pop("trace"),
-            )  # Tune would keep them
+            # Tune keeps what is left in it.
+            followed.failed, followed.trace = result.pop("failed"), result.pop("trace")
             return
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
