@@ -152,7 +152,7 @@ class Driver:
     def listen(self, name: str, until: Callable[[], bool]) -> str:
         """Listen until something is so; return the slot that the trial is in."""
         told = self.heard[name]
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 120
         while not until():
             assert time.monotonic() < deadline, (told[-3:], self.call("status"), self.trained(name)[-3:])
             told += self.call("receive", name)
