@@ -24,7 +24,7 @@ lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-schema: $(READY)  ## write configs/schema.json again, after a key of the config has changed
+schema: $(READY)  ## write configs/schema.json and docs/config.md again, after a key of the config has changed
 	$(BIN)/python -m search.schema
 
 bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick --images DIR --weights FILE"
