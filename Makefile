@@ -33,7 +33,7 @@ bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick -
 dev: $(DEV)  ## install only, with the tools for development
 
 clean:  ## remove .venv and the tools' caches; results and data stay
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""The command line: `python -m search COMMAND`.
+"""The command line: `python -m search COMMAND`, or `transfer-search COMMAND` where it is installed.
 
 Payload goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the study failed (no trial
 completed, or it could not run to its end); 2 bad input; 130 interrupted, `resume` goes on.
@@ -24,10 +24,13 @@ from search.record import StudyRecord
 from search.study import StudyConfig
 from search.terminal import console, print_line
 
+PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
+"""How this process was called: by the command that pip installs, or as a module."""
+
 app = typer.Typer(
     help="Search how best to transfer a pretrained image classifier to your own images.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=PROGRAM == "transfer-search",  # a shell completes commands, not modules
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help and errors, also in pipes
 )
@@ -276,7 +279,7 @@ cluster_commands.register(app)
 
 def main() -> int:
     """Run a command; return its exit code, with our own errors as one message instead of a trace."""
-    return guarded(lambda: app(prog_name="python -m search", standalone_mode=False))
+    return guarded(lambda: app(prog_name=PROGRAM, standalone_mode=False))
 
 
 def guarded(command: Callable[[], Any]) -> int:

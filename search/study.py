@@ -160,8 +160,9 @@ class StudyConfig(Section):
 
     def to_yaml(self) -> str:
         """Every key with its value, defaults included, as a config file that loads to an equal config."""
-        values = self.model_dump(mode="json", exclude_none=True)
-        return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{yaml_text.dump(values)}"
+        text = yaml_text.dump(self.model_dump(mode="json", exclude_none=True))
+        # An installed copy has no schema beside it.
+        return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{text}" if SCHEMA_FILE.exists() else text
 
 
 def _whole_numbers(domain: Domain | None) -> Iterable[int]:
