@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from search.study import StudyConfig
+from tests import time_limit
 from tests.small import STUDY, merged
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,10 @@ MATERIAL = ROOT.parent / "shared" / "material"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take many minutes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(time_limit)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
