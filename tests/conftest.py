@@ -1,7 +1,9 @@
 """What every test may use: the material, a Ray of one's own, and a study small enough for seconds."""
 
+import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,16 @@ from tests.small import STUDY, merged
 
 ROOT = Path(__file__).parents[1]
 MATERIAL = ROOT.parent / "shared" / "material"
+TIERS = {"long": "takes many minutes", "lab": "needs machines in namespaces and some minutes"}
+"""Tests with these markers run only with the option of the same name."""
+
+# Small tensors gain nothing from a second thread, and lose much where other processes want the core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="also run the tests that take many minutes")
+    for name, why in TIERS.items():
+        parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name}: {why}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,12 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
     for item in items:
-        if item.get_closest_marker("long"):
-            command = f"python -m pytest --long '{item.nodeid}'"
-            item.add_marker(pytest.mark.skip(reason=f"takes many minutes: {command}"))
+        for name, why in TIERS.items():
+            if item.get_closest_marker(name) and not config.getoption(f"--{name}"):
+                command = f"python -m pytest --{name} '{item.nodeid}'"
+                item.add_marker(pytest.mark.skip(reason=f"{why}: {command}"))
+    # `pytest -n 2` deals out files: those with the most slow tests first, so that none is left for the end.
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +53,12 @@ def material() -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node's cache of this test run: the small backbone below is pretrained once."""
-    return tmp_path_factory.mktemp("cache")
+    """A node's cache of this test run, one for all its processes: the backbone below is pretrained once."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp().parent / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")

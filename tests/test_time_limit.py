@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from tests.processes import finish
+from tests.waiting import eventually
 
 CONFTEST = """
 from tests import time_limit
@@ -61,4 +62,11 @@ def test_a_command_that_hangs_is_ended_with_all_its_processes_and_shows_its_outp
     for words in ("must end within 3 s", "said", "warned"):
         assert words in str(ended.value)
     child = int(file.read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    eventually(lambda: has_ended(child), "the end of the command's child")
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
