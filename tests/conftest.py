@@ -19,6 +19,9 @@ MATERIAL = ROOT.parent / "shared" / "material"
 TIERS = {"long": "takes many minutes", "lab": "needs machines in namespaces and some minutes"}
 """Tests with these markers run only with the option of the same name."""
 
+LIMITS = {"slow": 900, "long": 7200}
+"""Seconds for tests with these markers, unless --timeout says others; pyproject.toml says those of others."""
+
 # Small tensors gain nothing from a second thread, and lose much where other processes want the core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -38,9 +41,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker(name) and not config.getoption(f"--{name}"):
                 command = f"python -m pytest --{name} '{item.nodeid}'"
                 item.add_marker(pytest.mark.skip(reason=f"{why}: {command}"))
-    # `pytest -n 2` deals out files: those with the most slow tests first, so that none is left for the end.
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+        limits = [seconds for name, seconds in LIMITS.items() if item.get_closest_marker(name)]
+        if limits and config.getoption("--timeout") is None:
+            item.add_marker(pytest.mark.timeout(max(limits)))
+    # `pytest -n 2` deals out files: those that start Ray first, so that no long one is left for the end.
+    ray, slow = (
+        Counter(one.path for one in items if one.get_closest_marker(name)) for name in ("ray", "slow")
+    )
+    items.sort(key=lambda item: (-ray[item.path], -slow[item.path]))
 
 
 @pytest.fixture(scope="session")
