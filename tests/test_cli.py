@@ -253,13 +253,16 @@ class TestStudy:
         assert done.returncode == 0, done.stderr
         record = json.loads(call(command, "results", study[0], "--json", "--history").stdout)
         history = record["trials"][2]["history"]
+        assert history
         for epoch in history:
             assert f"val/loss {epoch['val/loss']:.4g}" in done.stderr
 
     def test_tensorboard_shows_every_parameter_of_every_trial(self, study: Study) -> None:
         from tensorboard.backend.event_processing import event_accumulator
 
-        for folder in sorted((study[0] / "tensorboard").iterdir()):
+        folders = sorted((study[0] / "tensorboard").iterdir())
+        assert len(folders) == 6
+        for folder in folders:
             events = event_accumulator.EventAccumulator(str(folder)).Reload()
             tags = set(events.Tags()["scalars"])
             wanted = {

@@ -50,6 +50,7 @@ def test_the_file_map_names_every_file_once_and_none_that_is_not_there(folder: s
 
 
 def test_each_line_of_the_file_map_says_what_the_file_is() -> None:
+    assert FILE_MAP
     for line in FILE_MAP.splitlines():
         assert re.fullmatch(r"(  )?\S+ {2,}\S.*", line), line
 
@@ -77,7 +78,9 @@ def test_options_named_beside_a_command_in_the_table_exist() -> None:
 
 
 def test_every_config_of_the_readme_exists() -> None:
-    for name in set(re.findall(r"configs/[\w.-]+\.\w+", README)):
+    names = set(re.findall(r"configs/[\w.-]+\.\w+", README))
+    assert names
+    for name in names:
         assert (ROOT / name).is_file(), name
 
 
