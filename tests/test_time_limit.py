@@ -34,15 +34,15 @@ def test_whose_clean_up_waits():
         wait_for_ever()
 
 def test_after_them():
-    pass
+    threading.Thread(target=wait_for_ever).start()
 """
 
 
 def test_a_test_that_hangs_fails_with_all_stacks_and_the_others_run(tmp_path: Path) -> None:
     for name, text in {"conftest.py": CONFTEST, "test_it.py": HANGS, "pytest.ini": "[pytest]\n"}.items():
         (tmp_path / name).write_text(text)
-    words = [sys.executable, "-m", "pytest", "-n", "1", "--timeout", "2", "-p", "no:cacheprovider", tmp_path]
-    done = finish(*words)
+    words = [sys.executable, "-m", "pytest", "--timeout", "2", "-p", "no:cacheprovider", tmp_path]
+    done = finish(*words, "-n", "1")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "2 failed, 1 passed" in done.stdout
     first, _, second = done.stdout.partition("test_whose_clean_up_waits")
@@ -53,6 +53,10 @@ def test_a_test_that_hangs_fails_with_all_stacks_and_the_others_run(tmp_path: Pa
     assert "Timeout (0:00:03)!" in done.stderr
     assert "in test_whose_clean_up_waits" in done.stderr
     assert second
+    alone = finish(*words, "-k", "after_them")
+    assert "1 passed" in alone.stdout
+    assert "Timeout (0:00:01)!" in alone.stderr  # for a thread that would keep the process
+    assert alone.returncode == 1
 
 
 def test_a_command_that_hangs_is_ended_with_all_its_processes_and_shows_its_output(

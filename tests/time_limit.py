@@ -55,6 +55,12 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Bound the end of this process, too: a thread that a test has left may never end."""
+    if config.getoption("--timeout") != 0:
+        faulthandler.dump_traceback_later(GRACE_SECONDS, exit=True, file=config.stash[ERRORS])
+
+
 def pytest_enter_pdb() -> None:
     """Lift the second limit for whoever debugs; pytest-timeout lifts the first one."""
     faulthandler.cancel_dump_traceback_later()
