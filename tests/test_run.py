@@ -133,7 +133,7 @@ def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     assert record.best is None
 
 
-def test_a_trial_function_that_is_killed_gives_its_slot_back(
+def test_a_process_of_tune_that_is_killed_gives_its_slot_back(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that stands for the trial in Tune dies; its slot serves the trials after it."""
