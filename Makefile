@@ -8,16 +8,19 @@ READY := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint schema bench dev clean
+.PHONY: help quickstart test test-lab lint schema bench dev clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(READY)  ## install and run a whole search on scikit-learn's digits, offline
 	$(BIN)/python -m search run configs/quickstart.yaml
 
-test: $(DEV)  ## install and run every test, two files at a time; ARGS="-m 'not slow'" goes to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(DEV)  ## install and run the tests, two files at a time; ARGS="-m 'not slow'" goes to pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-lab: $(DEV)  ## install and run the tests on machines in namespaces, as root on Linux; CI runs both
+	$(BIN)/python -m pytest --lab -m lab $(ARGS)
 
 lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/ruff format --check .

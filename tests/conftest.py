@@ -1,7 +1,9 @@
 """What every test may use: the material, a Ray of one's own, and a study small enough for seconds."""
 
+import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,23 +11,44 @@ from typing import Any
 import pytest
 
 from search.study import StudyConfig
+from tests import time_limit
 from tests.small import STUDY, merged
 
 ROOT = Path(__file__).parents[1]
 MATERIAL = ROOT.parent / "shared" / "material"
+TIERS = {"long": "takes many minutes", "lab": "needs machines in namespaces and some minutes"}
+"""Tests with these markers run only with the option of the same name."""
+
+LIMITS = {"slow": 900, "long": 7200}
+"""Seconds for tests with these markers, unless --timeout says others; pyproject.toml says those of others."""
+
+# Small tensors gain nothing from a second thread, and lose much where other processes want the core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="also run the tests that take many minutes")
+    for name, why in TIERS.items():
+        parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name}: {why}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(time_limit)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
     for item in items:
-        if item.get_closest_marker("long"):
-            command = f"python -m pytest --long '{item.nodeid}'"
-            item.add_marker(pytest.mark.skip(reason=f"takes many minutes: {command}"))
+        for name, why in TIERS.items():
+            if item.get_closest_marker(name) and not config.getoption(f"--{name}"):
+                command = f"python -m pytest --{name} '{item.nodeid}'"
+                item.add_marker(pytest.mark.skip(reason=f"{why}: {command}"))
+        limits = [seconds for name, seconds in LIMITS.items() if item.get_closest_marker(name)]
+        if limits and config.getoption("--timeout") is None:
+            item.add_marker(pytest.mark.timeout(max(limits)))
+    # `pytest -n 2` deals out files: those that start Ray first, so that no long one is left for the end.
+    ray, slow = (
+        Counter(one.path for one in items if one.get_closest_marker(name)) for name in ("ray", "slow")
+    )
+    items.sort(key=lambda item: (-ray[item.path], -slow[item.path]))
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +61,12 @@ def material() -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node's cache of this test run: the small backbone below is pretrained once."""
-    return tmp_path_factory.mktemp("cache")
+    """A node's cache of this test run, one for all its processes: the backbone below is pretrained once."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp().parent / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import yaml
 
 from tests import machine
 from tests.machine import RAY, ROOT, SYSTEM_PATH, Machine
+from tests.waiting import eventually
 
 PROGRAMS = (*machine.PROGRAMS, "sshd", "ssh", "ssh-keygen", "rsync", "openssl")
 HOSTS = {"head": "10.99.0.2", "worker": "10.99.0.3"}
@@ -113,15 +113,15 @@ class Lab(Machine):
         """Keep `ray dashboard` open at `ADDRESS`, where the laptop's environment looks for the cluster."""
         with self.background(RAY, "dashboard", str(self.cluster_file)):
             answers = ["curl", "--silent", "--output", "/dev/null", ADDRESS]
-            self.wait("a tunnel", lambda: not self.run(*answers, check=False).returncode, seconds=30)
+            self.wait("a tunnel", lambda: not self.run(*answers, check=False).returncode)
             yield
 
-    def on(self, host: str, command: str, check: bool = True, timeout: float = 60) -> str:
+    def on(self, host: str, command: str, check: bool = True) -> str:
         """Run a shell command on a host by ssh and return what it wrote."""
         options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
         settings = [word for option in options for word in ("-o", option)]
         target = ["-i", str(self.home / "key"), *settings, f"root@{HOSTS[host]}"]
-        return self.run("ssh", *target, command, check=check, timeout=timeout).stdout
+        return self.run("ssh", *target, command, check=check).stdout
 
     def pids(self, host: str, name: str) -> list[int]:
         """Return the processes of a host whose program is called `name`."""
@@ -184,16 +184,17 @@ class Lab(Machine):
         }
 
     def _wait_for_sshd(self) -> None:
-        end = time.monotonic() + 20
-        for name in HOSTS:
-            while time.monotonic() < end:
-                with contextlib.suppress(AssertionError, IndexError, FileNotFoundError):
-                    self.on(name, "true")
-                    break
-                time.sleep(0.2)
-            else:
-                log = (self.folder / name / "sshd.log").read_text()
-                raise AssertionError(f"{name}: sshd must answer within 20 s, got {log!r}")
+        def answers(name: str) -> bool:
+            with contextlib.suppress(AssertionError, IndexError, FileNotFoundError):
+                self.on(name, "true")
+                return True
+            return False
+
+        def all_answer() -> bool:
+            return all(answers(name) for name in HOSTS)
+
+        logs = [self.folder / name / "sshd.log" for name in HOSTS]
+        eventually(all_answer, lambda: f"sshd answers, got {[log.read_text() for log in logs]}")
 
 
 def start(how: str, host: str) -> str:

@@ -10,12 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import eventually
+
 ROOT = Path(__file__).parents[1]
+WATCHDOG_SECONDS = 400.0
+"""For any command and any wait, of which some are for a study to end on slow hosts."""
 PROGRAMS = ("ip", "unshare", "nsenter")
 UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -76,19 +79,17 @@ class Machine:
         """Start the namespaces; end every process in them afterwards."""
         self._first = subprocess.Popen([*UNSHARE, "bash", "-c", FIRST], env=self._first_environment)
         try:
-            self.wait("namespaces", (self.folder / "up").exists, seconds=20)
+            self.wait("namespaces", (self.folder / "up").exists)
             yield
         finally:
             self._first.kill()
             self._first.wait()
 
-    def run(
-        self, *words: str, check: bool = True, timeout: float = 120, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the checkout; stdout and stderr stay apart."""
         done = subprocess.run(
             self.words(*words), env=self.environment(**environment), cwd=ROOT, capture_output=True,
-            text=True, timeout=timeout, stdin=subprocess.DEVNULL,
+            text=True, timeout=WATCHDOG_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{shlex.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -115,19 +116,11 @@ class Machine:
         finally:
             with contextlib.suppress(ProcessLookupError, IndexError, FileNotFoundError):
                 os.kill(child(process.pid), signal.SIGINT)
-            process.wait(timeout=20)
+            process.wait(timeout=WATCHDOG_SECONDS)
 
-    def wait(self, what: str, is_so: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is so.
-
-        Raises:
-            AssertionError: it is not within so many seconds.
-        """
-        end = time.monotonic() + seconds
-        while not is_so():
-            if time.monotonic() > end:
-                raise AssertionError(f"the lab: {what} within {seconds:.0f} s")
-            time.sleep(0.5)
+    def wait(self, what: str, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so; each look may be a command on a host."""
+        eventually(is_so, f"the lab: {what}", WATCHDOG_SECONDS, every=0.5)
 
     def words(self, *words: str) -> list[str]:
         """Return the words that run a command in the machine's namespaces."""

@@ -6,13 +6,16 @@ import os
 import re
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+
+from search import __main__
+from tests.processes import finish, started
 
 ROOT = Path(__file__).parents[1]
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -21,14 +24,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 def call(
     command: list[str], *words: object, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*command, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    return finish(*command, *words, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +90,17 @@ def test_every_mistake_of_a_config_is_told_at_once_with_its_place(command: list[
         (["frobnicate"], "No such command"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(command: list[str], words: list[str], message: str) -> None:
-    done = call(command, *words)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_bad_input_is_one_message_and_exit_code_2(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["search", *words])
+    code = __main__.main()
+    told = capsys.readouterr()
+    assert code == 2, told.err
+    assert message in told.err
+    assert "Traceback" not in told.err
+    assert told.out == ""
 
 
 def test_check_names_the_package_that_a_set_needs_in_one_line(command: list[str], tmp_path: Path) -> None:
@@ -141,8 +142,6 @@ def test_check_prints_the_plan_and_trains_nothing(command: list[str], tmp_path: 
 
 @pytest.fixture(scope="module")
 def study(config: Path, env: dict[str, str]) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    import sys
-
     done = call([sys.executable, "-m", "search"], "run", config, env=env)
     return config.parent / "results" / "tiny", done
 
@@ -254,13 +253,16 @@ class TestStudy:
         assert done.returncode == 0, done.stderr
         record = json.loads(call(command, "results", study[0], "--json", "--history").stdout)
         history = record["trials"][2]["history"]
+        assert history
         for epoch in history:
             assert f"val/loss {epoch['val/loss']:.4g}" in done.stderr
 
     def test_tensorboard_shows_every_parameter_of_every_trial(self, study: Study) -> None:
         from tensorboard.backend.event_processing import event_accumulator
 
-        for folder in sorted((study[0] / "tensorboard").iterdir()):
+        folders = sorted((study[0] / "tensorboard").iterdir())
+        assert len(folders) == 6
+        for folder in folders:
             events = event_accumulator.EventAccumulator(str(folder)).Reload()
             tags = set(events.Tags()["scalars"])
             wanted = {
@@ -286,21 +288,25 @@ class TestStudy:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("how", "program"),
+    [(signal.SIGINT, "tests.torchless"), (signal.SIGTERM, "tests.torchless"), (signal.SIGKILL, "search")],
+    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+)
 def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
-    command: list[str], config: Path, env: dict[str, str], tmp_path: Path, how: signal.Signals
+    config: Path, env: dict[str, str], tmp_path: Path, how: signal.Signals, program: str
 ) -> None:
-    words = [*command, "run", str(config), "--results", str(tmp_path), "--set", "study.trials=8"]
-    more = ["--set", "study.epochs=6", "--set", "early_stopping.enabled=false"]
-    process = subprocess.Popen(
-        [*words, *more], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    ended = until(process.stderr, count=2)
-    process.send_signal(how)
-    rest = process.stderr.read()
-    code = process.wait(timeout=60)
-    process.stderr.close()
+    """By SIGKILL in the middle of training; where the driver stops by itself, with workers without torch."""
+    command = [sys.executable, "-m", program]
+    words = ["run", config, "--results", tmp_path, "--set", "study.trials=8"]
+    words += ["--set", "study.epochs=6", "--set", "early_stopping.enabled=false"]
+    slow = env | {"TORCHLESS_EPOCH_SECONDS": "0.3"}
+    with started(*command, *words, env=slow, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        ended = until(process.stderr, count=2)
+        process.send_signal(how)
+        rest = process.stderr.read()
+        code = process.wait()
     folder = tmp_path / "tiny"
     if how != signal.SIGKILL:
         assert code == 130, rest
@@ -322,11 +328,12 @@ def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
 def until(stream: Any, *, count: int) -> list[str]:
     """Read lines until `count` trials have ended; return those lines."""
     found: list[str] = []
-    deadline = time.monotonic() + 200
-    while len(found) < count and time.monotonic() < deadline:
-        line = stream.readline()
-        if re.match(r"\[ ?\d+/\d+\] trial-", line):
-            found.append(line)
+    read: list[str] = []
+    while len(found) < count:
+        read.append(stream.readline())
+        assert read[-1], f"{count} trials must end, got:\n{''.join(read)}"
+        if re.match(r"\[ ?\d+/\d+\] trial-", read[-1]):
+            found.append(read[-1])
     return found
 
 

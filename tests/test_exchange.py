@@ -8,9 +8,15 @@ from search.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
 def play(scene: Callable[[Exchange], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(scene(Exchange()), timeout=10)
+        await asyncio.wait_for(scene(Exchange()), timeout=120)
 
     asyncio.run(bounded())
+
+
+async def settled() -> None:
+    """Let every task go on until it waits."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 def job(name: str) -> dict[str, str]:
@@ -120,10 +126,10 @@ def test_a_study_that_is_stopped_waits_for_its_trials_to_be_saved_but_not_for_ev
         for name, generation in generations.items():
             await exchange.submit(job(name))
             await exchange.take(name, generation, 0, 0)
-        closing = asyncio.create_task(exchange.close(0.3))
+        closing = asyncio.create_task(exchange.close(1.0))
         assert await exchange.until_stopped("slot-0") == "move"
         await exchange.report("slot-0", 0, {"kind": "end", "state": "moved"})
-        await asyncio.sleep(0.1)
+        await settled()
         assert not closing.done()  # the other trial still trains
         await closing
         assert await exchange.until_stopped("slot-1", moving=True) == "stop"
@@ -235,7 +241,7 @@ def test_a_call_queues_a_job_and_waits_for_more_than_its_start() -> None:
         trial = asyncio.create_task(exchange.run(job("a")))
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
         await exchange.report("a", 0, {"kind": "started"})
-        await asyncio.sleep(0.01)
+        await settled()
         assert not trial.done()
         await exchange.report_all("a", 1, [{"kind": "epoch", "epoch": 1}, {"kind": "epoch", "epoch": 2}])
         assert [m["kind"] for m in await trial] == ["started", "epoch", "epoch"]

@@ -28,8 +28,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
     lab = labs.Lab(tmp_path_factory.mktemp("lab"))
     with lab.running():
-        lab.ray("up", "-y", "--no-config-cache", str(lab.cluster_file), timeout=120)
-        lab.wait("both hosts", lambda: "/2.0 CPU" in resources(lab), seconds=120)
+        lab.ray("up", "-y", "--no-config-cache", str(lab.cluster_file))
+        lab.wait("both hosts", lambda: "/2.0 CPU" in resources(lab))
         with lab.tunnel():
             yield lab
 
@@ -71,7 +71,7 @@ def test_submit_runs_a_study_on_both_hosts_and_a_second_submit_joins_it(lab: lab
     assert "no images, results or caches" in first.stderr
     again = lab.search("submit", config, "--json", "--cluster", str(lab.cluster_file), RAY_ADDRESS="")
     assert json.loads(again.stdout)["joined"] is True
-    lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=180)
+    lab.wait("two running trials", lambda: running(lab, "long") == 2)
     now = row(lab, "long")
     assert (now["state"], now["planned"], now["failed"]) == ("running", 4, 0)
     assert json.loads(again.stdout)["job"] == now["job"]
@@ -101,10 +101,10 @@ def test_ctrl_c_ends_the_following_and_leaves_the_study(lab: labs.Lab) -> None:
 
 
 def test_stop_saves_what_was_trained_and_frees_the_cluster(lab: labs.Lab) -> None:
-    lab.search("stop", "long", timeout=150)
+    lab.search("stop", "long")
     now = row(lab, "long")
     assert (now["state"], now["running"]) == ("interrupted", 0)
-    lab.wait("free CPUs", lambda: "0.0/2.0 CPU" in resources(lab), seconds=30)
+    lab.wait("free CPUs", lambda: "0.0/2.0 CPU" in resources(lab))
     trials = record(lab, "long")["trials"]
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "FAIL"}
     interrupted = [trial for trial in trials if trial["interrupted"]]
@@ -119,10 +119,10 @@ def test_stop_saves_what_was_trained_and_frees_the_cluster(lab: labs.Lab) -> Non
 def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(lab: labs.Lab) -> None:
     """The raylet of the worker host is killed in mid-study: its trial goes on in another slot."""
     lab.search("resume", "/mnt/results/long", "--address", labs.ADDRESS)
-    lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=180)
+    lab.wait("two running trials", lambda: running(lab, "long") == 2)
     (raylet,) = lab.pids("worker", "raylet")
     lab.on("worker", f"kill -9 {raylet}")
-    code = lab.search("logs", "long", "--follow", check=False, timeout=300).returncode
+    code = lab.search("logs", "long", "--follow", check=False).returncode
     assert code == 0
     ended = record(lab, "long")
     complete = [trial for trial in ended["trials"] if trial["state"] == "COMPLETE"]
@@ -137,7 +137,7 @@ def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(la
 
 
 def test_the_host_comes_back(lab: labs.Lab) -> None:
-    lab.wait("both hosts again", lambda: "/2.0 CPU" in resources(lab), seconds=150)
+    lab.wait("both hosts again", lambda: "/2.0 CPU" in resources(lab))
 
 
 # Two workers of one slot, across hosts
@@ -145,7 +145,7 @@ def test_the_host_comes_back(lab: labs.Lab) -> None:
 
 def test_one_slot_of_two_workers_spans_both_hosts(lab: labs.Lab) -> None:
     config = write(lab, "pair", study={"trials": 2}, resources={"slots": 1, "workers_per_trial": 2})
-    done = lab.search("submit", config, "--wait", timeout=200, check=False)
+    done = lab.search("submit", config, "--wait", check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "study pair: finished, 2 of 2 trials (2 COMPLETE)" in done.stdout
     (slot,) = record(lab, "pair")["study"]["provenance"]["slots"].values()
@@ -200,11 +200,11 @@ def test_tensorboard_on_the_cluster_is_seen_on_the_laptop(lab: labs.Lab) -> None
     board = "tensorboard --logdir /mnt/results/pair/tensorboard --port 6006"
     with lab.background(machine.RAY, "exec", str(lab.cluster_file), board, "-p", "6006"):
         url = "http://127.0.0.1:6006/data/runs"
-        lab.wait("runs", lambda: "trial-0000" in lab.run("curl", "-s", url, check=False).stdout, seconds=60)
+        lab.wait("runs", lambda: "trial-0000" in lab.run("curl", "-s", url, check=False).stdout)
 
 
 def test_ray_down_ends_ray_on_the_head_and_the_record_stays(lab: labs.Lab) -> None:
-    lab.ray("down", "-y", str(lab.cluster_file), timeout=60)
+    lab.ray("down", "-y", str(lab.cluster_file))
     assert lab.pids("head", "raylet") == []
     assert (
         lab.search("status", "--cluster", str(lab.cluster_file), check=False, RAY_ADDRESS="").returncode == 2

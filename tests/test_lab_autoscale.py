@@ -95,7 +95,7 @@ def test_nodes_are_started_for_slots_and_trials_run_on_all_of_them(
 ) -> None:
     """The head has no CPU and each node has one, so that two trials that run are on two nodes."""
     assert len(nodes(cluster)) == 1
-    cluster.wait("trials on all nodes", lambda: running(cluster, "grows") == WORKERS, seconds=90)
+    cluster.wait("trials on all nodes", lambda: running(cluster, "grows") == WORKERS)
     assert len(nodes(cluster)) == 1 + WORKERS
     assert "no node has room for a slot yet" in (cluster.folder / "study.log").read_text()
     # Nor does Train ask for nodes: that would keep up an idle one as long as its run lasts.
@@ -105,20 +105,20 @@ def test_nodes_are_started_for_slots_and_trials_run_on_all_of_them(
 def test_a_node_that_dies_is_replaced(cluster: Machine, study: subprocess.Popen[bytes]) -> None:
     *others, killed = nodes(cluster)
     cluster.run("kill", "-9", str(killed))
-    cluster.wait("another node", lambda: len({*nodes(cluster)} - {*others, killed}) == 1, seconds=60)
+    cluster.wait("another node", lambda: len({*nodes(cluster)} - {*others, killed}) == 1)
 
 
 def test_a_node_is_given_back_while_the_last_trial_runs(
     cluster: Machine, study: subprocess.Popen[bytes]
 ) -> None:
-    cluster.wait("a node given back", lambda: len(nodes(cluster)) == WORKERS, seconds=90)
+    cluster.wait("a node given back", lambda: len(nodes(cluster)) == WORKERS)
     assert running(cluster, "grows") == 1
 
 
 def test_no_trial_is_lost_and_no_node_left(cluster: Machine, study: subprocess.Popen[bytes]) -> None:
-    assert study.wait(timeout=120) == 0
+    assert study.wait(timeout=machine.WATCHDOG_SECONDS) == 0
     trials = record(cluster, "grows")["trials"]
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * WORKERS
     for trial in trials:
         assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, EPOCHS + 1))
-    cluster.wait("the head alone", lambda: len(nodes(cluster)) == 1, seconds=60)
+    cluster.wait("the head alone", lambda: len(nodes(cluster)) == 1)

@@ -62,8 +62,8 @@ def make_certificates(lab: labs.Lab, folder: Path) -> None:
 
 def up(lab: labs.Lab, hosts: int) -> None:
     """Run `ray up` where the cluster file lies, and wait for so many hosts of one CPU."""
-    lab.run("bash", "-euc", f"cd {lab.home}; ray up -y --no-config-cache {lab.cluster_file}", timeout=120)
-    lab.wait(f"{hosts} hosts", lambda: f"/{hosts}.0 CPU" in resources(lab, TLS), seconds=120)
+    lab.run("bash", "-euc", f"cd {lab.home}; ray up -y --no-config-cache {lab.cluster_file}")
+    lab.wait(f"{hosts} hosts", lambda: f"/{hosts}.0 CPU" in resources(lab, TLS))
 
 
 def is_let_in(lab: labs.Lab, folder: str) -> bool:
@@ -88,7 +88,7 @@ def test_a_study_goes_on_after_its_head_was_lost(lab: labs.Lab) -> None:
     config = write(lab, "long", study={"epochs": 60, "trials": 2}, resources={"slots": 2})
     with lab.tunnel():
         lab.search("submit", config)
-        lab.wait("two running trials", lambda: running(lab, "long") == 2, seconds=120)
+        lab.wait("two running trials", lambda: running(lab, "long") == 2)
     begun = [trial["id"] for trial in record(lab, "long")["trials"]]
     lost = [pid for name in ("gcs_server", "raylet") for pid in lab.pids("head", name)]
     lab.on("head", f"kill -9 {' '.join(map(str, lost))}")
@@ -98,7 +98,7 @@ def test_a_study_goes_on_after_its_head_was_lost(lab: labs.Lab) -> None:
         assert [(row["study"], row["state"]) for row in json.loads(listed.stdout)] == [
             ("long", "interrupted")
         ]
-        done = lab.search("submit", config, "--wait", timeout=240, check=False)
+        done = lab.search("submit", config, "--wait", check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     ended = record(lab, "long")
     complete = [trial for trial in ended["trials"] if trial["state"] == "COMPLETE"]

@@ -17,6 +17,7 @@ from search import ledger
 from search.errors import StudyError
 from search.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
 from search.sampler import make
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -73,9 +74,7 @@ def test_a_running_trial_is_in_the_file_within_a_moment(path: Path) -> None:
     trial = book.ask()
     book.suggested(trial.number, {"params": {}})
     book.report(trial.number, 1, 0.25)
-    deadline = time.monotonic() + 10
-    while not (path.exists() and stored(path)) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: path.exists() and stored(path), "a trial in the file")
     assert stored(path)[0].state == TrialState.RUNNING
     book.end(trial.number, "COMPLETE", 0.25, {})
     book.close()
@@ -96,7 +95,7 @@ def test_a_reopened_ledger_goes_on_counting_and_learning(path: Path) -> None:
 
 def test_a_killed_driver_leaves_its_trials_and_their_orphans_fail_on_the_next_start(path: Path) -> None:
     script = textwrap.dedent(f"""
-        import time
+        import signal
         from pathlib import Path
         from search.ledger import Ledger
         from search.sampler import make
@@ -108,9 +107,9 @@ def test_a_killed_driver_leaves_its_trials_and_their_orphans_fail_on_the_next_st
             book.report(trial.number, 1, 0.5)
             if number < 2:
                 book.end(trial.number, "COMPLETE", 0.5, {{}})
-        time.sleep(1)
+        book.flush()
         print("ready", flush=True)
-        time.sleep(60)
+        signal.pause()
     """)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -173,9 +172,7 @@ def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
     book.set_fact("state", "running")
     trial = book.ask()
     book.suggested(trial.number, {"params": {}})
-    deadline = time.monotonic() + 10
-    while len(ledger.read(path)[0]) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: len(ledger.read(path)[0]) == 2, "two trials in the file")
     records, facts = ledger.read(path)
     assert [r.state for r in records] == ["COMPLETE", "RUNNING"]
     assert facts["state"] == "running"
@@ -190,11 +187,10 @@ def test_a_record_that_somebody_waits_to_read_appears_whole(tmp_path: Path) -> N
 
     def wait_and_read() -> None:
         for path in paths:
-            while not path.exists():
-                time.sleep(0.001)
+            eventually(path.exists, "a record")
             read.append(ledger.read(path))
 
-    reader = threading.Thread(target=wait_and_read)
+    reader = threading.Thread(target=wait_and_read, daemon=True)
     reader.start()
     for path in paths:
         open_ledger(path).close()
@@ -207,8 +203,7 @@ def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(pa
     book = open_ledger(path)
     trial = book.ask()
     book.suggested(trial.number, {"params": {}})
-    while not stored(path):
-        time.sleep(0.02)
+    eventually(lambda: stored(path), "a trial in the file")
     storage = open_storage(path)
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("drop table trial_intermediate_values")

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from finetune import checkpoint, loop
 from finetune.errors import CheckpointError, DataError, NonFiniteLoss
 from finetune.history import Keep
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
+from tests.processes import finish
 
 
 def digits(classes: str, **options: Any) -> DataSettings:
@@ -218,13 +218,8 @@ def test_two_workers_evaluate_every_image_once_and_train_like_one(
     ]
     batch_norms = dataclasses.replace(settings, unfreeze_epochs=1, **averaged)
     script = Path(__file__).parent / "two_workers.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "two")],
-        input=repr([trial.to_dict() for trial in (*trials, batch_norms)]),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    given = repr([trial.to_dict() for trial in (*trials, batch_norms)])
+    done = finish(sys.executable, script, tmp_path / "two", given=given)
     assert done.returncode == 0, done.stderr
     told = eval(done.stdout, {"nan": float("nan")})  # our own process's list of lists of dicts
     assert all(math.isfinite(epoch["val/loss"]) for epoch in told.pop())

@@ -24,6 +24,7 @@ from search import needs, nodes, preflight, slots, spot, tuner
 from search.errors import PreflightError, StudyError
 from search.space import Space
 from search.study import StudyConfig
+from tests.waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parent))
 from notices import metadata
@@ -152,11 +153,15 @@ class Driver:
     def listen(self, name: str, until: Callable[[], bool]) -> str:
         """Listen until something is so; return the slot that the trial is in."""
         told = self.heard[name]
-        deadline = time.monotonic() + 120
-        while not until():
-            assert time.monotonic() < deadline, (told[-3:], self.call("status"), self.trained(name)[-3:])
-            told += self.call("receive", name)
+
+        def heard() -> bool:
+            if until():
+                return True
+            told.extend(self.call("receive", name))
             assert not told or told[-1]["kind"] != "end", told[-1]
+            return False
+
+        eventually(heard, lambda: (told[-3:], self.call("status"), self.trained(name)[-3:]))
         return str([message["slot"] for message in told if message["kind"] == "started"][-1])
 
     def listen_to(self, name: str, epoch: int) -> str:
@@ -305,13 +310,6 @@ def remove_all(cluster: Cluster) -> None:
     for node in list(cluster.worker_nodes):
         cluster.remove_node(node, allow_graceful=False)
     eventually(lambda: len(nodes.up()) == 1, "Ray knows that they are gone")
-
-
-def eventually(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
 
 
 def waiting_groups() -> int:

@@ -5,14 +5,13 @@ import functools
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import search
-from search.__main__ import Exit
+from search.__main__ import Exit, app
 from search.config_file import load
 from search.study import StudyConfig
 
@@ -27,14 +26,9 @@ COMMANDS = [
 @functools.cache
 def help_of(*command: str) -> str:
     """What `python -m search COMMAND --help` prints."""
-    return subprocess.run(
-        [sys.executable, "-m", "search", *command, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*command, "--help"], prog_name="python -m search")
+    assert done.exit_code == 0
+    return done.stdout
 
 
 def mapped(folder: str) -> list[str]:
@@ -56,6 +50,7 @@ def test_the_file_map_names_every_file_once_and_none_that_is_not_there(folder: s
 
 
 def test_each_line_of_the_file_map_says_what_the_file_is() -> None:
+    assert FILE_MAP
     for line in FILE_MAP.splitlines():
         assert re.fullmatch(r"(  )?\S+ {2,}\S.*", line), line
 
@@ -83,7 +78,9 @@ def test_options_named_beside_a_command_in_the_table_exist() -> None:
 
 
 def test_every_config_of_the_readme_exists() -> None:
-    for name in set(re.findall(r"configs/[\w.-]+\.\w+", README)):
+    names = set(re.findall(r"configs/[\w.-]+\.\w+", README))
+    assert names
+    for name in names:
         assert (ROOT / name).is_file(), name
 
 
@@ -114,15 +111,15 @@ def test_the_yaml_of_the_readme_loads(tmp_path: Path) -> None:
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^    )make ([a-z]+)", README, flags=re.MULTILINE))
-    assert {"quickstart", "test", "lint"} <= named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", README, flags=re.MULTILINE))
+    assert {"quickstart", "test", "test-lab", "lint"} <= named <= targets
 
 
-def test_ci_ends_with_the_command_of_make_test() -> None:
+def test_ci_ends_with_the_command_of_make_test_and_runs_the_lab_too() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"^test: \$\(DEV\).*\n\t(.*)$", makefile, flags=re.MULTILINE)
     command = recipe.replace("$(BIN)", ".venv/bin").replace("$(ARGS)", "").strip()
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert lines[-1] == f"exec {command}"
+    assert lines[-1] == f"exec {command} --lab"
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-import ray.cloudpickle
+import ray
 from PIL import Image
 
 import search
@@ -25,28 +25,16 @@ from search.layout import StudyFolder
 from search.ledger import read_study
 from search.study import StudyConfig
 from search.trial import SlotTrial
+from tests import torchless
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 Make = Callable[..., StudyConfig]
 
 
-def planted(change: Callable[[Any], None]) -> Callable[[dict[str, Any]], None]:
-    """Return a worker that runs `change` on `finetune.worker` before it serves trials."""
-
-    def serve(config: dict[str, Any]) -> None:
-        from finetune import worker
-
-        change(worker)
-        worker.slot_loop(config)
-
-    return serve
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-    import sys
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(slots, "serve", planted(change))
+def plant(monkeypatch: pytest.MonkeyPatch, train: torchless.Train = torchless.train) -> None:
+    """Have slots serve trials with workers that train nothing, by default well."""
+    monkeypatch.setattr(slots, "serve", torchless.worker(train))
 
 
 def ray_processes() -> list[psutil.Process]:
@@ -96,23 +84,18 @@ def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_s
     kept = [trial.id for trial in record.trials if folder.best_weights(trial.id).exists()]
     assert best.id in kept
     assert len(kept) <= config.study.keep_checkpoints
-    wait_for(lambda: not slot_processes(), seconds=5)  # they were killed just now
+    wait_for(lambda: not slot_processes())  # they were killed just now
 
 
 def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(worker: Any) -> None:
-        train = worker.loop.train
-
-        def doomed(settings: Any, **options: Any) -> Any:
-            if settings.learning_rate == 0.0666:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if settings.learning_rate == 0.0667:
-                os._exit(3)
-            return train(settings, **options)
-
-        worker.loop.train = doomed
+    def die(job: torchless.Job, report: torchless.Report) -> None:
+        if job["settings"]["learning_rate"] == 0.0666:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job["settings"]["learning_rate"] == 0.0667:
+            os._exit(3)
+        torchless.train(job, report)
 
     plant(monkeypatch, die)
     rates = [0.01, 0.0666, 0.02, 0.0667, 0.03]
@@ -138,13 +121,8 @@ def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
 def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ignore(worker: Any) -> None:
-        import dataclasses
-
-        train = worker.loop.train
-        worker.loop.train = lambda settings, **options: train(
-            dataclasses.replace(settings, learning_rate=0.5), **options
-        )
+    def ignore(job: torchless.Job, report: torchless.Report) -> None:
+        torchless.train(job | {"settings": job["settings"] | {"learning_rate": 0.5}}, report)
 
     plant(monkeypatch, ignore)
     config = small_study(space={"strategy": "replace", "learning_rate": 0.25})
@@ -155,7 +133,7 @@ def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     assert record.best is None
 
 
-def test_a_trial_function_that_is_killed_gives_its_slot_back(
+def test_a_process_of_tune_that_is_killed_gives_its_slot_back(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that stands for the trial in Tune dies; its slot serves the trials after it."""
@@ -168,20 +146,13 @@ def test_a_trial_function_that_is_killed_gives_its_slot_back(
             killed.touch()
         enter(self, *args, **info)
 
-    def last_epoch_waits(worker: Any) -> None:
-        train = worker.loop.train
+    def last_epoch_waits(job: torchless.Job, report: torchless.Report) -> None:
+        def wait_and_report(message: dict[str, Any]) -> None:
+            if message.get("epoch") == 3:
+                eventually(killed.exists, "the trial's process is killed")
+            report(message)
 
-        def waiting(settings: Any, *, report: Any, **options: Any) -> Any:
-            def wait_and_report(message: dict[str, Any]) -> None:
-                if message.get("epoch") == 2 and not killed.exists():
-                    time.sleep(0.5)  # epochs of a moment would wait for the next
-                while message.get("epoch") == 3 and not killed.exists():
-                    time.sleep(0.05)
-                report(message)
-
-            return train(settings, report=wait_and_report, **options)
-
-        worker.loop.train = waiting
+        torchless.train(job, wait_and_report)
 
     monkeypatch.setattr(watch.Watch, "on_trial_result", kill_the_first)
     plant(monkeypatch, last_epoch_waits)
@@ -215,11 +186,9 @@ def test_a_trial_that_tune_sets_up_in_two_processes_is_heard_whole(
             if first.exists():
                 second.touch()
             first.touch()
-            for _ in range(1200):
-                if second.exists():
-                    return
-                time.sleep(0.05)
+            eventually(second.exists, "the trial is set up in a second process")
 
+    plant(monkeypatch)
     monkeypatch.setattr(tuner, "SlotTrial", OneIsSlow)
     record = runner.run(small_study(study={"trials": 3}, early_stopping={"enabled": False}))
     assert second.exists()
@@ -245,18 +214,13 @@ def test_a_loss_that_is_not_finite_fails_the_trial_and_never_the_study(small_stu
 def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_late(worker: Any) -> None:
-        train = worker.loop.train
+    def fail_late(job: torchless.Job, report: torchless.Report) -> None:
+        def fail_or_report(message: dict[str, Any]) -> None:
+            if message.get("epoch") == 3:
+                raise ArithmeticError("the third epoch must end")
+            report(message)
 
-        def doomed(settings: Any, *, report: Any, **options: Any) -> Any:
-            def fail_or_report(message: dict[str, Any]) -> None:
-                if message.get("epoch") == 3:
-                    raise worker.NonFiniteLoss("the third epoch must end")
-                report(message)
-
-            return train(settings, report=fail_or_report, **options)
-
-        worker.loop.train = doomed
+        torchless.train(job, fail_or_report)
 
     plant(monkeypatch, fail_late)
     processes: set[int] = set()
@@ -275,7 +239,7 @@ def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
     assert [one.state for one in record.trials] == ["FAIL"] * 4
     assert [len(one.history) for one in record.trials] == [2] * 4
     assert {one.error for one in record.trials} == {"the third epoch must end"}
-    assert all("NonFiniteLoss" in Path(str(one.log)).read_text() for one in record.trials)
+    assert all("ArithmeticError" in Path(str(one.log)).read_text() for one in record.trials)
     assert len(processes) == 1
 
 
@@ -332,8 +296,7 @@ def test_a_folder_behind_a_url_is_searched_without_a_config_file_and_copied_only
 def test_nothing_is_left_running_of_a_study_that_ends_while_its_slot(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if when == "hangs":
-        plant(monkeypatch, lambda worker: time.sleep(600))
+    monkeypatch.setattr(slots, "serve", hang if when == "hangs" else torchless.worker())
     warm = slots.Slots(
         slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots", ["shufflenet_v2_x0_5"]
     )
@@ -347,15 +310,16 @@ def test_nothing_is_left_running_of_a_study_that_ends_while_its_slot(
         worker.kill()
         wait_for(lambda: not any("RayTrainWorker" in title for title in slot_processes()))
     warm.close()
-    wait_for(lambda: not slot_processes(), seconds=5)  # they were killed just now
+    wait_for(lambda: not slot_processes())  # they were killed just now
     assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
 
 
-def wait_for(is_so: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, slot_processes()
-        time.sleep(0.05)
+def hang(config: dict[str, Any]) -> None:
+    time.sleep(600)
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    eventually(is_so, slot_processes)
 
 
 def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Path) -> None:
@@ -442,19 +406,22 @@ def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
 
     class UpTooLate(SlotTrial):
         def setup(self, config: dict[str, Any]) -> None:
-            while not stopping.exists():
-                time.sleep(0.05)
+            eventually(stopping.exists, "the study is told to stop")
             super().setup(config)
 
     config = small_study(study={"trials": 2}, early_stopping={"enabled": False}, resources={"slots": 1})
     folder = StudyFolder(config.folder)
 
     def stop_once_trained() -> None:
-        wait_for(folder.best_weights("trial-0000").exists)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-        stopping.touch()
+        try:
+            wait_for(folder.best_weights("trial-0000").exists)
+            tunes = signal.getsignal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_for(lambda: signal.getsignal(signal.SIGINT) is not tunes)  # it has seen the signal
+        finally:
+            stopping.touch()
 
+    plant(monkeypatch)
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(tuner, "SlotTrial", UpTooLate)
         stopped = pool.submit(stop_once_trained)

@@ -4,11 +4,13 @@ import ast
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from search import spot
+from tests.waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parent))
 from notices import metadata
@@ -21,7 +23,10 @@ def test_a_notice_is_told_in_seconds_and_nothing_before_it() -> None:
         assert spot.aws(server.url) is None
         assert spot.gcp(server.url) is None
         server.left = 100
-        assert spot.aws(server.url) in (98, 99, 100)
+        begun = time.monotonic()
+        left = spot.aws(server.url)
+        assert left is not None
+        assert 98 - (time.monotonic() - begun) <= left <= 100  # less what the question took
         assert spot.gcp(server.url) == spot.GCP_NOTICE_SECONDS
 
 
@@ -39,14 +44,14 @@ def test_the_watcher_outlives_a_server_that_fails_and_drains_once() -> None:
 
         watcher = threading.Thread(target=spot.watch, args=(look, answers.append, 0.01), daemon=True)
         watcher.start()
-        while calls < 4:
-            pass
+        eventually(lambda: calls >= 4, "four looks")
         assert answers == []
         server.left = 60
-        watcher.join(10)
-        assert not watcher.is_alive()
-    assert len(answers) == 1
-    assert 58 <= answers[0] <= 60
+        begun = time.monotonic()
+        eventually(lambda: not watcher.is_alive(), "the watcher drains and ends")
+        took = time.monotonic() - begun
+    (answer,) = answers
+    assert 58 - took <= answer <= 60
 
 
 def test_without_a_cloud_there_is_nothing_to_watch(capsys: pytest.CaptureFixture[str]) -> None:

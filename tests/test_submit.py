@@ -17,6 +17,7 @@ from search.jobs import Job
 from search.layout import StudyFolder, write_text
 from search.problems import ConfigErrors
 from search.study import StudyConfig
+from tests.processes import finish
 
 ROOT = Path(__file__).parents[1]
 STUDY = {"study": {"name": "pets", "trials": 4, "baselines": []}, "data": {"path": "../pets"}}
@@ -176,9 +177,7 @@ def test_status_reads_how_far_each_study_of_a_folder_is(tmp_path: Path, command:
     damaged = StudyFolder.create(tmp_path, "dogs")
     write_text(damaged.config, "study: [\n")
     write_text(damaged.database, "x")
-    done = subprocess.run(
-        [*command, "status", "--results", str(tmp_path), "--json"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = finish(*command, "status", "--results", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     rows = {row["study"]: row for row in json.loads(done.stdout)}
     assert {name: row["state"] for name, row in rows.items()} == {
@@ -246,8 +245,7 @@ def test_the_token_is_read_where_ray_reads_it_and_its_file_made_private(
 def test_what_keeps_a_command_from_the_cluster_is_said_in_one_line(
     words: list[str], message: str, command: list[str]
 ) -> None:
-    environment = {**os.environ, "RAY_AUTH_TOKEN": "x"}
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = finish(*command, *words, env={"RAY_AUTH_TOKEN": "x"})
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")

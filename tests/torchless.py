@@ -1,0 +1,110 @@
+"""A worker of a slot that trains nothing and imports no torch, for tests of everything around the training.
+
+`python -m tests.torchless run ...` is the command line with such workers.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.cloudpickle
+
+from search import slots
+from search.trial import CHECKED, CHECKED_OF_DATA
+
+BLOCKS = 18
+"""Of every backbone."""
+Job = dict[str, Any]
+Report = Callable[[dict[str, Any]], None]
+Train = Callable[[Job, Report], None]
+"""Trains a job: reports what was effective and every epoch; an exception fails the trial."""
+
+
+def serve(config: dict[str, Any], train: Train) -> None:
+    """Serve jobs like `finetune.worker.slot_loop`, for a slot of one worker."""
+    exchange, slot = config["exchange"], config["slot"]
+    generation = ray.get(exchange.register.remote(slot, facts(config)))
+    serial = 0
+    while job := ray.get(exchange.take.remote(slot, generation, 0, serial)):
+        serial += 1
+        number = job.get("first_message", 0)
+
+        def report(message: dict[str, Any], job: Job = job) -> None:
+            nonlocal number
+            ray.get(exchange.report.remote(job["id"], number, message))
+            number += 1
+
+        report({"kind": "started"})
+        try:
+            if job["kind"] == "train":
+                train(job, report)
+            end = {"state": "complete"}
+        except Exception as error:
+            end = {"state": "failed", "error": str(error), "trace": f"{type(error).__name__}: {error}"}
+        report({"kind": "end", "seconds": 0.0} | end)
+        if config["once"]:
+            return
+
+
+def facts(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a worker says of itself."""
+    return {
+        "blocks": dict.fromkeys(config.get("backbones", ()), BLOCKS),
+        "problem": "",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "node": ray.get_runtime_context().get_node_id(),
+        "workers": 1,
+        "device": "none",
+        "finetune": "",
+        "versions": {"torch": str("torch" in sys.modules)},
+    }
+
+
+def train(job: Job, report: Report, seconds: float = 0.0) -> None:
+    """Report what was asked for as effective, then epochs of so many seconds with the same scores."""
+    report(effective(job))
+    for epoch in range(1, job["settings"]["epochs"] + 1):
+        time.sleep(seconds)
+        report(told(epoch))
+    for which in ("best", "last"):
+        path = Path(job["keep"][which])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"weights")
+
+
+def effective(job: Job, **changes: Any) -> dict[str, Any]:
+    """Return the message of a worker that does as it is told."""
+    settings = job["settings"]
+    used = {name: settings[name] for name in (*CHECKED, "epochs")}
+    used |= {name: settings["data"][name] for name in CHECKED_OF_DATA}
+    frozen = settings["frozen_layers"]
+    used |= {"frozen_blocks": BLOCKS if frozen < 0 else frozen, "blocks": BLOCKS}
+    used |= {"learning_rates": {"head": settings["learning_rate"]}}
+    return {"kind": "effective", "data_fingerprint": job["data_fingerprint"]} | used | changes
+
+
+def told(epoch: int) -> dict[str, Any]:
+    """Return the message of an epoch."""
+    scores = {"val/accuracy": 0.5, "val/loss": 1.0, "train/loss": 1.0, "learning_rate": 0.1}
+    return {"kind": "epoch", "epoch": epoch, "seconds": 0.0, "images_per_second": 1.0} | scores
+
+
+def worker(train: Train = train) -> Callable[[dict[str, Any]], None]:
+    """Return what to put in the place of `search.slots.serve`."""
+    for module in {__name__, train.__module__}:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
+    return lambda config: serve(config, train)
+
+
+if __name__ == "__main__":
+    from search.__main__ import main
+
+    seconds = float(os.environ.get("TORCHLESS_EPOCH_SECONDS", "0"))
+    slots.serve = worker(lambda job, report: train(job, report, seconds))
+    sys.exit(main())
