@@ -183,7 +183,7 @@ def test_a_class_whose_name_is_no_utf8_is_refused_in_one_line(tmp_path: Path) ->
     assert r"names of classes: must be UTF-8, got 'caf\xe9'. Rename" in text
     assert text.isascii()
     text.encode()
-    with pytest.raises(DataError, match="data.path: must be UTF-8"):
+    with pytest.raises(DataError, match=r"data\.path: must be UTF-8"):
         found_in(root / os.fsdecode(b"caf\xe9"))
 
 
