@@ -5,7 +5,7 @@ Shapes: B images of a batch, C classes, H, W pixels.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,9 @@ Report = Callable[[dict[str, Any]], None]
 
 LOOK_EVERY = 20
 """Batches between two looks at a loss that lies on a GPU; a look waits for the device."""
+
+TARGETS_AT_ONCE = 2**20
+"""Elements of the targets that are made in one go: few calls for small sets, no memory for large ones."""
 
 
 @dataclass(frozen=True)
@@ -209,12 +212,14 @@ class Run:
             self._average_buffers()
         return total.item() / sum(sums)
 
-    def _targets(self, order: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the targets (B, C) of each batch, made in one go, on the device."""
-        images = torch.cat(list(order))
-        targets = self.loss.targets(self.labels[images], self.loss.weights[images])
-        parts: Sequence[Tensor] = targets.split([len(batch) for batch in order])
-        return parts
+    def _targets(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the targets (B, C) of each batch, on the device, made for many batches in one go."""
+        count = TARGETS_AT_ONCE // (self.loss.classes * self.settings.data.batch_size)
+        for start in range(0, len(order), max(1, count)):
+            some = order[start : start + max(1, count)]
+            images = torch.cat(list(some))
+            targets = self.loss.targets(self.labels[images], self.loss.weights[images])
+            yield from targets.split([len(batch) for batch in some])
 
     def _sums(self, order: Sequence[Tensor]) -> list[float]:
         """Return the sum of the images' weights in each batch."""
