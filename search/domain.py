@@ -8,6 +8,7 @@
 `Searched` is the annotation that gives a field of a config these four forms.
 """
 
+import math
 import operator
 from collections.abc import Mapping
 from functools import reduce
@@ -226,6 +227,18 @@ def values_of(domain: Domain | None) -> tuple[Value, ...]:
         if entry is not None and not isinstance(entry, Range | PerStrategy):
             found.update(dict.fromkeys(entry if isinstance(entry, tuple) else (entry,)))
     return tuple(found)
+
+
+def choices(domain: Domain) -> float:
+    """How many values a domain has, over all strategies; infinite for a range of any number."""
+    found: set[Value] = set(values_of(domain))
+    for entry in entries(domain, STRATEGIES).values():
+        if isinstance(entry, Range):
+            if isinstance(entry.low, float) and entry.step is None:
+                return math.inf
+            step = entry.step or 1
+            found.update(entry.low + step * i for i in range(round((entry.high - entry.low) / step) + 1))
+    return len(found)
 
 
 Above0 = Annotated[float, Field(gt=0)]

@@ -24,6 +24,8 @@ ASK_SECONDS = 120.0
 _PROGRAM = ("python", "-m", "search")
 _BEGIN = "-- search begins --"
 _RECONNECTS = 20
+_PAUSE_SECONDS = 1.0
+"""Before a connection is made again."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,27 @@ def find(client: Any, name: str) -> Job:
 def follow(client: Any, job_id: str, write: Callable[[str], None]) -> Job:
     """Pass on what a job writes, from its first line, until it has ended; a lost connection is made again.
 
+    It is given up after `_RECONNECTS` in a row that brought nothing.
+
     Raises:
         ClusterError: the cluster no longer answers.
     """
-    seen = 0
+    seen = lost = 0
 
     async def tail() -> None:
-        nonlocal seen
+        nonlocal seen, lost
         skip = seen  # a new connection begins with the first line again
         async for text in client.tail_job_logs(job_id):
+            lost = 0
             new, skip = text[skip:], max(0, skip - len(text))
             seen += len(new)
             if new:
                 write(new)
 
-    lost = 0
     while True:
         try:
             asyncio.run(tail())
-            job = _job(client, job_id)
+            job, lost = _job(client, job_id), 0
             if job.ended:
                 return job
         except (RuntimeError, OSError) as error:  # aiohttp's connection errors are OSErrors
@@ -99,7 +103,7 @@ def follow(client: Any, job_id: str, write: Callable[[str], None]) -> Job:
                 raise ClusterError(
                     f"{job_id}: the cluster must answer, got '{error}'. The study may go on: try `status`."
                 ) from None
-        time.sleep(1)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def stop(client: Any, job: Job) -> Job:

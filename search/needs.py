@@ -7,8 +7,9 @@ from pathlib import Path
 from finetune.filesystems import is_url
 from finetune.settings import DataSettings, FeatureSettings
 from search import nodes, slots
+from search.domain import choices, values_of
 from search.nodes import Resources
-from search.sections import is_weights_file
+from search.sections import RANDOM_WEIGHTS, is_weights_file
 from search.slots import SlotPlan
 from search.study import StudyConfig
 
@@ -59,7 +60,27 @@ def feature_settings(config: StudyConfig) -> FeatureSettings:
         budget_bytes=int(said.budget_gib * 2**30),
         mode=said.mode,
         trials=config.study.trials,
+        alike=_alike(config, "backbone", "image_size"),
+        alike_views=_alike(config, "backbone", "image_size", "crop_scale", "horizontal_flip", "augment")
+        * _unmixed(config),
     )
+
+
+def _alike(config: StudyConfig, *fields: str) -> float:
+    """Return the share of trials in which these fields are what they are in any one of them."""
+    if all(config.model.weights_of(backbone) == RANDOM_WEIGHTS for backbone in config.backbones):
+        return 0.0  # random weights are each trial's own
+    said = {**dict(config.data), **dict(config.model)}
+    share = 1.0
+    for field in fields:
+        share /= choices(said[field])
+    return share
+
+
+def _unmixed(config: StudyConfig) -> float:
+    """Return the share of trials that blend no images: the others read no stored ones in training."""
+    ways = values_of(config.space.mix)
+    return ways.count("none") / len(ways)
 
 
 def copies_bytes(config: StudyConfig) -> int:

@@ -22,6 +22,7 @@ from search.record import StudyRecord
 from search.slots import Slots
 from search.study import StudyConfig
 from search.study_run import StudyRun
+from search.terminal import console, print_line
 
 LOCK_SECONDS = 2.0
 """`status` holds the lock for a moment, to see whether a study runs."""
@@ -36,6 +37,9 @@ def run(config: StudyConfig) -> StudyRecord:
     """
     provenance.check_code()
     images = catalog.scan(needs.data_settings(config))
+    for finding in images.findings:
+        if finding.grade == "warning":
+            print_line(console(stderr=True), f"warning: data: {finding.text}")
     folder = StudyFolder.create(Path(config.results), config.study.name)
     named = config.study.model_copy(update={"name": folder.root.name})
     write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())

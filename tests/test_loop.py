@@ -74,6 +74,23 @@ def test_every_epoch_reports_losses_metrics_rate_and_speed(settings: TrialSettin
     assert rest[-1]["train/loss"] < rest[0]["train/loss"]
 
 
+def test_targets_take_the_memory_of_a_few_batches_and_are_those_of_a_whole_epoch(
+    settings: TrialSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of an epoch of ImageNet would take 14 GiB in each worker."""
+    monkeypatch.setattr(loop, "TARGETS_AT_ONCE", 2 * 32 * 3, raising=False)  # two batches of three classes
+    settings = dataclasses.replace(settings, imbalance="class_weights")
+    run = loop.Run(settings, loop.World())
+    order = run._order(1)
+    images = torch.cat(order)
+    whole = run.loss.targets(run.labels[images], run.loss.weights[images])
+    parts = list(run._targets(order))
+    assert [len(part) for part in parts] == [len(batch) for batch in order]
+    assert torch.equal(torch.cat(parts), whole)
+    assert len(order) > 2
+    assert max(part.untyped_storage().nbytes() for part in parts) <= 2 * 32 * 3 * 4
+
+
 def test_the_same_settings_give_the_same_epochs_in_any_order_of_trials(
     settings: TrialSettings, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from finetune.errors import DataError
+from finetune.filesystems import refuse_pipes
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,6 +51,8 @@ def decode_bytes(content: bytes, where: str, at_least: int | None = None) -> Ima
 
 def _decode(file: Path | BinaryIO, where: str, at_least: int | None) -> Image.Image:
     try:
+        if isinstance(file, Path):
+            refuse_pipes(file)
         with Image.open(file) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:

@@ -5,6 +5,8 @@ over a network filesystem" (sqlite.org/wal.html).
 """
 
 import os
+import re
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +20,9 @@ _TYPES = """
 """
 NETWORK = frozenset(_TYPES.split())
 """Types whose files other machines may have open, too."""
+
+_ESCAPED = re.compile(r"\\(040|011|012|043|134)")
+"""A blank, a tab, a line break, # and a backslash, as the kernel writes them in a mount point."""
 
 
 def is_url(path: str) -> bool:
@@ -36,13 +41,24 @@ def _is_far_folder(folder: str) -> bool:
 
 
 def open_binary(location: str) -> BinaryIO:
-    """Open a path or a URL for reading."""
+    """Open a path or a URL for reading.
+
+    Raises:
+        OSError: it cannot be opened; some of fsspec's file systems raise errors of their own.
+    """
     if not is_url(location):
+        refuse_pipes(location)
         return open(location, "rb")
     import fsspec  # 0.1 s that local files need not wait for
 
     opened: BinaryIO = fsspec.open(location, "rb").open()
     return opened
+
+
+def refuse_pipes(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError for no regular file: a pipe lets its reader wait for ever, a device never ends."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is a folder, pipe or device, not a file")
 
 
 def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:
@@ -56,14 +72,14 @@ def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:
 def type_of(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> str | None:
     """Return the type of the file system that a path is on, as the kernel calls it; None: unknown."""
     try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = os.fsdecode(mounts.read_bytes()).split("\n")
     except OSError:
         return None
     place = os.path.realpath(path)
     found, kind = "", None
-    for line in lines:
+    for line in filter(None, lines):
         fields, _, rest = line.partition(" - ")
-        point = fields.split()[4].encode().decode("unicode_escape")  # a blank is \040 there
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
         inside = place == point or place.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(found):  # the innermost mount; of two at one place the later
             found, kind = point, rest.split()[0]

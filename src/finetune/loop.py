@@ -5,7 +5,7 @@ Shapes: B images of a batch, C classes, H, W pixels.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, augment, backbones, optimize, order, passes, strategies
+from finetune import assets, augment, backbones, optimize, order, passes, shares, strategies
 from finetune.averaging import Average
 from finetune.data import ImageData
 from finetune.errors import NonFiniteLoss
@@ -31,6 +31,9 @@ Report = Callable[[dict[str, Any]], None]
 
 LOOK_EVERY = 20
 """Batches between two looks at a loss that lies on a GPU; a look waits for the device."""
+
+TARGETS_AT_ONCE = 2**20
+"""Elements of the targets that are made in one go: few calls for small sets, no memory for large ones."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ class Run:
         self.labels = self.data.labels("train")
         weights, classes = self.data.weights("train"), len(self.data.classes)
         self.loss = Loss(settings, self.labels, weights, classes=classes, device=world.device)
-        self.steps = len(self._order(1))
+        first = self._order(1)
+        shares.check(settings, self.model, map(len, first), world.size)
+        self.steps = len(first)
         self.optimizer = optimize.optimizer(self.model.parameter_groups(), settings)
         self.rates = optimize.Rates(self.optimizer, settings, steps_per_epoch=self.steps)
         self.starts = optimize.starts(self.optimizer)
@@ -183,13 +188,13 @@ class Run:
         self._thaw(epoch)
         self.model.train()
         whole = self._order(epoch)
-        shares = [batch[world.rank :: world.size] for batch in whole]
+        mine = [batch[world.rank :: world.size] for batch in whole]
         # DDP averages gradients over workers: these make the average the mean over all images.
         sums = self._sums(whole)
         scales = [world.size / weight for weight in sums]
         total = torch.zeros((), device=world.device)
         feed = self.inputs.feed("train", view=self.data.view(epoch))
-        batches = zip(feed.batches(shares), self._targets(shares), scales, strict=True)
+        batches = zip(feed.batches(mine), self._targets(mine), scales, strict=True)
         for step, (x, targets, scale) in enumerate(batches):
             x, targets = augment.mix(self.mixing, x, targets)
             optimize.clear(self.optimizer)
@@ -209,12 +214,14 @@ class Run:
             self._average_buffers()
         return total.item() / sum(sums)
 
-    def _targets(self, order: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the targets (B, C) of each batch, made in one go, on the device."""
-        images = torch.cat(list(order))
-        targets = self.loss.targets(self.labels[images], self.loss.weights[images])
-        parts: Sequence[Tensor] = targets.split([len(batch) for batch in order])
-        return parts
+    def _targets(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the targets (B, C) of each batch, on the device, made for many batches in one go."""
+        count = TARGETS_AT_ONCE // (self.loss.classes * self.settings.data.batch_size)
+        for start in range(0, len(order), max(1, count)):
+            some = order[start : start + max(1, count)]
+            images = torch.cat(list(some))
+            targets = self.loss.targets(self.labels[images], self.loss.weights[images])
+            yield from targets.split([len(batch) for batch in some])
 
     def _sums(self, order: Sequence[Tensor]) -> list[float]:
         """Return the sum of the images' weights in each batch."""
@@ -260,7 +267,7 @@ class Run:
     def evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metrics of a split; each worker reads its own share of the images."""
         world = self.world
-        mine = torch.arange(world.rank, self.data.size(split), world.size).split(BATCH)
+        mine = shares.split(self.data.size(split), world.rank, world.size, BATCH)
         feed = self.inputs.feed(split)
         labels = self.data.labels(split).to(world.device)
         batches = zip(feed.batches(mine), (labels[batch] for batch in mine), strict=True)
@@ -273,8 +280,8 @@ class Run:
         shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
         size = self.settings.data.batch_size
         if self.settings.imbalance == "balanced_sampling":
-            return order.balanced_batches(self.labels, size, shuffle)
-        return order.batches(self.data.size("train"), size, shuffle)
+            return order.balanced_batches(self.labels, size, shuffle, workers=self.world.size)
+        return order.batches(self.data.size("train"), size, shuffle, workers=self.world.size)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         usual = passes.usual(self.settings.precision, self.world.device)

@@ -103,6 +103,10 @@ class FeatureSettings:
     """`auto`: what saves time is kept; `off`: nothing."""
     trials: int = 1
     """Of the study, to tell how often a cut will be read."""
+    alike: float = 1.0
+    """Share of them that read the validation features of any one of them: backbone and image size agree."""
+    alike_views: float = 1.0
+    """Share of them that read its training features, too: how images are altered agrees as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
