@@ -67,7 +67,12 @@ def copies_bytes(config: StudyConfig) -> int:
     return int(config.data.copies_gib * 2**30)
 
 
+def weight_locations(config: StudyConfig) -> list[str]:
+    """Return the paths and URLs of a study's weight files."""
+    given = [config.model.weights_of(backbone) for backbone in config.backbones]
+    return [str(weights) for weights in given if is_weights_file(weights)]
+
+
 def weight_files(config: StudyConfig) -> list[str]:
     """Return the weight files of a study that lie on a disk."""
-    given = [config.model.weights_of(backbone) for backbone in config.backbones]
-    return [str(weights) for weights in given if is_weights_file(weights) and not is_url(str(weights))]
+    return [location for location in weight_locations(config) if not is_url(location)]

@@ -24,7 +24,7 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
     """
     import torch
 
-    from finetune import backbones, file_cache, loop
+    from finetune import file_cache, loop
     from finetune.history import Keep
 
     config = config_file.load(config_path)
@@ -34,9 +34,8 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
     if number not in trials:
         raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")
     trial = trials[number]
-    blocks = {name: backbones.count_blocks(name) for name in config.backbones}
     first = number if trial.seed_of is None else trial.seed_of
-    settings = Space(config, blocks).settings(trial.params, number=first, cache_dir=str(cache_dir()))
+    settings = Space(config).settings(trial.params, number=first, cache_dir=str(cache_dir()))
     say(f"{trial.id}: {settings}")
     history: list[dict[str, float]] = []
 

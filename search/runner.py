@@ -13,9 +13,8 @@ from pathlib import Path
 import ray
 from filelock import FileLock, Timeout
 
-from finetune import catalog
 from finetune.catalog import Catalog
-from search import config_file, ledger, needs, nodes, preflight, provenance, results, slots, tuner
+from search import config_file, inputs, ledger, needs, nodes, preflight, provenance, results, slots, tuner
 from search.errors import SlotsLost, StudyError
 from search.layout import StudyFolder, write_text
 from search.record import StudyRecord
@@ -31,11 +30,11 @@ def run(config: StudyConfig) -> StudyRecord:
     """Run a new study and return its record; what is found on the way is in its results folder.
 
     Raises:
-        DataError: the images are not as the config says.
+        DataError, WeightsError: images or weights are not as the config says.
         SearchError: the slots do not fit or did not start, or a worker ignored its settings.
     """
     provenance.check_code()
-    images = catalog.scan(needs.data_settings(config))
+    images = inputs.scan(config)
     folder = StudyFolder.create(Path(config.results), config.study.name)
     named = config.study.model_copy(update={"name": folder.root.name})
     write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
@@ -51,7 +50,7 @@ def resume(root: Path) -> StudyRecord:
     provenance.check_code()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
-    images = catalog.scan(needs.data_settings(config))
+    images = inputs.scan(config)
     before = images.fingerprint
     if folder.database.exists():  # else its first run died before the first trial
         before = ledger.read_study(folder).provenance.get("data_fingerprint", before)
@@ -73,8 +72,6 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
         warm = Slots(
             plan,
             folder.slots,
-            config.backbones,
-            config.image_sizes,
             copies_bytes=needs.copies_bytes(config),
             expected=expected,
         )

@@ -18,8 +18,7 @@ import optuna
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from search.baselines import BASELINES, START_FROZEN, STARTS
-from search.domain import ALL_WORD, STRATEGIES, Domain, PerStrategy, Range, Value, entries
-from search.problems import ConfigErrors, Place, Problem
+from search.domain import ALL_WORD, Domain, PerStrategy, Range, Value
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.study import NOT_USED, StudyConfig
 
@@ -101,27 +100,11 @@ _Answer = Callable[[_Question], Any]
 class Space:
     """Everything a study may try."""
 
-    def __init__(self, config: StudyConfig, blocks: Mapping[str, int]) -> None:
-        """Check that no backbone is to have more blocks frozen than it has.
-
-        Args:
-            config: the study.
-            blocks: how many blocks each of `config.backbones` has.
-
-        Raises:
-            ConfigErrors: one does.
-
-        """
+    def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._blocks = blocks
+        self._blocks = config.blocks
         said = {**dict(config.data), **dict(config.model), **dict(config.space)}
         self._domains: dict[str, Domain] = {field: said[field] for field in FIELDS}
-        most = _most_blocks(self._domains["frozen_layers"])
-        wrong = [backbone for backbone in config.backbones if most > blocks[backbone]]
-        if wrong:
-            fix = f"Write at most {min(blocks[b] for b in wrong)}, a share such as 0.5, or '{ALL_WORD}'."
-            rule = "must be at most the blocks of " + ", ".join(f"{b} ({blocks[b]})" for b in wrong)
-            raise ConfigErrors([Problem(Place(), f"space.frozen_layers: {rule}, got {most}. {fix}")])
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Ask Optuna for every value that the trial's strategy uses.
@@ -294,13 +277,3 @@ def _fixed(question: _Question) -> Any:
     if isinstance(question.domain, tuple | Range):
         raise KeyError(question.field)
     return question.domain
-
-
-def _most_blocks(domain: Domain) -> int:
-    """The largest number of frozen blocks that the config asks for."""
-    most = 0
-    for entry in entries(domain, STRATEGIES).values():
-        ends = (entry.low, entry.high) if isinstance(entry, Range) else entry
-        named = ends if isinstance(ends, tuple) else (ends,)
-        most = max([most, *(n for n in named if isinstance(n, int))])
-    return most

@@ -11,8 +11,19 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.errors import did_you_mean
 from finetune.filesystems import is_url
+from finetune.known_backbones import OUTLINES
 from search import problems, sections, yaml_text
-from search.domain import STRATEGIES, Domain, PerStrategy, Range, Section, entries, refused, values_of
+from search.domain import (
+    ALL_WORD,
+    STRATEGIES,
+    Domain,
+    PerStrategy,
+    Range,
+    Section,
+    entries,
+    refused,
+    values_of,
+)
 
 SCHEMA_FILE = Path(__file__).parents[1] / "configs" / "schema.json"
 NOT_USED = {"load": ("head_size", "dropout")}
@@ -50,7 +61,11 @@ class StudyConfig(Section):
     @classmethod
     def _space_fits(cls, space: sections.SpaceSection, info: ValidationInfo) -> sections.SpaceSection:
         errors = list(_missing_strategies(space, info.data))
-        model = info.data.get("model")
+        model, data = info.data.get("model"), info.data.get("data")
+        if model is not None and data is not None:
+            errors += _sizes_not_read(model.backbones, data.image_size)
+        if model is not None:
+            errors += _blocks_not_there(model.backbones, space.frozen_layers)
         if model is not None and "load" in values_of(space.strategy):
             loaded = values_of(entries(model.backbone, ("load",))["load"])
             untrained = [str(b) for b in loaded if model.weights_of(str(b)) == sections.RANDOM_WEIGHTS]
@@ -77,6 +92,11 @@ class StudyConfig(Section):
     def backbones(self) -> tuple[str, ...]:
         """Every backbone that a trial may use."""
         return self.model.backbones
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Backbone -> how many blocks it has."""
+        return {name: OUTLINES[name].blocks for name in self.backbones}
 
     @property
     def image_sizes(self) -> tuple[int, ...]:
@@ -169,6 +189,42 @@ def _whole_numbers(domain: Domain | None) -> Iterable[int]:
     if isinstance(domain, Range):
         return range(domain.low, domain.high + 1, domain.step or 1)
     return (int(value) for value in values_of(domain))
+
+
+def _sizes_not_read(backbones: Iterable[str], sizes: Domain) -> Iterable[PydanticCustomError]:
+    """One error for the first size, over all strategies, that one of the backbones cannot read."""
+    for backbone in backbones:
+        sides = OUTLINES[backbone].sides
+        for size in _sizes_to_try(sizes):
+            if sides.nearest(size) != size:
+                rule, fix = f"must be {sides} for {backbone}", f"Set it to {sides.nearest(size)}."
+                yield refused(rule, size, fix, ("data", "image_size"))
+                return
+
+
+def _blocks_not_there(backbones: Iterable[str], frozen: Domain) -> Iterable[PydanticCustomError]:
+    """One error if a backbone is to have more blocks frozen than it has."""
+    named = [
+        value
+        for entry in entries(frozen, STRATEGIES).values()
+        for value in ((entry.low, entry.high) if isinstance(entry, Range) else values_of(entry))
+    ]
+    most = max((value for value in named if isinstance(value, int)), default=0)
+    blocks = {name: OUTLINES[name].blocks for name in backbones if OUTLINES[name].blocks < most}
+    if blocks:
+        rule = "must be at most the blocks of " + ", ".join(f"{name} ({n})" for name, n in blocks.items())
+        fix = f"Write at most {min(blocks.values())}, a share such as 0.5, or '{ALL_WORD}'."
+        yield refused(rule, most, fix, ("space", "frozen_layers"))
+
+
+def _sizes_to_try(sizes: Domain) -> Iterable[int]:
+    """Every size, but of a range the first, second and last: a model that reads these reads all."""
+    for entry in entries(sizes, STRATEGIES).values():
+        if isinstance(entry, Range):
+            numbers = range(entry.low, entry.high + 1, entry.step or 1)
+            yield from (numbers[0], numbers[1], numbers[-1])
+        else:
+            yield from (int(value) for value in values_of(entry))
 
 
 def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> list[PydanticCustomError]:

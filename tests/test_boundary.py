@@ -17,7 +17,10 @@ TORCH_FREE = (
     "search.watch",
     "search.ledger",
     "search.results",
+    "search.inputs",
     "search.__main__",
+    "finetune.known_backbones",
+    "finetune.metrics",
 )
 
 

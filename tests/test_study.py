@@ -215,8 +215,8 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
         ({"data": {"horizontal_flip": "yes"}}, "must be true or false, got 'yes'."),
         ({"model": {"weights": "defualt"}}, "got 'defualt'. Write DEFAULT"),
         (
-            {"model": {"weights": "w.pt", "backbone": ["a", "b"]}},
-            "got one for a, b. Give each its own: `weights: {a: FILE, b: DEFAULT}`.",
+            {"model": {"weights": "w.pt", "backbone": ["vgg11", "vgg13"]}},
+            "got one for vgg11, vgg13. Give each its own: `weights: {vgg11: FILE, vgg13: DEFAULT}`.",
         ),
         (
             {
@@ -236,13 +236,60 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
             "model.weights.resnet18: must be `none`, a torchvision weights name in capitals or a",
         ),
         (
-            {"model": {"weights": {"a": "none", "b": "DEFAULT"}, "backbone": ["a", "b"]}},
-            "the strategy `load` needs pretrained weights, got model.weights none for a.",
+            {"model": {"weights": {"vgg11": "none", "vgg13": "DEFAULT"}, "backbone": ["vgg11", "vgg13"]}},
+            "the strategy `load` needs pretrained weights, got model.weights none for vgg11.",
         ),
         ({"model": {"weights": {"source": {"kind": "digit"}}}}, "model.weights.source.kind: must be one of"),
         (
             {"model": {"weights": {"sorce": {}}}},
             "got some for 'sorce'. Did you mean 'source'",
+        ),
+        (
+            {"model": {"backbone": "resnet81"}},
+            "model.backbone: must be a torchvision classifier that can be cut, got 'resnet81'. Did you mean",
+        ),
+        ({"model": {"backbone": ["vgg16", ""]}}, "model.backbone[1]: must be a torchvision classifier"),
+        (
+            {"model": {"weights": "IMAGENET1K_V3"}},
+            "model.weights: must name some of torchvision's weights for resnet18, got 'IMAGENET1K_V3'. Did",
+        ),
+        (
+            {"model": {"backbone": ["resnet50", "vgg16"], "weights": "IMAGENET1K_V2"}},
+            "model.weights: must name some of torchvision's weights for vgg16, got 'IMAGENET1K_V2'.",
+        ),
+        (
+            {"model": {"weights": {"resnet18": "V1"}}},
+            "model.weights.resnet18: must name some of torchvision's weights for resnet18, got 'V1'.",
+        ),
+        (
+            {"space": {"frozen_layers": 99}},
+            "space.frozen_layers: must be at most the blocks of resnet18 (9), got 99. Write at most 9, a sha",
+        ),
+        (
+            {
+                "space": {"frozen_layers": {"replace": [2, 12], "load": 0, "fuse": 0}},
+                "model": {"backbone": ["resnet18", "vgg16"]},
+            },
+            "space.frozen_layers: must be at most the blocks of resnet18 (9), got 12.",
+        ),
+        (
+            {"space": {"frozen_layers": {"low": 10, "high": "all"}}},
+            "space.frozen_layers: must be at most the blocks of resnet18 (9), got 10.",
+        ),
+        (
+            {"data": {"image_size": [96, 64]}, "model": {"backbone": ["resnet18", "inception_v3"]}},
+            "data.image_size: must be at least 75 pixels for inception_v3, got 64. Set it to 75.",
+        ),
+        (
+            {
+                "data": {"image_size": {"low": 64, "high": 128, "step": 16}},
+                "model": {"backbone": "vit_b_32"},
+            },
+            "data.image_size: must be a multiple of 32 pixels for vit_b_32, got 80. Set it to 96.",
+        ),
+        (
+            {"data": {"image_size": {"low": 224, "high": 10**12}}, "model": {"backbone": "maxvit_t"}},
+            "data.image_size: must be 224 pixels for maxvit_t, got 225. Set it to 224.",
         ),
         ({"space": {"learning_rate": 0}}, "space.learning_rate: must be above 0, got 0. Raise it."),
         ({"space": {"learning_rate": float("nan")}}, "must be a finite number, got nan"),
@@ -307,23 +354,24 @@ def test_one_block_and_all_blocks_are_told_apart() -> None:
 
 
 def test_weights_of_each_backbone_start_at_the_file_and_survive_a_round(tmp_path: Path) -> None:
-    weights = "{a: w.pth, b: {source: {path: ../src}}, c: DEFAULT}"
-    text = f"study: {{name: a}}\ndata: {{path: x}}\nmodel: {{backbone: [a, b, c], weights: {weights}}}\n"
-    config = load(write(tmp_path, text), ["model.weights.c=IMAGENET1K_V1"])
-    source = config.model.weights_of("b")
-    assert config.model.weights_of("a") == str(tmp_path / "w.pth")
+    weights = "{vgg11: w.pth, vgg13: {source: {path: ../src}}, vgg16: DEFAULT}"
+    model = f"{{backbone: [vgg11, vgg13, vgg16], weights: {weights}}}"
+    text = f"study: {{name: a}}\ndata: {{path: x}}\nmodel: {model}\n"
+    config = load(write(tmp_path, text), ["model.weights.vgg16=IMAGENET1K_V1"])
+    source = config.model.weights_of("vgg13")
+    assert config.model.weights_of("vgg11") == str(tmp_path / "w.pth")
     assert isinstance(source, Pretraining)
     assert source.source.path == str(tmp_path.parent / "src")
-    assert config.model.weights_of("c") == "IMAGENET1K_V1"
+    assert config.model.weights_of("vgg16") == "IMAGENET1K_V1"
     assert load(write(tmp_path, config.to_yaml())) == config
 
 
 def test_load_needs_weights_only_of_the_backbones_that_it_uses() -> None:
-    backbone = {"replace": "a", "load": "b", "fuse": "a"}
+    backbone = {"replace": "vgg11", "load": "vgg13", "fuse": "vgg11"}
     config = StudyConfig.from_dict(
-        said(model={"backbone": backbone, "weights": {"a": "none", "b": "DEFAULT"}})
+        said(model={"backbone": backbone, "weights": {"vgg11": "none", "vgg13": "DEFAULT"}})
     )
-    assert config.backbones == ("a", "b")
+    assert config.backbones == ("vgg11", "vgg13")
 
 
 def test_every_image_size_that_a_trial_may_have_is_known() -> None:
@@ -354,7 +402,7 @@ def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> No
     config = StudyConfig.from_dict(
         said(
             data={"classes": ["no", "1e-3", "7", "true", "null"], "image_size": [32, 64]},
-            model={"weights": {"source": {"kind": "digits"}}, "backbone": ["a", "b"]},
+            model={"weights": {"source": {"kind": "digits"}}, "backbone": ["vgg11", "vgg13"]},
             space={"learning_rate": {"low": 1e-7, "high": 1e-5, "log": True}},
         )
     )

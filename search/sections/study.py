@@ -6,12 +6,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from finetune.errors import did_you_mean
+from finetune.metrics import ALWAYS, LESS_IS_BETTER, TOP5, VAL_RECALL, VALIDATION
 from search.domain import Section, refused
-from search.record import RECALL
 
-METRICS = ("val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5", "val/ece")
-"""What a study may optimise: every epoch of every trial reports all of them (top5: where classes > 5)."""
-LESS_IS_BETTER = ("val/loss", "val/ece")
+METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
+"""What a study may optimise, beside the recall of a class; the images may not tell the last one."""
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 Mode = Literal["max", "min"]
@@ -19,8 +18,8 @@ Baseline = Literal["recipe", "scratch"]
 
 
 def _metric(name: str) -> str:
-    if name not in METRICS and not (name.startswith(RECALL) and len(name) > len(RECALL)):
-        known = did_you_mean(name, [*METRICS, f"{RECALL}<class>"])
+    if name not in METRICS and not (name.startswith(VAL_RECALL) and len(name) > len(VAL_RECALL)):
+        known = did_you_mean(name, [*METRICS, f"{VAL_RECALL}<class>"])
         raise refused("must be a metric that every epoch reports", repr(name), known)
     return name
 
@@ -45,7 +44,7 @@ def _name(text: str) -> str:
 Metric = Annotated[
     str,
     AfterValidator(_metric),
-    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{RECALL}.+"}]}),
+    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{VAL_RECALL}.+"}]}),
 ]
 
 

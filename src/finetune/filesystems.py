@@ -5,6 +5,7 @@ over a network filesystem" (sqlite.org/wal.html).
 """
 
 import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +44,24 @@ def open_binary(location: str) -> BinaryIO:
 
     opened: BinaryIO = fsspec.open(location, "rb").open()
     return opened
+
+
+def not_a_file(path: str | os.PathLike[str]) -> str | None:
+    """Return what a path leads to in place of a regular file, such as `a folder`; None: it is one.
+
+    Opening a named pipe or a device may wait for ever, and reading one may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return (error.strerror or type(error).__name__).lower()
+    except ValueError:  # a null byte
+        return "no valid path"
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
 
 
 def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:

@@ -19,10 +19,11 @@ from finetune import assets, augment, backbones, optimize, order, passes, strate
 from finetune.averaging import Average
 from finetune.data import ImageData
 from finetune.errors import NonFiniteLoss
-from finetune.evaluate import BATCH, Scores, check_metric, evaluate
+from finetune.evaluate import BATCH, Scores, evaluate
 from finetune.features import Feed, Inputs
 from finetune.history import History, Keep
 from finetune.losses import Loss
+from finetune.metrics import check as check_metric
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.strategies import TransferModel
 
@@ -81,7 +82,7 @@ def train(
         FinetuneError: data, weights, backbone or checkpoint are not as the settings say.
     """
     run = Run(settings, world or World(), features)
-    check_metric(keep.metric, run.data.classes, run.data.labels("val"))
+    check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
     history = History(
         run.model,
         run.optimizer,
