@@ -2,7 +2,7 @@
 
 from finetune import catalog, filesystems, metrics
 from finetune.catalog import Catalog
-from finetune.errors import WeightsError
+from finetune.errors import DataError, WeightsError
 from search import needs
 from search.sections import Pretraining
 from search.space import Space
@@ -22,6 +22,7 @@ def scan(config: StudyConfig, *, lenient: bool = False) -> Catalog:
     """
     images = catalog.scan(needs.data_settings(config), lenient=lenient)
     metrics.check(config.study.metric, images.classes, (image.label for image in images.splits["val"]))
+    _check_workers(config.resources.workers_per_trial, images)
     for location in needs.weight_locations(config):
         _check_file(location)
     for backbone in config.backbones:
@@ -39,6 +40,16 @@ def source_images(config: StudyConfig, backbone: str) -> Catalog:
     wanted = Space(config).weights(config.model.weights_of(backbone), config.image_sizes[0])
     assert wanted.source is not None
     return catalog.scan(wanted.source.data)
+
+
+def _check_workers(workers: int, images: Catalog) -> None:
+    """Raise a DataError unless each worker of a trial gets an image of each split."""
+    for split, found in images.splits.items():
+        if found and len(found) < workers:
+            raise DataError(
+                f"resources.workers_per_trial: must be at most the images of '{split}' ({len(found)}), "
+                f"got {workers}. Lower it."
+            )
 
 
 def _check_file(location: str) -> None:

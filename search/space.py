@@ -7,7 +7,7 @@ one range for all backbones.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from search.baselines import BASELINES, START_FROZEN, STARTS
+from search.baselines import BASELINES, START_FROZEN, START_NEAR, STARTS
 from search.domain import ALL_WORD, Domain, PerStrategy, Range, Value
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.study import NOT_USED, StudyConfig
@@ -84,6 +84,17 @@ class _Question:
         if isinstance(self.domain.low, float):
             return value if isinstance(value, float) else count_frozen(value, self.blocks) / self.blocks
         return None if isinstance(value, float) else count_frozen(value, self.blocks)
+
+    def numbers(self, near: int) -> Sequence[Any]:
+        """Return the sampler's choices for `frozen_layers`; of an even range of shares the one for `near`."""
+        if not isinstance(self.domain, Range):
+            return self.domain if isinstance(self.domain, tuple) else ()
+        low, high, step = self.domain.low, self.domain.high, self.domain.step
+        if isinstance(low, int):
+            return range(low, high + 1, step or 1)
+        if step is None:
+            return [min(max(low, near / (self.blocks or 1)), high)]
+        return [low + number * step for number in range(round((high - low) / step) + 1)]
 
     def usual(self, wanted: Any = None) -> Any:
         """`wanted` where the sampler can come to it, or the first value that the config names."""
@@ -159,8 +170,9 @@ class Space:
         found = []
         for strategy in self._config.strategies:
             wanted = {"strategy": strategy, **STARTS[strategy]}
-            params = self._walk(partial(_started, wanted))
-            if all(params.get(field) == value for field, value in wanted.items()):
+            params = self._walk(partial(_started, wanted, START_FROZEN[strategy]))
+            frozen = _is_near(params, START_FROZEN[strategy], self._blocks[params["backbone"]])
+            if frozen and all(params.get(field) == value for field, value in wanted.items()):
                 found.append(params)
         return found
 
@@ -252,13 +264,20 @@ class Space:
         return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
 
 
-def _started(wanted: Mapping[str, Value], question: _Question) -> Any:
+def _started(wanted: Mapping[str, Value], frozen: float, question: _Question) -> Any:
     """What a start wants, where that is searched; else what the config says or names first."""
     if not question.is_searched:
         return question.usual()
     if question.field == "frozen_layers" and question.blocks is not None:
-        return question.usual(int(question.blocks * START_FROZEN))
+        count, blocks = int(question.blocks * frozen), question.blocks
+        return min(question.numbers(count), key=lambda said: abs(count_frozen(said, blocks) - count))
     return question.usual(wanted.get(question.field))
+
+
+def _is_near(params: Mapping[str, Any], share: float, blocks: int) -> bool:
+    """True if `params` freeze about this share of the blocks; all of them, if the share is 1."""
+    missed = abs(count_frozen(params["frozen_layers"], blocks) - int(blocks * share))
+    return missed <= (0 if share == 1 else max(1, int(blocks * START_NEAR)))
 
 
 def count_frozen(said: int | float | str, blocks: int) -> int:

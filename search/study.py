@@ -1,7 +1,9 @@
 """StudyConfig: all that a config file may say, checked as a whole."""
 
+import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,16 @@ class StudyConfig(Section):
             raise refused(rule, early.grace, "Lower it, or write auto.", ("early_stopping", "grace"))
         return early
 
+    @field_validator("resources")
+    @classmethod
+    def _workers_get_images(cls, resources: sections.Resources, info: ValidationInfo) -> sections.Resources:
+        data = info.data.get("data")
+        if data is not None and (least := min(_least(data.batch_size))) < resources.workers_per_trial:
+            rule = f"must be at least resources.workers_per_trial ({resources.workers_per_trial})"
+            fix = "Raise it, or lower workers_per_trial."
+            raise refused(rule, least, fix, ("data", "batch_size"))
+        return resources
+
     @property
     def backbones(self) -> tuple[str, ...]:
         """Every backbone that a trial may use."""
@@ -152,8 +164,9 @@ class StudyConfig(Section):
         """Make a study on a folder of images without a config file.
 
         Args:
-            path: the folder or its URL; the study takes its name unless `name` is given.
-            **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section.
+            path: the folder or its URL; the study is called like it unless `name` is given.
+            **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section. `name`
+                and `mode` are those of `study`; `data={"name": ...}` and `features={"mode": ...}` are others.
 
         Raises:
             ConfigErrors: with every mistake.
@@ -161,27 +174,57 @@ class StudyConfig(Section):
         """
         where = os.fspath(path)
         name = where.rstrip("/").rpartition("/")[2] if is_url(where) else Path(where).resolve().name
-        values: dict[str, Any] = {"study": {"name": name}, "data": {"path": where}}
-        homes = {key: name for name in cls.model_fields for key in known_keys((name,))}
-        wrong = []
-        for key, value in options.items():
-            if key == "results":
-                values[key] = value
-            elif key in cls.model_fields and isinstance(value, Mapping):
-                values[key] = {**values.get(key, {}), **value}
-            elif key in homes:
-                values.setdefault(homes[key], {})[key] = value
-            else:
-                text = f"unknown option '{key}'. {did_you_mean(key, [*homes, *cls.model_fields])}"
-                wrong.append(problems.Problem(problems.Place(), text))
-        if wrong:
-            raise problems.ConfigErrors(wrong)
+        values = _by_section({"path": where, **options})
+        values.setdefault("study", {}).setdefault("name", _as_name(name))
+        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:  # which `load` cannot use
+            values.setdefault("space", {}).setdefault("strategy", ("replace", "fuse"))
         return cls.from_dict(values)
 
     def to_yaml(self) -> str:
         """Every key with its value, defaults included, as a config file that loads to an equal config."""
         values = self.model_dump(mode="json", exclude_none=True)
         return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{yaml_text.dump(values)}"
+
+
+def _as_name(folder: str) -> str:
+    """Return a folder's name as a study may be called."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("._-")[:64] or "study"
+
+
+def overrides(options: Mapping[str, Any]) -> list[str]:
+    """Return options of `search.run` as `--set` takes them.
+
+    Raises:
+        ConfigErrors: no section has such a key, or one stands twice.
+    """
+    found = []
+    for section, said in _by_section(options).items():
+        if isinstance(said, Mapping):
+            found += [f"{section}.{key}={json.dumps(value, default=str)}" for key, value in said.items()]
+        else:
+            found.append(f"{section}={json.dumps(said, default=str)}")
+    return found
+
+
+def _by_section(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by section; a key that two sections have belongs to the first one."""
+    fields = StudyConfig.model_fields
+    homes = {key: name for name in reversed(fields) for key in known_keys((name,))}
+    values: dict[str, Any] = {}
+    wrong = []
+    for key, value in options.items():
+        if key not in homes and not (key in fields and (key == "results" or isinstance(value, Mapping))):
+            wrong.append(f"unknown option '{key}'. {did_you_mean(key, [*homes, *fields])}")
+        elif key == "results":
+            values[key] = value
+        else:
+            section, said = (homes[key], {key: value}) if key in homes else (key, value)
+            twice = values.get(section, {}).keys() & said.keys()
+            wrong += [f"{section}.{name}: must be given once, got it twice. Leave one out." for name in twice]
+            values[section] = {**values.get(section, {}), **said}
+    if wrong:
+        raise problems.ConfigErrors(problems.Problem(problems.Place(), text) for text in wrong)
+    return values
 
 
 def _whole_numbers(domain: Domain | None) -> Iterable[int]:
@@ -223,6 +266,15 @@ def _sizes_to_try(sizes: Domain) -> Iterable[int]:
         if isinstance(entry, Range):
             numbers = range(entry.low, entry.high + 1, entry.step or 1)
             yield from (numbers[0], numbers[1], numbers[-1])
+        else:
+            yield from (int(value) for value in values_of(entry))
+
+
+def _least(domain: Domain) -> Iterable[int]:
+    """The least whole number that a domain names, for each strategy."""
+    for entry in entries(domain, STRATEGIES).values():
+        if isinstance(entry, Range):
+            yield entry.low
         else:
             yield from (int(value) for value in values_of(entry))
 

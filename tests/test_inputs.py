@@ -84,6 +84,13 @@ def test_a_weights_file_that_is_not_there(small_study: Make, tmp_path: Path, pla
     assert f"model.weights: {location} must be a readable file on every node, got {got}" in told
 
 
+def test_more_workers_than_images_of_a_split(small_study: Make, tmp_path: Path) -> None:
+    data = {"classes": list("567"), "validation_share": 0.01, "test_share": 0.9, "batch_size": 256}
+    config = small_study(data=data, resources={"slots": 1, "workers_per_trial": 20})
+    told = refusal(config, DataError)
+    assert "resources.workers_per_trial: must be at most the images of 'val' (" in told
+
+
 def test_a_source_task_without_images(small_study: Make, tmp_path: Path) -> None:
     source = {"kind": "folder", "path": str(tmp_path / "birds")}
     told = refusal(small_study(model={"weights": {"source": source}}), DataError)

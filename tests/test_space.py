@@ -376,12 +376,40 @@ def test_each_strategy_starts_with_a_setting_that_the_sampler_learns_from() -> N
         ({"optimizer": ["adam", "sgd"], "strategy": "load"}, ["load"]),
         ({"learning_rate": {"low": 0.008, "high": 0.1, "log": True}}, ["replace"]),
         ({"frozen_layers": "all"}, ["replace", "load"]),
+        ({"frozen_layers": [0, 0.5, "all"]}, ["replace", "load", "fuse"]),
+        ({"frozen_layers": [0, 1]}, []),
+        ({"frozen_layers": {"low": 0, "high": "all", "step": 3}}, ["fuse"]),
+        ({"frozen_layers": {"low": 0.0, "high": 0.9}}, ["fuse"]),
+        ({"frozen_layers": {"low": 6, "high": "all"}}, ["replace", "load", "fuse"]),
+        ({"frozen_layers": {"low": 7, "high": "all"}}, ["replace", "load"]),
     ],
 )
 def test_a_start_is_left_out_where_the_space_does_not_reach_it(
     space: dict[str, Any], left: list[str]
 ) -> None:
     assert [start["strategy"] for start in space_of(space=space).starts()] == left
+
+
+@pytest.mark.parametrize(
+    ("said", "frozen"),
+    [
+        ([0, 0.5, "all"], ["all", "all", 0.5]),
+        ({"low": 0, "high": "all"}, [10, 10, 5]),
+        ({"low": 0, "high": "all", "step": 2}, [10, 10, 4]),
+        ({"low": 0.0, "high": 1.0}, [1.0, 1.0, 0.5]),
+        ({"low": 0.0, "high": 1.0, "step": 0.2}, [1.0, 1.0, 0.4]),
+    ],
+)
+def test_starts_freeze_all_blocks_but_for_fuse_wherever_the_number_is_searched(
+    said: Any, frozen: list[Any]
+) -> None:
+    """In the sampler's units, so that a start is known again in the record."""
+    space, study = space_of(space={"frozen_layers": said}), tpe()
+    starts = space.starts()
+    assert [start["frozen_layers"] for start in starts] == frozen
+    for start in starts:
+        study.enqueue_trial(space.enqueue_params(start))
+        assert space.suggest(study.ask()) == start
 
 
 def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> None:

@@ -124,8 +124,9 @@ def test_paths_start_at_the_file_and_those_of_set_at_the_current_folder(
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
     text = "study: {name: a}\ndata: {path: ../x}\nmodel: {weights: w.pth}\nresults: ../out\n"
-    path = write(folder, text)
+    path = write(folder, text + "features: {dir: kept}\n")
     config = load(path.relative_to(tmp_path))
+    assert config.features.dir == str(folder / "kept")
     assert config.data.path == str(tmp_path / "x")
     assert config.model.weights == str(folder / "w.pth")
     assert config.results == str(tmp_path / "out")
@@ -191,7 +192,14 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
         ({"study": {"budget": "10"}}, "study.budget: must be a number above 0 with s, m or h, got '10'."),
         ({"study": {"budget": 10}}, "got 10. Write 90s, 10m or 2h."),
         ({"study": {"name": "a/b"}}, "got 'a/b'. Rename it"),
-        ({"study": {"trials": 1}}, "must be at most as many as study.trials (1)"),
+        (
+            {"study": {"trials": 1, "baselines": ["recipe", "scratch"]}},
+            "must be at most as many as study.trials (1)",
+        ),
+        (
+            {"data": {"batch_size": [8, 3]}, "resources": {"workers_per_trial": 4}},
+            "data.batch_size: must be at least resources.workers_per_trial (4), got 3. Raise it, or lower",
+        ),
         ({"study": {"trials": True}}, "study.trials: must be a whole number, got True."),
         ({"data": {"classes": ["a"]}}, "data.classes: must be a list of at least 2, got ['a']."),
         (
@@ -414,6 +422,36 @@ def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> No
 def test_a_manifest_may_lie_behind_a_url(tmp_path: Path) -> None:
     text = "study: {name: a}\ndata: {kind: manifest, path: s3://bucket/pets.parquet}\n"
     assert load(write(tmp_path, text)).data.path == "s3://bucket/pets.parquet"
+
+
+@pytest.mark.parametrize(("trials", "baselines"), [(1, ("recipe",)), (2, ("recipe", "scratch"))])
+def test_baselines_that_are_not_named_are_as_many_as_trials_allow(
+    trials: int, baselines: tuple[str, ...]
+) -> None:
+    assert StudyConfig.from_dict(said(study={"trials": trials})).study.baselines == baselines
+    assert StudyConfig.from_folder("/pets", trials=trials).study.baselines == baselines
+
+
+def test_options_of_python_are_those_of_the_study_where_two_sections_have_the_key() -> None:
+    config = StudyConfig.from_folder("/pets", name="x", metric="val/loss", mode="min")
+    assert (config.study.name, config.study.mode, config.data.path) == ("x", "min", "/pets")
+    config = StudyConfig.from_folder("/pets", features={"mode": "off"}, data={"views": 3}, epochs=2)
+    assert (config.features.mode, config.data.views, config.study.epochs) == ("off", 3, 2)
+
+
+def test_what_follows_from_a_folder_alone_fits_the_study() -> None:
+    """There is no other way to say it with `--data`."""
+    config = StudyConfig.from_folder("/data/my pets (2024)", weights="none")
+    assert (config.study.name, config.space.strategy) == ("my-pets-2024", ("replace", "fuse"))
+    assert StudyConfig.from_folder("/data/été").study.name == "t"
+    assert StudyConfig.from_folder("/").study.name == "study"
+
+
+def test_an_option_of_python_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigErrors, match=r"study\.trials: must be given once"):
+        StudyConfig.from_folder("/pets", trials=3, study={"trials": 4})
+    with pytest.raises(ConfigErrors, match=r"data\.path: must be given once"):
+        StudyConfig.from_folder("/pets", data={"path": "/cats"})
 
 
 def test_a_study_without_a_config_file_takes_keys_of_all_sections(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`study`: what is searched for, and for how long."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
@@ -65,8 +65,12 @@ class Study(Section):
     """Of the sampler, of the split and, with the trial's number, of each trial."""
     budget: Annotated[str, BeforeValidator(_budget)] | None = None
     """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
-    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe", "scratch")
-    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights."""
+    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = Field(
+        default_factory=lambda study: get_args(Baseline)[: study.get("trials", 2)],
+        json_schema_extra={"default": list(get_args(Baseline))},
+    )
+    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights.
+    Left out: both, or the first where study.trials is 1."""
     warm_start: bool = True
     """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
     judged and learned from like sampled trials."""

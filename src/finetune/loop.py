@@ -272,10 +272,10 @@ class Run:
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
         shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
-        size = self.settings.data.batch_size
+        size, workers = self.settings.data.batch_size, self.world.size
         if self.settings.imbalance == "balanced_sampling":
-            return order.balanced_batches(self.labels, size, shuffle)
-        return order.batches(self.data.size("train"), size, shuffle)
+            return order.balanced_batches(self.labels, size, shuffle, workers=workers)
+        return order.batches(self.data.size("train"), size, shuffle, workers=workers)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         usual = passes.usual(self.settings.precision, self.world.device)
