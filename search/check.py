@@ -1,6 +1,5 @@
 """Look before a study runs: data, weights, backbone and capacity, without training anything."""
 
-import os
 from typing import Any
 
 from finetune import file_cache, inspect_data
@@ -64,14 +63,12 @@ def plan(config: StudyConfig) -> dict[str, Any]:
 
 def resources() -> list[Resources]:
     """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
-    if needs.is_cluster():
-        from search.runner import connected
+    if needs.is_here():
+        return [nodes.here()]
+    from search.runner import connected
 
-        with connected():
-            return [node.resources for node in nodes.up()]
-    import torch
-
-    return [{"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}]
+    with connected():
+        return [node.resources for node in nodes.up()]
 
 
 def lines(planned: dict[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
+
 from finetune.filesystems import is_url
 from finetune.settings import DataSettings, FeatureSettings
 from search import nodes, slots
@@ -33,6 +35,11 @@ def capacity(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
 def is_cluster() -> bool:
     """True if the study joins a Ray that was started for more than it: nodes may come and go."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def is_here() -> bool:
+    """True if the study starts a Ray of its own on this machine, so that nobody has to be asked."""
+    return not is_cluster() and not ray.is_initialized()
 
 
 def data_settings(config: StudyConfig) -> DataSettings:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import time
@@ -34,11 +35,10 @@ def run(config: StudyConfig) -> StudyRecord:
         SearchError: the slots do not fit or did not start, or a worker ignored its settings.
     """
     provenance.check_code()
+    _check_room_here(config)
     images = inputs.scan(config)
-    folder = StudyFolder.create(Path(config.results), config.study.name)
-    named = config.study.model_copy(update={"name": folder.root.name})
-    write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
-    return _search(config, folder, images)
+    with _new_folder(config) as folder:
+        return _search(config, folder, images)
 
 
 def resume(root: Path) -> StudyRecord:
@@ -50,6 +50,7 @@ def resume(root: Path) -> StudyRecord:
     provenance.check_code()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
+    _check_room_here(config)
     images = inputs.scan(config)
     before = images.fingerprint
     if folder.database.exists():  # else its first run died before the first trial
@@ -60,6 +61,31 @@ def resume(root: Path) -> StudyRecord:
             f"got others ({images.fingerprint[:12]}). Restore them, or run a new study."
         )
     return _search(config, folder, images)
+
+
+def _check_room_here(config: StudyConfig) -> None:
+    """Raise a CapacityError if the slots do not fit, where this can be known before Ray is started."""
+    if needs.is_here():
+        needs.capacity(config, [nodes.here()])
+
+
+@contextlib.contextmanager
+def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
+    """Make a new study's folder; nothing is left of it where the start is refused."""
+    results = Path(config.results)
+    made = [folder for folder in (results, *results.parents) if not folder.exists()]
+    folder = StudyFolder.create(results, config.study.name)
+    try:
+        named = config.study.model_copy(update={"name": folder.root.name})
+        write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
+        yield folder
+    except BaseException:
+        if not folder.database.exists():  # it is made once slots are up
+            shutil.rmtree(folder.root, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another study may have come to lie there
+                for empty in made:
+                    empty.rmdir()
+        raise
 
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
