@@ -4,8 +4,8 @@ Payload goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the stu
 completed, or it could not run to its end); 2 bad input; 130 interrupted, `resume` goes on.
 """
 
-import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +14,23 @@ from typing import Annotated, Any
 import typer
 
 from finetune.errors import FinetuneError
-from search import cluster_commands, config_file, results
+from search import cluster_commands, results
 from search.cluster_commands import Address, Cluster, Wait
-from search.commands import Exit, JsonFlag, Overrides, print_json, say
+from search.commands import (
+    Backbone,
+    Budget,
+    Config,
+    Data,
+    Exit,
+    JsonFlag,
+    Overrides,
+    Results,
+    Trials,
+    Wanted,
+    Weights,
+    print_json,
+    say,
+)
 from search.errors import CapacityError, ClusterError, PreflightError, SearchError, StudyError
 from search.layout import StudyFolder
 from search.problems import ConfigErrors
@@ -38,16 +52,14 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Argument(help="A config file; or give --data.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="A folder of images or its URL, one folder per class; no config.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="With --data: a torchvision model.")] = None,
-    weights: Annotated[str | None, typer.Option(help="With --data: a name, a file or none.")] = None,
-    trials: Annotated[int | None, typer.Option(help="With --data: how many trials.")] = None,
-    budget: Annotated[str | None, typer.Option(help="With --data: wall time, such as 10m.")] = None,
+    config: Config = None,
+    data: Data = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    trials: Trials = None,
+    budget: Budget = None,
     overrides: Overrides = None,
-    results_dir: Annotated[Path | None, typer.Option("--results", help="Folder of all studies.")] = None,
+    results_dir: Results = None,
     only_trial: Annotated[
         int | None, typer.Option(help="Run only trial N of the study again: alone, in this process.")
     ] = None,
@@ -57,35 +69,33 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a study: search, print the ranked trials, export the best model."""
-    if data is not None and overrides:
-        raise typer.BadParameter("--set goes with a config file; with --data use the options")
-    given = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
-    options = {name: value for name, value in given.items() if value is not None}
-    if (config is None) == (data is None):
-        raise typer.BadParameter("give a config file or --data FOLDER, one of them")
-    if config is not None and options:
-        names = ", ".join(f"--{name}" for name in options)
-        raise typer.BadParameter(f"{names} go with --data; with a config file use --set")
-    if config is not None and only_trial is not None:
-        from search.only import run_only
-
-        run_only(config, only_trial, say)
+    options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
+    wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
+    if only_trial is not None and (config is None or go_on):
+        raise typer.BadParameter("--only-trial goes with a config file, and without --continue")
+    loaded = wanted.load()
+    if only_trial is not None:
+        _run_only(wanted, loaded, only_trial, as_json)
         return
     from search import begun as begun_studies
     from search import runner
 
-    root = str(results_dir.absolute()) if results_dir else None
-    if config is not None:
-        loaded = config_file.load(
-            config, [*(overrides or []), *([f"results={json.dumps(root)}"] if root else [])]
-        )
-    else:
-        loaded = StudyConfig.from_folder(str(data), **options, **({"results": root} if root else {}))
     begun = begun_studies.find(loaded) if go_on else None
     if begun is None:
         finish(runner.run(loaded), as_json)
     else:
         go_on_with(begun, as_json)
+
+
+def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -> None:
+    """Run one trial again, of the study whose record lies beside the config file or where it says."""
+    from search.only import run_only
+
+    beside = StudyFolder(Path(str(wanted.config)).resolve().parent)
+    is_beside = wanted.results is None and beside.database.exists()
+    last = run_only(beside if is_beside else StudyFolder.open(config.folder), config, number, say)
+    if as_json:
+        print_json(last)
 
 
 def go_on_with(folder: StudyFolder, as_json: bool) -> None:
@@ -144,6 +154,8 @@ def results_command(
     history: Annotated[bool, typer.Option(help="With --json: every epoch of every trial.")] = False,
 ) -> None:
     """Print the ranked trials of a study, also while it runs."""
+    if history and not as_json:
+        raise typer.BadParameter("--history goes with --json")
     if address or cluster:
         flags = ["--json"] * as_json + ["--history"] * history
         cluster_commands.results_there(str(folder), flags, address, cluster)
@@ -159,14 +171,22 @@ def results_command(
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="A config file.")],
+    config: Config = None,
+    data: Data = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    trials: Trials = None,
+    budget: Budget = None,
     overrides: Overrides = None,
+    results_dir: Results = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check config, every image, weights and capacity without training, and print the plan."""
     from search import check as checker
 
-    planned = checker.plan(config_file.load(config, overrides or []))
+    options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
+    wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
+    planned = checker.plan(wanted.load())
     if as_json:
         print_json(planned)
     else:
@@ -176,7 +196,7 @@ def check(
         say(f"error: data: {error}")
     if found:
         raise typer.Exit(Exit.BAD_INPUT)
-    say(f"next: python -m search run {config}")
+    say(f"next: {shlex.join(['python', '-m', 'search', 'run', *wanted.words])}")
 
 
 @app.command()
@@ -236,7 +256,7 @@ def export(
                 f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in (scores or {}).items()
             )
             print_line(console(), f"{split}: {text or 'no such split'}")
-    say(f"next: python -m search predict {to} IMAGES...")
+    say(f"next: python -m search predict {shlex.quote(str(to))} IMAGES...")
 
 
 @app.command()
@@ -249,6 +269,8 @@ def predict(
     """Classify images with an exported model."""
     from search import predictions
 
+    if as_json and csv is not None:
+        raise typer.BadParameter("give --json or --csv, one of them")
     found = predictions.predict(model, images)
     if as_json:
         print_json(list(found))
@@ -269,9 +291,9 @@ def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
 
 
 def shown_path(path: str) -> str:
-    """Return a path as a person here would type it."""
+    """Return a path as a person here would type it, quoted for the shell."""
     relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return shlex.quote(path if relative.startswith("..") else relative)
 
 
 cluster_commands.register(app)

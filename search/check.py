@@ -1,10 +1,9 @@
 """Look before a study runs: data, weights, backbone and capacity, without training anything."""
 
-import os
 from typing import Any
 
-from finetune import catalog, file_cache, inspect_data
-from search import needs, nodes
+from finetune import file_cache, inspect_data
+from search import inputs, needs, nodes
 from search.nodes import Resources
 from search.space import Space
 from search.study import StudyConfig
@@ -16,24 +15,20 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     """Return what a run of this config would do.
 
     Raises:
-        FinetuneError: images, backbone or weights are not as the config says.
+        FinetuneError: images or weights are not as the config says.
         CapacityError: the slots do not fit on this machine (or on the cluster of RAY_ADDRESS).
-        ConfigErrors: the space does not fit the backbone.
     """
     # Torch is needed to look at weights and backbones; the other commands start without it.
-    from finetune import backbones, weights
+    from finetune import weights
 
     file_cache.limit(needs.copies_bytes(config))
-    images = catalog.scan(needs.data_settings(config), lenient=True)
-    blocks = {name: backbones.count_blocks(name) for name in config.backbones}
-    space = Space(config, blocks)
+    images = inputs.scan(config, lenient=True)
+    space = Space(config)
     origin = {}
     for name in config.backbones:
-        for size in config.image_sizes:
-            backbones.check_image_size(name, size)
         wanted = space.weights(config.model.weights_of(name), config.image_sizes[0])
         if wanted.source is not None:
-            source = catalog.scan(wanted.source.data)
+            source = inputs.source_images(config, name)
             count = len(source.splits["train"])
             origin[name] = f"to be pretrained on {count} images of {', '.join(source.classes)}"
         else:
@@ -45,7 +40,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     return {
         "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
         "data": inspect_data.inspect(images),
-        "model": {name: {"blocks": blocks[name], "weights": origin[name]} for name in config.backbones},
+        "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
         "space": config.model_dump(mode="json")["space"],
         "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
         "slots": {
@@ -68,14 +63,12 @@ def plan(config: StudyConfig) -> dict[str, Any]:
 
 def resources() -> list[Resources]:
     """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
-    if needs.is_cluster():
-        from search.runner import connected
+    if needs.is_here():
+        return [nodes.here()]
+    from search.runner import connected
 
-        with connected():
-            return [node.resources for node in nodes.up()]
-    import torch
-
-    return [{"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}]
+    with connected():
+        return [node.resources for node in nodes.up()]
 
 
 def lines(planned: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from search.sections import is_weights_file
 from search.study import StudyConfig
 from search.yaml_text import Text
 
-PATHS = (("results",), ("data", "path"))
+PATHS = (("results",), ("data", "path"), ("features", "dir"))
 """Keys that hold a path. So do weights that name a file, and the path of a source task among them."""
 
 

@@ -30,7 +30,7 @@ class Keeper:
         exchange: where slots get their trials.
         plan: how many slots of which shape.
         folder: for what Train writes.
-        given: what their workers are told besides: backbones, image sizes, room for copies of far files.
+        given: what their workers are told besides: room for copies of far files.
         serve: what their workers run.
         expected: what a node must be like to get a slot; None: any will do.
     """

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
+
 from finetune.filesystems import is_url
 from finetune.settings import DataSettings, FeatureSettings
 from search import nodes, slots
@@ -34,6 +36,11 @@ def capacity(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
 def is_cluster() -> bool:
     """True if the study joins a Ray that was started for more than it: nodes may come and go."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def is_here() -> bool:
+    """True if the study starts a Ray of its own on this machine, so that nobody has to be asked."""
+    return not is_cluster() and not ray.is_initialized()
 
 
 def data_settings(config: StudyConfig) -> DataSettings:
@@ -88,7 +95,12 @@ def copies_bytes(config: StudyConfig) -> int:
     return int(config.data.copies_gib * 2**30)
 
 
+def weight_locations(config: StudyConfig) -> list[str]:
+    """Return the paths and URLs of a study's weight files."""
+    given = [config.model.weights_of(backbone) for backbone in config.backbones]
+    return [str(weights) for weights in given if is_weights_file(weights)]
+
+
 def weight_files(config: StudyConfig) -> list[str]:
     """Return the weight files of a study that lie on a disk."""
-    given = [config.model.weights_of(backbone) for backbone in config.backbones]
-    return [str(weights) for weights in given if is_weights_file(weights) and not is_url(str(weights))]
+    return [location for location in weight_locations(config) if not is_url(location)]

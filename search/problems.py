@@ -80,9 +80,16 @@ def problems(
     """
     found: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors():
-        if details["type"] != "default_factory_not_called":  # what it depends on is refused already
+        if not _follows(details):
             found.setdefault(_path(details, values), []).append(details)
     return [_problem(path, group, known, locate) for path, group in found.items()]
+
+
+def _follows(details: ErrorDetails) -> bool:
+    """True for an error that only says that another value is refused: one it depends on, or its items."""
+    if details["type"] == "too_short":
+        return bool(len(details["input"]) >= details["ctx"]["min_length"])
+    return details["type"] == "default_factory_not_called"
 
 
 def _path(details: ErrorDetails, values: Any) -> Path:

@@ -7,9 +7,11 @@ JSON, the CSV, TensorBoard and the exported model are views.
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune import metrics
+
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 """Optuna's own names. PRUNED: stopped early. FAIL: no score, and `error` says why."""
-RECALL = "val/recall/"
+RECALL = metrics.VAL_RECALL
 """Before the name of a class: its recall, one of an epoch's metrics."""
 RECALLS_OF_AN_EPOCH = 20
 """Classes up to which every epoch keeps each one's recall; of more, the best and the last epoch do."""

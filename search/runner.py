@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import time
@@ -13,9 +14,8 @@ from pathlib import Path
 import ray
 from filelock import FileLock, Timeout
 
-from finetune import catalog
 from finetune.catalog import Catalog
-from search import config_file, ledger, needs, nodes, preflight, provenance, results, slots, tuner
+from search import config_file, inputs, ledger, needs, nodes, preflight, provenance, results, slots, tuner
 from search.errors import SlotsLost, StudyError
 from search.layout import StudyFolder, write_text
 from search.record import StudyRecord
@@ -32,18 +32,17 @@ def run(config: StudyConfig) -> StudyRecord:
     """Run a new study and return its record; what is found on the way is in its results folder.
 
     Raises:
-        DataError: the images are not as the config says.
+        DataError, WeightsError: images or weights are not as the config says.
         SearchError: the slots do not fit or did not start, or a worker ignored its settings.
     """
     provenance.check_code()
-    images = catalog.scan(needs.data_settings(config))
+    _check_room_here(config)
+    images = inputs.scan(config)
     for finding in images.findings:
         if finding.grade == "warning":
             print_line(console(stderr=True), f"warning: data: {finding.text}")
-    folder = StudyFolder.create(Path(config.results), config.study.name)
-    named = config.study.model_copy(update={"name": folder.root.name})
-    write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
-    return _search(config, folder, images)
+    with _new_folder(config) as folder:
+        return _search(config, folder, images)
 
 
 def resume(root: Path) -> StudyRecord:
@@ -55,7 +54,8 @@ def resume(root: Path) -> StudyRecord:
     provenance.check_code()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
-    images = catalog.scan(needs.data_settings(config))
+    _check_room_here(config)
+    images = inputs.scan(config)
     before = images.fingerprint
     if folder.database.exists():  # else its first run died before the first trial
         before = ledger.read_study(folder).provenance.get("data_fingerprint", before)
@@ -65,6 +65,31 @@ def resume(root: Path) -> StudyRecord:
             f"got others ({images.fingerprint[:12]}). Restore them, or run a new study."
         )
     return _search(config, folder, images)
+
+
+def _check_room_here(config: StudyConfig) -> None:
+    """Raise a CapacityError if the slots do not fit, where this can be known before Ray is started."""
+    if needs.is_here():
+        needs.capacity(config, [nodes.here()])
+
+
+@contextlib.contextmanager
+def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
+    """Make a new study's folder; nothing is left of it where the start is refused."""
+    results = Path(config.results)
+    made = [folder for folder in (results, *results.parents) if not folder.exists()]
+    folder = StudyFolder.create(results, config.study.name)
+    try:
+        named = config.study.model_copy(update={"name": folder.root.name})
+        write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
+        yield folder
+    except BaseException:
+        if not folder.database.exists():  # it is made once slots are up
+            shutil.rmtree(folder.root, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another study may have come to lie there
+                for empty in made:
+                    empty.rmdir()
+        raise
 
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
@@ -77,8 +102,6 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
         warm = Slots(
             plan,
             folder.slots,
-            config.backbones,
-            config.image_sizes,
             copies_bytes=needs.copies_bytes(config),
             expected=expected,
         )

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from finetune import file_cache
-from search.errors import CapacityError, SlotsLost, StudyError
+from search.errors import CapacityError, SlotsLost
 from search.exchange import Exchange
 from search.nodes import HEAD, Resources
 from search.preflight import Expected
@@ -146,8 +146,6 @@ class Slots:
     Args:
         plan: how many of which shape.
         folder: for what Train writes.
-        backbones: whose blocks the slots count when they start.
-        image_sizes: that each of them must be able to read.
         copies_bytes: what copies of far files may take on each node.
         expected: what a node must be like to get a slot; None: any will do.
     """
@@ -156,8 +154,6 @@ class Slots:
         self,
         plan: SlotPlan,
         folder: Path,
-        backbones: Sequence[str],
-        image_sizes: Sequence[int] = (),
         *,
         copies_bytes: int = file_cache.BUDGET_BYTES,
         expected: Expected | None = None,
@@ -165,11 +161,7 @@ class Slots:
         from search.keeper import Keeper
 
         self.plan = plan
-        given = {
-            "backbones": tuple(backbones),
-            "image_sizes": tuple(image_sizes),
-            "copies_bytes": copies_bytes,
-        }
+        given = {"copies_bytes": copies_bytes}
         self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote()
         environment = {"env_vars": TRAIN_ENVIRONMENT}
         keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
@@ -190,8 +182,6 @@ class Slots:
 
         Raises:
             SlotsLost: no slot came up; the message carries the reason.
-            StudyError: a backbone of the study does not exist or cannot read its images, or torch sees no GPU
-                where Ray does.
         """
         answer = self.exchange.wait_for_slots.remote(count, seconds)
         try:
@@ -215,9 +205,6 @@ class Slots:
                 "See `ray status` and the worker logs in Ray's session folder."
             )
         facts: dict[str, Any] = status["ready"]
-        for slot in facts.values():
-            if slot["problem"]:
-                raise StudyError(slot["problem"])
         return facts
 
     def news(self) -> tuple[int, list[str]]:

@@ -33,7 +33,7 @@ class StudyRun:
         self.config, self.folder, self.warm = config, folder, warm
         self.images = images
         study = config.study
-        self.space = Space(config, next(iter(facts.values()))["blocks"])
+        self.space = Space(config)
         earlier = ledger.read(folder.database)[0] if folder.database.exists() else []
         # The same seed would repeat an earlier run's first suggestions.
         self.ledger = Ledger(

@@ -55,6 +55,13 @@ def test_a_relative_path_given_on_the_command_line_is_refused_too(config: Path, 
         submit.from_config(str(config), [f"data.path={given}", SHARED[1]])
 
 
+def test_the_folder_of_features_is_every_nodes_own_and_is_named_from_the_root(config: Path) -> None:
+    with pytest.raises(ConfigErrors, match=r"features\.dir: .* every node of the cluster has, got 'kept'"):
+        submit.from_config(str(config), [*SHARED, "features.dir=kept"])
+    sent = submit.from_config(str(config), [*SHARED, "features.dir=/tmp/kept"])
+    assert "dir: /tmp/kept" in str(sent.config)
+
+
 def test_the_config_travels_with_every_override_and_loads_to_the_same_study(
     config: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +173,9 @@ def test_a_config_finds_the_study_that_it_has_begun_and_no_other(tmp_path: Path)
     assert begun.find(config) == mine
     later = begin(tmp_path, "pets")
     os.utime(later.database, (2e9, 2e9))
+    assert begun.find(config) == later
+    begin(tmp_path, "petsv2")  # a study of its own, although its config differs by the name alone
+    os.utime((tmp_path / "petsv2" / "optuna.db"), (3e9, 3e9))
     assert begun.find(config) == later
     other = {**values, "study": {**STUDY["study"], "seed": 5}}
     assert begun.find(StudyConfig.from_dict(other)) is None

@@ -1,17 +1,16 @@
 """`study`: what is searched for, and for how long."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from finetune.errors import did_you_mean
+from finetune.metrics import ALWAYS, LESS_IS_BETTER, TOP5, VAL_RECALL, VALIDATION
 from search.domain import Section, refused
-from search.record import RECALL
 
-METRICS = ("val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5", "val/ece")
-"""What a study may optimise: every epoch of every trial reports all of them (top5: where classes > 5)."""
-LESS_IS_BETTER = ("val/loss", "val/ece")
+METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
+"""What a study may optimise, beside the recall of a class; the images may not tell the last one."""
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 Mode = Literal["max", "min"]
@@ -19,8 +18,8 @@ Baseline = Literal["recipe", "scratch"]
 
 
 def _metric(name: str) -> str:
-    if name not in METRICS and not (name.startswith(RECALL) and len(name) > len(RECALL)):
-        known = did_you_mean(name, [*METRICS, f"{RECALL}<class>"])
+    if name not in METRICS and not (name.startswith(VAL_RECALL) and len(name) > len(VAL_RECALL)):
+        known = did_you_mean(name, [*METRICS, f"{VAL_RECALL}<class>"])
         raise refused("must be a metric that every epoch reports", repr(name), known)
     return name
 
@@ -45,7 +44,7 @@ def _name(text: str) -> str:
 Metric = Annotated[
     str,
     AfterValidator(_metric),
-    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{RECALL}.+"}]}),
+    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{VAL_RECALL}.+"}]}),
 ]
 
 
@@ -66,8 +65,12 @@ class Study(Section):
     """Of the sampler, of the split and, with the trial's number, of each trial."""
     budget: Annotated[str, BeforeValidator(_budget)] | None = None
     """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
-    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe", "scratch")
-    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights."""
+    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = Field(
+        default_factory=lambda study: get_args(Baseline)[: study.get("trials", 2)],
+        json_schema_extra={"default": list(get_args(Baseline))},
+    )
+    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights.
+    Left out: both, or the first where study.trials is 1."""
     warm_start: bool = True
     """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
     judged and learned from like sampled trials."""

@@ -55,10 +55,28 @@ def open_binary(location: str) -> BinaryIO:
     return opened
 
 
+def not_a_file(path: str | os.PathLike[str]) -> str | None:
+    """Return what a path leads to in place of a regular file, such as `a folder`; None: it is one.
+
+    Opening a named pipe or a device may wait for ever, and reading one may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return (error.strerror or type(error).__name__).lower()
+    except ValueError:  # a null byte
+        return "no valid path"
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+
+
 def refuse_pipes(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError for no regular file: a pipe lets its reader wait for ever, a device never ends."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("it is a folder, pipe or device, not a file")
+    """Raise an OSError for what is no regular file: a pipe lets its reader wait for ever."""
+    if what := not_a_file(path):
+        raise OSError(f"it is {what}, not a file")
 
 
 def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:

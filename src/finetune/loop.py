@@ -19,10 +19,11 @@ from finetune import assets, augment, backbones, optimize, order, passes, shares
 from finetune.averaging import Average
 from finetune.data import ImageData
 from finetune.errors import NonFiniteLoss
-from finetune.evaluate import BATCH, Scores, check_metric, evaluate
+from finetune.evaluate import BATCH, Scores, evaluate
 from finetune.features import Feed, Inputs
 from finetune.history import History, Keep
 from finetune.losses import Loss
+from finetune.metrics import check as check_metric
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.strategies import TransferModel
 
@@ -84,7 +85,7 @@ def train(
         FinetuneError: data, weights, backbone or checkpoint are not as the settings say.
     """
     run = Run(settings, world or World(), features)
-    check_metric(keep.metric, run.data.classes, run.data.labels("val"))
+    check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
     history = History(
         run.model,
         run.optimizer,
@@ -278,10 +279,10 @@ class Run:
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
         shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
-        size = self.settings.data.batch_size
+        size, workers = self.settings.data.batch_size, self.world.size
         if self.settings.imbalance == "balanced_sampling":
-            return order.balanced_batches(self.labels, size, shuffle, workers=self.world.size)
-        return order.batches(self.data.size("train"), size, shuffle, workers=self.world.size)
+            return order.balanced_batches(self.labels, size, shuffle, workers=workers)
+        return order.batches(self.data.size("train"), size, shuffle, workers=workers)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         usual = passes.usual(self.settings.precision, self.world.device)

@@ -47,5 +47,5 @@ def balanced_batches(
 
 def _split(order: Tensor, size: int, workers: int) -> list[Tensor]:
     parts = list(order.split(size))
-    short = 2 * len(parts[-1]) < size or len(parts[-1]) < workers
-    return parts[:-1] if len(parts) > 1 and short else parts
+    least = max(workers, size / 2)
+    return parts[:-1] if len(parts) > 1 and len(parts[-1]) < least else parts
