@@ -1,7 +1,10 @@
 """Make a model folder of a trial, in this process: the best trial's is made by the study itself."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from search import ledger
 from search.errors import StudyError
@@ -26,6 +29,19 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     provenance = record.provenance | {"study": record.name, "trial": trial.id}
     return model_folder.write(folder.best_weights(trial.id), to, provenance, world=World(device=device))
+
+
+def is_whole(model: Path, trial: str) -> bool:
+    """True if `model` is the whole model folder of a study's `trial`."""
+    try:
+        facts = yaml.safe_load((model / "model.yaml").read_text(encoding="utf-8"))
+        provenance = facts["provenance"]
+        digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return False
+    # README.md is written last.
+    same = (provenance.get("trial"), provenance.get("model_sha256")) == (trial, digest)
+    return same and (model / "README.md").is_file()
 
 
 def _chosen(record: StudyRecord, number: int | None) -> TrialRecord:

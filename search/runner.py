@@ -12,16 +12,31 @@ from pathlib import Path
 
 import ray
 from filelock import FileLock, Timeout
+from ray.exceptions import RayError
 
 from finetune import catalog
 from finetune.catalog import Catalog
-from search import config_file, ledger, needs, nodes, preflight, provenance, results, slots, tuner
-from search.errors import SlotsLost, StudyError
+from finetune.errors import FinetuneError
+from search import (
+    config_file,
+    export,
+    ledger,
+    needs,
+    nodes,
+    preflight,
+    provenance,
+    results,
+    slots,
+    training,
+    tuner,
+)
+from search.errors import SearchError, StudyError
+from search.kept import Kept
 from search.layout import StudyFolder, write_text
 from search.record import StudyRecord
 from search.slots import Slots
 from search.study import StudyConfig
-from search.study_run import StudyRun
+from search.study_run import StudyRun, is_over
 
 LOCK_SECONDS = 2.0
 """`status` holds the lock for a moment, to see whether a study runs."""
@@ -43,7 +58,7 @@ def run(config: StudyConfig) -> StudyRecord:
 
 
 def resume(root: Path) -> StudyRecord:
-    """Go on with an interrupted study; one that has all its trials is only exported and shown.
+    """Go on with an interrupted study; one that is over is only shown, and exported if that is missing.
 
     Raises:
         StudyError: there is no study at `root`, another process runs it, or its images changed.
@@ -51,6 +66,9 @@ def resume(root: Path) -> StudyRecord:
     provenance.check_code()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
+    if folder.database.exists() and is_over(ledger.read_study(folder), config.study):
+        with _alone(folder):
+            return _complete(config, folder)
     images = catalog.scan(needs.data_settings(config))
     before = images.fingerprint
     if folder.database.exists():  # else its first run died before the first trial
@@ -78,6 +96,7 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
             copies_bytes=needs.copies_bytes(config),
             expected=expected,
         )
+        problem = None
         try:
             fits = plan.fit(node.resources for node in up) > 0
             tell = partial(print, file=sys.stderr)
@@ -90,20 +109,25 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
             finally:
                 study.close(time.monotonic() - began)
             if state == "finished":
-                _export_best(config, folder, warm)
+                problem = _export_best(config, folder, warm)
         finally:
             warm.close()
         study.watch.sweep()
     record = ledger.read_study(folder)
     results.to_csv(record, folder.table)
+    if problem is not None:
+        raise _not_exported(folder, problem)
     return record
 
 
-def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> None:
-    """Have a slot write the model folder of the best trial; it reads the test split."""
+def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> str | None:
+    """Have a slot write the model folder of the best trial; it reads the test split.
+
+    Returns why that failed, or None.
+    """
     record = ledger.read_study(folder)
     if record.best is None:
-        return
+        return None
     job = {
         "id": "export",
         "kind": "export",
@@ -112,16 +136,39 @@ def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> None:
         "provenance": record.provenance | {"study": record.name, "trial": record.best.id},
         "features": dataclasses.asdict(needs.feature_settings(config)),
     }
-    ray.get(warm.exchange.submit.remote(job))
-    while True:
-        for message in ray.get(warm.exchange.receive.remote("export")):
-            if message["kind"] == "end" and message["state"] == "failed":
-                raise SlotsLost(
-                    f"{folder.best}: the best model must be exported, got {message['error']}. "
-                    f"The record is whole: try `python -m search export {folder.root} --to MODEL_DIR`."
-                )
-            if message["kind"] == "end":
-                return
+    try:
+        ray.get(warm.exchange.submit.remote(job))
+        while True:
+            for message in ray.get(warm.exchange.receive.remote("export")):
+                if message["kind"] == "end":
+                    return str(message["error"]) if message["state"] == "failed" else None
+    except RayError as error:
+        return f"no answer from its slot ({training.first_words(error)})"
+
+
+def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
+    """Return the record of a study that is over; what its folder lacks is made, in this process."""
+    record = ledger.read_study(folder)
+    if record.best is not None and not export.is_whole(folder.best, record.best.id):
+        study = config.study
+        kept = Kept(
+            folder, metric=study.metric, mode=study.mode, count=study.keep_checkpoints, earlier=record.trials
+        )
+        kept.sweep(record.trials)
+        try:
+            export.export_trial(folder, None, folder.best)
+        except FinetuneError as error:
+            raise _not_exported(folder, str(error)) from error
+    if not folder.table.exists():
+        results.to_csv(record, folder.table)
+    return record
+
+
+def _not_exported(folder: StudyFolder, problem: str) -> SearchError:
+    return SearchError(
+        f"{folder.best}: the best model must be exported, got {problem.removesuffix('.')}. "
+        f"The record is whole: see to that, then `python -m search resume {folder.root}` exports it."
+    )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from search.board import Board
 from search.layout import StudyFolder, trial_id
 from search.ledger import Ledger
 from search.progress import Progress
-from search.record import TrialRecord
+from search.record import StudyRecord, TrialRecord
 from search.sampler import Planned, StudySearcher
 from search.sections import Study
 from search.slots import Slots
@@ -176,6 +176,19 @@ class StudyRun:
         self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
 
 
+def is_over(record: StudyRecord, study: Study) -> bool:
+    """True if the study finished and neither its trials nor its budget were raised since."""
+    if record.state != "finished":
+        return False
+    budget = study.budget_seconds
+    return _left(record.trials, study) <= 0 or (budget is not None and record.seconds >= budget)
+
+
+def _left(trials: Iterable[TrialRecord], study: Study) -> int:
+    """Return how many trials are to run."""
+    return study.trials - sum(not trial.interrupted and trial.state != "RUNNING" for trial in trials)
+
+
 def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
     """Return what is set: interrupted trials, then baselines, then starts; and how many to sample."""
     continued = {trial.continues for trial in earlier}
@@ -196,7 +209,7 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
     ]
     tried = [trial.params for trial in earlier]
     starts = [params for params in space.starts() if study.warm_start and params not in tried]
-    left = study.trials - sum(not trial.interrupted for trial in earlier)
+    left = _left(earlier, study)
     planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
     return planned, max(0, left - len(planned))
 

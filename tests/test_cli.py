@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
+from tests.files import changed, contents
 
 ROOT = Path(__file__).parents[1]
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -274,14 +277,22 @@ class TestStudy:
             assert wanted <= tags
             assert "best/val/accuracy" in tags
 
-    def test_resuming_a_finished_study_changes_nothing(
+    def test_resuming_a_finished_study_changes_no_file_and_a_lost_model_is_made_again(
         self, command: list[str], study: Study, env: dict[str, str]
     ) -> None:
-        before = json.loads(call(command, "results", study[0], "--json").stdout)
-        done = call(command, "resume", study[0], "--json", env=env)
-        assert done.returncode == 0, done.stderr
-        after = json.loads(done.stdout)
-        assert after["trials"] == before["trials"]
+        folder = study[0]
+        shown = call(command, "results", folder, "--json").stdout
+        before = contents(folder)
+        for _ in range(2):
+            done = call(command, "resume", folder, "--json", env=env)
+            assert (done.returncode, done.stdout) == (0, shown), done.stderr
+            assert contents(folder) == before
+        shutil.rmtree(folder / "best")
+        done = call(command, "resume", folder, "--json", env=env)
+        assert (done.returncode, done.stdout) == (0, shown), done.stderr
+        assert {path.split("/")[0] for path in changed(before, contents(folder))} <= {"best"}
+        model = before["best/model.safetensors"]
+        assert contents(folder)["best/model.safetensors"] == model
 
 
 @pytest.mark.ray
@@ -317,6 +328,9 @@ def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     complete = {trial["number"]: trial for trial in before["trials"] if trial["state"] == "COMPLETE"}
     for number, trial in complete.items():
         assert after["trials"][number] == trial
+    scores = {t["id"]: t["metrics"]["best"]["val/accuracy"] for t in counted if t["state"] == "COMPLETE"}
+    best = sorted(scores, key=lambda name: (-scores[name], name))[:3]  # study.keep_checkpoints
+    assert sorted(p.parent.name for p in folder.glob("trials/*/best.safetensors")) == sorted(best)
 
 
 def until(stream: Any, *, count: int) -> list[str]:
