@@ -1,5 +1,6 @@
 """Follows every trial through Tune and enters what happens: ledger, TensorBoard, progress, files."""
 
+import contextlib
 import json
 import math
 import time
@@ -43,6 +44,7 @@ class _Followed:
     best: dict[str, float] = field(default_factory=dict)
     recalls: dict[str, str] = field(default_factory=dict)
     """`best` and `last`: the recalls of many classes, as `search.trial.compact` wrote them."""
+    note: str | None = None
     failed: str | None = None
     """Why it did, by its worker."""
     trace: str = ""
@@ -96,6 +98,9 @@ class Watch(Callback):
             return
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
+        if "note" in result:
+            followed.note = result["note"]
+            self._progress.note(f"{followed.id}: {followed.note}")
         metrics = {
             name: value
             for name, value in result.items()
@@ -183,15 +188,26 @@ class Watch(Callback):
             "history": followed.history,
         }
         optional = {"error": error, "log": log, "interrupted": interrupted or None, "recalls": recalls}
+        optional |= {"note": followed.note}
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
-        announce = partial(self._progress.trial_ended, followed.id, state, followed.best)
-        self._ledger.end(followed.number, state, value, facts, then=announce)
+        then = partial(self._entered, followed.id, state, followed.best, interrupted=interrupted)
+        self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
         self._left -= 1
         if self._left < self._slots:
             self._exchange.want.remote(self._left)  # slots without a trial to come give their nodes back
         if value is not None and state != "FAIL":
             self._kept.add(followed.number, followed.id, complete=state == "COMPLETE", value=value)
+
+    def _entered(self, name: str, state: str, best: dict[str, float], *, interrupted: bool) -> None:
+        """Announce an ended trial, which the record on disk has now."""
+        if interrupted:
+            self._progress.trial_left(name)
+            return
+        if state == "COMPLETE":  # until here a resumed study would need it, to know of the epochs
+            with contextlib.suppress(OSError):  # the sweep tries again
+                self._folder.last_weights(name).unlink()
+        self._progress.trial_ended(name, state, best)
 
     def _forget(self, trial: Trial) -> None:
         """Drop what only a running trial needs: a study may have many thousand, and Tune keeps them all."""
