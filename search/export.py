@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
-from search import ledger
+from search import config_file, ledger, needs
 from search.errors import StudyError
 from search.layout import StudyFolder
 from search.record import StudyRecord, TrialRecord
+from search.space import Space
 
 
 def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str, Any]:
@@ -21,14 +22,19 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     """
     import torch
 
-    from finetune import model_folder
+    from finetune import backbones, model_folder
     from finetune.loop import World
 
+    config = config_file.load(folder.config)
     record = ledger.read_study(folder)
     trial = _chosen(record, number)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     provenance = record.provenance | {"study": record.name, "trial": trial.id}
-    return model_folder.write(folder.best_weights(trial.id), to, provenance, world=World(device=device))
+    space = Space(config, {name: backbones.count_blocks(name) for name in config.backbones})
+    now = space.settings_now(trial, cache_dir=str(needs.cache_dir()))
+    return model_folder.write(
+        folder.best_weights(trial.id), to, provenance, world=World(device=device), now=now
+    )
 
 
 def is_whole(model: Path, trial: str) -> bool:

@@ -35,8 +35,7 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
         raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")
     trial = trials[number]
     blocks = {name: backbones.count_blocks(name) for name in config.backbones}
-    first = number if trial.seed_of is None else trial.seed_of
-    settings = Space(config, blocks).settings(trial.params, number=first, cache_dir=str(cache_dir()))
+    settings = Space(config, blocks).settings_of(trial, cache_dir=str(cache_dir()))
     say(f"{trial.id}: {settings}")
     history: list[dict[str, float]] = []
 

@@ -109,7 +109,7 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
             finally:
                 study.close(time.monotonic() - began)
             if state == "finished":
-                problem = _export_best(config, folder, warm)
+                problem = _export_best(study)
         finally:
             warm.close()
         study.watch.sweep()
@@ -120,26 +120,29 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
     return record
 
 
-def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> str | None:
+def _export_best(study: StudyRun) -> str | None:
     """Have a slot write the model folder of the best trial; it reads the test split.
 
     Returns why that failed, or None.
     """
+    folder, exchange = study.folder, study.warm.exchange
     record = ledger.read_study(folder)
     if record.best is None:
         return None
+    now = study.space.settings_now(record.best, cache_dir=str(needs.cache_dir()))
     job = {
         "id": "export",
         "kind": "export",
         "checkpoint": str(folder.best_weights(record.best.id)),
         "to": str(folder.best),
         "provenance": record.provenance | {"study": record.name, "trial": record.best.id},
-        "features": dataclasses.asdict(needs.feature_settings(config)),
+        "settings": None if now is None else now.to_dict(),
+        "features": dataclasses.asdict(needs.feature_settings(study.config)),
     }
     try:
-        ray.get(warm.exchange.submit.remote(job))
+        ray.get(exchange.submit.remote(job))
         while True:
-            for message in ray.get(warm.exchange.receive.remote("export")):
+            for message in ray.get(exchange.receive.remote("export")):
                 if message["kind"] == "end":
                     return str(message["error"]) if message["state"] == "failed" else None
     except RayError as error:

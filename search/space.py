@@ -20,6 +20,7 @@ from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, 
 from search.baselines import BASELINES, START_FROZEN, STARTS
 from search.domain import ALL_WORD, STRATEGIES, Domain, PerStrategy, Range, Value, entries
 from search.problems import ConfigErrors, Place, Problem
+from search.record import TrialRecord
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.study import NOT_USED, StudyConfig
 
@@ -213,6 +214,18 @@ class Space:
             cache_dir=cache_dir,
             **values,
         )
+
+    def settings_of(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings:
+        """Everything that a trial of the record trained with, at the places where its parts lie now."""
+        first = trial.number if trial.seed_of is None else trial.seed_of
+        return self.settings(trial.params, number=first, cache_dir=cache_dir)
+
+    def settings_now(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings | None:
+        """The same, or None of a trial that the study would not make any more: its config was changed."""
+        try:
+            return self.settings_of(trial, cache_dir=cache_dir)
+        except KeyError:
+            return None
 
     @staticmethod
     def plain(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from search.stopping import EarlyStopping
 from search.study import StudyConfig
 from search.watch import Watch
 
+NOTE_SECONDS = 30.0
+"""Between two notes of the time that is used: what a killed driver may cost the budget, at most."""
+
 
 class StudyRun:
     """One run of a study: what it has, and what is still to do."""
@@ -43,9 +46,8 @@ class StudyRun:
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
-        self.deadline = None
-        if study.budget_seconds is not None:
-            self.deadline = time.monotonic() + study.budget_seconds
+        self.clock = Clock(self.ledger)
+        self.deadline = self.clock.deadline(study.budget_seconds)
         self.progress = Progress(
             study=study.name,
             planned=study.trials,
@@ -99,7 +101,7 @@ class StudyRun:
         stopping.replay(self._earlier)
         self.ledger.set_fact("state", "running")
         count = len(self.planned) + self.sampled
-        if count:
+        if count and self._in_time:
             self.progress.start()
             try:
                 tuner.tune(
@@ -116,9 +118,8 @@ class StudyRun:
             finally:
                 self.ledger.flush()
                 self.progress.stop()
-        in_time = self.deadline is None or time.monotonic() < self.deadline
         done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
-        state = "interrupted" if in_time and done < study.trials else "finished"
+        state = "interrupted" if self._in_time and done < study.trials else "finished"
         self.ledger.set_fact("state", state)
         return state
 
@@ -126,14 +127,20 @@ class StudyRun:
         """Bring the record to disk, whatever happened."""
         self.watch.interrupt()
         self.board.close()
+        self.clock.note(now=True)
         self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")
         self.ledger.close()
 
+    @property
+    def _in_time(self) -> bool:
+        return self.deadline is None or time.monotonic() < self.deadline
+
     def _room(self) -> int:
         """Return how many trials may run now, and tell what is new about the cluster."""
         plan = self.warm.plan
+        self.clock.note()
         if not plan.ask:
             return plan.slots
         up, news = self.warm.news()
@@ -174,6 +181,26 @@ class StudyRun:
         counts = {split: len(self.images.splits[split]) for split in self.images.splits}
         skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
         self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
+
+
+class Clock:
+    """Counts the seconds that the runs of a study searched, of which its budget is spent."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        facts = ledger.facts
+        self._before: float = facts.get("searched", facts.get("seconds", 0.0))  # older records have one only
+        self._began = self._noted = time.monotonic()
+
+    def deadline(self, budget: float | None) -> float | None:
+        """Return when a budget is spent, by `time.monotonic`; None: never."""
+        return None if budget is None else self._began + budget - self._before
+
+    def note(self, *, now: bool = False) -> None:
+        """Bring the seconds to the record, unless that was a moment ago: a driver may be killed any time."""
+        if now or time.monotonic() - self._noted >= NOTE_SECONDS:
+            self._noted = time.monotonic()
+            self._ledger.set_fact("searched", round(self._before + self._noted - self._began, 3))
 
 
 def is_over(record: StudyRecord, study: Study) -> bool:

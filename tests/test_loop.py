@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from finetune import checkpoint, loop
+from finetune import checkpoint, loop, model_folder
 from finetune.errors import DataError, NonFiniteLoss
 from finetune.history import Keep
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
@@ -267,6 +267,9 @@ def test_a_trial_goes_on_wherever_its_images_weights_and_cache_have_gone(tmp_pat
     messages: list[dict[str, Any]] = []
     loop.train(of(there), keep=part, report=messages.append)
     assert [m["kind"] for m in messages] == ["effective", "epoch", "epoch"]
+    there.rename(tmp_path / "elsewhere")
+    facts = model_folder.write(part.best, tmp_path / "model", {}, now=of(tmp_path / "elsewhere"))
+    assert facts["settings"]["data"]["path"] == str(tmp_path / "elsewhere" / "images")
 
 
 def test_a_trial_that_is_complete_is_not_trained_again(

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search import ledger, results, runner
+from finetune import catalog
+from search import ledger, needs, results, runner
 from search.board import Board
 from search.errors import SearchError
 from search.kept import Kept
@@ -19,9 +21,12 @@ from search.ledger import Ledger
 from search.progress import Progress
 from search.record import TrialRecord
 from search.sampler import Suggested, make
+from search.slots import SlotPlan
 from search.study import StudyConfig
+from search.study_run import StudyRun
 from search.watch import Watch
 from tests.files import contents
+from tests.small import STUDY, merged
 
 Make = Callable[..., StudyConfig]
 
@@ -195,6 +200,67 @@ def test_a_study_whose_trials_were_raised_is_not_over(finished: StudyFolder) -> 
     assert not is_over(record, config_file.load(finished.config, ["study.trials=5"]).study)
 
 
+# What is left of the budget
+
+
+def run_of(folder: StudyFolder, **study: Any) -> StudyRun:
+    """Return a run of a study in a folder, with slots that do nothing."""
+    folder.root.mkdir(exist_ok=True)
+    own = {"study": study, "results": str(folder.root.parent)}
+    config = StudyConfig.from_dict(merged(STUDY | {"results": own.pop("results")}, own))
+    folder.config.write_text(config.to_yaml())
+    warm: Any = SimpleNamespace(plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False), exchange=Exchange())
+    images = catalog.scan(needs.data_settings(config))
+    return StudyRun(config, folder, images, warm, {"slot-0": {"blocks": {"shufflenet_v2_x0_5": 18}}})
+
+
+def use(folder: StudyFolder, seconds: float) -> None:
+    """Have the record say that a study has searched so long."""
+    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    book.set_fact("searched", seconds)
+    book.close()
+
+
+def test_the_budget_is_one_for_all_runs_of_a_study(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "small")
+    first = run_of(folder, budget="60m")
+    assert first.deadline is not None
+    assert 3500 < first.deadline - time.monotonic() <= 3600
+    first.close(1.0)
+    use(folder, 3000.0)
+    second = run_of(folder, budget="60m")
+    assert second.deadline is not None
+    assert 500 < second.deadline - time.monotonic() <= 600
+    second.close(1.0)
+    assert 3000 <= ledger.read(folder.database)[1]["searched"] < 3100
+
+
+def test_the_time_that_is_used_is_noted_while_a_study_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that is killed closes nothing."""
+    killed = run_of(StudyFolder(tmp_path / "small"), budget="60m")
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 100)
+    killed._room()
+    killed.ledger.close()
+    assert ledger.read(killed.folder.database)[1]["searched"] >= 100
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_study_that_its_budget_ended_is_over(tmp_path: Path) -> None:
+    """Nothing is trained, neither by the run that finds the budget spent nor by a later one."""
+    folder = StudyFolder(tmp_path / "small")
+    first = run_of(folder, budget="10s")
+    first.ledger.set_fact("state", "running")
+    first.close(12.0)
+    use(folder, 11.0)
+    assert ledger.read_study(folder).state == "interrupted"
+    second = run_of(folder, budget="10s")
+    assert second.search() == "finished"
+    second.close(0.0)
+    assert runner.resume(folder.root).trials == ()
+
+
 # The watch of a second run
 
 
@@ -202,7 +268,7 @@ class Exchange:
     """Takes what a watch tells the exchange."""
 
     def __init__(self) -> None:
-        self.cancel = self.want = SimpleNamespace(remote=lambda *_: None)
+        self.cancel = self.want = self.offer = SimpleNamespace(remote=lambda *_: None)
 
 
 def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggested]]:
