@@ -152,6 +152,13 @@ class Space:
         held = {q.name: q.held(params[q.field]) for q in self._questions(params) if q.is_searched}
         return {name: value for name, value in held.items() if value is not None}
 
+    def sampled(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`params` as the record has them once they were suggested: 9 of 18 blocks may be a share of 0.5."""
+        if not self.holds(params):
+            return params
+        held = self.plain(self.enqueue_params(params))
+        return {**params, **held}
+
     def _questions(self, params: Mapping[str, Any]) -> list[_Question]:
         """Every question that leads to `params`."""
         asked: list[_Question] = []

@@ -234,8 +234,8 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
     fresh = [
         Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
     ]
-    tried = [trial.params for trial in earlier]
-    starts = [params for params in space.starts() if study.warm_start and params not in tried]
+    tried = [space.sampled(trial.params) for trial in earlier]
+    starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
     left = _left(earlier, study)
     planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
     return planned, max(0, left - len(planned))

@@ -20,10 +20,11 @@ from search.layout import StudyFolder
 from search.ledger import Ledger
 from search.progress import Progress
 from search.record import TrialRecord
-from search.sampler import Suggested, make
+from search.sampler import Planned, StudySearcher, Suggested, make
 from search.slots import SlotPlan
+from search.space import Space
 from search.study import StudyConfig
-from search.study_run import StudyRun
+from search.study_run import StudyRun, to_do
 from search.watch import Watch
 from tests.files import contents
 from tests.small import STUDY, merged
@@ -318,3 +319,75 @@ def test_a_second_run_removes_only_weights_that_better_trials_displace(tmp_path:
         book.close()
         watch.sweep()
     assert weights(folder) == {"0000/best", "0003/best"}
+
+
+# What is planned again
+
+
+FROZEN: list[Any] = [
+    {"low": 0.0, "high": 1.0},
+    {"low": 0.0, "high": 1.0, "step": 0.25},
+    {"low": 0.1, "high": 0.9},
+    {"low": 0, "high": "all"},
+    {"low": 2, "high": 18, "step": 4},
+    {"low": 2, "high": "all", "step": 3},
+    [0, 0.5, "all"],
+    [3, 9, "all"],
+    ["all"],
+    0.5,
+    7,
+    {"replace": "all", "load": {"low": 0.0, "high": 1.0}, "fuse": {"low": 0, "high": 9}},
+]
+OTHERS: list[dict[str, Any]] = [
+    {"learning_rate": {"low": 1e-4, "high": 0.1, "log": True}, "head_size": [0, 64]},
+    {"learning_rate": [0.003, 0.006, 0.01], "optimizer": ["adam", "sgd"], "backbone_rate": [0.1, 1.0]},
+    {"learning_rate": {"low": 0.001, "high": 0.021, "step": 0.001}, "dropout": {"low": 0, "high": 0.5}},
+    {"learning_rate": 0.01, "momentum": {"low": 0.8, "high": 0.99}, "head_size": {"low": 0, "high": 64}},
+]
+
+
+@pytest.mark.parametrize("others", OTHERS)
+@pytest.mark.parametrize("frozen", FROZEN, ids=str)
+def test_a_start_that_was_tried_is_not_planned_again(
+    tmp_path: Path, frozen: Any, others: dict[str, Any]
+) -> None:
+    given = {"data": {"crop_scale": [1.0, 0.5]}, "space": {"frozen_layers": frozen} | others}
+    config = StudyConfig.from_dict(merged(STUDY, given))
+    # 19 blocks: the half of them is no round share.
+    space = Space(config, dict.fromkeys(config.backbones, 19))
+    planned, _ = to_do([], config.study, space)
+    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
+    for plan in planned:
+        suggest(book, space, plan)
+    book.close()
+    trials, _ = ledger.read(tmp_path / "optuna.db")
+    assert len(trials) == len(planned)
+    again, sampled = to_do(trials, config.study, space)
+    assert (again, sampled) == ([], config.study.trials - len(planned))
+
+
+def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str, Any]:
+    """Open a trial as a study does, and end it well; return its parameters."""
+    jobs: list[dict[str, Any]] = []
+
+    def job(number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
+        return {"id": f"trial-{number:04d}", "params": params, "number": number}
+
+    searcher = StudySearcher(
+        book,
+        space,
+        metric="val/accuracy",
+        mode="max",
+        planned=[] if plan is None else [plan],
+        sampled=int(plan is None),
+        make_job=job,
+        offer=jobs.append,
+    )
+    searcher.suggest("a")
+    number = jobs[0]["number"]
+    best = {"epoch": 1.0, "val/accuracy": number / 100}
+    facts = {"metrics": {"best": best, "last": best}, "epochs": 1, "history": [best]}
+    book.report(number, 1, number / 100)
+    book.end(number, "COMPLETE", number / 100, facts)
+    params: dict[str, Any] = jobs[0]["params"]
+    return params
