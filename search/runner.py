@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from search import (
     needs,
     nodes,
     preflight,
+    process,
     provenance,
     results,
     slots,
@@ -193,18 +193,21 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS, the Ray that is running in this process, or start one here."""
-    tuner.quieten()
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": False} if address == "local" else {}
-    preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
-    # `ray job stop` and Kubernetes send SIGTERM; Tune stops gracefully only on SIGINT.
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        ray.shutdown()
+    """Join the cluster of RAY_ADDRESS, the Ray that is running in this process, or start one here.
+
+    What that changes in this process is given back: it may be a notebook.
+    """
+    quiet = process.environment(tuner.QUIET, override=False)
+    with quiet, process.levels("ray", "ray.tune"), process.stoppable():
+        tuner.quieten()
+        if ray.is_initialized():
+            yield
+            return
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        local = {"include_dashboard": False} if address == "local" else {}
+        with process.not_for_children():
+            preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
+        try:
+            yield
+        finally:
+            ray.shutdown()

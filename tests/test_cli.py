@@ -297,18 +297,28 @@ class TestStudy:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda s: s.name
+)
 def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     command: list[str], config: Path, env: dict[str, str], tmp_path: Path, how: signal.Signals
 ) -> None:
     words = [*command, "run", str(config), "--results", str(tmp_path), "--set", "study.trials=8"]
     more = ["--set", "study.epochs=6", "--set", "early_stopping.enabled=false"]
     process = subprocess.Popen(
-        [*words, *more], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True
+        [*words, *more],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stderr is not None
     ended = until(process.stderr, count=2)
-    process.send_signal(how)
+    if how == signal.SIGHUP:
+        os.killpg(process.pid, how)  # a closed terminal tells all processes that belong to it
+    else:
+        process.send_signal(how)
     rest = process.stderr.read()
     code = process.wait(timeout=60)
     process.stderr.close()
@@ -316,18 +326,24 @@ def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     if how != signal.SIGKILL:
         assert code == 130, rest
         assert f"next: python -m search resume {folder}" in rest
-    before = json.loads(call(command, "results", folder, "--json").stdout)
+        assert " FAIL " not in rest
+    before = json.loads(call(command, "results", folder, "--json", "--history").stdout)
     assert before["study"]["state"] == "interrupted"
     assert sum(trial["state"] == "COMPLETE" for trial in before["trials"]) >= len(ended)
-    done = call(command, "resume", folder, "--json", env=env)
+    done = call(command, "resume", folder, env=env)
     assert done.returncode == 0, done.stderr
-    after = json.loads(done.stdout)
+    after = json.loads(call(command, "results", folder, "--json", "--history").stdout)
     assert after["study"]["state"] == "finished"
     counted = [trial for trial in after["trials"] if not trial["interrupted"]]
     assert len(counted) == 8
     complete = {trial["number"]: trial for trial in before["trials"] if trial["state"] == "COMPLETE"}
     for number, trial in complete.items():
         assert after["trials"][number] == trial
+    cut = {trial["number"]: trial["history"] for trial in before["trials"] if trial["interrupted"]}
+    for trial in counted if how != signal.SIGKILL else []:
+        known = cut.pop(trial["continues"], [])
+        assert trial["history"][: len(known)] == known, "times and all: no epoch is trained twice"
+    assert how == signal.SIGKILL or not cut
     scores = {t["id"]: t["metrics"]["best"]["val/accuracy"] for t in counted if t["state"] == "COMPLETE"}
     best = sorted(scores, key=lambda name: (-scores[name], name))[:3]  # study.keep_checkpoints
     assert sorted(p.parent.name for p in folder.glob("trials/*/best.safetensors")) == sorted(best)
