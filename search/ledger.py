@@ -294,6 +294,7 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
         epochs=facts.get("epochs", len(trial.intermediate_values)),
         seconds=facts.get("seconds", 0.0),
         error=facts.get("error"),
+        note=facts.get("note"),
         log=facts.get("log"),
         interrupted=facts.get("interrupted", False),
         continues=facts.get("continues"),

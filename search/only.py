@@ -40,8 +40,7 @@ def run_only(
     if number not in trials:
         raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")
     trial = trials[number]
-    first = number if trial.seed_of is None else trial.seed_of
-    settings = Space(config).settings(trial.params, number=first, cache_dir=str(cache_dir()))
+    settings = Space(config).settings_of(trial, cache_dir=str(cache_dir()))
     say(f"{trial.id}: {settings}")
     history: list[dict[str, float]] = []
 

@@ -38,6 +38,8 @@ class TrialRecord:
     """Wall seconds from the trial's suggestion, which slots get at once, to its end."""
     error: str | None = None
     """Why it failed, one line; None if it did not."""
+    note: str | None = None
+    """What else is to be known of how it was trained, one line."""
     log: str | None = None
     """Path of the file with the failure's full trace."""
     interrupted: bool = False

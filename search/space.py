@@ -19,6 +19,7 @@ import optuna
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from search.baselines import BASELINES, START_FROZEN, START_NEAR, STARTS
 from search.domain import ALL_WORD, Domain, PerStrategy, Range, Value
+from search.record import TrialRecord
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.study import NOT_USED, StudyConfig
 
@@ -145,6 +146,13 @@ class Space:
         held = {q.name: q.held(params[q.field]) for q in self._questions(params) if q.is_searched}
         return {name: value for name, value in held.items() if value is not None}
 
+    def sampled(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`params` as the record has them once they were suggested: 9 of 18 blocks may be a share of 0.5."""
+        if not self.holds(params):
+            return params
+        held = self.plain(self.enqueue_params(params))
+        return {**params, **held}
+
     def _questions(self, params: Mapping[str, Any]) -> list[_Question]:
         """Every question that leads to `params`."""
         asked: list[_Question] = []
@@ -208,6 +216,18 @@ class Space:
             cache_dir=cache_dir,
             **values,
         )
+
+    def settings_of(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings:
+        """Everything that a trial of the record trained with, at the places where its parts lie now."""
+        first = trial.number if trial.seed_of is None else trial.seed_of
+        return self.settings(trial.params, number=first, cache_dir=cache_dir)
+
+    def settings_now(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings | None:
+        """The same, or None of a trial that the study would not make any more: its config was changed."""
+        try:
+            return self.settings_of(trial, cache_dir=cache_dir)
+        except KeyError:
+            return None
 
     @staticmethod
     def plain(params: Mapping[str, Any]) -> dict[str, Any]:

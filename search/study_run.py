@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from search.board import Board
 from search.layout import StudyFolder, trial_id
 from search.ledger import Ledger
 from search.progress import Progress
-from search.record import TrialRecord
+from search.record import StudyRecord, TrialRecord
 from search.sampler import Planned, StudySearcher
 from search.sections import Study
 from search.slots import Slots
@@ -22,6 +22,9 @@ from search.space import Space
 from search.stopping import EarlyStopping
 from search.study import StudyConfig
 from search.watch import Watch
+
+NOTE_SECONDS = 30.0
+"""Between two notes of the time that is used: what a killed driver may cost the budget, at most."""
 
 
 class StudyRun:
@@ -43,9 +46,8 @@ class StudyRun:
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
-        self.deadline = None
-        if study.budget_seconds is not None:
-            self.deadline = time.monotonic() + study.budget_seconds
+        self.clock = Clock(self.ledger)
+        self.deadline = self.clock.deadline(study.budget_seconds)
         self.progress = Progress(
             study=study.name,
             planned=study.trials,
@@ -99,7 +101,7 @@ class StudyRun:
         stopping.replay(self._earlier)
         self.ledger.set_fact("state", "running")
         count = len(self.planned) + self.sampled
-        if count:
+        if count and self._in_time:
             self.progress.start()
             try:
                 tuner.tune(
@@ -116,9 +118,8 @@ class StudyRun:
             finally:
                 self.ledger.flush()
                 self.progress.stop()
-        in_time = self.deadline is None or time.monotonic() < self.deadline
         done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
-        state = "interrupted" if in_time and done < study.trials else "finished"
+        state = "interrupted" if self._in_time and done < study.trials else "finished"
         self.ledger.set_fact("state", state)
         return state
 
@@ -126,14 +127,20 @@ class StudyRun:
         """Bring the record to disk, whatever happened."""
         self.watch.interrupt()
         self.board.close()
+        self.clock.note(now=True)
         self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")
         self.ledger.close()
 
+    @property
+    def _in_time(self) -> bool:
+        return self.deadline is None or time.monotonic() < self.deadline
+
     def _room(self) -> int:
         """Return how many trials may run now, and tell what is new about the cluster."""
         plan = self.warm.plan
+        self.clock.note()
         if not plan.ask:
             return plan.slots
         up, news = self.warm.news()
@@ -176,6 +183,39 @@ class StudyRun:
         self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
 
 
+class Clock:
+    """Counts the seconds that the runs of a study searched, of which its budget is spent."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        facts = ledger.facts
+        self._before: float = facts.get("searched", facts.get("seconds", 0.0))  # older records have one only
+        self._began = self._noted = time.monotonic()
+
+    def deadline(self, budget: float | None) -> float | None:
+        """Return when a budget is spent, by `time.monotonic`; None: never."""
+        return None if budget is None else self._began + budget - self._before
+
+    def note(self, *, now: bool = False) -> None:
+        """Bring the seconds to the record, unless that was a moment ago: a driver may be killed any time."""
+        if now or time.monotonic() - self._noted >= NOTE_SECONDS:
+            self._noted = time.monotonic()
+            self._ledger.set_fact("searched", round(self._before + self._noted - self._began, 3))
+
+
+def is_over(record: StudyRecord, study: Study) -> bool:
+    """True if the study finished and neither its trials nor its budget were raised since."""
+    if record.state != "finished":
+        return False
+    budget = study.budget_seconds
+    return _left(record.trials, study) <= 0 or (budget is not None and record.seconds >= budget)
+
+
+def _left(trials: Iterable[TrialRecord], study: Study) -> int:
+    """Return how many trials are to run."""
+    return study.trials - sum(not trial.interrupted and trial.state != "RUNNING" for trial in trials)
+
+
 def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
     """Return what is set: interrupted trials, then baselines, then starts; and how many to sample."""
     continued = {trial.continues for trial in earlier}
@@ -194,9 +234,9 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
     fresh = [
         Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
     ]
-    tried = [trial.params for trial in earlier]
-    starts = [params for params in space.starts() if study.warm_start and params not in tried]
-    left = study.trials - sum(not trial.interrupted for trial in earlier)
+    tried = [space.sampled(trial.params) for trial in earlier]
+    starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
+    left = _left(earlier, study)
     planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
     return planned, max(0, left - len(planned))
 

@@ -93,6 +93,8 @@ class SlotTrial(Trainable):
         match message.pop("kind"):
             case "started":
                 self._facts = {"slot": message["slot"]}
+            case "note":
+                self._facts["note"] = message["text"]
             case "effective":
                 check_effective(self._job, message)
                 self._facts["effective"] = json.dumps(message)

@@ -1,9 +1,9 @@
 """Ray Tune, set up for trials that borrow slots."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 
+from search import process
 from search.nodes import HEAD
 from search.sampler import StudySearcher
 from search.trial import SlotTrial
@@ -104,24 +105,9 @@ def tune(
         ),
     )
     try:
-        with _environment(LEAN):
+        with process.environment(LEAN), process.handlers(signal.SIGINT, signal.SIGUSR1):
             search.fit()
     except TuneError:
         if watch.fatal:
             raise watch.fatal from None
         raise
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set what Tune reads from the environment only, for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

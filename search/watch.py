@@ -1,5 +1,6 @@
 """Follows every trial through Tune and enters what happens: ledger, TensorBoard, progress, files."""
 
+import contextlib
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from ray.tune.experiment import Trial
 
 from search.board import Board
 from search.errors import SearchError, SettingsIgnored
+from search.kept import Kept
 from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.progress import Progress
@@ -42,6 +44,7 @@ class _Followed:
     best: dict[str, float] = field(default_factory=dict)
     recalls: dict[str, str] = field(default_factory=dict)
     """`best` and `last`: the recalls of many classes, as `search.trial.compact` wrote them."""
+    note: str | None = None
     failed: str | None = None
     """Why it did, by its worker."""
     trace: str = ""
@@ -68,13 +71,11 @@ class Watch(Callback):
         self._ledger, self._board, self._progress = ledger, board, progress
         self._folder, self._exchange, self._suggested = folder, exchange, suggested
         self._metric, self._sign = metric, (1.0 if mode == "max" else -1.0)
-        self._keep_checkpoints = keep_checkpoints
+        self._kept = Kept(folder, metric=metric, mode=mode, count=keep_checkpoints, earlier=ledger.records())
         self._left, self._slots = left, slots
         self._followed: dict[str, _Followed] = {}
         self.fatal: SettingsIgnored | None = None
         """What ended the study; Tune wraps what a callback raises."""
-        self._kept: list[tuple[bool, float, int, str]] = []
-        """Trials whose weights stay: complete ones first, then by the metric, then the earlier one."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing is restored from that, `resume` reads the ledger."""
@@ -97,6 +98,9 @@ class Watch(Callback):
             return
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
+        if "note" in result:
+            followed.note = result["note"]
+            self._progress.note(f"{followed.id}: {followed.note}")
         metrics = {
             name: value
             for name, value in result.items()
@@ -155,12 +159,7 @@ class Watch(Callback):
 
     def sweep(self) -> None:
         """Remove the weights of ended trials that are not kept; slots may write late, so call it last."""
-        kept = {entry[3] for entry in self._kept}
-        for record in self._ledger.records():
-            if record.state in ("COMPLETE", "PRUNED") or (record.state == "FAIL" and not record.interrupted):
-                self._folder.last_weights(record.id).unlink(missing_ok=True)
-                if record.id not in kept:
-                    self._folder.best_weights(record.id).unlink(missing_ok=True)
+        self._kept.sweep(self._ledger.records())
 
     def _fail(self, followed: _Followed, reason: str, trace: str) -> None:
         log = self._folder.error(followed.id)
@@ -189,28 +188,32 @@ class Watch(Callback):
             "history": followed.history,
         }
         optional = {"error": error, "log": log, "interrupted": interrupted or None, "recalls": recalls}
+        optional |= {"note": followed.note}
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
-        announce = partial(self._progress.trial_ended, followed.id, state, followed.best)
-        self._ledger.end(followed.number, state, value, facts, then=announce)
+        then = partial(self._entered, followed.id, state, followed.best, interrupted=interrupted)
+        self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
         self._left -= 1
         if self._left < self._slots:
             self._exchange.want.remote(self._left)  # slots without a trial to come give their nodes back
         if value is not None and state != "FAIL":
-            self._keep(state == "COMPLETE", self._sign * value, followed)
+            self._kept.add(followed.number, followed.id, complete=state == "COMPLETE", value=value)
+
+    def _entered(self, name: str, state: str, best: dict[str, float], *, interrupted: bool) -> None:
+        """Announce an ended trial, which the record on disk has now."""
+        if interrupted:
+            self._progress.trial_left(name)
+            return
+        if state == "COMPLETE":  # until here a resumed study would need it, to know of the epochs
+            with contextlib.suppress(OSError):  # the sweep tries again
+                self._folder.last_weights(name).unlink()
+        self._progress.trial_ended(name, state, best)
 
     def _forget(self, trial: Trial) -> None:
         """Drop what only a running trial needs: a study may have many thousand, and Tune keeps them all."""
         self._suggested.pop(trial.trial_id)
         trial.metric_analysis.clear()  # Tune's statistics of each metric; the ledger has every epoch
         trial.metric_n_steps.clear()
-
-    def _keep(self, complete: bool, score: float, followed: _Followed) -> None:
-        self._kept.append((not complete, -score, followed.number, followed.id))
-        self._kept.sort()
-        for *_, dropped in self._kept[self._keep_checkpoints :]:
-            self._folder.best_weights(dropped).unlink(missing_ok=True)
-        del self._kept[self._keep_checkpoints :]
 
 
 def _follow(suggested: Suggested) -> _Followed:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from search import __main__
+from tests.files import changed, contents
 from tests.processes import finish, started
 
 ROOT = Path(__file__).parents[1]
@@ -276,22 +278,35 @@ class TestStudy:
             assert wanted <= tags
             assert "best/val/accuracy" in tags
 
-    def test_resuming_a_finished_study_changes_nothing(
+    def test_resuming_a_finished_study_changes_no_file_and_a_lost_model_is_made_again(
         self, command: list[str], study: Study, env: dict[str, str]
     ) -> None:
-        before = json.loads(call(command, "results", study[0], "--json").stdout)
-        done = call(command, "resume", study[0], "--json", env=env)
-        assert done.returncode == 0, done.stderr
-        after = json.loads(done.stdout)
-        assert after["trials"] == before["trials"]
+        folder = study[0]
+        shown = call(command, "results", folder, "--json").stdout
+        before = contents(folder)
+        for _ in range(2):
+            done = call(command, "resume", folder, "--json", env=env)
+            assert (done.returncode, done.stdout) == (0, shown), done.stderr
+            assert contents(folder) == before
+        shutil.rmtree(folder / "best")
+        done = call(command, "resume", folder, "--json", env=env)
+        assert (done.returncode, done.stdout) == (0, shown), done.stderr
+        assert {path.split("/")[0] for path in changed(before, contents(folder))} <= {"best"}
+        model = before["best/model.safetensors"]
+        assert contents(folder)["best/model.safetensors"] == model
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "program"),
-    [(signal.SIGINT, "tests.torchless"), (signal.SIGTERM, "tests.torchless"), (signal.SIGKILL, "search")],
-    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+    [
+        (signal.SIGINT, "tests.torchless"),
+        (signal.SIGTERM, "tests.torchless"),
+        (signal.SIGHUP, "tests.torchless"),
+        (signal.SIGKILL, "search"),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"],
 )
 def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     config: Path, env: dict[str, str], tmp_path: Path, how: signal.Signals, program: str
@@ -304,25 +319,37 @@ def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     with started(*command, *words, env=slow, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         ended = until(process.stderr, count=2)
-        process.send_signal(how)
+        if how == signal.SIGHUP:
+            os.killpg(process.pid, how)  # a closed terminal tells all processes that belong to it
+        else:
+            process.send_signal(how)
         rest = process.stderr.read()
         code = process.wait()
     folder = tmp_path / "tiny"
     if how != signal.SIGKILL:
         assert code == 130, rest
         assert f"next: python -m search resume {folder}" in rest
-    before = json.loads(call(command, "results", folder, "--json").stdout)
+        assert " FAIL " not in rest
+    before = json.loads(call(command, "results", folder, "--json", "--history").stdout)
     assert before["study"]["state"] == "interrupted"
     assert sum(trial["state"] == "COMPLETE" for trial in before["trials"]) >= len(ended)
-    done = call(command, "resume", folder, "--json", env=env)
+    done = call(command, "resume", folder, env=env)
     assert done.returncode == 0, done.stderr
-    after = json.loads(done.stdout)
+    after = json.loads(call(command, "results", folder, "--json", "--history").stdout)
     assert after["study"]["state"] == "finished"
     counted = [trial for trial in after["trials"] if not trial["interrupted"]]
     assert len(counted) == 8
     complete = {trial["number"]: trial for trial in before["trials"] if trial["state"] == "COMPLETE"}
     for number, trial in complete.items():
         assert after["trials"][number] == trial
+    cut = {trial["number"]: trial["history"] for trial in before["trials"] if trial["interrupted"]}
+    for trial in counted if how != signal.SIGKILL else []:
+        known = cut.pop(trial["continues"], [])
+        assert trial["history"][: len(known)] == known, "times and all: no epoch is trained twice"
+    assert how == signal.SIGKILL or not cut
+    scores = {t["id"]: t["metrics"]["best"]["val/accuracy"] for t in counted if t["state"] == "COMPLETE"}
+    best = sorted(scores, key=lambda name: (-scores[name], name))[:3]  # study.keep_checkpoints
+    assert sorted(p.parent.name for p in folder.glob("trials/*/best.safetensors")) == sorted(best)
 
 
 def until(stream: Any, *, count: int) -> list[str]:

@@ -64,7 +64,9 @@ class Study(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the sampler, of the split and, with the trial's number, of each trial."""
     budget: Annotated[str, BeforeValidator(_budget)] | None = None
-    """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
+    """Wall time for all trials, counted from when the first slot is up: `90s`, `10m`, `2h`; null: no limit.
+    Then no new trial starts, and those that run, baselines too, are stopped after their epoch. It is one for
+    the study: what its earlier runs used is gone when it is resumed."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = Field(
         default_factory=lambda study: get_args(Baseline)[: study.get("trials", 2)],
         json_schema_extra={"default": list(get_args(Baseline))},

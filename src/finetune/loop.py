@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from finetune import assets, augment, backbones, optimize, order, passes, shares, strategies
 from finetune.averaging import Average
 from finetune.data import ImageData
-from finetune.errors import NonFiniteLoss
+from finetune.errors import CheckpointError, NonFiniteLoss
 from finetune.evaluate import BATCH, Scores, evaluate
 from finetune.features import Feed, Inputs
 from finetune.history import History, Keep
@@ -28,7 +28,9 @@ from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.strategies import TransferModel
 
 Report = Callable[[dict[str, Any]], None]
-"""Takes one message: `{"kind": "effective", ...}` once, then `{"kind": "epoch", "epoch": 1, ...}`."""
+"""Takes one message: `{"kind": "effective", ...}` once, then `{"kind": "epoch", "epoch": 1, ...}`.
+
+Between them may come `{"kind": "note", "text": ...}`: something that is to be known of the trial."""
 
 LOOK_EVERY = 20
 """Batches between two looks at a loss that lies on a GPU; a look waits for the device."""
@@ -77,28 +79,24 @@ def train(
     `features` says where features of frozen blocks are kept, for this trial and others; None: nowhere.
 
     Where `keep.last` lies from an interrupted run of the same settings, its epochs are reported
-    again and training goes on behind them; the result equals an uninterrupted run. `should_stop` is
-    asked between batches, `should_move` between epochs: the run then ends with `keep.last` written.
+    again and training goes on behind them; the result equals an uninterrupted run. If it is of no use,
+    a `note` says so and training starts anew. `should_stop` is asked between batches, `should_move`
+    between epochs: the run then ends with `keep.last` written.
 
     Raises:
         NonFiniteLoss: the loss became NaN or infinite; the message says where.
-        FinetuneError: data, weights, backbone or checkpoint are not as the settings say.
+        FinetuneError: data, weights or backbone are not as the settings say.
     """
     run = Run(settings, world or World(), features)
     check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
-    history = History(
-        run.model,
-        run.optimizer,
-        run.rates,
-        settings,
-        keep,
-        average=run.average,
-        leads=run.world.rank == 0,
-    )
+    history = _history(run, keep)
     report({"kind": "effective"} | run.effective())
-    for past in history.restore():
+    if problem := _restore(history, run.world):
+        report({"kind": "note", "text": f"trained from its start: {problem}"})
+        run = Run(settings, run.world, features)
+        history = _history(run, keep)
+    for past in history.epochs:
         report({"kind": "epoch"} | past)
-    moves = False
     for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
         begin = time.perf_counter()
         loss = run.train_epoch(epoch, should_stop)
@@ -115,14 +113,36 @@ def train(
         metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
         history.add(metrics)
         report({"kind": "epoch"} | metrics)
-        if moves := any(run.world.agree(should_move())):
-            history.save()  # after the last epoch too: whoever asked may not hear that it was the last
-            if epoch < settings.epochs:
-                return Outcome("moved", epoch)
-    history.save_best()
-    if run.world.rank == 0 and not moves:
-        keep.last.unlink(missing_ok=True)  # nothing is left to go on with
+        if any(run.world.agree(should_move())) and epoch < settings.epochs:
+            history.save()
+            return Outcome("moved", epoch)
+    history.finish()
     return Outcome("complete", settings.epochs)
+
+
+def _history(run: "Run", keep: Keep) -> History:
+    return History(
+        run.model,
+        run.optimizer,
+        run.rates,
+        run.settings,
+        keep,
+        average=run.average,
+        read={"data": run.data.fingerprint, "weights": run.weights_sha256},
+        leads=run.world.rank == 0,
+    )
+
+
+def _restore(history: History, world: World) -> str:
+    """Take up what an interrupted run left; return why that cannot be, the same for all workers."""
+    problem = ""
+    try:
+        history.restore()
+    except CheckpointError as error:
+        problem = str(error)
+    (found,) = world.agree(bool(history.epochs))
+    (failed,) = world.agree(bool(problem) or (found and not history.epochs))
+    return (problem or "a worker could not read its checkpoint") if failed else ""
 
 
 class Run:

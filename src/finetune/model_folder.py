@@ -61,10 +61,12 @@ def write(
     *,
     world: World | None = None,
     features: FeatureSettings | None = None,
+    now: TrialSettings | None = None,
 ) -> dict[str, Any]:
     """Make the model folder `to` of a trial's best weights, and measure it on validation and test.
 
     This is the only reader of the test split. All workers of `world` measure, the first one writes.
+    `now` says where images, weights and cache lie, if they may have moved since the trial.
     Images and features that the trials left in the store of `features` are read from there.
     Returns what model.yaml says.
 
@@ -75,6 +77,8 @@ def write(
     world = world or World()
     tensors, stored = checkpoint.read(checkpoint_path)
     settings = TrialSettings.from_dict(stored["settings"])
+    if now is not None and now.choices() == settings.choices():
+        settings = now
     run = loop.Run(settings, world, features)
     run.model.load_trained_state(tensors)
     metrics: dict[str, Any] = {"validation": None, "test": None}

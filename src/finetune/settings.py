@@ -178,6 +178,18 @@ class TrialSettings:
         """Return plain dicts, lists, strings and numbers, ready for JSON."""
         return dataclasses.asdict(self)
 
+    def choices(self) -> dict[str, Any]:
+        """Return what decides the training: `to_dict` without the places where its parts lie.
+
+        What is read there is told by its own hashes: the data's fingerprint, the weights' SHA-256.
+        """
+        values = self.to_dict()
+        source = values["weights"]["source"]
+        del values["cache_dir"], values["weights"]["file"]
+        for data in [values["data"], *([source["data"]] if source else [])]:
+            del data["path"], data["download"]
+        return values
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialSettings":
         """Return the settings that `to_dict` was called on.

@@ -137,9 +137,13 @@ def _train(
 
 
 def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
-    features = FeatureSettings(**job["features"])
     model_folder.write(
-        Path(job["checkpoint"]), Path(job["to"]), job["provenance"], world=world, features=features
+        Path(job["checkpoint"]),
+        Path(job["to"]),
+        job["provenance"],
+        world=world,
+        features=FeatureSettings(**job["features"]),
+        now=TrialSettings.from_dict(job["settings"]) if job["settings"] else None,
     )
     world.agree(True)  # nobody takes the next job before everybody has seen this one
     return {"state": "complete"}
