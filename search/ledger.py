@@ -189,8 +189,11 @@ class Ledger:
     ) -> None:
         """Hand a trial as it is now to the writer, with facts that memory does not keep."""
         self._marked[trial.number] = time.monotonic()
-        # Optuna's memory replaces what it changes, so this stays as it is while the writer reads it.
+        # Optuna goes on writing into these dicts while the writer reads: it gets copies of its own.
         now = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        now.params, now.distributions = dict(now.params), dict(now.distributions)
+        now.intermediate_values = dict(now.intermediate_values)
+        now.system_attrs = dict(now.system_attrs)
         now.user_attrs = {**now.user_attrs, **facts}
         with self._wake:
             # Whoever enters faster than the disk takes waits here, or memory would have no bound.

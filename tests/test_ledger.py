@@ -1,6 +1,7 @@
 """The ledger: what memory says is what the file says, whatever happens to the process."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from search import ledger
 from search.errors import StudyError
@@ -165,6 +167,42 @@ def test_memory_does_not_keep_the_long_facts_of_ended_trials(path: Path) -> None
     book.close()
     (record,) = ledger.read(path)[0]
     assert (record.epochs, record.history, record.effective) == (1, history, {"a": 1})
+
+
+def test_every_epoch_is_in_the_file_however_long_a_commit_takes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs arrive while the writer reads trials and commits them: none counts as stored that is not."""
+    monkeypatch.setattr(ledger, "PAUSE_SECONDS", 0.0)
+    chance, slow = random.Random(0), random.Random(1)
+    book = open_ledger(path)
+
+    @event.listens_for(book._storage.engine, "commit")
+    def take_long(_connection: object) -> None:
+        time.sleep(slow.uniform(0, 0.02))
+
+    going: dict[int, list[dict[str, float]]] = {}
+    begun, trials, epochs = 0, 2000, 6
+    while begun < trials or going:
+        if begun < trials and len(going) < 16:
+            trial = book.ask()
+            book.suggested(trial.number, {"params": {}})
+            going[trial.number] = []
+            begun += 1
+        number = chance.choice(list(going))
+        history = going[number]
+        history.append({"epoch": len(history) + 1, "val/accuracy": chance.random()})
+        book.report(number, len(history), history[-1]["val/accuracy"])
+        if chance.random() < 0.05:
+            time.sleep(chance.uniform(0, 0.005))
+        if len(history) == epochs:
+            best = max(epoch["val/accuracy"] for epoch in history)
+            book.end(number, "COMPLETE", best, {"history": going.pop(number)})
+    book.close()
+    kept = stored(path)
+    assert len(kept) == trials
+    for one in kept:
+        assert one.intermediate_values == {e["epoch"]: e["val/accuracy"] for e in one.user_attrs["history"]}
 
 
 def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:

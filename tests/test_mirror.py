@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from search.ledger import open_storage
 from search.mirror import Mirror
@@ -119,6 +120,25 @@ def test_a_trial_that_is_written_as_it_goes_on_ends_like_one_written_once(
     mirror(by_optuna).write([now()])
     assert rows(stored) == rows(by_optuna)
     assert len(rows(stored)["trial_intermediate_values"]) == 3
+
+
+def test_an_epoch_that_arrives_while_a_round_is_committed_is_written_by_the_next(stored: RDBStorage) -> None:
+    """The trial may be the one that Optuna goes on writing into."""
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    frozen = study._storage.get_trial(trial._trial_id)
+    ours = mirror(stored)
+    late = [0.25]
+
+    @event.listens_for(stored.engine, "commit")
+    def report(_connection: object) -> None:
+        if late:
+            frozen.intermediate_values[1] = late.pop()
+
+    ours.write([frozen])
+    assert rows(stored)["trial_intermediate_values"] == []
+    ours.write([frozen])
+    assert [row[2] for row in rows(stored)["trial_intermediate_values"]] == [0.25]
 
 
 def test_optuna_goes_on_with_what_was_mirrored(stored: RDBStorage) -> None:
