@@ -7,10 +7,8 @@ a crash the storage holds every trial as it was moments before.
 
 import copy
 import json
-import math
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -86,8 +84,6 @@ class Ledger:
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
-        self._marked: dict[int, float] = {}
-        """When each open trial was last handed to the writer."""
         self._writing = self._hurried = False
         self._wake = threading.Condition()
         self._closing = False
@@ -117,8 +113,7 @@ class Ledger:
     def report(self, number: int, epoch: int, value: float) -> None:
         """Enter the metric after an epoch (counted from 1)."""
         self._open[number].report(value, epoch)
-        if time.monotonic() - self._marked.get(number, -math.inf) >= PAUSE_SECONDS:
-            self._mark(self._open[number])
+        self._mark(self._open[number])
 
     def end(
         self,
@@ -139,7 +134,6 @@ class Ledger:
                 trial.set_user_attr(name, fact)
         self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
         self._mark(trial, then, attributes)
-        del self._marked[number]
 
     def is_open(self, number: int) -> bool:
         """True while the trial has been asked for and not ended."""
@@ -188,7 +182,6 @@ class Ledger:
         facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Hand a trial as it is now to the writer, with facts that memory does not keep."""
-        self._marked[trial.number] = time.monotonic()
         # Optuna goes on writing into these dicts while the writer reads: it gets copies of its own.
         now = copy.copy(self._study._storage.get_trial(trial._trial_id))
         now.params, now.distributions = dict(now.params), dict(now.distributions)

@@ -58,7 +58,9 @@ class Mirror:
                 session.add(written.row)
             session.flush()  # gives new rows their ids
             for part, (model, row_of) in _TABLES.items():
-                new = [(written, trial, key) for written, trial in pairs for key in written.lacks(trial, part)]
+                new = [
+                    (written, trial, key) for written, trial in pairs for key in written.lacks(trial, part)
+                ]
                 if new:
                     rows = [{"trial_id": w.row.trial_id} | row_of(trial, key) for w, trial, key in new]
                     session.execute(insert(model), rows)

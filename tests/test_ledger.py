@@ -84,6 +84,19 @@ def test_a_running_trial_is_in_the_file_within_a_moment(path: Path) -> None:
     assert stored(path)[0].state == TrialState.COMPLETE
 
 
+def test_an_epoch_does_not_wait_for_the_next_one_to_be_written(path: Path) -> None:
+    """Short epochs may come before a long one, and a crash in that one."""
+    book = open_ledger(path)
+    trial = book.ask()
+    book.suggested(trial.number, {"params": {}})
+    for epoch in (1, 2, 3):
+        book.report(trial.number, epoch, epoch / 10)
+    book.flush()
+    assert stored(path)[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3}
+    book.end(trial.number, "COMPLETE", 0.3, {})
+    book.close()
+
+
 def test_a_reopened_ledger_goes_on_counting_and_learning(path: Path) -> None:
     book = open_ledger(path)
     for value in (0.1, 0.2, 0.3):
