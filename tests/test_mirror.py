@@ -1,7 +1,6 @@
 """The mirror: whatever it writes many trials at a time is what Optuna would have written one by one."""
 
 import math
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,17 +68,18 @@ def memory() -> optuna.Study:
 
 
 def rows(storage: RDBStorage) -> dict[str, list[Any]]:
-    with sqlite3.connect(storage.engine.url.database or "") as database:
-        found = {
-            table: database.execute(
-                f"select {columns} from {table}"
-                + (" join trials using (trial_id)" if table != "trials" else "")
-                + f" order by {columns}"
-            ).fetchall()
+    with storage.engine.connect() as database:
+        return {
+            table: [
+                tuple(row)
+                for row in database.exec_driver_sql(
+                    f"select {columns} from {table}"
+                    + (" join trials using (trial_id)" if table != "trials" else "")
+                    + f" order by {columns}"
+                )
+            ]
             for table, columns in TABLES.items()
         }
-    database.close()
-    return found
 
 
 def mirror(storage: RDBStorage) -> Mirror:
