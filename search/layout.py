@@ -1,10 +1,9 @@
 """Where everything of one study lies: the only place that knows the names in a results folder."""
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from search.errors import StudyError
 
@@ -31,12 +30,20 @@ class StudyFolder:
         return self.root / ".lock"
 
     def is_held(self) -> bool:
-        """True while a process runs the study."""
+        """True while a process runs the study; looking changes no file."""
         try:
-            with FileLock(self.lock, blocking=False):
-                return False
-        except Timeout:
+            lock = os.open(self.lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        except OSError:  # another user's: its record says more
             return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # held; where no file can be, filelock makes the file itself the lock
+            return True
+        finally:
+            os.close(lock)
+        return False
 
     @property
     def marker(self) -> Path:

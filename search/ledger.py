@@ -7,28 +7,30 @@ a crash the storage holds every trial as it was moments before.
 
 import copy
 import json
-import math
 import os
+import sqlite3
 import threading
-import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import Pool, QueuePool, StaticPool
 
 from finetune.filesystems import is_network
-from search import config_file
+from search import config_file, snapshot
 from search.errors import StudyError
 from search.layout import StudyFolder, trial_id
 from search.mirror import Mirror
-from search.record import StudyRecord, TrialRecord
+from search.record import StudyRecord, TrialRecord, check_types
 
 STUDY_NAME = "study"
 PAUSE_SECONDS = 0.2
@@ -41,11 +43,13 @@ ON_DISK_ONLY = ("history", "effective")
 """The long facts of an ended trial: no sampler reads them, and memory would grow with every trial."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+# It warns of a damaged record before it fails on it.
+optuna.logging.get_logger("optuna.storages._rdb.storage").setLevel(optuna.logging.ERROR)
 
 
 def open_storage(path: Path) -> RDBStorage:
     """Return the SQLite storage at `path`, in write-ahead mode with every commit synced to disk."""
-    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+    storage = _storage(lambda: sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False))
 
     @event.listens_for(storage.engine, "connect")
     def durable(connection: Any, _record: Any) -> None:
@@ -56,6 +60,13 @@ def open_storage(path: Path) -> RDBStorage:
     return storage
 
 
+def _storage(
+    connect: Callable[[], sqlite3.Connection], pool: type[Pool] = QueuePool, **options: Any
+) -> RDBStorage:
+    """Return a storage over connections of ours: as part of a URL, some paths would mean another file."""
+    return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": pool}, **options)
+
+
 def _make(path: Path, direction: StudyDirection) -> None:
     """Make a storage with an empty study; it appears whole.
 
@@ -63,7 +74,7 @@ def _make(path: Path, direction: StudyDirection) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
-    storage = RDBStorage(f"sqlite:///{part}")
+    storage = _storage(lambda: sqlite3.connect(part, check_same_thread=False))
     optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
     storage.remove_session()
     storage.engine.dispose()
@@ -86,8 +97,6 @@ class Ledger:
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
-        self._marked: dict[int, float] = {}
-        """When each open trial was last handed to the writer."""
         self._writing = self._hurried = False
         self._wake = threading.Condition()
         self._closing = False
@@ -117,8 +126,7 @@ class Ledger:
     def report(self, number: int, epoch: int, value: float) -> None:
         """Enter the metric after an epoch (counted from 1)."""
         self._open[number].report(value, epoch)
-        if time.monotonic() - self._marked.get(number, -math.inf) >= PAUSE_SECONDS:
-            self._mark(self._open[number])
+        self._mark(self._open[number])
 
     def end(
         self,
@@ -139,7 +147,6 @@ class Ledger:
                 trial.set_user_attr(name, fact)
         self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
         self._mark(trial, then, attributes)
-        del self._marked[number]
 
     def is_open(self, number: int) -> bool:
         """True while the trial has been asked for and not ended."""
@@ -188,9 +195,11 @@ class Ledger:
         facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Hand a trial as it is now to the writer, with facts that memory does not keep."""
-        self._marked[trial.number] = time.monotonic()
-        # Optuna's memory replaces what it changes, so this stays as it is while the writer reads it.
+        # Optuna goes on writing into these dicts while the writer reads: it gets copies of its own.
         now = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        now.params, now.distributions = dict(now.params), dict(now.distributions)
+        now.intermediate_values = dict(now.intermediate_values)
+        now.system_attrs = dict(now.system_attrs)
         now.user_attrs = {**now.user_attrs, **facts}
         with self._wake:
             # Whoever enters faster than the disk takes waits here, or memory would have no bound.
@@ -244,21 +253,64 @@ def fail_orphans(study: optuna.Study) -> None:
 
 
 def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
-    """Return the trials and the study's facts that a storage holds; it may be in use."""
-    storage = open_storage(path)
+    """Return the trials and the study's facts that a storage holds; it may be in use, and is not changed.
+
+    Raises:
+        StudyError: the file is damaged, or of something else than a study.
+    """
     try:
+        with closing(snapshot.take(path)) as memory:
+            return _read(memory)
+    except StudyError:
+        raise
+    except Exception as error:  # SQLite, Optuna and json each say in their own way that a file is damaged
+        raise StudyError(
+            f"{path}: the record must be one that this version wrote, whole, got {_reason(error)}. "
+            "Restore it from a copy."
+        ) from error
+
+
+def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]]:
+    (found,) = memory.execute("pragma integrity_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found.splitlines()[-1])
+    try:
+        storage = _storage(lambda: memory, StaticPool, skip_table_creation=True)
+    except RuntimeError:
+        raise sqlite3.DatabaseError("tables of another version of Optuna") from None
+    try:
+        if STUDY_NAME not in optuna.get_all_study_names(storage):
+            raise sqlite3.DatabaseError(f"no study named '{STUDY_NAME}'")
         study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
-        return [to_record(t) for t in study.get_trials(deepcopy=False)], study.user_attrs
+        return [_checked(trial) for trial in study.get_trials(deepcopy=False)], study.user_attrs
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _checked(trial: FrozenTrial) -> TrialRecord:
+    try:
+        record = to_record(trial)
+        check_types(record)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{trial_id(trial.number)}: {error}") from error
+    return record
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a line what is wrong with a file that cannot be read."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    error = getattr(error, "orig", None) or error
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (sqlite3.Error, TypeError)) else f"{type(error).__name__}: {text}"
 
 
 def read_study(folder: StudyFolder) -> StudyRecord:
     """Return the record of the study in a results folder.
 
     Raises:
-        StudyError: the folder has no record yet.
+        StudyError: the folder has no record yet, or one that is damaged.
     """
     config = config_file.load(folder.config)
     if not folder.database.exists():
@@ -267,7 +319,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     state = facts.get("state", "running")
     if state == "running" and not folder.is_held():
         state = "interrupted"  # its driver died
-    return StudyRecord(
+    record = StudyRecord(
         name=config.study.name,
         metric=config.study.metric,
         mode=config.study.mode,
@@ -279,6 +331,11 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         trials=tuple(trials),
         folder=str(folder.root),
     )
+    try:
+        check_types(record)
+    except TypeError as error:
+        raise StudyError(f"{folder.database}: {error}. Restore it from a copy.") from None
+    return record
 
 
 def to_record(trial: FrozenTrial) -> TrialRecord:
@@ -308,5 +365,5 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
 def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return metrics of the best and the last epoch; recalls of many classes are stored as one text each."""
     recalls = facts.get("recalls", {})
-    metrics: dict[str, dict[str, float]] = facts.get("metrics", {"best": {}, "last": {}})
+    metrics: dict[str, dict[str, float]] = {"best": {}, "last": {}} | facts.get("metrics", {})
     return {name: values | json.loads(recalls.get(name, "{}")) for name, values in metrics.items()}

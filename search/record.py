@@ -5,7 +5,9 @@ JSON, the CSV, TensorBoard and the exported model are views.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from finetune import metrics
 
@@ -82,3 +84,24 @@ class StudyRecord:
         done = [t for t in self.trials if t.state == "COMPLETE" and self.metric in t.metrics["best"]]
         sign = -1.0 if self.mode == "max" else 1.0
         return min(done, key=lambda t: (sign * t.metrics["best"][self.metric], t.number), default=None)
+
+
+def check_types(record: TrialRecord | StudyRecord) -> None:
+    """Hold a record that was read from a file to its types, as no view of it does.
+
+    Raises:
+        TypeError: a field is of another type.
+    """
+    for name, adapter in _TYPES[type(record)].items():
+        try:
+            adapter.validate_python(getattr(record, name), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, (name, *first["loc"])))
+            raise TypeError(f"{at}: {first['msg']}, got {type(first['input']).__name__}") from None
+
+
+_TYPES = {
+    kind: {name: TypeAdapter(hint) for name, hint in get_type_hints(kind).items()}
+    for kind in (TrialRecord, StudyRecord)
+}

@@ -1,6 +1,7 @@
 """The ledger: what memory says is what the file says, whatever happens to the process."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from search import ledger
 from search.errors import StudyError
@@ -79,6 +81,19 @@ def test_a_running_trial_is_in_the_file_within_a_moment(path: Path) -> None:
     book.end(trial.number, "COMPLETE", 0.25, {})
     book.close()
     assert stored(path)[0].state == TrialState.COMPLETE
+
+
+def test_an_epoch_does_not_wait_for_the_next_one_to_be_written(path: Path) -> None:
+    """Short epochs may come before a long one, and a crash in that one."""
+    book = open_ledger(path)
+    trial = book.ask()
+    book.suggested(trial.number, {"params": {}})
+    for epoch in (1, 2, 3):
+        book.report(trial.number, epoch, epoch / 10)
+    book.flush()
+    assert stored(path)[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3}
+    book.end(trial.number, "COMPLETE", 0.3, {})
+    book.close()
 
 
 def test_a_reopened_ledger_goes_on_counting_and_learning(path: Path) -> None:
@@ -164,6 +179,42 @@ def test_memory_does_not_keep_the_long_facts_of_ended_trials(path: Path) -> None
     book.close()
     (record,) = ledger.read(path)[0]
     assert (record.epochs, record.history, record.effective) == (1, history, {"a": 1})
+
+
+def test_every_epoch_is_in_the_file_however_long_a_commit_takes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs arrive while the writer reads trials and commits them: none counts as stored that is not."""
+    monkeypatch.setattr(ledger, "PAUSE_SECONDS", 0.0)
+    chance, slow = random.Random(0), random.Random(1)
+    book = open_ledger(path)
+
+    @event.listens_for(book._storage.engine, "commit")
+    def take_long(_connection: object) -> None:
+        time.sleep(slow.uniform(0, 0.02))
+
+    going: dict[int, list[dict[str, float]]] = {}
+    begun, trials, epochs = 0, 2000, 6
+    while begun < trials or going:
+        if begun < trials and len(going) < 16:
+            trial = book.ask()
+            book.suggested(trial.number, {"params": {}})
+            going[trial.number] = []
+            begun += 1
+        number = chance.choice(list(going))
+        history = going[number]
+        history.append({"epoch": len(history) + 1, "val/accuracy": chance.random()})
+        book.report(number, len(history), history[-1]["val/accuracy"])
+        if chance.random() < 0.05:
+            time.sleep(chance.uniform(0, 0.005))
+        if len(history) == epochs:
+            best = max(epoch["val/accuracy"] for epoch in history)
+            book.end(number, "COMPLETE", best, {"history": going.pop(number)})
+    book.close()
+    kept = stored(path)
+    assert len(kept) == trials
+    for one in kept:
+        assert one.intermediate_values == {e["epoch"]: e["val/accuracy"] for e in one.user_attrs["history"]}
 
 
 def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
