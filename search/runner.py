@@ -77,6 +77,7 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
             config.image_sizes,
             copies_bytes=needs.copies_bytes(config),
             expected=expected,
+            retries=config.study.retries,
         )
         try:
             fits = plan.fit(node.resources for node in up) > 0
@@ -112,9 +113,9 @@ def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> None:
         "provenance": record.provenance | {"study": record.name, "trial": record.best.id},
         "features": dataclasses.asdict(needs.feature_settings(config)),
     }
-    ray.get(warm.exchange.submit.remote(job))
+    warm.get(warm.exchange.submit.remote(job))
     while True:
-        for message in ray.get(warm.exchange.receive.remote("export")):
+        for message in warm.get(warm.exchange.receive.remote("export")):
             if message["kind"] == "end" and message["state"] == "failed":
                 raise SlotsLost(
                     f"{folder.best}: the best model must be exported, got {message['error']}. "

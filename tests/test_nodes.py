@@ -155,7 +155,7 @@ class Driver:
         deadline = time.monotonic() + 120
         while not until():
             assert time.monotonic() < deadline, (told[-3:], self.call("status"), self.trained(name)[-3:])
-            told += self.call("receive", name)
+            told += self.call("receive", name, len(told))
             assert not told or told[-1]["kind"] != "end", told[-1]
         return str([message["slot"] for message in told if message["kind"] == "started"][-1])
 
