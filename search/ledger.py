@@ -357,6 +357,7 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
         continues=facts.get("continues"),
         seed_of=facts.get("seed_of"),
         slot=facts.get("slot"),
+        retries=facts.get("retries", 0),
         effective=facts.get("effective", {}),
         history=facts.get("history", []),
     )

@@ -60,6 +60,11 @@ def up() -> list[Node]:
     return sorted(nodes, key=lambda node: (not node.is_head, node.id))
 
 
+def alive() -> frozenset[str]:
+    """Return the ids of all nodes that have not died."""
+    return frozenset(entry["NodeID"] for entry in ray.nodes() if entry["Alive"])
+
+
 def about_to_go() -> frozenset[str]:
     """Return the ids of the nodes that are being drained: Ray gives them no more work."""
     return frozenset(state.get_draining_nodes())

@@ -51,6 +51,8 @@ class TrialRecord:
     seed_of: int | None = None
     """Number of the trial whose seed it uses, where not its own."""
     slot: str | None = None
+    retries: int = 0
+    """Times that it was tried again, from its last checkpoint, since its worker or node had died."""
     effective: dict[str, Any] = field(default_factory=dict)
     """What the worker really used, read back from the model and the optimiser."""
     history: list[dict[str, float]] = field(default_factory=list)

@@ -31,7 +31,7 @@ from search import (
     training,
     tuner,
 )
-from search.errors import SearchError, StudyError
+from search.errors import SearchError, SlotsLost, StudyError
 from search.kept import Kept
 from search.layout import StudyFolder, write_text
 from search.record import StudyRecord
@@ -123,6 +123,7 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
             folder.slots,
             copies_bytes=needs.copies_bytes(config),
             expected=expected,
+            retries=config.study.retries,
         )
         problem = None
         try:
@@ -153,7 +154,7 @@ def _export_best(study: StudyRun) -> str | None:
 
     Returns why that failed, or None.
     """
-    folder, exchange = study.folder, study.warm.exchange
+    folder, warm = study.folder, study.warm
     record = ledger.read_study(folder)
     if record.best is None:
         return None
@@ -168,12 +169,14 @@ def _export_best(study: StudyRun) -> str | None:
         "features": dataclasses.asdict(needs.feature_settings(study.config)),
     }
     try:
-        ray.get(exchange.submit.remote(job))
+        warm.get(warm.exchange.submit.remote(job))
+        heard = 0
         while True:
-            for message in ray.get(exchange.receive.remote("export")):
+            for message in warm.get(warm.exchange.receive.remote("export", heard)):
+                heard += 1
                 if message["kind"] == "end":
                     return str(message["error"]) if message["state"] == "failed" else None
-    except RayError as error:
+    except (RayError, SlotsLost) as error:
         return f"no answer from its slot ({training.first_words(error)})"
 
 

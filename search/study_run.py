@@ -81,6 +81,7 @@ class StudyRun:
             keep_checkpoints=study.keep_checkpoints,
             left=len(self.planned) + self.sampled,
             slots=warm.plan.slots,
+            lost=warm.lost,
         )
         self._earlier = earlier
         self._remember(facts)
@@ -112,6 +113,7 @@ class StudyRun:
                     trials=count,
                     most=self.warm.plan.slots,
                     room=self._room,
+                    retries=study.retries,
                     storage=self.folder.tune,
                     name=datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
                 )
@@ -141,12 +143,12 @@ class StudyRun:
         """Return how many trials may run now, and tell what is new about the cluster."""
         plan = self.warm.plan
         self.clock.note()
-        if not plan.ask:
-            return plan.slots
         up, news = self.warm.news()
-        self.progress.slots = up
         for line in news:
             print(line, file=sys.stderr)
+        if not plan.ask:
+            return plan.slots
+        self.progress.slots = up
         return max(1, up)
 
     def _job(self, number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 
 from search import process
+from search.errors import SearchError
 from search.nodes import HEAD
 from search.sampler import StudySearcher
 from search.trial import SlotTrial
@@ -74,13 +75,17 @@ def tune(
     trials: int,
     most: int,
     room: Callable[[], int],
+    retries: int,
     storage: Path,
     name: str,
 ) -> None:
     """Run `trials` trials, as many at a time as `room` says, at `most`; returns early when interrupted.
 
+    A trial whose process here dies gets another one, `retries` times; what its slot does goes on meanwhile.
+
     Raises:
         SettingsIgnored: a worker trained with other settings than were suggested.
+        SlotsLost: the exchange or the keeper died.
     """
 
     class StudyTrial(SlotTrial):
@@ -100,6 +105,7 @@ def tune(
             name=name,
             storage_path=str(storage),
             callbacks=[watch],
+            failure_config=ray_tune.FailureConfig(max_failures=retries),
             checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # slots keep them
             verbose=0,
         ),
@@ -107,7 +113,7 @@ def tune(
     try:
         with process.environment(LEAN), process.handlers(signal.SIGINT, signal.SIGUSR1):
             search.fit()
-    except TuneError:
+    except (TuneError, SearchError):
         if watch.fatal:
             raise watch.fatal from None
         raise

@@ -354,7 +354,7 @@ def test_a_start_that_was_tried_is_not_planned_again(
     given = {"data": {"crop_scale": [1.0, 0.5]}, "space": {"frozen_layers": frozen} | others}
     config = StudyConfig.from_dict(merged(STUDY, given))
     # 19 blocks: the half of them is no round share.
-    space = Space(config, dict.fromkeys(config.backbones, 19))
+    space = Space(config)
     planned, _ = to_do([], config.study, space)
     book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
     for plan in planned:

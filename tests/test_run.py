@@ -101,7 +101,7 @@ def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
     rates = [0.01, 0.0666, 0.02, 0.0667, 0.03]
     record = runner.run(
         small_study(
-            study={"trials": 12, "sampler": "random"},
+            study={"trials": 12, "sampler": "random", "retries": 0},
             space={"strategy": "replace", "head_size": 0, "learning_rate": rates},
             early_stopping={"enabled": False},
         )
@@ -133,10 +133,10 @@ def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     assert record.best is None
 
 
-def test_a_process_of_tune_that_is_killed_gives_its_slot_back(
+def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that stands for the trial in Tune dies; its slot serves the trials after it."""
+    """The process that stands for the trial in Tune dies; its slot trains on, and another process asks it."""
     killed = tmp_path / "killed"
     enter = watch.Watch.on_trial_result
 
@@ -166,10 +166,8 @@ def test_a_process_of_tune_that_is_killed_gives_its_slot_back(
     )
     assert killed.exists()
     assert record.state == "finished"
-    failed, *others = record.trials
-    assert failed.state == "FAIL"
-    assert "process failed" in str(failed.error)
-    assert [trial.state for trial in others] == ["COMPLETE"] * 4
+    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 5
+    assert [[epoch["epoch"] for epoch in trial.history] for trial in record.trials] == [[1, 2, 3]] * 5
 
 
 def test_a_trial_that_tune_sets_up_in_two_processes_is_heard_whole(
@@ -335,7 +333,7 @@ def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Pat
         ray.get(warm.exchange.submit.remote(short))
         messages: list[dict[str, Any]] = []
         while not messages or messages[-1]["kind"] != "end":
-            messages += ray.get(warm.exchange.receive.remote("short"))
+            messages += ray.get(warm.exchange.receive.remote("short", len(messages)))
         assert messages[-1]["state"] == "complete"
     finally:
         warm.close()

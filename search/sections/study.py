@@ -80,6 +80,8 @@ class Study(Section):
     """Who suggests: Optuna's TPE, or chance."""
     isolation: Literal["slot", "process"] = "slot"
     """Where trials run: one after another in warm slots, or each in processes of its own (slow)."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a trial is tried again, from its last checkpoint, whose worker dies; then it fails."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 5
     """Models of the best trials that stay on disk."""
 
