@@ -257,7 +257,7 @@ def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> No
 def test_a_warm_slot_gives_the_bits_of_a_cold_process(small_study: Make, tmp_path: Path) -> None:
     """The same trials, each in fresh processes: same metrics, epoch by epoch, bit for bit."""
     options = {
-        "study": {"trials": 3, "sampler": "random", "epochs": 2},
+        "study": {"trials": 2, "sampler": "random", "epochs": 2},
         "early_stopping": {"enabled": False},
         "resources": {"slots": 1},
     }
@@ -300,7 +300,8 @@ def test_nothing_is_left_running_of_a_study_that_ends_while_its_slot(
         what = "TrainController" if when == "starts" else "RayTrainWorker"
         wait_for(lambda: any(what in title for title in slot_processes()))
     else:
-        warm.wait()
+        (slot,) = warm.wait().values()
+        assert slot["versions"]["torch"] == torchless.NOT_IMPORTED
     if when == "starts again":
         (worker,) = (p for p in ray_processes() if "RayTrainWorker" in p.cmdline()[0])
         worker.kill()

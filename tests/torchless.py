@@ -17,6 +17,7 @@ import ray.cloudpickle
 from search import slots
 from search.trial import CHECKED, CHECKED_OF_DATA
 
+NOT_IMPORTED = "not imported"
 BLOCKS = 18
 """Of every backbone."""
 Job = dict[str, Any]
@@ -62,7 +63,7 @@ def facts(config: dict[str, Any]) -> dict[str, Any]:
         "workers": 1,
         "device": "none",
         "finetune": "",
-        "versions": {"torch": str("torch" in sys.modules)},
+        "versions": {"torch": "imported" if "torch" in sys.modules else NOT_IMPORTED},
     }
 
 
