@@ -197,16 +197,20 @@ def cache(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="The study's features.dir, where it names one.")
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove everything; with --dir, what is in that folder.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List what this node keeps for later trials: features, decoded images, copies of far files."""
     from search import cache as keeper
     from search.needs import cache_dir
 
+    if folder is not None:
+        keeper.check(folder)
     place = folder or cache_dir() / "features"
     if clear:
-        say(f"{keeper.clear(place) / 2**20:.1f} MiB freed")
+        say(f"{keeper.clear(place, copies=folder is None) / 2**20:.1f} MiB freed")
     listed = keeper.listing(place)
     if as_json:
         print_json(listed)

@@ -5,6 +5,7 @@ short model card). No pickles: a folder from a stranger can be loaded safely.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from finetune import assets, backbones, checkpoint, loop, strategies
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
+from finetune.findings import listed
 from finetune.kinds import EXTENSIONS
 from finetune.loop import World
 from finetune.pixels import load_image, normalise
@@ -26,6 +28,8 @@ from finetune.settings import FeatureSettings, TrialSettings
 from finetune.strategies import TransferModel
 
 FORMAT = 1
+FILES = ("model.safetensors", "model.yaml", "README.md")
+"""Of a model folder, in the order in which they are written."""
 TOP = 5
 """Most probable classes that a prediction lists."""
 
@@ -69,11 +73,12 @@ def write(
     Returns what model.yaml says.
 
     Raises:
-        CheckpointError: there is no whole checkpoint at `checkpoint_path`.
+        CheckpointError: there is no whole checkpoint at `checkpoint_path`, or `to` is not for a model folder.
         DataError: the images are gone or not as they were.
     """
     world = world or World()
     tensors, stored = checkpoint.read(checkpoint_path)
+    _claim(to)
     settings = TrialSettings.from_dict(stored["settings"])
     run = loop.Run(settings, world, features)
     run.model.load_trained_state(tensors)
@@ -84,15 +89,47 @@ def write(
     metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
     facts = _facts(run, metrics, provenance)
     if world.rank == 0:
-        to.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
-        _replace(to / "model.safetensors", lambda path: save_file(state, path))
-        digest = hashlib.sha256((to / "model.safetensors").read_bytes()).hexdigest()
+        _replace(to / FILES[0], lambda path: save_file(state, path))
+        digest = hashlib.sha256((to / FILES[0]).read_bytes()).hexdigest()
         facts["provenance"]["model_sha256"] = digest
         text = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
-        _replace(to / "model.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-        _replace(to / "README.md", lambda path: path.write_text(_card(facts), encoding="utf-8"))
+        _replace(to / FILES[1], lambda path: path.write_text(text, encoding="utf-8"))
+        _replace(to / FILES[2], lambda path: path.write_text(_card(facts), encoding="utf-8"))
     return facts
+
+
+def _claim(to: Path) -> None:
+    """Make the folder of a model; one that holds anything but a model folder, or parts of one, is refused.
+
+    Raises:
+        CheckpointError: it is refused, or cannot be made or written.
+    """
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        names = {path.name.removesuffix(".tmp") for path in to.iterdir() if path.name[0] != "."}
+        if not os.access(to, os.W_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise CheckpointError(
+            f"{to}: a model folder must be a folder that can be written, got {type(error).__name__}: "
+            f"{error}. Choose another."
+        ) from error
+    begun = names <= set(FILES[:2])  # an export that was interrupted; the card comes last
+    if not begun and not _is_ours(to / FILES[1]):
+        raise CheckpointError(
+            f"{to}: a model folder must be new, empty or a model folder, got one with "
+            f"{listed(sorted(names))}. Choose another: its README.md would be replaced."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """True for a model.yaml that `write` made."""
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(facts, dict) and {"format", "backbone", "strategy", "classes"} <= facts.keys()
 
 
 def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
