@@ -1,15 +1,22 @@
 """Model folders: written where nothing is lost by it, read without harm, and told in safe words."""
 
+import csv
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from finetune import loop, model_folder
 from finetune.errors import CheckpointError
 from finetune.history import Keep
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from search import predictions
+from search.__main__ import app, guarded
+from search.errors import StudyError
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +106,86 @@ def test_a_place_that_cannot_be_a_folder_is_told_in_one_line(trained: Path, tmp_
         with pytest.raises(CheckpointError, match="must be a folder that can be written, got") as caught:
             model_folder.write(trained, place, {})
         assert "\n" not in str(caught.value)
+
+
+# What is told of it
+
+
+HOSTILE = ("=cmd|' /C calc'!A0", "<script>alert(1)</script>", "a\n# Heading\n[x](http://evil)", "\x1b[2J`b`")
+
+
+def test_names_of_classes_are_plain_text_in_the_card(model: Path, written: Path) -> None:
+    facts = model_folder.load(written).facts | {"classes": list(HOSTILE)}
+    card = model_folder._card(facts)
+    assert "\x1b" not in card
+    listed = next(line for line in card.splitlines() if line.startswith("Classifies images"))
+    assert listed == (
+        "Classifies images into 4 classes: `=cmd|' /C calc'!A0`, `<script>alert(1)</script>`, "
+        r"`a\x0a# Heading\x0a[x](http://evil)`, `` \x1b[2J`b` ``."
+    )
+
+
+def test_a_picture_that_cannot_be_read_does_not_cost_the_others(model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    Image.new("RGB", (40, 30), "black").save(tmp_path / "c.png")
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    loaded = model_folder.load(model)
+    alone = [next(iter(model_folder.predict(loaded, [path]))) for path in (paths[0], paths[2])]
+    one, broken, other = model_folder.predict(loaded, paths)
+    assert [row["class"] for row in (one, other)] == [row["class"] for row in alone]
+    assert [row["path"] for row in (one, broken, other)] == [str(path) for path in paths]
+    assert (one["error"], broken["class"], broken["probability"], broken["top"]) == (None, None, None, [])
+    assert f"{paths[1]}: an image must be readable, got" in broken["error"]
+    (only,) = model_folder.predict(loaded, [paths[1]])
+    assert only == broken
+
+
+@pytest.mark.parametrize("way", [[], ["--json"], ["--csv"]], ids=str)
+def test_predict_tells_of_every_picture_and_ends_with_1_where_one_cannot_be_read(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: list[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (40, 30), "white").save(images / "good.png")
+    (images / "bad\x1b[2J\t.png").write_bytes(b"broken")
+    to = tmp_path / "out.csv"
+    words = ["predict", str(model), str(images), *way, *([str(to)] if way == ["--csv"] else [])]
+    assert guarded(lambda: app(words, standalone_mode=False)) == 1
+    out, err = capsys.readouterr()
+    assert "every image must be readable, got 1 of 2 that are not" in err
+    assert "\x1b" not in out + err
+    if way == ["--json"]:
+        assert [row["error"] is None for row in json.loads(out)] == [False, True]
+    elif way == ["--csv"]:
+        with to.open(newline="") as file:
+            bad, good = csv.DictReader(file)
+        assert bad["class"] == bad["probability"] == ""
+        assert "an image must be readable" in bad["error"]
+        assert good["class"] in ("6", "7")
+    else:
+        bad, good = out.splitlines()
+        assert bad.split("\t")[0] == str(images / r"bad\x1b[2J\x09.png")
+        assert bad.split("\t")[1] == "unreadable"
+        assert good.split("\t")[1] in ("6", "7")
+
+
+def test_formulas_are_text_in_a_csv_file_of_predictions(tmp_path: Path) -> None:
+    rows = [
+        {"path": os.fsdecode(b"caf\xe9.png"), "class": name, "probability": 0.5, "error": None}
+        for name in ("=1+1", "@SUM(A1)", "-cmd", "+cmd", "\t=1", "-5", "a=b")
+    ]
+    predictions.write_csv(rows, tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        found = [row["class"] for row in csv.DictReader(file)]
+    assert found == ["'=1+1", "'@SUM(A1)", "'-cmd", "'+cmd", "'\t=1", "-5", "a=b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_csv_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "file/x.csv", tmp_path / "folder", tmp_path / ("x" * 300), Path("/proc/x.csv")):
+        with pytest.raises(StudyError, match="--csv must be a file that can be written, got"):
+            predictions.write_csv([], place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

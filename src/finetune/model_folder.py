@@ -24,6 +24,7 @@ from finetune.findings import listed
 from finetune.kinds import EXTENSIONS
 from finetune.loop import World
 from finetune.pixels import load_image, normalise
+from finetune.safe_text import markdown
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.strategies import TransferModel
 
@@ -203,24 +204,36 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
 
 
 def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield per image `path`, `class`, `probability` and `top`: the most probable classes with theirs.
+    """Yield per image `path`, `class`, `probability`, `error`, and `top`: the most probable classes.
 
-    Raises:
-        DataError: a file is no readable image.
+    Of an image that cannot be read, `class` and `probability` are None and `error` has the reason; of the
+    others `error` is None.
     """
-    steps = model.facts["preprocessing"]
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
-        images = torch.stack(
-            [load_image(path, steps["image_size"], whole=steps["whole_image"]) for path in part]
-        )
-        for path, row in zip(part, model.probabilities(images), strict=True):
+        seen = [_pixels(model, path) for path in part]
+        images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
+        rows = iter(model.probabilities(torch.stack(images)) if images else ())
+        for path, pixels in zip(part, seen, strict=True):
+            if not isinstance(pixels, Tensor):
+                yield {"path": str(path), "class": None, "probability": None, "top": [], "error": pixels}
+                continue
+            row = next(rows)
             best = row.topk(min(TOP, len(row)))
             top = [
                 {"class": model.classes[index], "probability": value}
                 for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
-            yield {"path": str(path)} | top[0] | {"top": top}
+            yield {"path": str(path)} | top[0] | {"top": top, "error": None}
+
+
+def _pixels(model: Model, path: Path) -> Tensor | str:
+    """Return the image as the model sees it, uint8 (3, S, S), or why it cannot be read."""
+    steps = model.facts["preprocessing"]
+    try:
+        return load_image(path, steps["image_size"], whole=steps["whole_image"])
+    except DataError as error:
+        return str(error)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -272,12 +285,13 @@ def _card(facts: dict[str, Any]) -> str:
     def row(name: str, split: dict[str, Any]) -> str:
         return f"| {name} | {split['images']} | " + " | ".join(f"{split[c]:.4f}" for c in columns) + " |"
 
+    names = ", ".join(map(markdown, facts["classes"]))
     lines = [
         f"# {facts['backbone']}, strategy {facts['strategy']}",
         "",
-        f"Classifies images into {len(facts['classes'])} classes: {', '.join(facts['classes'])}.",
+        f"Classifies images into {len(facts['classes'])} classes: {names}.",
         "",
-        f"Transferred from {facts['source']['weights']}. Input: RGB, "
+        f"Transferred from {markdown(facts['source']['weights'])}. Input: RGB, "
         f"{facts['preprocessing']['image_size']} x {facts['preprocessing']['image_size']} px.",
         "",
         "| split | images | " + " | ".join(columns) + " |",
