@@ -4,11 +4,15 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from finetune import loop, model_folder
 from finetune.errors import CheckpointError
@@ -189,3 +193,73 @@ def test_a_csv_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -
         with pytest.raises(StudyError, match="--csv must be a file that can be written, got"):
             predictions.write_csv([], place)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+# What a stranger's folder may hold
+
+
+def changed(facts: dict[str, Any]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        known = yaml.safe_load((folder / "model.yaml").read_text())
+        (folder / "model.yaml").write_text(yaml.safe_dump(known | facts))
+
+    return write
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def text(name: str, content: bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return write
+
+
+def not_a_number(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in state.items()}, folder / "model.safetensors")
+
+
+STEPS = {"whole_image": True, "image_size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no weights": (without("model.safetensors"), r"got no model\.safetensors\. Make one"),
+    "no facts": (without("model.yaml"), r"got no model\.yaml\. Make one"),
+    "another format": (changed({"format": 999}), "got format 999 in model.yaml, where this version knows 1"),
+    "no format": (text("model.yaml", b"a: 1"), "got a model.yaml without a format"),
+    "a list": (text("model.yaml", b"[1, 2]"), "got a model.yaml without a format"),
+    "no text": (text("model.yaml", b"\xff\xfe"), "must be whole and fit together"),
+    "empty": (text("model.yaml", b""), "must be whole and fit together"),
+    "torn weights": (text("model.safetensors", b"torn"), "must be whole and fit together"),
+    "NaN": (not_a_number, "got weights that are NaN or infinite"),
+    "no steps": (changed({"preprocessing": None}), "must be whole and fit together"),
+    "two means": (changed({"preprocessing": STEPS | {"mean": [0, 0]}}), "got preprocessing with mean"),
+    "words": (changed({"preprocessing": STEPS | {"std": ["a", "b", "c"]}}), "three numbers each"),
+    "zero": (changed({"preprocessing": STEPS | {"std": [0.5, 0, 0.5]}}), "got preprocessing with mean"),
+    "no size": (
+        changed({"preprocessing": STEPS | {"image_size": "large"}}),
+        "got preprocessing with image_size",
+    ),
+    "too small": (changed({"preprocessing": STEPS | {"image_size": -1}}), "must be whole and fit together"),
+    "numbers": (changed({"classes": [1, 2]}), "got classes that are no list of names"),
+    "three": (changed({"classes": ["a", "b", "c"]}), "must be whole and fit together"),
+    "backbone": (changed({"backbone": "resnet81"}), "must be whole and fit together, got .*resnet81"),
+    "a pipe of weights": (pipe("model.safetensors"), "it is a folder, pipe or device"),
+    "a pipe of facts": (pipe("model.yaml"), "it is a folder, pipe or device"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_model_folder_that_is_not_whole_is_one_line(model: Path, case: str) -> None:
+    spoil, told = STRANGE[case]
+    spoil(model)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        model_folder.load(model)
+    assert str(caught.value).startswith(f"{model}: ")
+    assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ short model card). No pickles: a folder from a stranger can be loaded safely.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune import assets, backbones, checkpoint, loop, strategies
+from finetune import assets, backbones, checkpoint, filesystems, loop, strategies
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
 from finetune.findings import listed
@@ -170,8 +170,13 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
     """
     device = device or torch.device("cpu")
     try:
-        facts = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
+        for name in FILES[:2]:
+            filesystems.refuse_pipes(folder / name)
+        facts = yaml.safe_load((folder / FILES[1]).read_text(encoding="utf-8"))
+        _check_facts(facts)
+        state = load_file(folder / FILES[0])
+        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+            raise ValueError("weights that are NaN or infinite")
         source = facts["source"]
         backbone = backbones.build(
             facts["backbone"], source_classes=source["classes"], image_size=source.get("image_size")
@@ -194,13 +199,34 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
             f"{Path(error.filename).name}. Make one with `export DIR --to MODEL_DIR`."
         ) from None
-    except (SafetensorError, yaml.YAMLError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a stranger's files are wrong in as many ways as there are readers
+        why = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{folder}: the files of a model folder must be whole and fit together, got "
-            f"{str(error).splitlines()[0]}. Export the model again."
+            f"{folder}: the files of a model folder must be whole and fit together, got {why:.300}. "
+            "Export the model again."
         ) from error
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(net.eval(), facts, device)
+
+
+def _check_facts(facts: Any) -> None:
+    """Raise a ValueError for what no model.yaml of ours says."""
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise ValueError("a model.yaml without a format")
+    if facts["format"] != FORMAT:
+        raise ValueError(f"format {facts['format']!r:.40} in model.yaml, where this version knows {FORMAT}")
+    classes, steps = facts["classes"], facts["preprocessing"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes that are no list of names")
+    side, mean, std = steps["image_size"], steps["mean"], steps["std"]
+    numbers = [*mean, *std]
+    if len(mean) != 3 or len(std) != 3 or not all(isinstance(n, float | int) for n in numbers):
+        raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}, not three numbers each")
+    if not all(map(math.isfinite, numbers)) or 0 in std:
+        raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}")
+    if not isinstance(side, int) or not isinstance(steps["whole_image"], bool):
+        raise ValueError(f"preprocessing with image_size {side!r:.40}")
+    backbones.check_image_size(facts["backbone"], side)
 
 
 def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
