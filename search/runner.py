@@ -37,13 +37,18 @@ def run(config: StudyConfig) -> StudyRecord:
     """
     provenance.check_code()
     images = catalog.scan(needs.data_settings(config))
-    for finding in images.findings:
-        if finding.grade == "warning":
-            print_line(console(stderr=True), f"warning: data: {finding.text}")
+    warn_of(images)
     folder = StudyFolder.create(Path(config.results), config.study.name)
     named = config.study.model_copy(update={"name": folder.root.name})
     write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
     return _search(config, folder, images)
+
+
+def warn_of(images: Catalog) -> None:
+    """Tell of images that lie there and are not used, and of what else a person should know of them."""
+    for finding in images.findings:
+        if finding.grade == "warning":
+            print_line(console(stderr=True), f"warning: data: {finding.text}")
 
 
 def resume(root: Path) -> StudyRecord:

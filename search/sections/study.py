@@ -1,6 +1,7 @@
 """`study`: what is searched for, and for how long."""
 
 import re
+import unicodedata
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
@@ -22,7 +23,7 @@ def _metric(name: str) -> str:
     if name not in METRICS and not (name.startswith(RECALL) and len(name) > len(RECALL)):
         known = did_you_mean(name, [*METRICS, f"{RECALL}<class>"])
         raise refused("must be a metric that every epoch reports", repr(name), known)
-    return name
+    return unicodedata.normalize("NFC", name)  # as the catalog names the classes
 
 
 def _mode_of(metric: str) -> "Mode":
