@@ -117,7 +117,7 @@ def to_csv(study: StudyRecord, path: Path) -> None:
     spread = [c for prefix in ("params.", "best.", "last.") for c in seen if c.startswith(prefix)]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])
             writer.writeheader()
             writer.writerows(rows)
