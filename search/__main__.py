@@ -220,16 +220,20 @@ def cache(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="The study's features.dir, where it names one.")
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove everything; with --dir, what is in that folder.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List what this node keeps for later trials: features, decoded images, copies of far files."""
     from search import cache as keeper
     from search.needs import cache_dir
 
+    if folder is not None:
+        keeper.check(folder)
     place = folder or cache_dir() / "features"
     if clear:
-        say(f"{keeper.clear(place) / 2**20:.1f} MiB freed")
+        say(f"{keeper.clear(place, copies=folder is None) / 2**20:.1f} MiB freed")
     listed = keeper.listing(place)
     if as_json:
         print_json(listed)
@@ -264,22 +268,27 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
     as_json: JsonFlag = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a CSV file: path, class, probability.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a CSV file: path, class, probability, error.")
+    ] = None,
 ) -> None:
-    """Classify images with an exported model."""
+    """Classify images with an exported model; 1 where some of them cannot be read."""
     from search import predictions
 
     if as_json and csv is not None:
         raise typer.BadParameter("give --json or --csv, one of them")
-    found = predictions.predict(model, images)
+    found = predictions.Counted(predictions.predict(model, images))
     if as_json:
         print_json(list(found))
     elif csv is not None:
-        count = predictions.write_csv(found, csv)
-        say(f"{csv}: {count} images")
+        predictions.write_csv(found, csv)
+        say(f"{csv}: {found.images} images")
     else:
         for row in found:
-            print(f"{row['path']}\t{row['class']}\t{row['probability']:.4f}", flush=True)
+            print(predictions.line(row), flush=True)
+    if found.unreadable:
+        say(f"error: every image must be readable, got {found.unreadable} of {found.images} that are not")
+        raise typer.Exit(Exit.STUDY_FAILED)
 
 
 def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
@@ -318,7 +327,7 @@ def guarded(command: Callable[[], Any]) -> int:
         say("interrupted; `python -m search resume DIR` goes on where a study had begun")
         return Exit.INTERRUPTED
     except ConfigErrors as errors:
-        print(errors, file=sys.stderr)
+        say(str(errors))
         return Exit.BAD_INPUT
     except (FinetuneError, CapacityError, ClusterError, PreflightError, StudyError) as error:
         say(f"error: {error}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from finetune import safe_text
 from search import config_file
 from search.study import StudyConfig, overrides
 from search.terminal import console, print_line
@@ -85,9 +86,10 @@ class Wanted:
 
 def say(text: str) -> None:
     """Tell a person something, beside the payload."""
-    print_line(console(stderr=True), text)
+    for line in text.split("\n"):
+        print_line(console(stderr=True), line)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(safe_text.json_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from finetune import safe_text
 from search.record import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord
 from search.terminal import clean, print_line, print_table, seconds_text
 
@@ -116,7 +117,7 @@ def to_csv(study: StudyRecord, path: Path) -> None:
     spread = [c for prefix in ("params.", "best.", "last.") for c in seen if c.startswith(prefix)]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])
             writer.writeheader()
             writer.writerows(rows)
@@ -224,7 +225,7 @@ def _plain(value: Any) -> Any:
 
 
 def _csv_row(trial: TrialRecord) -> dict[str, Any]:
-    row = {name: getattr(trial, name) for name in _CSV_FIRST + _CSV_LAST}
+    row = {name: safe_text.cell(getattr(trial, name)) for name in _CSV_FIRST + _CSV_LAST}
     spread: Iterable[tuple[str, Mapping[str, Any]]] = [("params", trial.params), *trial.metrics.items()]
     for prefix, values in spread:
         row |= {f"{prefix}.{name}": _csv_cell(value) for name, value in _few(values).items()}
@@ -241,4 +242,4 @@ def _few(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _csv_cell(value: Any) -> Any:
-    return json.dumps(_plain(value)) if isinstance(value, (Mapping, list, tuple)) else value
+    return json.dumps(_plain(value)) if isinstance(value, (Mapping, list, tuple)) else safe_text.cell(value)

@@ -54,11 +54,16 @@ def run(config: StudyConfig) -> StudyRecord:
     provenance.check_code()
     _check_room_here(config)
     images = inputs.scan(config)
+    warn_of(images)
+    with _new_folder(config) as folder:
+        return _search(config, folder, images)
+
+
+def warn_of(images: Catalog) -> None:
+    """Tell of images that lie there and are not used, and of what else a person should know of them."""
     for finding in images.findings:
         if finding.grade == "warning":
             print_line(console(stderr=True), f"warning: data: {finding.text}")
-    with _new_folder(config) as folder:
-        return _search(config, folder, images)
 
 
 def resume(root: Path) -> StudyRecord:

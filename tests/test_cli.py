@@ -370,22 +370,45 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
 
     layout = Layout(rows=4, shape=(3,), dtype="float32")
     facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}
-    Store(tmp_path, 2**20).get("k", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
+    Store(tmp_path, 2**20).get(24 * "a", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
     copies = tmp_path / "node" / "finetune" / "files"
     copies.mkdir(parents=True)
-    (copies / "copy.jpg").write_bytes(bytes(1000))
+    (copies / f"{64 * 'b'}.jpg").write_bytes(bytes(1000))
     env = {"XDG_CACHE_HOME": str(tmp_path / "node")}
     listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json", env=env).stdout)
     assert listed["bytes"] == layout.bytes
-    assert listed["copies"] == {"dir": str(copies), "bytes": 1000, "files": 1}
-    assert [entry["key"] for entry in listed["entries"]] == ["k"]
+    there = {"dir": str(copies), "bytes": 1000, "files": 1}
+    assert listed["copies"] == there
+    assert [entry["key"] for entry in listed["entries"]] == [24 * "a"]
     table = call(command, "cache", "--dir", tmp_path, env=env).stdout
     assert "resnet18 behind 9 blocks" in table
     assert f"{copies}: 1 copies of far files" in table
     cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json", env=env)
-    nothing = {"dir": str(copies), "bytes": 0, "files": 0}
-    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": [], "copies": nothing}
+    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": [], "copies": there}
     assert "MiB freed" in cleared.stderr
+    whole = json.loads(call(command, "cache", "--clear", "--json", env=env).stdout)
+    assert whole["copies"] == {"dir": str(copies), "bytes": 0, "files": 0}
+
+
+@pytest.mark.parametrize("words", [["--clear"], []])
+def test_a_folder_that_is_no_cache_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    from search.__main__ import app, guarded
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    mine = {"package.json": "{}", "pytorch_model.bin": "x", f"{24 * 'a'}.bin": "y", "x.part": "z"}
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in mine.items():
+        (folder / name).write_text(text)
+    for place in (folder, tmp_path / "absent", folder / "package.json"):
+        arguments = ["cache", "--dir", str(place), *words]
+        assert guarded(lambda a=arguments: app(a, standalone_mode=False)) == 2
+        assert f"{place}: --dir must be the features.dir of a study" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    assert {path.name: path.read_text() for path in folder.iterdir()} == mine
 
 
 def write_digits(folder: Path, count: int) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune import checkpoint
 from finetune.decode import decode
-from finetune.errors import DataError
+from finetune.errors import CheckpointError, DataError
 from finetune.filesystems import is_network, open_binary, type_of
 from finetune.kinds import Files
 from search import ledger
@@ -67,6 +68,8 @@ def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
         decode(tmp_path / "image.png")
     with pytest.raises(DataError, match="it is a folder, pipe or device, not a file"):
         Files(str(tmp_path)).sample("image.png")
+    with pytest.raises(CheckpointError, match="it is a folder, pipe or device, not a file"):
+        checkpoint.read(tmp_path / "image.png")
     with pytest.raises(OSError, match="not a file"):
         open_binary("/dev/zero")
 

@@ -10,7 +10,8 @@ from PIL import Image
 from finetune.catalog import Catalog, scan
 from finetune.errors import DataError
 from finetune.settings import DataSettings
-from search import check
+from search import check, runner
+from search.sections import Study
 from search.study import StudyConfig
 
 
@@ -210,6 +211,23 @@ def test_what_is_not_used_is_told_on_a_disk_and_behind_a_url(tmp_path: Path, kin
         "folders beside 'train' should ",
         "images should lie in a class f",
     ]
+
+
+def test_run_begins_by_telling_what_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = put(tmp_path, "train/a", "train/b", "unlabelled")
+    (root / "train/a/1.heic").touch()
+    (root / "train/a/notes.txt").touch()
+    runner.warn_of(found_in(root))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(", got")[0] for line in told] == [
+        "warning: data: folders beside 'train' should be splits",
+        "warning: data: files in class folders should be images in a known format",
+    ]
+
+
+def test_a_metric_may_name_its_class_in_either_unicode_form() -> None:
+    for form in (COMPOSED, APART):
+        assert Study(name="s", metric=f"val/recall/{form}").metric == f"val/recall/{COMPOSED}"
 
 
 def test_check_shows_what_is_not_used(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from search.layout import write_text
 from search.record import StudyRecord, TrialRecord
 from search.results import comparison, failures, ranked, show, to_csv, to_json
 from search.terminal import clean, print_line, seconds_text
@@ -221,11 +222,27 @@ def test_csv_has_a_row_per_trial_and_a_column_per_parameter_and_metric(tmp_path:
 def test_a_csv_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "trials.csv"
     path.write_text("old")
-    surrogate = trial(0, "COMPLETE", {"strategy": "\ud800"}, 0.5)
-    with pytest.raises(UnicodeEncodeError):
-        to_csv(record((surrogate,)), path)
+
+    class Unwritable:
+        def __str__(self) -> str:
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        to_csv(record((trial(0, "COMPLETE", {"strategy": Unwritable()}, 0.5),)), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_formulas_and_names_that_are_no_utf8_are_text_in_the_table_and_the_log(tmp_path: Path) -> None:
+    """A broken image of such a name fails its trial, and must not end the study that writes this down."""
+    failed = trial(0, "FAIL", {"strategy": "=1+1"}, error="@SUM(caf\udce9.png): must be readable")
+    to_csv(record((failed,)), tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["params.strategy"] == "'=1+1"
+    assert row["error"] == r"'@SUM(caf\udce9.png): must be readable"
+    write_text(tmp_path / "log.txt", "caf\udce9.png")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == r"caf\udce9.png"
 
 
 def test_a_pipe_gets_no_control_characters_whatever_the_environment_says() -> None:

@@ -1,6 +1,7 @@
 """`study`: what is searched for, and for how long."""
 
 import re
+import unicodedata
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
@@ -21,7 +22,7 @@ def _metric(name: str) -> str:
     if name not in METRICS and not (name.startswith(VAL_RECALL) and len(name) > len(VAL_RECALL)):
         known = did_you_mean(name, [*METRICS, f"{VAL_RECALL}<class>"])
         raise refused("must be a metric that every epoch reports", repr(name), known)
-    return name
+    return unicodedata.normalize("NFC", name)  # as the catalog names the classes
 
 
 def _mode_of(metric: str) -> "Mode":

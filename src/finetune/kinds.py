@@ -84,14 +84,21 @@ class Files:
         return path if is_url(path) or os.path.isabs(path) else f"{self.base}/{path}"
 
     def exists(self, path: str) -> bool:
-        """True if there is such a file."""
+        """True if there is such a file.
+
+        Raises:
+            DataError: a URL cannot be asked: its kind is unknown, a package or a permission is missing.
+        """
         location = self.location(path)
         if not is_url(location):
             return os.path.isfile(location)
         import fsspec
 
-        filesystem, inner = fsspec.core.url_to_fs(location)
-        return bool(filesystem.isfile(inner))
+        try:
+            filesystem, inner = fsspec.core.url_to_fs(location)
+            return bool(filesystem.isfile(inner))
+        except Exception as error:  # each of fsspec's filesystems raises errors of its own
+            raise DataError(_unreadable(location, error)) from error
 
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
         """See `Reader`."""
@@ -128,10 +135,12 @@ def readable(
         with open_file(location) as file:
             yield file
     except Exception as error:  # each of fsspec's filesystems raises errors of its own
-        raise DataError(
-            f"{location}: the file must be readable, got {type(error).__name__}: {error}. "
-            "Correct or remove it."
-        ) from error
+        raise DataError(_unreadable(location, error)) from error
+
+
+def _unreadable(location: str, error: Exception) -> str:
+    why = " ".join(str(error).split())
+    return f"{location}: the file must be readable, got {type(error).__name__}: {why}. Correct or remove it."
 
 
 def digits(data: DataSettings) -> Source:

@@ -139,7 +139,7 @@ def image_size(name: str, state: dict[str, Tensor]) -> int | None:
         return None
     try:
         side = of(state)
-    except (KeyError, IndexError):  # weights of another model: whoever loads them says how they differ
+    except (KeyError, IndexError, ValueError):  # another model's: whoever loads them says how they differ
         return None
     return side if _sides(name).nearest(side) == side else None  # other patches: another model, too
 
