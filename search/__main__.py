@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, clipped
 from search import cluster_commands, results
 from search.cluster_commands import Address, Cluster, Wait
 from search.commands import (
@@ -37,6 +37,9 @@ from search.problems import ConfigErrors
 from search.record import StudyRecord
 from search.study import StudyConfig
 from search.terminal import console, print_line
+
+LONGEST_LINE = 2000
+"""Of an error message, in characters."""
 
 app = typer.Typer(
     help="Search how best to transfer a pretrained image classifier to your own images.",
@@ -309,7 +312,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except typer.TyperException as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted; `python -m search resume DIR` goes on where a study had begun")
@@ -318,11 +321,16 @@ def guarded(command: Callable[[], Any]) -> int:
         print(errors, file=sys.stderr)
         return Exit.BAD_INPUT
     except (FinetuneError, CapacityError, ClusterError, PreflightError, StudyError) as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.BAD_INPUT
     except SearchError as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.STUDY_FAILED
+
+
+def tell(error: Exception) -> None:
+    """Print an error; of a value in it that is longer than a page the middle is left out."""
+    say("error: " + "\n".join(clipped(line, LONGEST_LINE) for line in str(error).splitlines()))
 
 
 if __name__ == "__main__":

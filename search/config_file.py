@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import clipped
 from finetune.filesystems import is_url
 from search.problems import ConfigErrors, Place, Problem, dotted, shown
 from search.problems import Path as KeyPath
@@ -135,7 +136,7 @@ class _Override:
     def __init__(self, order: int, words: str) -> None:
         keys, self._sign, self._value = words.partition("=")
         self.path: KeyPath = tuple(keys.strip().split("."))
-        self.place = Place(f"--set {words}", order=(sys.maxsize, order))
+        self.place = Place(f"--set {clipped(words)}", order=(sys.maxsize, order))
 
     def apply(self, values: dict[str, Any]) -> list[Problem]:
         """Write the value into `values`, or say why not."""
