@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import clipped
-from finetune.filesystems import is_url
+from finetune.filesystems import is_url, no_pipe
 from search.problems import ConfigErrors, Place, Problem, dotted, shown
 from search.problems import Path as KeyPath
 from search.sections import is_weights_file
@@ -85,7 +85,7 @@ def _sections(path: str | os.PathLike[str]) -> Text:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return no_pipe(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         got = (error.strerror or "an error").lower()
         text = f"must be a readable config file, got {got}. Check the path."

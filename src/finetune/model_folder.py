@@ -19,6 +19,7 @@ from torch import Tensor
 from finetune import assets, backbones, checkpoint, loop, strategies
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
+from finetune.filesystems import no_pipe
 from finetune.kinds import EXTENSIONS
 from finetune.loop import World
 from finetune.pixels import load_image, normalise
@@ -132,8 +133,8 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
     """
     device = device or torch.device("cpu")
     try:
-        facts = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
+        facts = yaml.safe_load(no_pipe(folder / "model.yaml").read_text(encoding="utf-8"))
+        state = load_file(no_pipe(folder / "model.safetensors"))
         source = facts["source"]
         backbone = backbones.build(
             facts["backbone"], source_classes=source["classes"], image_size=source.get("image_size")
@@ -151,15 +152,16 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             seed=0,
         )
         net.load_state_dict(state, strict=True)
-    except FileNotFoundError as error:
+    except FileNotFoundError:
+        missing = [name for name in ("model.yaml", "model.safetensors") if not (folder / name).exists()]
         raise CheckpointError(
             f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
-            f"{Path(error.filename).name}. Make one with `export DIR --to MODEL_DIR`."
+            f"{' and no '.join(missing)}. Make one with `export DIR --to MODEL_DIR`."
         ) from None
-    except (SafetensorError, yaml.YAMLError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, yaml.YAMLError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder}: the files of a model folder must be whole and fit together, got "
-            f"{str(error).splitlines()[0]}. Export the model again."
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Export the model again."
         ) from error
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(net.eval(), facts, device)

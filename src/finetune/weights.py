@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torchvision
 from filelock import FileLock
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
@@ -28,6 +27,8 @@ from finetune.settings import WeightsSettings
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Per channel (red, green, blue), of pixels in [0, 1]; torchvision's `ImageClassification` preset."""
+WRAPPED = ("module.", "_orig_mod.", "model.")
+"""Before every key of what DataParallel, torch.compile or Lightning wrapped around the model."""
 IMAGENET_CLASSES: tuple[str, ...] = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
 """Names in the order of the outputs of every ImageNet-1k classifier of torchvision."""
 
@@ -222,17 +223,19 @@ def _read(file: Path) -> dict[str, Tensor]:
             "Save model.state_dict()."
         )
     for key, value in content.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(key, str):
             raise WeightsError(
                 f"{file}: must hold nothing but tensors by name, got {type(value).__name__} under {key!r}. "
                 "Save model.state_dict()."
             )
-    parallel = all(key.startswith("module.") for key in content)  # saved from a DataParallel
-    return {key.removeprefix("module.") if parallel else key: tensor for key, tensor in content.items()}
+    while prefix := next((p for p in WRAPPED if all(key.startswith(p) for key in content)), None):
+        content = {key.removeprefix(prefix): tensor for key, tensor in content.items()}
+    return dict(content)
 
 
 def _content(file: Path) -> Any:
     try:
+        filesystems.no_pipe(file)
         if file.suffix == ".safetensors":
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -247,7 +250,7 @@ def _content(file: Path) -> Any:
             f"{file}: must hold nothing but plain tensors, since a pickle can run any code, got {what}. "
             "Save model.state_dict(), or convert the file to safetensors where you trust it."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # of a damaged file: whatever its unpickler or torch stumbles over
         what = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(
             f"{file}: must be a readable weights file, got {what}. Copy or download it again."
