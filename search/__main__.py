@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, clipped
 from search import cluster_commands, results
 from search.cluster_commands import Address, Cluster, Wait
 from search.commands import (
@@ -40,6 +40,8 @@ from search.terminal import console, print_line
 
 PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
 """How this process was called: by the command that pip installs, or as a module."""
+LONGEST_LINE = 2000
+"""Of an error message, in characters."""
 
 app = typer.Typer(
     help="Search how best to transfer a pretrained image classifier to your own images.",
@@ -321,7 +323,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except typer.TyperException as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted; `python -m search resume DIR` goes on where a study had begun")
@@ -330,11 +332,16 @@ def guarded(command: Callable[[], Any]) -> int:
         say(str(errors))
         return Exit.BAD_INPUT
     except (FinetuneError, CapacityError, ClusterError, PreflightError, StudyError) as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.BAD_INPUT
     except SearchError as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.STUDY_FAILED
+
+
+def tell(error: Exception) -> None:
+    """Print an error; of a value in it that is longer than a page the middle is left out."""
+    say("error: " + "\n".join(clipped(line, LONGEST_LINE) for line in str(error).splitlines()))
 
 
 if __name__ == "__main__":

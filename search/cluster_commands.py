@@ -70,7 +70,7 @@ def start(submission: Any, address: str | None, cluster: Path | None, *, wait: b
             say(f"sent: {sent.files} files of code, {megabytes(sent.size)}; no images, results or caches")
             say(f"submitted: {job.id}, record below {submission.folder}")
         if as_json:
-            print_json({"job": job.id, "joined": joined, "folder": submission.folder, "bytes": sent.size})
+            print_json({"job": job.id, "joined": joined, "folder": job.folder, "bytes": sent.size})
         if wait:
             follow_to_the_end(client, job.id, to=sys.stderr if as_json else sys.stdout)
     words = shlex.join(["logs", job.id, "-f", *_where(address, cluster)])

@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from finetune.settings import Augment, Imbalance, Mix, Optimizer, Schedule, Strategy
+from search.problems import RANGE_ENDS
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 ALL_WORD = "all"
@@ -130,7 +131,8 @@ def form(value: object, *, ranges: bool) -> str:
     if isinstance(value, list | tuple):
         return "<list>"
     if isinstance(value, Mapping):
-        return "<range>" if ranges and value.keys() & Range.model_fields.keys() else "<strategies>"
+        is_range = value.keys() & {*Range.model_fields, *RANGE_ENDS}
+        return "<range>" if ranges and is_range else "<strategies>"
     if isinstance(value, Range):
         return "<range>"
     return "<strategies>" if isinstance(value, PerStrategy) else "<value>"

@@ -17,17 +17,17 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     """Write the model folder of trial `number`, or of the best, and return what its model.yaml says.
 
     Raises:
-        StudyError: the study has no such trial, or none that completed.
+        StudyError: the study has no such trial, or none that completed; or `to` cannot take a model.
         CheckpointError: the trial's weights were not kept.
     """
+    record = ledger.read_study(folder)
+    trial = _chosen(record, number)
     import torch
 
     from finetune import model_folder
     from finetune.loop import World
 
     config = config_file.load(folder.config)
-    record = ledger.read_study(folder)
-    trial = _chosen(record, number)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     provenance = record.provenance | {"study": record.name, "trial": trial.id}
     now = Space(config).settings_now(trial, cache_dir=str(needs.cache_dir()))

@@ -4,6 +4,7 @@ from finetune import catalog, filesystems, metrics
 from finetune.catalog import Catalog
 from finetune.errors import DataError, WeightsError
 from search import needs
+from search.errors import StudyError
 from search.sections import Pretraining
 from search.space import Space
 from search.study import StudyConfig
@@ -19,7 +20,9 @@ def scan(config: StudyConfig, *, lenient: bool = False) -> Catalog:
     Raises:
         DataError: the images, or those of a source task, are not as the config says.
         WeightsError: a weights file cannot be read.
+        StudyError: a folder that it writes to cannot be made.
     """
+    _check_folders(config)
     images = catalog.scan(needs.data_settings(config), lenient=lenient)
     metrics.check(config.study.metric, images.classes, (image.label for image in images.splits["val"]))
     _check_workers(config.resources.workers_per_trial, images)
@@ -40,6 +43,18 @@ def source_images(config: StudyConfig, backbone: str) -> Catalog:
     wanted = Space(config).weights(config.model.weights_of(backbone), config.image_sizes[0])
     assert wanted.source is not None
     return catalog.scan(wanted.source.data)
+
+
+def _check_folders(config: StudyConfig) -> None:
+    """Raise a StudyError if results cannot be written, or where the study runs here what is cached."""
+    folders = {"results": (config.results, "--results DIR")}
+    if needs.is_here():
+        cache = str(needs.cache_dir())
+        folders["the cache"] = (cache, "XDG_CACHE_HOME=DIR")
+        folders["features.dir"] = (config.features.dir or cache, "--set features.dir=DIR")
+    for what, (folder, fix) in folders.items():
+        if (got := filesystems.not_writable(folder)) is not None:
+            raise StudyError(f"{what}: the folder {folder} must be writable, got {got}. Choose with {fix}.")
 
 
 def _check_workers(workers: int, images: Catalog) -> None:

@@ -1,13 +1,16 @@
 """Studies as jobs of a Ray cluster: found, followed, asked and stopped, over Ray's own job client."""
 
 import asyncio
+import dataclasses
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from search import provenance
 from search.errors import ClusterError
 from search.upload import Upload
 
@@ -37,6 +40,7 @@ class Job:
     """Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     study: str
     folder: str
+    """Of its results: as its study told it, or as they were to lie when it was submitted."""
     code: str
     began: int
     """When it was submitted, in milliseconds since 1970."""
@@ -51,7 +55,8 @@ class Job:
 def jobs(client: Any) -> list[Job]:
     """Return the jobs of studies that a cluster knows, the latest last; a new head knows none."""
     found = [_to_job(details) for details in client.list_jobs() if _of(details, "study")]
-    return sorted(found, key=lambda job: job.began)
+    placed = [job if job.ended else _placed(client, job) for job in found]
+    return sorted(placed, key=lambda job: job.began)
 
 
 def find(client: Any, name: str) -> Job:
@@ -63,7 +68,7 @@ def find(client: Any, name: str) -> Job:
     known = jobs(client)
     for job in reversed(known):
         if name in (job.id, job.study, job.folder):
-            return job
+            return _placed(client, job)
     there = ", ".join(dict.fromkeys(job.study for job in known)) or "none"
     raise ClusterError(
         f"{name}: must be a study or job of the cluster, got an unknown one. Known studies: {there}; "
@@ -116,7 +121,7 @@ def stop(client: Any, job: Job) -> Job:
     end = time.monotonic() + STOP_SECONDS + 30
     while time.monotonic() < end:
         if (now := _job(client, job.id)).ended:
-            return now
+            return _placed(client, now)
         time.sleep(0.5)
     raise ClusterError(f"{job.id}: a stopped job must end within {STOP_SECONDS} s, got one that still runs.")
 
@@ -170,6 +175,15 @@ def _written(log: str) -> str:
         line for line in log.splitlines(keepends=True) if not line.startswith("Running entrypoint for job ")
     ]
     return "".join(kept).partition(f"{_BEGIN}\n")[2]
+
+
+def _placed(client: Any, job: Job) -> Job:
+    """Return the job with the folder that its study has told; with the one it was to have until then.
+
+    The study itself finds its folder: another one where the name is taken, or an earlier one to go on with.
+    """
+    told = re.search(f"^{re.escape(provenance.FOLDER_LINE)}(/.+)$", client.get_job_logs(job.id), re.MULTILINE)
+    return dataclasses.replace(job, folder=told[1]) if told else job
 
 
 def _job(client: Any, job_id: str) -> Job:

@@ -94,14 +94,20 @@ class StudyFolder:
     @classmethod
     def create(cls, results: Path, name: str) -> "StudyFolder":
         """Make a fresh folder `results/name`, or `name-2`, `name-3`, ... where that one is taken."""
-        results.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10_000):
-            folder = cls(results / (name if number == 1 else f"{name}-{number}"))
-            try:
-                folder.root.mkdir()
-            except FileExistsError:
-                continue
-            return folder
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 10_000):
+                folder = cls(results / (name if number == 1 else f"{name}-{number}"))
+                try:
+                    folder.root.mkdir()
+                except FileExistsError:
+                    continue
+                return folder
+        except OSError as error:
+            raise StudyError(
+                f"results: the folder {results} must be writable, got {error.strerror}. "
+                "Choose it with --results DIR."
+            ) from None
         raise StudyError(
             f"{results}: a free name for the study must be left, got 9,999 of '{name}'. Clear up."
         )

@@ -17,6 +17,8 @@ COMMIT_VARIABLE = "SEARCH_COMMIT"
 """Tells a job, which has no checkout, the commit that was submitted."""
 JOB_VARIABLE = "SEARCH_JOB"
 """Tells a job its submission id."""
+FOLDER_LINE = "study: "
+"""What the driver says before the path of the results folder, once it knows it."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "tensorboard", "pydantic")
 
 

@@ -117,6 +117,7 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
 
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
+    print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
     with _alone(folder), connected():
         began = time.monotonic()
         up = nodes.up()

@@ -93,6 +93,29 @@ def test_more_workers_than_images_of_a_split(small_study: Make, tmp_path: Path) 
     assert "resources.workers_per_trial: must be at most the images of 'val' (" in told
 
 
+def test_check_tells_what_is_tried_in_words_and_units(small_study: Make) -> None:
+    space: dict[str, Any] = {
+        "learning_rate": {"replace": 0.1, "load": {"low": 1e-3, "high": 0.1, "log": True}, "fuse": 0.5},
+        "frozen_layers": [3, 0.5, "all"],
+        "dropout": {"low": 0.0, "high": 0.5, "step": 0.25},
+        "warmup_epochs": [0, 1.5],
+    }
+    lines = check.lines(check.plan(small_study(space=space, resources={"workers_per_trial": 2})))
+    for line in (
+        "study small: 4 trials of up to 3 epochs, best val/accuracy wins",
+        "slots: 2, each 2 workers of 1 CPU, no GPU",
+        "space.strategy: replace, load or fuse",
+        "space.learning_rate: replace 0.1; load 0.001 to 0.1 (logarithmic); fuse 0.5",
+        "space.frozen_layers: 3, 0.5 or all",
+        "space.dropout: 0 to 0.5 in steps of 0.25",
+        "space.warmup_epochs: 0 or 1.5 epochs",
+        "data.image_size: 32 pixels",
+        "data.horizontal_flip: false",
+    ):
+        assert line in lines
+    assert not [line for line in lines if line.startswith(("space.", "data.")) and set(line) & set("{}[]'")]
+
+
 def test_a_source_task_without_images(small_study: Make, tmp_path: Path) -> None:
     source = {"kind": "folder", "path": str(tmp_path / "birds")}
     told = refusal(small_study(model={"weights": {"source": source}}), DataError)

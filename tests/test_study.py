@@ -155,6 +155,40 @@ def test_a_file_that_is_no_config_is_refused_with_its_place(tmp_path: Path, text
     assert told in "\n".join(mistakes(write(tmp_path, text)))
 
 
+def test_a_word_that_is_read_as_a_number_is_quoted_as_it_is_written(tmp_path: Path) -> None:
+    told = mistakes(write(tmp_path, "study: {name: a}\ndata: {path: x, classes: [1e3, 010, true]}\n"))
+    for line, word in zip(told, ("1e3", "010", "true"), strict=True):
+        assert f"must be text, got {word}. Put it in quotes: '{word}'." in line
+    values = {"study": {"name": "a"}, "data": {"path": "x", "classes": [1e3, "b"]}}
+    with pytest.raises(ConfigErrors, match=r"got 1000\.0\. Put it in quotes\.$"):
+        StudyConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("ends", ["min: 0.1, max: 0.2", "from: 0.1, to: 0.2", "lower: 0.1, upper: 0.2"])
+def test_a_range_with_the_words_of_another_program_is_told_ours(tmp_path: Path, ends: str) -> None:
+    text = f"study: {{name: a}}\ndata: {{path: x}}\nspace: {{dropout: {{{ends}}}}}\n"
+    told = "\n".join(mistakes(write(tmp_path, text)))
+    low, high = (end.split(":")[0] for end in ends.split(", "))
+    assert f"unknown key '{low}' in 'space.dropout'. Write `low`: a range has low and high." in told
+    assert f"unknown key '{high}' in 'space.dropout'. Write `high`" in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "study: {{name: {long}}}\ndata: {{path: x}}\n",
+        "study: {{name: a}}\ndata: {{path: x}}\nspace: {{dropout: {long}, {long}: 1}}\n",
+        "study: {{name: a}}\ndata: {{path: x}}\nmodel: {{weights: {{{long}: {long}}}, backbone: {long}}}\n",
+        "study: {{name: a}}\n{long}: 1\n{long}: 2\n",
+        "study: {{name: a, metric: {long}}}\ndata: {{path: x, classes: [[{long}], {long}]}}\n",
+        "a: *{long}\n",
+    ],
+)
+def test_a_message_is_short_however_long_the_value_is(tmp_path: Path, text: str) -> None:
+    told = mistakes(write(tmp_path, text.format(long="x" * 1_000_000)), f"study.name={'[' * 10_000}")
+    assert max(map(len, told)) < 2000
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert "got no such file or directory. Check the path." in mistakes(tmp_path / "none.yaml")[0]
     path = tmp_path / "latin.yaml"

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import subprocess
+import types
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,50 @@ def test_status_joins_records_and_jobs_and_shows_a_study_once(tmp_path: Path) ->
     ]
     again = job(3, id="pets-00000001-2", folder=rows[0]["folder"])
     assert [(row.state, row.job) for row in status.merged(rows, [again])] == [("starting", "pets-00000001-2")]
+
+
+class Head:
+    """What a cluster's head answers about one job, whose study found its own folder."""
+
+    def __init__(self, log: str, status: str = "RUNNING") -> None:
+        metadata = {"search.study": "pets", "search.folder": "/shared/results/pets", "search.code": "c"}
+        self.log = log
+        self.job = types.SimpleNamespace(
+            submission_id="pets-00000001", status=status, metadata=metadata, start_time=1,
+            driver_exit_code=None,
+        )  # fmt: skip
+
+    def list_jobs(self) -> list[Any]:
+        return [self.job]
+
+    def get_job_info(self, _: str) -> Any:
+        return self.job
+
+    def get_job_logs(self, _: str) -> str:
+        return self.log
+
+    def stop_job(self, _: str) -> None:
+        self.job.status = "STOPPED"
+
+
+TOLD = "2026 INFO Runtime env\nstudy: /shared/results/pets-2\n[ 1/4] trial-0000 study: /no\n"
+
+
+def test_a_job_has_the_folder_that_its_study_really_has() -> None:
+    """A second study of a config, or one whose name was taken, lies in pets-2 where pets was asked for."""
+    head = Head(TOLD)
+    (running,) = jobs.jobs(head)
+    assert running.folder == jobs.find(head, "pets").folder == "/shared/results/pets-2"
+    assert jobs.find(head, "/shared/results/pets-2") == running
+    assert jobs.stop(head, running).folder == "/shared/results/pets-2"
+    assert jobs.jobs(Head("not begun\n"))[0].folder == "/shared/results/pets"
+
+
+def test_resume_joins_the_job_of_its_folder_and_no_other() -> None:
+    (running,) = jobs.jobs(Head(TOLD))
+    joined = {name: submit._is_same(running, submit.from_folder(f"/shared/results/{name}")) for name in
+              ("pets", "pets-2")}  # fmt: skip
+    assert joined == {"pets": False, "pets-2": True}
 
 
 def test_time_left_is_shared_by_the_trials_that_run(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune import filesystems
 from finetune.errors import CheckpointError
+from finetune.filesystems import no_pipe
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -37,8 +37,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is missing, damaged or was not written by `write`.
     """
     try:
-        filesystems.refuse_pipes(path)
-        with safe_open(path, framework="pt") as file:
+        with safe_open(no_pipe(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             told = file.metadata()
             facts = json.loads(told["facts"])

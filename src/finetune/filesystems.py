@@ -4,12 +4,13 @@ SQLite's write-ahead log needs memory that all its processes share, and locks th
 over a network filesystem" (sqlite.org/wal.html).
 """
 
+import errno
 import os
 import re
 import stat
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 MOUNTS = Path("/proc/self/mountinfo")
 """Linux: the mounts that this process sees (proc_pid_mountinfo(5))."""
@@ -20,6 +21,9 @@ _TYPES = """
 """
 NETWORK = frozenset(_TYPES.split())
 """Types whose files other machines may have open, too."""
+PIPE, DEVICE = "a named pipe", "a device or socket"
+NAME_BYTES = 255
+"""Of a file's or folder's name: the limit of all common file systems."""
 
 _ESCAPED = re.compile(r"\\(040|011|012|043|134)")
 """A blank, a tab, a line break, # and a backslash, as the kernel writes them in a mount point."""
@@ -47,8 +51,7 @@ def open_binary(location: str) -> BinaryIO:
         OSError: it cannot be opened; some of fsspec's file systems raise errors of their own.
     """
     if not is_url(location):
-        refuse_pipes(location)
-        return open(location, "rb")
+        return open(no_pipe(location), "rb")
     import fsspec  # 0.1 s that local files need not wait for
 
     opened: BinaryIO = fsspec.open(location, "rb").open()
@@ -70,13 +73,33 @@ def not_a_file(path: str | os.PathLike[str]) -> str | None:
         return None
     if stat.S_ISDIR(mode):
         return "a folder"
-    return "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    return PIPE if stat.S_ISFIFO(mode) else DEVICE
 
 
-def refuse_pipes(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError for what is no regular file: a pipe lets its reader wait for ever."""
-    if what := not_a_file(path):
-        raise OSError(f"it is {what}, not a file")
+P = TypeVar("P", bound=str | os.PathLike[str])
+
+
+def no_pipe(path: P) -> P:
+    """Return the path of a file that is about to be opened.
+
+    Raises:
+        OSError: it is a named pipe, a device or a socket: see `not_a_file`.
+    """
+    if (got := not_a_file(path)) in (PIPE, DEVICE):
+        raise OSError(errno.EINVAL, f"{got}, not a file", str(path))
+    return path
+
+
+def not_writable(folder: str | os.PathLike[str]) -> str | None:
+    """Return why a folder cannot be made or written to; None: nothing speaks against it. Makes nothing."""
+    path = os.path.abspath(folder)
+    if any(len(os.fsencode(name)) > NAME_BYTES for name in path.split(os.sep)):
+        return "a name that is too long"
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        return f"{path}, which is no folder"
+    return None if os.access(path, os.W_OK | os.X_OK) else f"{path}, which may not be written to"
 
 
 def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:

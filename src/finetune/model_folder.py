@@ -17,9 +17,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune import assets, backbones, checkpoint, filesystems, loop, strategies
+from finetune import assets, backbones, checkpoint, loop, strategies
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
+from finetune.filesystems import no_pipe
 from finetune.findings import listed
 from finetune.kinds import EXTENSIONS
 from finetune.loop import World
@@ -174,11 +175,9 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
     """
     device = device or torch.device("cpu")
     try:
-        for name in FILES[:2]:
-            filesystems.refuse_pipes(folder / name)
-        facts = yaml.safe_load((folder / FILES[1]).read_text(encoding="utf-8"))
+        facts = yaml.safe_load(no_pipe(folder / FILES[1]).read_text(encoding="utf-8"))
         _check_facts(facts)
-        state = load_file(folder / FILES[0])
+        state = load_file(no_pipe(folder / FILES[0]))
         if not all(torch.isfinite(tensor).all() for tensor in state.values()):
             raise ValueError("weights that are NaN or infinite")
         source = facts["source"]
@@ -198,10 +197,11 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             seed=0,
         )
         net.load_state_dict(state, strict=True)
-    except FileNotFoundError as error:
+    except FileNotFoundError:
+        missing = [name for name in ("model.yaml", "model.safetensors") if not (folder / name).exists()]
         raise CheckpointError(
             f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
-            f"{Path(error.filename).name}. Make one with `export DIR --to MODEL_DIR`."
+            f"{' and no '.join(missing)}. Make one with `export DIR --to MODEL_DIR`."
         ) from None
     except Exception as error:  # a stranger's files are wrong in as many ways as there are readers
         why = " ".join(str(error).split()) or type(error).__name__

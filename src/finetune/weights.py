@@ -263,7 +263,7 @@ def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _content(file: Path) -> Any:
     try:
-        filesystems.refuse_pipes(file)
+        filesystems.no_pipe(file)
         if file.suffix == ".safetensors":
             return load_file(file)
         with warnings.catch_warnings():
