@@ -16,6 +16,7 @@ from rich.console import Console
 
 from search.record import StudyRecord, TrialRecord
 from search.results import comparison, failures, ranked, show, to_csv, to_json
+from search.status import of_record
 from search.terminal import clean, print_line, seconds_text
 from search.trial import compact
 
@@ -177,6 +178,44 @@ def test_failures_of_one_cause_stand_together_whatever_the_numbers_and_paths() -
     groups = failures(record((*TRIALS, silent)))
     assert [[t.number for t in group.trials] for group in groups] == [[6, 8], [1], [10]]
     assert groups[2].cause == "no reason recorded"
+
+
+INTERRUPTED = {"error": "interrupted", "interrupted": True}
+RESUMED = (
+    trial(0, "FAIL", RECIPE, 0.5, baseline="recipe", **INTERRUPTED),
+    trial(1, "FAIL", FUSE, baseline="scratch", **INTERRUPTED),
+    trial(2, "COMPLETE", FUSE, 0.962),
+    trial(3, "FAIL", RECIPE, 0.7, baseline="recipe", continues=0, seed_of=0, **INTERRUPTED),
+    trial(4, "COMPLETE", FUSE, 0.5, baseline="scratch", continues=1, seed_of=1),
+    trial(5, "COMPLETE", RECIPE, 0.941, baseline="recipe", continues=3, seed_of=0),
+)
+"""The recipe was interrupted twice, scratch once."""
+
+
+def test_after_a_resume_the_retry_counts_and_not_the_interrupted_trial(tmp_path: Path) -> None:
+    study = record(RESUMED, planned=3, state="finished")
+    text = shown(study)
+    assert text.startswith("study pets: finished, 3 of 3 trials (3 COMPLETE), ")
+    assert "against recipe: +2.10 points (trial-0005, 0.9410)\n" in text
+    assert "against scratch: +46.20 points (trial-0004, 0.5000)\n" in text
+    assert "interrupted" not in text
+    assert "failed" not in text
+    assert [t.number for t in ranked(study)] == [2, 5, 4]
+    to_csv(study, tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        assert [row["number"] for row in csv.DictReader(file)] == ["2", "4", "5"]
+    status = of_record(study)
+    assert (status.done, status.failed) == (3, 0)
+    told = to_json(study)["trials"]  # the record itself: numbers are places in it
+    assert [t["number"] for t in told] == list(range(6))
+    assert [t["interrupted"] for t in told] == [t.interrupted for t in RESUMED]
+
+
+def test_a_trial_that_resume_will_go_on_with_is_told_as_interrupted_and_not_as_a_failure() -> None:
+    text = shown(record(RESUMED[:4], planned=3))
+    assert text.startswith("study pets: interrupted, 3 of 3 trials (1 COMPLETE, 2 interrupted), ")
+    assert "against recipe: it has no final score (trial-0003: interrupted)\n" in text
+    assert "failed" not in text
 
 
 def test_the_rerun_command_survives_a_folder_with_blanks() -> None:
