@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from search import ledger
+from search import ledger, reads
 from search.errors import StudyError
 from search.layout import StudyFolder
 from search.record import StudyRecord, TrialRecord
@@ -19,13 +19,19 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     import torch
 
     from finetune import model_folder
+    from finetune.errors import FinetuneError
     from finetune.loop import World
 
     record = ledger.read_study(folder)
     trial = _chosen(record, number)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    provenance = record.provenance | {"study": record.name, "trial": trial.id}
-    return model_folder.write(folder.best_weights(trial.id), to, provenance, world=World(device=device))
+    entered = reads.enter(folder, record, trial.id)
+    provenance = record.provenance | {"study": record.name, "trial": trial.id} | entered
+    try:
+        return model_folder.write(folder.best_weights(trial.id), to, provenance, world=World(device=device))
+    except FinetuneError:
+        reads.withdraw(folder, entered)
+        raise
 
 
 def _chosen(record: StudyRecord, number: int | None) -> TrialRecord:

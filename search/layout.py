@@ -71,6 +71,11 @@ class StudyFolder:
         return self.root / "trials.csv"
 
     @property
+    def test_reads(self) -> Path:
+        """Which trials' models were measured on the test split, a line each."""
+        return self.root / "test_reads.jsonl"
+
+    @property
     def best(self) -> Path:
         """The model folder of the best trial."""
         return self.root / "best"

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import Pool, QueuePool, StaticPool
 
 from finetune.filesystems import is_network
-from search import config_file, snapshot
+from search import config_file, reads, snapshot
 from search.errors import StudyError
 from search.layout import StudyFolder, trial_id
 from search.mirror import Mirror
@@ -330,6 +330,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         provenance=facts.get("provenance", {}),
         trials=tuple(trials),
         folder=str(folder.root),
+        test_reads=reads.of(folder),
     )
     try:
         check_types(record)

@@ -74,6 +74,8 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     folder: str
     """Path of the results folder."""
+    test_reads: tuple[dict[str, Any], ...] = ()
+    """Each read of the test split so far: the `trial` whose model was measured on it, and `at`."""
 
     @property
     def best(self) -> TrialRecord | None:

@@ -76,7 +76,7 @@ def comparison(study: StudyRecord) -> list[str]:
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
     lines.append(
         f"caution: chosen on validation as the best of {complete}, so expect less on new images; "
-        f"'{_command('export', study.folder)}' reads the test split, once"
+        + _test_split(study)
     )
     return lines
 
@@ -190,6 +190,17 @@ def _against(study: StudyRecord, best: TrialRecord, baseline: str) -> str:
         return f"against {baseline}: it has no final score ({trial.id}: {_state(trial)})"
     gain = _gain(study, best.metrics["best"][study.metric], score)
     return f"against {baseline}: {gain} ({trial.id}, {_number(score)})"
+
+
+def _test_split(study: StudyRecord) -> str:
+    """Return how far the test split can still tell what to expect."""
+    if study.provenance.get("images", {}).get("test") == 0:
+        return "there is no test split to measure it on"
+    if not study.test_reads:
+        return f"'{_command('export', study.folder)}' measures it on the test split, which was not read yet"
+    trials = ", ".join(dict.fromkeys(read["trial"] or "unknown" for read in study.test_reads))
+    times = "once" if len(study.test_reads) == 1 else f"{len(study.test_reads)} times"
+    return f"the test split was read {times}, for {clean(trials)}"
 
 
 def _gain(study: StudyRecord, best: float, other: float) -> str:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from finetune import catalog
 from finetune.catalog import Catalog
-from search import config_file, ledger, needs, nodes, preflight, provenance, results, slots, tuner
+from search import config_file, ledger, needs, nodes, preflight, provenance, reads, results, slots, tuner
 from search.errors import SlotsLost, StudyError
 from search.layout import StudyFolder, write_text
 from search.record import StudyRecord
@@ -109,7 +109,9 @@ def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> None:
         "kind": "export",
         "checkpoint": str(folder.best_weights(record.best.id)),
         "to": str(folder.best),
-        "provenance": record.provenance | {"study": record.name, "trial": record.best.id},
+        "provenance": record.provenance
+        | {"study": record.name, "trial": record.best.id}
+        | reads.enter(folder, record, record.best.id),
         "features": dataclasses.asdict(needs.feature_settings(config)),
     }
     ray.get(warm.exchange.submit.remote(job))

@@ -86,7 +86,7 @@ best: trial-0003 (fuse), val/accuracy 0.9620 at epoch 2
 against recipe: +2.10 points (trial-0000, 0.9410)
 against scratch: it failed (trial-0001: loss is NaN at epoch 1), so there is nothing to compare
 caution: chosen on validation as the best of 4, so expect less on new images; \
-'python -m search export results/pets' reads the test split, once
+'python -m search export results/pets' measures it on the test split, which was not read yet
 2 trials failed: OutOfMemoryError: CUDA out of memory in /tmp/worker-6/x.py, tried 512 MiB [GPU 0]
   trials  6, 8
   log     results/pets/trials/trial-0006/error.txt
@@ -164,6 +164,22 @@ def test_a_score_that_is_nan_or_missing_ranks_last_among_its_state() -> None:
 )
 def test_the_comparison_says_plainly_what_it_cannot_say(trials: tuple[TrialRecord, ...], line: str) -> None:
     assert comparison(record(trials))[1] == line
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"provenance": {"images": {"test": 0}}}, "there is no test split to measure it on"),
+        ({"provenance": {"images": {"test": 9}}}, "which was not read yet"),
+        ({"test_reads": ({"trial": "trial-0003"},)}, "the test split was read once, for trial-0003"),
+        (
+            {"test_reads": ({"trial": "trial-0003"}, {"trial": None}, {"trial": "trial-0003"})},
+            "the test split was read 3 times, for trial-0003, unknown",
+        ),
+    ],
+)
+def test_the_caution_says_how_often_the_test_split_was_read(facts: dict[str, Any], words: str) -> None:
+    assert comparison(record(**facts))[-1].endswith(words)
 
 
 def test_a_study_without_a_complete_trial_has_no_best() -> None:

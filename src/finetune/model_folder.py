@@ -226,6 +226,16 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _of_test(provenance: dict[str, Any]) -> str:
+    """Return what the test scores are, and how often the split was read by whoever counts that."""
+    if "test_reads" not in provenance:
+        return "test (read at export)"
+    reads = provenance["test_reads"]
+    if reads is None:
+        return "test (read at export; not counted, as the study's folder could not be written)"
+    return f"test (read at export, by then {reads} time{'s'[: reads > 1]} in all)"
+
+
 def _card(facts: dict[str, Any]) -> str:
     """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
     scores = facts["metrics"]
@@ -248,7 +258,7 @@ def _card(facts: dict[str, Any]) -> str:
         row("validation (chose this model: reads high)", scores["validation"]),
     ]
     if scores["test"]:
-        lines.append(row("test (read once, at export)", scores["test"]))
+        lines.append(row(_of_test(facts["provenance"]), scores["test"]))
     else:
         lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
     lines += [
