@@ -21,6 +21,7 @@ from search.errors import StudyError
 from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.study import StudyConfig
+from tests import mounts
 
 ROOT = Path(__file__).parents[1]
 WATCHDOG = 120
@@ -256,6 +257,17 @@ def test_a_study_is_read_by_somebody_who_may_write_nothing(
     assert done.returncode == 0, done.stderr
     assert "\nbound\n" in done.stdout
     assert everything(open_to_all) == before
+
+
+@pytest.mark.parametrize("leave", LEAVE)
+def test_a_study_is_read_on_a_file_system_that_nobody_may_write(
+    study: Make, tmp_path: Path, leave: Callable[[StudyFolder], None]
+) -> None:
+    folder = study(tmp_path)
+    leave(folder)
+    with mounts.read_only(folder.root, tmp_path / "mounted") as place:
+        assert call("results", place) == 0
+        assert status.of_record(ledger.read_study(StudyFolder(place))).done == TRIALS
 
 
 @pytest.mark.parametrize("name", ["a%41", "what?mode=memory", "a#b", "{x}", "größer than", "a:b@c", "-n"])

@@ -1,10 +1,7 @@
 """Reads of the test split: each is counted where the study is, and told wherever its scores are shown."""
 
 import json
-import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.space import Space
 from search.study import StudyConfig
+from tests import mounts
 
 
 @pytest.fixture(scope="module")
@@ -108,27 +106,12 @@ def test_a_line_that_was_cut_or_damaged_counts_as_a_read_and_harms_no_other(fold
     assert len(ledger.read_study(folder).test_reads) == 4
 
 
-@pytest.fixture
-def only_read(folder: StudyFolder, tmp_path: Path) -> Iterator[StudyFolder]:
-    """The study on a mount that nobody may write, root neither."""
-    place = tmp_path / "mounted"
-    place.mkdir()
-    mount = ["mount", "--bind", "-o", "ro", str(folder.root), str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs root that may mount")
-    try:
-        with pytest.raises(OSError, match="Read-only"):
-            (place / "x").touch()
-        yield StudyFolder(place)
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_study_that_cannot_be_written_is_exported_and_the_model_says_that_its_read_is_not_counted(
-    only_read: StudyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: StudyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export(only_read, tmp_path / "model") == 0
+    with mounts.read_only(folder.root, tmp_path / "mounted") as place:
+        assert export(StudyFolder(place), tmp_path / "model") == 0
     assert "this read of the test split is not counted" in capsys.readouterr().err
     count, row = told(tmp_path / "model")
     assert (count, "not counted" in row) == (None, True)
-    assert ledger.read_study(only_read).test_reads == ()
+    assert ledger.read_study(folder).test_reads == ()
