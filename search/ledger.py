@@ -90,10 +90,12 @@ class Ledger:
         if not path.exists():
             _make(path, direction)
         self._storage = open_storage(path)
-        self._stored = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
-        fail_orphans(self._stored)
+        earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        fail_orphans(earlier)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._study.add_trials(self._stored.get_trials(deepcopy=False))
+        self._study.add_trials([_short(trial) for trial in earlier.get_trials(deepcopy=False)])
+        # Another one: Optuna's keeps every trial that it has read.
+        self._stored = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
@@ -238,6 +240,13 @@ class Ledger:
             ) from error
         for _, then in dirty.values():
             then()
+
+
+def _short(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial without the long facts."""
+    short = copy.copy(trial)
+    short.user_attrs = {name: fact for name, fact in trial.user_attrs.items() if name not in ON_DISK_ONLY}
+    return short
 
 
 def fail_orphans(study: optuna.Study) -> None:

@@ -34,12 +34,12 @@ class StudyRun:
         self.images = images
         study = config.study
         self.space = Space(config, next(iter(facts.values()))["blocks"])
-        earlier = ledger.read(folder.database)[0] if folder.database.exists() else []
+        past = ledger.read(folder.database)[0] if folder.database.exists() else []
         # The same seed would repeat an earlier run's first suggestions.
         self.ledger = Ledger(
             folder.database,
             mode=study.mode,
-            sampler=sampler.make(study.sampler, seed=study.seed + len(earlier)),
+            sampler=sampler.make(study.sampler, seed=study.seed + len(past)),
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
@@ -80,7 +80,8 @@ class StudyRun:
             left=len(self.planned) + self.sampled,
             slots=warm.plan.slots,
         )
-        self._earlier = earlier
+        self._past = [trial for trial in past if trial.state != "RUNNING"]
+        """Earlier trials with every epoch, which the ledger does not keep; until the search begins."""
         self._remember(facts)
 
     def search(self) -> str:
@@ -96,7 +97,8 @@ class StudyRun:
             deadline=self.deadline,
             strategy_of=self.searcher.strategy_of,
         )
-        stopping.replay(self._earlier)
+        stopping.replay(self._past)
+        self._past = []
         self.ledger.set_fact("state", "running")
         count = len(self.planned) + self.sampled
         if count:

@@ -1,5 +1,7 @@
 """The ledger: what memory says is what the file says, whatever happens to the process."""
 
+import gc
+import json
 import os
 import random
 import signal
@@ -8,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import optuna
@@ -180,6 +183,30 @@ def test_memory_does_not_keep_the_long_facts_of_ended_trials(path: Path) -> None
     book.close()
     (record,) = ledger.read(path)[0]
     assert (record.epochs, record.history, record.effective) == (1, history, {"a": 1})
+
+
+def test_a_resumed_study_does_not_hold_the_long_facts_of_earlier_trials_either(path: Path) -> None:
+    book = open_ledger(path)
+    trials, epochs = 40, [{"epoch": epoch, "val/accuracy": epoch / 7} for epoch in range(1000)]
+    for _ in range(trials):
+        number = book.ask().number
+        book.suggested(number, {"params": {}})
+        book.end(number, "COMPLETE", 0.5, {"history": epochs, "effective": {"a": 1}, "epochs": 1000})
+    book.close()
+    length = len(json.dumps(epochs))
+    tracemalloc.start()
+    try:
+        again = open_ledger(path)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert [(record.epochs, record.history, record.effective) for record in again.records()] == [
+        (1000, [], {})
+    ] * trials
+    again.close()
+    assert held < trials * length / 4
+    assert [record.history for record in ledger.read(path)[0]] == [epochs] * trials
 
 
 def test_every_epoch_is_in_the_file_however_long_a_commit_takes(
