@@ -7,6 +7,9 @@ from pathlib import Path
 
 from search.errors import StudyError
 
+ROOM_BYTES = 2**20
+"""What a study needs at least to begin: SQLite's log and its index, and a trial or two."""
+
 
 @dataclass(frozen=True)
 class StudyFolder:
@@ -44,6 +47,20 @@ class StudyFolder:
         finally:
             os.close(lock)
         return False
+
+    def check_room(self) -> None:
+        """Raise a StudyError if nothing can be written here, or next to nothing."""
+        probe = self.root / f".room.{os.getpid()}.tmp"
+        try:
+            try:
+                probe.write_bytes(bytes(ROOM_BYTES))
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise StudyError(
+                f"{self.root}: a results folder must be writable and have room, got {error.strerror}. "
+                "See to the disk, then resume."
+            ) from None
 
     @property
     def marker(self) -> Path:
@@ -131,8 +148,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def trial_id(number: int) -> str:

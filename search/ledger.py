@@ -10,8 +10,8 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +27,7 @@ from sqlalchemy.pool import Pool, QueuePool, StaticPool
 
 from finetune.filesystems import is_network
 from search import config_file, reads, snapshot
-from search.errors import StudyError
+from search.errors import RecordLost, SearchError, StudyError
 from search.layout import StudyFolder, trial_id
 from search.mirror import Mirror
 from search.record import StudyRecord, TrialRecord, check_types
@@ -74,11 +74,36 @@ def _make(path: Path, direction: StudyDirection) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
-    storage = _storage(lambda: sqlite3.connect(part, check_same_thread=False))
-    optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
-    storage.remove_session()
-    storage.engine.dispose()
-    os.replace(part, path)
+    try:
+        storage = _storage(lambda: sqlite3.connect(part, check_same_thread=False))
+        try:
+            optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
+        finally:
+            _let_go(storage)
+        os.replace(part, path)
+    finally:
+        for suffix in ("", "-journal"):
+            path.with_name(f"{part.name}{suffix}").unlink(missing_ok=True)
+
+
+def _let_go(storage: RDBStorage) -> None:
+    """Close every connection of a storage."""
+    try:
+        storage.remove_session()
+    finally:
+        storage.engine.dispose()
+
+
+@contextmanager
+def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
+    """Raise what keeps the record from being written as a `fault`."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
+        raise fault(
+            f"{path}: the record must be writable while a study runs, got {_reason(error)}. "
+            "What it has is whole: see to the disk, then resume."
+        ) from error
 
 
 class Ledger:
@@ -87,15 +112,16 @@ class Ledger:
     def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
-        if not path.exists():
-            _make(path, direction)
-        self._storage = open_storage(path)
-        earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
-        fail_orphans(earlier)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._study.add_trials([_short(trial) for trial in earlier.get_trials(deepcopy=False)])
-        # Another one: Optuna's keeps every trial that it has read.
-        self._stored = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        with _writing(path, StudyError):
+            if not path.exists():
+                _make(path, direction)
+            self._storage = open_storage(path)
+            try:
+                self._stored = self._take_up()
+            except BaseException:
+                _let_go(self._storage)
+                raise
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
@@ -105,6 +131,14 @@ class Ledger:
         self._failure: Exception | None = None
         self._writer = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
         self._writer.start()
+
+    def _take_up(self) -> optuna.Study:
+        """Enter the earlier trials into memory, and return the stored study."""
+        earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        fail_orphans(earlier)
+        self._study.add_trials([_short(trial) for trial in earlier.get_trials(deepcopy=False)])
+        # Another one: Optuna's keeps every trial that it has read.
+        return optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -165,7 +199,8 @@ class Ledger:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Keep a JSON-able fact about the whole study."""
-        self._stored.set_user_attr(name, value)
+        with _writing(self._path, RecordLost):
+            self._stored.set_user_attr(name, value)
 
     def close(self) -> None:
         """Write what is left and let go of the file.
@@ -177,8 +212,7 @@ class Ledger:
             self._closing = True
             self._wake.notify_all()
         self._writer.join()
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        _let_go(self._storage)
         if self._failure:
             raise self._failure
 
@@ -231,13 +265,8 @@ class Ledger:
                 self._wake.notify_all()
 
     def _write(self, dirty: Mapping[int, tuple[FrozenTrial, Callable[[], None]]]) -> None:
-        try:
+        with _writing(self._path, RecordLost):
             self._mirror.write([dirty[number][0] for number in sorted(dirty)])
-        except SQLAlchemyError as error:
-            raise StudyError(
-                f"{self._path}: the record must be writable while a study runs, got "
-                f"{getattr(error, 'orig', error)}. What it has is whole: see to the disk, then resume."
-            ) from error
         for _, then in dirty.values():
             then()
 
@@ -293,8 +322,7 @@ def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]
         study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
         return [_checked(trial) for trial in study.get_trials(deepcopy=False)], study.user_attrs
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        _let_go(storage)
 
 
 def _checked(trial: FrozenTrial) -> TrialRecord:

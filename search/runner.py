@@ -64,6 +64,7 @@ def resume(root: Path) -> StudyRecord:
 
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
+    folder.check_room()
     with _alone(folder), connected():
         began = time.monotonic()
         up = nodes.up()

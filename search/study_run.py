@@ -1,5 +1,6 @@
 """One run of a study: what it has, and what is still to do."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -125,13 +126,20 @@ class StudyRun:
         return state
 
     def close(self, seconds: float) -> None:
-        """Bring the record to disk, whatever happened."""
-        self.watch.interrupt()
-        self.board.close()
+        """Bring the record to disk, whatever happened; the file is let go of even where that fails.
+
+        SQLite ends a process with SIGBUS that exits with a connection to a file whose disk is full.
+        """
+        with contextlib.ExitStack() as last:  # each is done, even if those before it raise
+            last.callback(self.ledger.close)
+            last.callback(self._note_end, seconds)
+            last.callback(self.board.close)
+            self.watch.interrupt()
+
+    def _note_end(self, seconds: float) -> None:
         self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")
-        self.ledger.close()
 
     def _room(self) -> int:
         """Return how many trials may run now, and tell what is new about the cluster."""

@@ -1,5 +1,6 @@
 """Reading a study: no byte of its folder changes, wherever it lies, whoever writes it, whatever it holds."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -430,3 +431,21 @@ def test_damage_anywhere_is_read_over_or_told_and_nothing_else(study: Make, tmp_
             told += 1
         assert everything(tmp_path) == before
     assert told > len(damages) / 3
+
+
+def test_resume_on_a_full_disk_is_one_line_and_leaves_nothing(
+    study: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mounts.small(tmp_path / "small", "2m") as place:
+        folder = study(place)
+        with contextlib.suppress(OSError), (place / "ballast").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)) == 4096:
+                pass
+        before = {name: content for name, (_, content) in everything(place).items()}
+        assert call("resume", folder.root) == 2
+        said = capsys.readouterr()
+        assert said.err == (
+            f"error: {folder.root}: a results folder must be writable and have room, got No space left on "
+            "device. See to the disk, then resume.\n"
+        )
+        assert {name: content for name, (_, content) in everything(place).items()} == before
