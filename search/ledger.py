@@ -7,7 +7,6 @@ a crash the storage holds every trial as it was moments before.
 
 import copy
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,80 +17,28 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import Pool, QueuePool, StaticPool
+from sqlalchemy.pool import StaticPool
 
-from finetune.filesystems import is_network
-from search import config_file, reads, snapshot
+from search import config_file, reads, snapshot, storage
 from search.errors import RecordLost, SearchError, StudyError
 from search.layout import StudyFolder, trial_id
 from search.mirror import Mirror
 from search.record import StudyRecord, TrialRecord, check_types
+from search.storage import STUDY_NAME, open_storage
 
-STUDY_NAME = "study"
 PAUSE_SECONDS = 0.2
 """Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
 WAITING = 500
 """Trials at most that wait to be written."""
-BUSY_SECONDS = 60
-"""How long SQLite waits for another process, such as a dashboard, that holds the file."""
 ON_DISK_ONLY = ("history", "effective")
 """The long facts of an ended trial: no sampler reads them, and memory would grow with every trial."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # It warns of a damaged record before it fails on it.
 optuna.logging.get_logger("optuna.storages._rdb.storage").setLevel(optuna.logging.ERROR)
-
-
-def open_storage(path: Path) -> RDBStorage:
-    """Return the SQLite storage at `path`, in write-ahead mode with every commit synced to disk."""
-    storage = _storage(lambda: sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False))
-
-    @event.listens_for(storage.engine, "connect")
-    def durable(connection: Any, _record: Any) -> None:
-        connection.execute(f"pragma journal_mode={'delete' if is_network(path) else 'wal'}")
-        connection.execute("pragma synchronous=full")
-
-    storage.engine.dispose()  # connections opened so far lack the pragmas
-    return storage
-
-
-def _storage(
-    connect: Callable[[], sqlite3.Connection], pool: type[Pool] = QueuePool, **options: Any
-) -> RDBStorage:
-    """Return a storage over connections of ours: as part of a URL, some paths would mean another file."""
-    return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": pool}, **options)
-
-
-def _make(path: Path, direction: StudyDirection) -> None:
-    """Make a storage with an empty study; it appears whole.
-
-    Whoever opened one that is half made would make the rest, and then its driver could not.
-    """
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        storage = _storage(lambda: sqlite3.connect(part, check_same_thread=False))
-        try:
-            optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
-        finally:
-            _let_go(storage)
-        os.replace(part, path)
-    finally:
-        for suffix in ("", "-journal"):
-            path.with_name(f"{part.name}{suffix}").unlink(missing_ok=True)
-
-
-def _let_go(storage: RDBStorage) -> None:
-    """Close every connection of a storage."""
-    try:
-        storage.remove_session()
-    finally:
-        storage.engine.dispose()
 
 
 @contextmanager
@@ -115,12 +62,12 @@ class Ledger:
         self._study = optuna.create_study(direction=direction, sampler=sampler)
         with _writing(path, StudyError):
             if not path.exists():
-                _make(path, direction)
+                storage.make(path, direction)
             self._storage = open_storage(path)
             try:
                 self._stored = self._take_up()
             except BaseException:
-                _let_go(self._storage)
+                storage.let_go(self._storage)
                 raise
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
@@ -212,7 +159,7 @@ class Ledger:
             self._closing = True
             self._wake.notify_all()
         self._writer.join()
-        _let_go(self._storage)
+        storage.let_go(self._storage)
         if self._failure:
             raise self._failure
 
@@ -313,16 +260,16 @@ def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]
     if found != "ok":
         raise sqlite3.DatabaseError(found.splitlines()[-1])
     try:
-        storage = _storage(lambda: memory, StaticPool, skip_table_creation=True)
+        stored = storage.over(lambda: memory, StaticPool, skip_table_creation=True)
     except RuntimeError:
         raise sqlite3.DatabaseError("tables of another version of Optuna") from None
     try:
-        if STUDY_NAME not in optuna.get_all_study_names(storage):
+        if STUDY_NAME not in optuna.get_all_study_names(stored):
             raise sqlite3.DatabaseError(f"no study named '{STUDY_NAME}'")
-        study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
+        study = optuna.load_study(storage=stored, study_name=STUDY_NAME)
         return [_checked(trial) for trial in study.get_trials(deepcopy=False)], study.user_attrs
     finally:
-        _let_go(storage)
+        storage.let_go(stored)
 
 
 def _checked(trial: FrozenTrial) -> TrialRecord:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from finetune import backbones, loop
 from finetune.history import Keep
 from search import ledger, reads, sampler
-from search.__main__ import app, guarded
 from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.space import Space
 from search.study import StudyConfig
 from tests import mounts
+from tests.written import call, everything
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,7 @@ def folder(model: StudyFolder, tmp_path: Path) -> StudyFolder:
 
 
 def export(folder: StudyFolder, to: Path, *words: str) -> int:
-    arguments = ["export", str(folder.root), "--to", str(to), *words]
-    return guarded(lambda: app(arguments, prog_name="search", standalone_mode=False))
+    return call("export", folder.root, "--to", to, *words)
 
 
 def told(model: Path) -> tuple[object, str]:
@@ -80,9 +80,9 @@ def test_every_export_is_counted_and_told_with_its_trial(
     count, row = told(tmp_path / "two")
     assert (count, "by then 2 times in all" in row) == (2, True)
     capsys.readouterr()
-    guarded(lambda: app(["results", str(folder.root)], standalone_mode=False))
+    assert call("results", folder.root) == 0
     assert "the test split was read 2 times, for trial-0000\n" in capsys.readouterr().out
-    guarded(lambda: app(["results", str(folder.root), "--json"], standalone_mode=False))
+    assert call("results", folder.root, "--json") == 0
     study = json.loads(capsys.readouterr().out)["study"]
     assert [read["trial"] for read in study["test_reads"]] == ["trial-0000"] * 2
 
@@ -115,3 +115,16 @@ def test_a_study_that_cannot_be_written_is_exported_and_the_model_says_that_its_
     count, row = told(tmp_path / "model")
     assert (count, "not counted" in row) == (None, True)
     assert ledger.read_study(folder).test_reads == ()
+
+
+def test_predicting_needs_nothing_from_the_model_folder_but_to_read_it(
+    folder: StudyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(folder, tmp_path / "model") == 0
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "a.png")
+    before = everything(tmp_path / "model")
+    capsys.readouterr()
+    with mounts.read_only(tmp_path / "model", tmp_path / "mounted") as place:
+        assert call("predict", place, tmp_path / "a.png") == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'a.png'}\t")
+    assert everything(tmp_path / "model") == before
