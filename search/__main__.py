@@ -262,6 +262,8 @@ def export(
                 f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in (scores or {}).items()
             )
             print_line(console(), f"{split}: {text or 'no such split'}")
+    if facts["provenance"].get("test_reads", 0) is None:
+        say(f"{folder}: this read of the test split is not counted: the folder cannot be written")
     say(f"next: python -m search predict {shlex.quote(str(to))} IMAGES...")
 
 

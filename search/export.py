@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from search import config_file, ledger, needs
+from search import config_file, ledger, needs, reads
 from search.errors import StudyError
 from search.layout import StudyFolder
 from search.record import StudyRecord, TrialRecord
@@ -25,15 +25,21 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     import torch
 
     from finetune import model_folder
+    from finetune.errors import FinetuneError
     from finetune.loop import World
 
     config = config_file.load(folder.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    provenance = record.provenance | {"study": record.name, "trial": trial.id}
+    entered = reads.enter(folder, record, trial.id)
+    provenance = record.provenance | {"study": record.name, "trial": trial.id} | entered
     now = Space(config).settings_now(trial, cache_dir=str(needs.cache_dir()))
-    return model_folder.write(
-        folder.best_weights(trial.id), to, provenance, world=World(device=device), now=now
-    )
+    try:
+        return model_folder.write(
+            folder.best_weights(trial.id), to, provenance, world=World(device=device), now=now
+        )
+    except FinetuneError:
+        reads.withdraw(folder, entered)
+        raise
 
 
 def is_whole(model: Path, trial: str) -> bool:

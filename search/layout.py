@@ -7,6 +7,9 @@ from pathlib import Path
 
 from search.errors import StudyError
 
+ROOM_BYTES = 2**20
+"""What a study needs at least to begin: SQLite's log and its index, and a trial or two."""
+
 
 @dataclass(frozen=True)
 class StudyFolder:
@@ -45,6 +48,20 @@ class StudyFolder:
             os.close(lock)
         return False
 
+    def check_room(self) -> None:
+        """Raise a StudyError if nothing can be written here, or next to nothing."""
+        probe = self.root / f".room.{os.getpid()}.tmp"
+        try:
+            try:
+                probe.write_bytes(bytes(ROOM_BYTES))
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise StudyError(
+                f"{self.root}: a results folder must be writable and have room, got {error.strerror}. "
+                "See to the disk, then resume."
+            ) from None
+
     @property
     def marker(self) -> Path:
         """Written by the driver and read on every node, to see whether they share this folder."""
@@ -69,6 +86,11 @@ class StudyFolder:
     def table(self) -> Path:
         """The trials as CSV."""
         return self.root / "trials.csv"
+
+    @property
+    def test_reads(self) -> Path:
+        """Which trials' models were measured on the test split, a line each."""
+        return self.root / "test_reads.jsonl"
 
     @property
     def best(self) -> Path:
@@ -132,8 +154,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; names in it that are not UTF-8 are written out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def trial_id(number: int) -> str:

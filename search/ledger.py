@@ -7,38 +7,32 @@ a crash the storage holds every trial as it was moments before.
 
 import copy
 import json
-import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import Pool, QueuePool, StaticPool
+from sqlalchemy.pool import StaticPool
 
-from finetune.filesystems import is_network
-from search import config_file, snapshot
-from search.errors import StudyError
+from search import config_file, reads, snapshot, storage
+from search.errors import RecordLost, SearchError, StudyError
 from search.layout import StudyFolder, trial_id
 from search.mirror import Mirror
 from search.record import StudyRecord, TrialRecord, check_types
+from search.storage import STUDY_NAME, open_storage
 
-STUDY_NAME = "study"
 PAUSE_SECONDS = 0.2
 """Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
 WAITING = 500
 """Trials at most that wait to be written."""
-BUSY_SECONDS = 60
-"""How long SQLite waits for another process, such as a dashboard, that holds the file."""
 ON_DISK_ONLY = ("history", "effective")
 """The long facts of an ended trial: no sampler reads them, and memory would grow with every trial."""
 
@@ -47,38 +41,16 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 optuna.logging.get_logger("optuna.storages._rdb.storage").setLevel(optuna.logging.ERROR)
 
 
-def open_storage(path: Path) -> RDBStorage:
-    """Return the SQLite storage at `path`, in write-ahead mode with every commit synced to disk."""
-    storage = _storage(lambda: sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False))
-
-    @event.listens_for(storage.engine, "connect")
-    def durable(connection: Any, _record: Any) -> None:
-        connection.execute(f"pragma journal_mode={'delete' if is_network(path) else 'wal'}")
-        connection.execute("pragma synchronous=full")
-
-    storage.engine.dispose()  # connections opened so far lack the pragmas
-    return storage
-
-
-def _storage(
-    connect: Callable[[], sqlite3.Connection], pool: type[Pool] = QueuePool, **options: Any
-) -> RDBStorage:
-    """Return a storage over connections of ours: as part of a URL, some paths would mean another file."""
-    return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": pool}, **options)
-
-
-def _make(path: Path, direction: StudyDirection) -> None:
-    """Make a storage with an empty study; it appears whole.
-
-    Whoever opened one that is half made would make the rest, and then its driver could not.
-    """
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    storage = _storage(lambda: sqlite3.connect(part, check_same_thread=False))
-    optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
-    storage.remove_session()
-    storage.engine.dispose()
-    os.replace(part, path)
+@contextmanager
+def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
+    """Raise what keeps the record from being written as a `fault`."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
+        raise fault(
+            f"{path}: the record must be writable while a study runs, got {_reason(error)}. "
+            "What it has is whole: see to the disk, then resume."
+        ) from error
 
 
 class Ledger:
@@ -87,13 +59,16 @@ class Ledger:
     def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
-        if not path.exists():
-            _make(path, direction)
-        self._storage = open_storage(path)
-        self._stored = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
-        fail_orphans(self._stored)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._study.add_trials(self._stored.get_trials(deepcopy=False))
+        with _writing(path, StudyError):
+            if not path.exists():
+                storage.make(path, direction)
+            self._storage = open_storage(path)
+            try:
+                self._stored = self._take_up()
+            except BaseException:
+                storage.let_go(self._storage)
+                raise
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
@@ -103,6 +78,14 @@ class Ledger:
         self._failure: Exception | None = None
         self._writer = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
         self._writer.start()
+
+    def _take_up(self) -> optuna.Study:
+        """Enter the earlier trials into memory, and return the stored study."""
+        earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        fail_orphans(earlier)
+        self._study.add_trials([_short(trial) for trial in earlier.get_trials(deepcopy=False)])
+        # Another one: Optuna's keeps every trial that it has read.
+        return optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -163,7 +146,8 @@ class Ledger:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Keep a JSON-able fact about the whole study."""
-        self._stored.set_user_attr(name, value)
+        with _writing(self._path, RecordLost):
+            self._stored.set_user_attr(name, value)
 
     def close(self) -> None:
         """Write what is left and let go of the file.
@@ -175,8 +159,7 @@ class Ledger:
             self._closing = True
             self._wake.notify_all()
         self._writer.join()
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        storage.let_go(self._storage)
         if self._failure:
             raise self._failure
 
@@ -229,15 +212,17 @@ class Ledger:
                 self._wake.notify_all()
 
     def _write(self, dirty: Mapping[int, tuple[FrozenTrial, Callable[[], None]]]) -> None:
-        try:
+        with _writing(self._path, RecordLost):
             self._mirror.write([dirty[number][0] for number in sorted(dirty)])
-        except SQLAlchemyError as error:
-            raise StudyError(
-                f"{self._path}: the record must be writable while a study runs, got "
-                f"{getattr(error, 'orig', error)}. What it has is whole: see to the disk, then resume."
-            ) from error
         for _, then in dirty.values():
             then()
+
+
+def _short(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial without the long facts."""
+    short = copy.copy(trial)
+    short.user_attrs = {name: fact for name, fact in trial.user_attrs.items() if name not in ON_DISK_ONLY}
+    return short
 
 
 def fail_orphans(study: optuna.Study) -> None:
@@ -275,17 +260,16 @@ def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]
     if found != "ok":
         raise sqlite3.DatabaseError(found.splitlines()[-1])
     try:
-        storage = _storage(lambda: memory, StaticPool, skip_table_creation=True)
+        stored = storage.over(lambda: memory, StaticPool, skip_table_creation=True)
     except RuntimeError:
         raise sqlite3.DatabaseError("tables of another version of Optuna") from None
     try:
-        if STUDY_NAME not in optuna.get_all_study_names(storage):
+        if STUDY_NAME not in optuna.get_all_study_names(stored):
             raise sqlite3.DatabaseError(f"no study named '{STUDY_NAME}'")
-        study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
+        study = optuna.load_study(storage=stored, study_name=STUDY_NAME)
         return [_checked(trial) for trial in study.get_trials(deepcopy=False)], study.user_attrs
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        storage.let_go(stored)
 
 
 def _checked(trial: FrozenTrial) -> TrialRecord:
@@ -330,6 +314,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         provenance=facts.get("provenance", {}),
         trials=tuple(trials),
         folder=str(folder.root),
+        test_reads=reads.of(folder),
     )
     try:
         check_types(record)

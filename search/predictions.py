@@ -70,7 +70,7 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         raise StudyError(
-            f"{path}: --csv must be a file that can be written, got {error}. Choose another."
+            f"{path}: --csv must be a file that can be written, got '{error.strerror}'. Choose another."
         ) from error
     finally:
         with suppress(OSError):

@@ -4,6 +4,7 @@ The sampler fills these from Optuna's storage (`optuna.db`), which is the truth;
 JSON, the CSV, TensorBoard and the exported model are views.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -79,6 +80,8 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     folder: str
     """Path of the results folder."""
+    test_reads: tuple[dict[str, Any], ...] = ()
+    """Each read of the test split so far: the `trial` whose model was measured on it, and `at`."""
 
     @property
     def best(self) -> TrialRecord | None:
@@ -86,6 +89,16 @@ class StudyRecord:
         done = [t for t in self.trials if t.state == "COMPLETE" and self.metric in t.metrics["best"]]
         sign = -1.0 if self.mode == "max" else 1.0
         return min(done, key=lambda t: (sign * t.metrics["best"][self.metric], t.number), default=None)
+
+
+def standing(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials without the interrupted ones that another one has gone on with.
+
+    Whatever is counted, compared or told as a failure is among these; the record itself keeps them all.
+    """
+    trials = list(trials)
+    continued = {trial.continues for trial in trials}
+    return [trial for trial in trials if not (trial.interrupted and trial.number in continued)]
 
 
 def check_types(record: TrialRecord | StudyRecord) -> None:

@@ -26,6 +26,7 @@ from search import (
     preflight,
     process,
     provenance,
+    reads,
     results,
     slots,
     training,
@@ -118,6 +119,7 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
     print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
+    folder.check_room()
     with _alone(folder), connected():
         began = time.monotonic()
         up = nodes.up()
@@ -170,7 +172,9 @@ def _export_best(study: StudyRun) -> str | None:
         "kind": "export",
         "checkpoint": str(folder.best_weights(record.best.id)),
         "to": str(folder.best),
-        "provenance": record.provenance | {"study": record.name, "trial": record.best.id},
+        "provenance": record.provenance
+        | {"study": record.name, "trial": record.best.id}
+        | reads.enter(folder, record, record.best.id),
         "settings": None if now is None else now.to_dict(),
         "features": dataclasses.asdict(needs.feature_settings(study.config)),
     }

@@ -1,5 +1,6 @@
 """One run of a study: what it has, and what is still to do."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -37,12 +38,12 @@ class StudyRun:
         self.images = images
         study = config.study
         self.space = Space(config)
-        earlier = ledger.read(folder.database)[0] if folder.database.exists() else []
+        past = ledger.read(folder.database)[0] if folder.database.exists() else []
         # The same seed would repeat an earlier run's first suggestions.
         self.ledger = Ledger(
             folder.database,
             mode=study.mode,
-            sampler=sampler.make(study.sampler, seed=study.seed + len(earlier)),
+            sampler=sampler.make(study.sampler, seed=study.seed + len(past)),
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
@@ -83,7 +84,8 @@ class StudyRun:
             slots=warm.plan.slots,
             lost=warm.lost,
         )
-        self._earlier = earlier
+        self._past = [trial for trial in past if trial.state != "RUNNING"]
+        """Earlier trials with every epoch, which the ledger does not keep; until the search begins."""
         self._remember(facts)
 
     def search(self) -> str:
@@ -99,7 +101,8 @@ class StudyRun:
             deadline=self.deadline,
             strategy_of=self.searcher.strategy_of,
         )
-        stopping.replay(self._earlier)
+        stopping.replay(self._past)
+        self._past = []
         self.ledger.set_fact("state", "running")
         count = len(self.planned) + self.sampled
         if count and self._in_time:
@@ -126,14 +129,21 @@ class StudyRun:
         return state
 
     def close(self, seconds: float) -> None:
-        """Bring the record to disk, whatever happened."""
-        self.watch.interrupt()
-        self.board.close()
+        """Bring the record to disk, whatever happened; the file is let go of even where that fails.
+
+        SQLite ends a process with SIGBUS that exits with a connection to a file whose disk is full.
+        """
+        with contextlib.ExitStack() as last:  # each is done, even if those before it raise
+            last.callback(self.ledger.close)
+            last.callback(self._note_end, seconds)
+            last.callback(self.board.close)
+            self.watch.interrupt()
+
+    def _note_end(self, seconds: float) -> None:
         self.clock.note(now=True)
         self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")
-        self.ledger.close()
 
     @property
     def _in_time(self) -> bool:

@@ -1,5 +1,7 @@
 """The ledger: what memory says is what the file says, whatever happens to the process."""
 
+import gc
+import json
 import os
 import random
 import signal
@@ -8,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import optuna
@@ -16,9 +19,10 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from search import ledger
-from search.errors import StudyError
+from search.errors import RecordLost, StudyError
 from search.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
 from search.sampler import make
+from tests import mounts
 from tests.waiting import eventually
 
 
@@ -181,6 +185,30 @@ def test_memory_does_not_keep_the_long_facts_of_ended_trials(path: Path) -> None
     assert (record.epochs, record.history, record.effective) == (1, history, {"a": 1})
 
 
+def test_a_resumed_study_does_not_hold_the_long_facts_of_earlier_trials_either(path: Path) -> None:
+    book = open_ledger(path)
+    trials, epochs = 40, [{"epoch": epoch, "val/accuracy": epoch / 7} for epoch in range(1000)]
+    for _ in range(trials):
+        number = book.ask().number
+        book.suggested(number, {"params": {}})
+        book.end(number, "COMPLETE", 0.5, {"history": epochs, "effective": {"a": 1}, "epochs": 1000})
+    book.close()
+    length = len(json.dumps(epochs))
+    tracemalloc.start()
+    try:
+        again = open_ledger(path)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert [(record.epochs, record.history, record.effective) for record in again.records()] == [
+        (1000, [], {})
+    ] * trials
+    again.close()
+    assert held < trials * length / 4
+    assert [record.history for record in ledger.read(path)[0]] == [epochs] * trials
+
+
 def test_every_epoch_is_in_the_file_however_long_a_commit_takes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,5 +289,71 @@ def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(pa
     storage.engine.dispose()
     time.sleep(PAUSE_SECONDS)
     book.report(trial.number, 1, 0.5)
-    with pytest.raises(StudyError, match=r"the record must be writable .* got no such table"):
+    with pytest.raises(RecordLost, match=r"the record must be writable .* got no such table"):
         book.close()
+
+
+FILL = """
+def fill(folder):
+    with open(folder + "/ballast", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)) == 4096:
+                pass
+        except OSError:
+            pass
+"""
+
+
+def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peace(tmp_path: Path) -> None:
+    """The record keeps what it had, and its file is let go of although closing the trials fails."""
+    script = """
+        import sys
+        from pathlib import Path
+        from search.board import Board
+        from search.errors import RecordLost
+        from search.ledger import Ledger
+        from search.sampler import make
+        from search.study_run import StudyRun
+        folder = sys.argv[1]
+        book = Ledger(Path(folder, "optuna.db"), mode="max", sampler=make("random", seed=0))
+        trial = book.ask()
+        book.suggested(trial.number, {"params": {}})
+        book.report(trial.number, 1, 0.5)
+        book.flush()
+        fill(folder)
+        class Watch:
+            def interrupt(self):
+                for epoch in range(2, 2000):
+                    book.report(trial.number, epoch, 0.5)
+                book.flush()
+                book.end(trial.number, "FAIL", None, {"interrupted": True, "history": [{"epoch": 1}] * 20000})
+        run = StudyRun.__new__(StudyRun)
+        run.ledger, run.watch, run.board = book, Watch(), Board(Path(folder, "tensorboard"))
+        try:
+            run.close(1.0)
+        except RecordLost as error:
+            print(error)
+        held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        print(sum("optuna.db" in name for name in held))
+    """
+    with mounts.small(tmp_path / "small", "1m") as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", FILL + textwrap.dedent(script), str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        line, held = done.stdout.splitlines()
+        assert "the record must be writable while a study runs, got " in line
+        assert held == "0"
+        (folder / "ballast").unlink()
+        (record,) = ledger.read(folder / "optuna.db")[0]
+        assert (record.state, record.epochs) == ("RUNNING", 1)
+
+
+def test_a_record_that_cannot_be_made_leaves_no_half_of_it(tmp_path: Path) -> None:
+    with mounts.small(tmp_path / "small", "64k") as folder:
+        with pytest.raises(StudyError, match=r"the record must be writable .*full"):
+            open_ledger(folder / "optuna.db")
+        assert list(folder.iterdir()) == []

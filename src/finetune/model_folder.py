@@ -175,9 +175,12 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
     """
     device = device or torch.device("cpu")
     try:
-        facts = yaml.safe_load(no_pipe(folder / FILES[1]).read_text(encoding="utf-8"))
+        text, weights = (no_pipe(folder / name) for name in (FILES[1], FILES[0]))
+        for path in (text, weights):
+            path.stat()  # a missing file is told first
+        facts = yaml.safe_load(text.read_text(encoding="utf-8"))
         _check_facts(facts)
-        state = load_file(no_pipe(folder / FILES[0]))
+        state = load_file(weights)
         if not all(torch.isfinite(tensor).all() for tensor in state.values()):
             raise ValueError("weights that are NaN or infinite")
         source = facts["source"]
@@ -306,6 +309,16 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _of_test(provenance: dict[str, Any]) -> str:
+    """Return what the test scores are, and how often the split was read by whoever counts that."""
+    if "test_reads" not in provenance:
+        return "test (read at export)"
+    reads = provenance["test_reads"]
+    if reads is None:
+        return "test (read at export; not counted, as the study's folder could not be written)"
+    return f"test (read at export, by then {reads} time{'s'[: reads > 1]} in all)"
+
+
 def _card(facts: dict[str, Any]) -> str:
     """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
     scores = facts["metrics"]
@@ -329,7 +342,7 @@ def _card(facts: dict[str, Any]) -> str:
         row("validation (chose this model: reads high)", scores["validation"]),
     ]
     if scores["test"]:
-        lines.append(row("test (read once, at export)", scores["test"]))
+        lines.append(row(_of_test(facts["provenance"]), scores["test"]))
     else:
         lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
     lines += [
