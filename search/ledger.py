@@ -73,7 +73,22 @@ def _make(path: Path, direction: StudyDirection) -> None:
 class Ledger:
     """What was suggested and what came of it. Not for several drivers at once."""
 
-    def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        mode: str,
+        sampler: optuna.samplers.BaseSampler,
+        learned: Callable[[FrozenTrial], FrozenTrial] = lambda trial: trial,
+    ) -> None:
+        """Open the record, and make it where there is none.
+
+        Args:
+            path: its file.
+            mode: `max` or `min`.
+            sampler: what suggests.
+            learned: gives an earlier trial as the sampler is to see it.
+        """
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
         if not path.exists():
@@ -82,7 +97,7 @@ class Ledger:
         self._stored = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
         fail_orphans(self._stored)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._study.add_trials(self._stored.get_trials(deepcopy=False))
+        self._study.add_trials([learned(trial) for trial in self._stored.get_trials(deepcopy=False)])
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}

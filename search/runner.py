@@ -17,6 +17,7 @@ from finetune import catalog
 from finetune.catalog import Catalog
 from finetune.errors import FinetuneError
 from search import (
+    changes,
     config_file,
     export,
     ledger,
@@ -66,13 +67,14 @@ def resume(root: Path) -> StudyRecord:
     provenance.check_code()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
-    if folder.database.exists() and is_over(ledger.read_study(folder), config.study):
+    trials, facts = ledger.read(folder.database) if folder.database.exists() else ([], {})
+    changes.check(config, facts, trials, folder.config)
+    if is_over(trials, facts, config.study):
         with _alone(folder):
             return _complete(config, folder)
     images = catalog.scan(needs.data_settings(config))
-    before = images.fingerprint
-    if folder.database.exists():  # else its first run died before the first trial
-        before = ledger.read_study(folder).provenance.get("data_fingerprint", before)
+    # There is none if its first run died before the first trial.
+    before = facts.get("provenance", {}).get("data_fingerprint", images.fingerprint)
     if before != images.fingerprint:
         raise StudyError(
             f"{folder.root}: a study must go on with the images it began with (fingerprint {before[:12]}), "

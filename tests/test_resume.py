@@ -1,6 +1,7 @@
 """What a resume does to a study's files, without Ray: nothing that is known is lost or done again."""
 
 import hashlib
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -12,9 +13,9 @@ import pytest
 import yaml
 
 from finetune import catalog
-from search import ledger, needs, results, runner
+from search import changes, config_file, ledger, needs, results, runner
 from search.board import Board
-from search.errors import SearchError
+from search.errors import SearchError, StudyError
 from search.kept import Kept
 from search.layout import StudyFolder
 from search.ledger import Ledger
@@ -24,7 +25,8 @@ from search.sampler import Planned, StudySearcher, Suggested, make
 from search.slots import SlotPlan
 from search.space import Space
 from search.study import StudyConfig
-from search.study_run import StudyRun, to_do
+from search.study_run import StudyRun, is_over, to_do
+from search.trial import SlotTrial
 from search.watch import Watch
 from tests.files import contents
 from tests.small import STUDY, merged
@@ -118,8 +120,8 @@ def play(book: Ledger, score: float, **facts: Any) -> None:
 
 @pytest.fixture
 def finished(small_study: Make) -> StudyFolder:
-    """A study of four trials that has finished, with all that a study leaves."""
-    config = small_study()
+    """A study of four trials of one epoch that has finished, with all that a study leaves."""
+    config = small_study(study={"epochs": 1})
     folder = StudyFolder.create(Path(config.results), config.study.name)
     folder.config.write_text(config.to_yaml())
     book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
@@ -193,22 +195,20 @@ def test_a_model_of_an_earlier_best_trial_is_not_taken_for_the_best(finished: St
 
 
 def test_a_study_whose_trials_were_raised_is_not_over(finished: StudyFolder) -> None:
-    from search import config_file
-    from search.study_run import is_over
-
-    record = ledger.read_study(finished)
-    assert is_over(record, config_file.load(finished.config, ["study.trials=4"]).study)
-    assert not is_over(record, config_file.load(finished.config, ["study.trials=5"]).study)
+    trials, facts = ledger.read(finished.database)
+    config = config_file.load(finished.config)
+    assert is_over(trials, facts, config.study)
+    assert not is_over(trials, facts, config.study.model_copy(update={"trials": 5}))
 
 
 # What is left of the budget
 
 
-def run_of(folder: StudyFolder, **study: Any) -> StudyRun:
+def run_of(folder: StudyFolder, *, space: dict[str, Any] | None = None, **study: Any) -> StudyRun:
     """Return a run of a study in a folder, with slots that do nothing."""
     folder.root.mkdir(exist_ok=True)
-    own = {"study": study, "results": str(folder.root.parent)}
-    config = StudyConfig.from_dict(merged(STUDY | {"results": own.pop("results")}, own))
+    results_of = {"results": str(folder.root.parent)}
+    config = StudyConfig.from_dict(merged(STUDY | results_of, {"study": study, "space": space or {}}))
     folder.config.write_text(config.to_yaml())
     warm: Any = SimpleNamespace(plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False), exchange=Exchange())
     images = catalog.scan(needs.data_settings(config))
@@ -321,6 +321,45 @@ def test_a_second_run_removes_only_weights_that_better_trials_displace(tmp_path:
     assert weights(folder) == {"0000/best", "0003/best"}
 
 
+def test_a_stopped_study_announces_no_failure_and_keeps_what_is_needed_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = StudyFolder(tmp_path)
+    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    watch, suggested = follow(folder, book)
+    ended, cut = (begin(watch, suggested, book, *scores) for scores in ((0.5, 0.6), (0.4,)))
+    for name in ("trial-0000", "trial-0001"):
+        weigh(folder, name, "best", "last")
+    watch.on_trial_complete(0, [], ended)
+    watch.interrupt()
+    book.close()
+    told = capsys.readouterr().err
+    assert "trial-0000 COMPLETE" in told
+    assert "FAIL" not in told
+    assert cut.trial_id not in suggested
+    # A complete trial is known to the record from here on; before, its epochs lie in `last`.
+    assert weights(folder) == {"0000/best", "0001/best", "0001/last"}
+    (first, second), _ = ledger.read(folder.database)
+    assert (first.state, second.state, second.interrupted) == ("COMPLETE", "FAIL", True)
+    assert [epoch["val/accuracy"] for epoch in second.history] == [0.4]
+
+
+def test_a_note_of_a_worker_comes_into_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
+    watch, suggested = follow(StudyFolder(tmp_path), book)
+    trial = begin(watch, suggested, book, 0.5)
+    job = {"id": "trial-0000", "keep": {"metric": "val/accuracy"}}
+    stand_in: Any = SimpleNamespace(_job=job, _facts={})
+    assert SlotTrial._hear(stand_in, {"kind": "note", "text": "trained from its start: x"}) is None
+    epoch = SlotTrial._hear(stand_in, {"kind": "epoch", "epoch": 2, "val/accuracy": 0.6})
+    assert epoch is not None
+    watch.on_trial_result(0, [], trial, epoch)
+    watch.on_trial_complete(0, [], trial)
+    book.close()
+    assert "trial-0000: trained from its start: x" in capsys.readouterr().err
+    assert ledger.read(tmp_path / "optuna.db")[0][0].note == "trained from its start: x"
+
+
 # What is planned again
 
 
@@ -364,6 +403,156 @@ def test_a_start_that_was_tried_is_not_planned_again(
     assert len(trials) == len(planned)
     again, sampled = to_do(trials, config.study, space)
     assert (again, sampled) == ([], config.study.trials - len(planned))
+
+
+def test_an_unchanged_space_leaves_what_the_sampler_sees_as_it_was(tmp_path: Path) -> None:
+    for number, (frozen, others) in enumerate(itertools.product(FROZEN, OTHERS)):
+        config = StudyConfig.from_dict(merged(STUDY, {"space": {"frozen_layers": frozen} | others}))
+        space = Space(config, dict.fromkeys(config.backbones, 19))
+        book = Ledger(tmp_path / f"{number}.db", mode="max", sampler=make("random", seed=number))
+        suggest(book, space, Planned(params=space.baseline("recipe"), baseline="recipe"))
+        for _ in range(5):
+            suggest(book, space)
+        book.close()
+        again = Ledger(tmp_path / f"{number}.db", mode="max", sampler=make("random", seed=0))
+        assert all(space.learned(trial) is trial for trial in again.trials)
+        again.close()
+
+
+# An edited study.yaml
+
+
+RATE = {"low": 1e-4, "high": 0.1, "log": True}
+CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a choice more": ({"optimizer": ["sgd", "adam"]}, {"optimizer": ["sgd", "adam", "adamw"]}),
+    "a choice less": ({"optimizer": ["sgd", "adam", "adamw"]}, {"optimizer": ["sgd", "adamw"]}),
+    "choices in another order": ({"head_size": [0, 8, 16]}, {"head_size": [16, 8, 0]}),
+    "all choices others": ({"head_size": [0, 8]}, {"head_size": [16, 32]}),
+    "a wider range": ({"dropout": {"low": 0.1, "high": 0.2}}, {"dropout": {"low": 0.0, "high": 0.6}}),
+    "a narrower range": ({"dropout": {"low": 0.0, "high": 0.6}}, {"dropout": {"low": 0.1, "high": 0.2}}),
+    "another scale": ({"learning_rate": RATE}, {"learning_rate": RATE | {"log": False}}),
+    "steps": ({"head_size": {"low": 0, "high": 64}}, {"head_size": {"low": 0, "high": 64, "step": 16}}),
+    "a list to a range": ({"dropout": [0.1, 0.3]}, {"dropout": {"low": 0.0, "high": 0.5}}),
+    "a range to a list": ({"dropout": {"low": 0.0, "high": 0.5}}, {"dropout": [0.1, 0.3]}),
+    "counts to shares": (
+        {"frozen_layers": {"low": 0, "high": "all"}},
+        {"frozen_layers": {"low": 0.0, "high": 1.0}},
+    ),
+    "shares to counts": (
+        {"frozen_layers": {"low": 0.0, "high": 1.0}},
+        {"frozen_layers": {"low": 0, "high": "all"}},
+    ),
+    "a key newly searched": ({"weight_decay": 0.0}, {"weight_decay": [0.0, 0.001]}),
+    "a key no longer searched": ({"weight_decay": [0.0, 0.001]}, {"weight_decay": 0.001}),
+    "a strategy more": ({"strategy": ["replace", "load"]}, {"strategy": ["replace", "load", "fuse"]}),
+    "a strategy less": ({"strategy": ["replace", "load", "fuse"]}, {"strategy": ["load", "replace"]}),
+    "one strategy": ({"strategy": ["replace", "load"]}, {"strategy": "load"}),
+    "for each strategy": (
+        {"learning_rate": RATE},
+        {"learning_rate": {"replace": RATE, "load": [0.001, 0.003], "fuse": 0.01}},
+    ),
+    "a field that others hang on": ({"optimizer": "adam"}, {"optimizer": ["adam", "sgd"]}),
+}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_study_goes_on_in_a_changed_space(tmp_path: Path, change: str, sampler: str) -> None:
+    """Earlier trials are learned from as far as they fit, and new ones come from the new space."""
+    spaces = []
+    for given in CHANGED[change]:
+        config = StudyConfig.from_dict(merged(STUDY, {"space": given}))
+        spaces.append(Space(config, dict.fromkeys(config.backbones, 19)))
+    before, now = spaces
+    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make(sampler, seed=0))
+    old = [suggest(book, before) for _ in range(14)]
+    book.close()
+    for _ in range(2):  # also at every later resume
+        book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make(sampler, seed=1), learned=now.learned)
+        assert [bool(trial.params) for trial in book.trials[:14]] == [now.holds(params) for params in old]
+        assert all(now.holds(suggest(book, now)) for _ in range(12))
+        book.close()
+
+
+def test_backbones_may_come_and_go(tmp_path: Path) -> None:
+    config = StudyConfig.from_dict(merged(STUDY, {"model": {"backbone": "resnet18", "weights": "DEFAULT"}}))
+    more = StudyConfig.from_dict(
+        merged(STUDY, {"model": {"backbone": ["resnet18", "vgg16"], "weights": "DEFAULT"}})
+    )
+    blocks = {"resnet18": 10, "vgg16": 13}
+    for number, (first, second) in enumerate([(config, more), (more, config)]):
+        path = tmp_path / f"{number}.db"
+        before, now = Space(first, blocks), Space(second, blocks)
+        book = Ledger(path, mode="max", sampler=make("tpe", seed=0))
+        for _ in range(14):
+            suggest(book, before)
+        book.close()
+        book = Ledger(path, mode="max", sampler=make("tpe", seed=1), learned=now.learned)
+        assert all(now.holds(suggest(book, now)) for _ in range(12))
+        book.close()
+
+
+def test_a_changed_space_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = StudyFolder(tmp_path / "small")
+    first = run_of(folder, space={"optimizer": ["sgd", "adam"]})
+    for _ in range(6):
+        suggest(first.ledger, first.space)
+    held = [trial.params["optimizer"] for trial in first.ledger.records()].count("sgd")
+    first.close(1.0)
+    assert "changed" not in capsys.readouterr().err
+    second = run_of(folder, space={"optimizer": ["sgd", "adamw"]})
+    second.close(1.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"learns from {held} earlier trials" in line
+    assert f"and {6 - held} that it could not suggest" in line
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"study": {"epochs": 5}}, "study.epochs 5 instead of 3"),
+        ({"study": {"metric": "val/loss"}}, "study.metric 'val/loss' instead of 'val/accuracy'"),
+        ({"study": {"seed": 5}}, "study.seed 5 instead of 0"),
+        ({"data": {"views": 2}}, "data.views 2 instead of 0"),
+        ({"model": {"precision": "exact"}}, "model.precision 'exact' instead of 'auto'"),
+        ({"model": {"weights": "DEFAULT"}}, "model.weights of shufflenet_v2_x0_5 'DEFAULT' instead of"),
+    ],
+)
+def test_what_would_make_trials_incomparable_is_refused_in_one_line(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    folder = StudyFolder(tmp_path / "small")
+    run_of(folder).close(1.0)
+    values = yaml.safe_load(folder.config.read_text())
+    del values["study"]["mode"]
+    folder.config.write_text(yaml.safe_dump(merged(values, change)))
+    with pytest.raises(StudyError, match=r"must go on with what it began with, got .*Put that back") as error:
+        runner.resume(folder.root)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_study_of_an_older_version_is_refused_other_epochs_too(finished: StudyFolder) -> None:
+    values = yaml.safe_load(finished.config.read_text())
+    finished.config.write_text(yaml.safe_dump(merged(values, {"study": {"epochs": 7}})))
+    with pytest.raises(StudyError, match=r"study\.epochs 7 instead of 1"):
+        runner.resume(finished.root)
+
+
+def test_limits_and_places_may_change(tmp_path: Path) -> None:
+    config = StudyConfig.from_dict(STUDY)
+    other = merged(
+        STUDY, {"study": {"trials": 9, "budget": "1h", "keep_checkpoints": 1, "sampler": "random"}}
+    )
+    other |= {"results": str(tmp_path), "resources": {"slots": 1}, "early_stopping": {"enabled": False}}
+    assert changes.fixed(StudyConfig.from_dict(other)) == changes.fixed(config)
+    weights = [
+        changes.fixed(StudyConfig.from_dict(merged(STUDY, {"model": {"weights": f"{place}/w.pth"}})))
+        for place in ("here", "there")
+    ]
+    assert weights[0] == weights[1]
 
 
 def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str, Any]:
