@@ -80,6 +80,8 @@ def run(
         loaded = StudyConfig.from_folder(str(data), **options, **({"results": root} if root else {}))
     begun = begun_studies.find(loaded) if go_on else None
     if begun is None:
+        if go_on and (line := begun_studies.near(loaded)):
+            say(line)
         finish(runner.run(loaded), as_json)
     else:
         go_on_with(begun, as_json)
@@ -88,13 +90,14 @@ def run(
 def go_on_with(folder: StudyFolder, as_json: bool) -> None:
     """Go on with a study that a config has begun, or show it where it has finished."""
     from search import ledger, runner
+    from search.study_run import is_over
 
-    if (record := ledger.read_study(folder)).state == "finished":
+    trials, facts = ledger.read(folder.database)
+    if is_over(trials, facts, config_file.load(folder.config).study):
         say(f"{folder.root}: this study has finished; `submit --new` begins another with its config")
     else:
         say(f"{folder.root}: going on with this study")
-        record = runner.resume(folder.root)
-    finish(record, as_json)
+    finish(runner.resume(folder.root), as_json)
 
 
 @app.command()
