@@ -164,8 +164,8 @@ def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
             export.export_trial(folder, None, folder.best)
         except FinetuneError as error:
             raise _not_exported(folder, str(error)) from error
-    if not folder.table.exists():
-        results.to_csv(record, folder.table)
+    if not folder.table.exists() or folder.table.stat().st_mtime < folder.database.stat().st_mtime:
+        results.to_csv(record, folder.table)  # the same file, unless the driver died before it
     return record
 
 

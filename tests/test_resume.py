@@ -1,6 +1,7 @@
 """What a resume does to a study's files, without Ray: nothing that is known is lost or done again."""
 
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -170,6 +171,18 @@ def test_a_finished_study_whose_model_is_not_whole_is_exported_again_and_then_le
     path = finished.root / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     monkeypatch.setattr(runner.export, "export_trial", export)
+    runner.resume(finished.root)
+    assert contents(finished.root) == before
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_table_that_is_missing_or_of_an_earlier_run_is_written(finished: StudyFolder) -> None:
+    before = contents(finished.root)
+    finished.table.unlink()
+    runner.resume(finished.root)
+    assert contents(finished.root) == before
+    finished.table.write_text("of an earlier run")
+    os.utime(finished.table, (1e9, 1e9))
     runner.resume(finished.root)
     assert contents(finished.root) == before
 
