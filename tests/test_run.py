@@ -497,10 +497,13 @@ def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
     assert before.state == "interrupted"
     (begun,) = before.trials
     assert (begun.state, begun.interrupted, begun.error) == ("FAIL", True, "interrupted")
+    _, trained = checkpoint.read(folder.last_weights("trial-0000"))
     after = runner.resume(folder.root)
     assert after.state == "finished"
     assert [one.continues for one in after.trials] == [None, 0, None]
     assert [len(one.history) for one in after.trials[1:]] == [3, 3]
+    times = [epoch["seconds"] for epoch in after.trials[1].history]
+    assert times[: len(trained["history"])] == [epoch["seconds"] for epoch in trained["history"]]
 
 
 def forget(folder: StudyFolder, numbers: tuple[int, ...]) -> None:
