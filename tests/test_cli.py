@@ -330,6 +330,8 @@ def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     before = json.loads(call(command, "results", folder, "--json", "--history").stdout)
     assert before["study"]["state"] == "interrupted"
     assert sum(trial["state"] == "COMPLETE" for trial in before["trials"]) >= len(ended)
+    if how == signal.SIGTERM:  # as another user, on another disk
+        folder, env = folder.rename(tmp_path / "moved"), {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = call(command, "resume", folder, env=env)
     assert done.returncode == 0, done.stderr
     after = json.loads(call(command, "results", folder, "--json", "--history").stdout)
