@@ -11,6 +11,7 @@ from search import changes, ledger, runner
 from search.errors import StudyError
 from search.layout import StudyFolder
 from search.ledger import Ledger
+from search.record import TrialRecord
 from search.sampler import Planned, make
 from search.space import Space
 from search.study import StudyConfig
@@ -148,6 +149,20 @@ def test_backbones_may_come_and_go(tmp_path: Path) -> None:
         book = Ledger(path, mode="max", sampler=make("tpe", seed=1), learned=now.learned)
         assert all(now.holds(suggest(book, now)) for _ in range(12))
         book.close()
+
+
+def test_an_interrupted_trial_of_a_backbone_that_is_gone_leaves_its_place_to_another() -> None:
+    spaces = []
+    for names in (["vgg16", "resnet18"], ["resnet18"]):
+        model = {"backbone": names, "weights": dict.fromkeys(names, "DEFAULT")}
+        config = StudyConfig.from_dict(merged(STUDY, {"model": model, "study": {"warm_start": False}}))
+        spaces.append(Space(config, {"resnet18": 10, "vgg16": 13}))
+    both, one = spaces
+    params = both.baseline("recipe")  # on the first backbone, vgg16
+    cut = TrialRecord(number=0, id="trial-0000", state="FAIL", interrupted=True, params=params)
+    (plan,), sampled = to_do([cut], config.study, both)
+    assert (plan.continues, sampled) == (0, 3)
+    assert to_do([cut], config.study, one) == ([], 4)
 
 
 def test_a_changed_space_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
