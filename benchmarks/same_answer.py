@@ -65,6 +65,7 @@ def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> di
     told: list[dict[str, Any]] = []
     paths = {"best": scratch / "best.safetensors", "last": scratch / "last.safetensors"}
     keep = Keep(metric="val/accuracy", mode="max", **paths)
+    keep.last.unlink(missing_ok=True)  # of the trial before, which is complete
     loop.train(settings, keep=keep, report=told.append, features=features)
     model = loop.Run(dataclasses.replace(settings, precision="exact"), loop.World())
     from finetune import checkpoint

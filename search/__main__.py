@@ -84,6 +84,8 @@ def run(
 
     begun = begun_studies.find(loaded) if go_on else None
     if begun is None:
+        if go_on and (line := begun_studies.near(loaded)):
+            say(line)
         finish(runner.run(loaded), as_json)
     else:
         go_on_with(begun, as_json)
@@ -102,14 +104,15 @@ def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -
 
 def go_on_with(folder: StudyFolder, as_json: bool) -> None:
     """Go on with a study that a config has begun, or show it where it has finished."""
-    from search import ledger, runner
+    from search import config_file, ledger, runner
+    from search.study_run import is_over
 
-    if (record := ledger.read_study(folder)).state == "finished":
+    trials, facts = ledger.read(folder.database)
+    if is_over(trials, facts, config_file.load(folder.config).study):
         say(f"{folder.root}: this study has finished; `submit --new` begins another with its config")
     else:
         say(f"{folder.root}: going on with this study")
-        record = runner.resume(folder.root)
-    finish(record, as_json)
+    finish(runner.resume(folder.root), as_json)
 
 
 @app.command()

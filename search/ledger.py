@@ -56,7 +56,22 @@ def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
 class Ledger:
     """What was suggested and what came of it. Not for several drivers at once."""
 
-    def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        mode: str,
+        sampler: optuna.samplers.BaseSampler,
+        learned: Callable[[FrozenTrial], FrozenTrial] = lambda trial: trial,
+    ) -> None:
+        """Open the record, and make it where there is none.
+
+        Args:
+            path: its file.
+            mode: `max` or `min`.
+            sampler: what suggests.
+            learned: gives an earlier trial as the sampler is to see it.
+        """
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
         self._study = optuna.create_study(direction=direction, sampler=sampler)
@@ -65,7 +80,7 @@ class Ledger:
                 storage.make(path, direction)
             self._storage = open_storage(path)
             try:
-                self._stored = self._take_up()
+                self._stored = self._take_up(learned)
             except BaseException:
                 storage.let_go(self._storage)
                 raise
@@ -79,11 +94,11 @@ class Ledger:
         self._writer = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
         self._writer.start()
 
-    def _take_up(self) -> optuna.Study:
+    def _take_up(self, learned: Callable[[FrozenTrial], FrozenTrial]) -> optuna.Study:
         """Enter the earlier trials into memory, and return the stored study."""
         earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
         fail_orphans(earlier)
-        self._study.add_trials([_short(trial) for trial in earlier.get_trials(deepcopy=False)])
+        self._study.add_trials([_short(learned(trial)) for trial in earlier.get_trials(deepcopy=False)])
         # Another one: Optuna's keeps every trial that it has read.
         return optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
 

@@ -47,7 +47,8 @@ def handlers(*signals: int) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else it was not set from Python, and cannot be
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

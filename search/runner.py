@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from finetune.catalog import Catalog
 from finetune.errors import FinetuneError
 from search import (
+    changes,
     config_file,
     export,
     inputs,
@@ -76,14 +77,15 @@ def resume(root: Path) -> StudyRecord:
     provenance.check_code()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
-    if folder.database.exists() and is_over(ledger.read_study(folder), config.study):
+    trials, facts = ledger.read(folder.database) if folder.database.exists() else ([], {})
+    changes.check(config, facts, trials, folder.config)
+    if is_over(trials, facts, config.study):
         with _alone(folder):
             return _complete(config, folder)
     _check_room_here(config)
     images = inputs.scan(config)
-    before = images.fingerprint
-    if folder.database.exists():  # else its first run died before the first trial
-        before = ledger.read_study(folder).provenance.get("data_fingerprint", before)
+    # There is none if its first run died before the first trial.
+    before = facts.get("provenance", {}).get("data_fingerprint", images.fingerprint)
     if before != images.fingerprint:
         raise StudyError(
             f"{folder.root}: a study must go on with the images it began with (fingerprint {before[:12]}), "
@@ -203,8 +205,8 @@ def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
             export.export_trial(folder, None, folder.best)
         except FinetuneError as error:
             raise _not_exported(folder, str(error)) from error
-    if not folder.table.exists():
-        results.to_csv(record, folder.table)
+    if not folder.table.exists() or folder.table.stat().st_mtime < folder.database.stat().st_mtime:
+        results.to_csv(record, folder.table)  # the same file, unless the driver died before it
     return record
 
 

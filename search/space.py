@@ -6,6 +6,7 @@ blocks ends the range (`frozen_layers/fuse/vgg16`): so one name never has two ra
 one range for all backbones.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,13 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from search.baselines import BASELINES, START_FROZEN, START_NEAR, STARTS
@@ -63,6 +71,18 @@ class _Question:
         if isinstance(low, int):
             return trial.suggest_int(self.name, low, high, log=domain.log, step=step or 1)
         return trial.suggest_float(self.name, low, high, log=domain.log, step=step)
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """Optuna's, of a field that is searched."""
+        domain = self.domain
+        if isinstance(domain, tuple):
+            return CategoricalDistribution(domain)
+        if not isinstance(domain, Range):
+            raise TypeError(f"{self.field} is not searched")
+        if isinstance(domain.low, int):
+            return IntDistribution(domain.low, domain.high, domain.log, domain.step or 1)
+        return FloatDistribution(domain.low, domain.high, domain.log, domain.step)
 
     @property
     def is_searched(self) -> bool:
@@ -133,9 +153,12 @@ class Space:
         A trial that is set and not held, such as the recipe with Adam where only SGD is searched, must
         be kept from the sampler, which would credit its score to the values it does know.
         """
-        if "weights" in params or params["strategy"] not in self._config.strategies:
+        if "weights" in params or params.get("strategy") not in self._config.strategies:
             return False
-        questions = self._questions(params)
+        try:
+            questions = self._questions(params)
+        except KeyError:  # of a study whose config was changed
+            return False
         return all(
             q.held(params[q.field]) is not None if q.is_searched else params[q.field] == q.usual()
             for q in questions
@@ -145,6 +168,21 @@ class Space:
         """What to hand to `study.enqueue_trial` so that `suggest` returns `params`, which it must hold."""
         held = {q.name: q.held(params[q.field]) for q in self._questions(params) if q.is_searched}
         return {name: value for name, value in held.items() if value is not None}
+
+    def learned(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a trial of the record as this space would have suggested it: the config may have changed.
+
+        One that it does not hold has no parameters then, so that the sampler learns nothing of it.
+        """
+        params = trial.user_attrs.get("params", {})
+        asked = [q for q in self._questions(params) if q.is_searched] if self.holds(params) else []
+        held = {q.name: q.held(params[q.field]) for q in asked}
+        distributions = {q.name: q.distribution for q in asked}
+        if (held, distributions) == (trial.params, trial.distributions):
+            return trial
+        now = copy.copy(trial)
+        now.params, now.distributions = held, distributions
+        return now
 
     def sampled(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """`params` as the record has them once they were suggested: 9 of 18 blocks may be a share of 0.5."""

@@ -5,17 +5,19 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from optuna.trial import FrozenTrial, TrialState
+
 from finetune.catalog import Catalog
-from search import ledger, needs, provenance, sampler, tuner
+from search import changes, ledger, needs, provenance, sampler, tuner
 from search.board import Board
 from search.layout import StudyFolder, trial_id
 from search.ledger import Ledger
 from search.progress import Progress
-from search.record import StudyRecord, TrialRecord
+from search.record import TrialRecord
 from search.sampler import Planned, StudySearcher
 from search.sections import Study
 from search.slots import Slots
@@ -37,6 +39,7 @@ class StudyRun:
         self.config, self.folder, self.warm = config, folder, warm
         self.images = images
         study = config.study
+        self._anew = self._forgotten = 0
         self.space = Space(config)
         past = ledger.read(folder.database)[0] if folder.database.exists() else []
         # The same seed would repeat an earlier run's first suggestions.
@@ -44,6 +47,7 @@ class StudyRun:
             folder.database,
             mode=study.mode,
             sampler=sampler.make(study.sampler, seed=study.seed + len(past)),
+            learned=self._learned,
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
@@ -58,6 +62,12 @@ class StudyRun:
             slots=len(facts) if warm.plan.ask else warm.plan.slots,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
+        if self._anew or self._forgotten:
+            self.progress.note(
+                f"{folder.config}: the space was changed: the sampler learns from {self._anew} earlier "
+                f"trials as if suggested now, and {self._forgotten} that it could not suggest only stay in "
+                "the record"
+            )
         self.board = Board(folder.tensorboard)
         self.searcher = StudySearcher(
             self.ledger,
@@ -149,6 +159,14 @@ class StudyRun:
     def _in_time(self) -> bool:
         return self.deadline is None or time.monotonic() < self.deadline
 
+    def _learned(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return an earlier trial as the space is now, and count those that this changes."""
+        now = self.space.learned(trial)
+        if now is not trial and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            self._anew += bool(now.params)
+            self._forgotten += not now.params
+        return now
+
     def _room(self) -> int:
         """Return how many trials may run now, and tell what is new about the cluster."""
         plan = self.warm.plan
@@ -189,6 +207,8 @@ class StudyRun:
 
     def _remember(self, facts: dict[str, Any]) -> None:
         study = self.config.study
+        if changes.FACT not in self.ledger.facts:
+            self.ledger.set_fact(changes.FACT, changes.fixed(self.config))
         known = provenance.collect(seed=study.seed, data_fingerprint=self.images.fingerprint)
         counts = {split: len(self.images.splits[split]) for split in self.images.splits}
         skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
@@ -215,12 +235,12 @@ class Clock:
             self._ledger.set_fact("searched", round(self._before + self._noted - self._began, 3))
 
 
-def is_over(record: StudyRecord, study: Study) -> bool:
+def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Study) -> bool:
     """True if the study finished and neither its trials nor its budget were raised since."""
-    if record.state != "finished":
+    if facts.get("state") != "finished":
         return False
     budget = study.budget_seconds
-    return _left(record.trials, study) <= 0 or (budget is not None and record.seconds >= budget)
+    return _left(trials, study) <= 0 or (budget is not None and facts.get("seconds", 0.0) >= budget)
 
 
 def _left(trials: Iterable[TrialRecord], study: Study) -> int:
@@ -239,7 +259,9 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
             seed_of=trial.number if trial.seed_of is None else trial.seed_of,
         )
         for trial in earlier
-        if trial.interrupted and trial.number not in continued
+        if trial.interrupted
+        and trial.number not in continued
+        and space.settings_now(trial, cache_dir="") is not None
     ]
     settled = {trial.baseline for trial in earlier if not trial.interrupted}
     settled |= {plan.baseline for plan in again}

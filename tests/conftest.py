@@ -109,6 +109,18 @@ def small_study(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray that starts fails the test."""
+
+    def refuse() -> None:
+        raise AssertionError("nothing is to do: Ray must not start")
+
+    from search import runner
+
+    monkeypatch.setattr(runner, "connected", refuse)
+
+
+@pytest.fixture
 def command() -> list[str]:
     """The command line's first words, to be run in the checkout's root."""
     return [sys.executable, "-m", "search"]

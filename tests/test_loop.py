@@ -258,6 +258,18 @@ def test_best_weights_that_are_of_no_use_send_a_trial_to_its_start(
     assert checkpoint.read(part.best)[1]["metrics"]["epoch"] in (1, 2, 3, 4)
 
 
+def test_two_workers_begin_anew_together(settings: TrialSettings, tmp_path: Path) -> None:
+    """Neither may wait for the other in an epoch that the other one skips."""
+    script = Path(__file__).parent / "two_workers.py"
+    short = dataclasses.replace(settings, epochs=2)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "last0").write_bytes(b"damaged")
+    done = finish(sys.executable, script, tmp_path / "two", given=repr([short.to_dict(), short.to_dict()]))
+    assert done.returncode == 0, done.stderr
+    anew, fresh = (epochs([{**m, "kind": "epoch"} for m in told]) for told in eval(done.stdout))
+    assert anew == fresh
+
+
 def test_a_trial_goes_on_wherever_its_images_weights_and_cache_have_gone(tmp_path: Path) -> None:
     """Other places decide nothing; what is read there has hashes of its own."""
     here, there = tmp_path / "here", tmp_path / "there"

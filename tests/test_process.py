@@ -127,3 +127,23 @@ def test_environment_and_loggers_are_given_back(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(PreflightError), runner.connected():
         pass
     assert before == (dict(os.environ), logger.level, [signal.getsignal(n) for n in process.STOPS])
+
+
+@pytest.mark.ray
+def test_a_ray_that_is_started_outside_the_main_thread_is_gone_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    was_up: list[bool] = []
+
+    def run() -> None:
+        with runner.connected():
+            was_up.append(ray.is_initialized())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert was_up == [True]
+    assert not ray.is_initialized()

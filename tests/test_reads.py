@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune import backbones, loop
+from finetune import loop
 from finetune.history import Keep
 from search import ledger, reads, sampler
 from search.layout import StudyFolder, write_text
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
         }
     )  # fmt: skip
     write_text(folder.config, config.to_yaml())
-    space = Space(config, {name: backbones.count_blocks(name) for name in config.backbones})
+    space = Space(config)
     params = space.baseline("scratch")
     book = Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0))
     for number, state, value in ((0, "COMPLETE", 0.5), (1, "PRUNED", 0.25)):

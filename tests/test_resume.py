@@ -1,6 +1,7 @@
 """What a resume does to a study's files, without Ray: nothing that is known is lost or done again."""
 
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,23 +12,22 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune import catalog
-from search import ledger, needs, results, runner
+from search import config_file, ledger, results, runner
 from search.board import Board
-from search.errors import SearchError
+from search.errors import SearchError, StudyError
 from search.kept import Kept
 from search.layout import StudyFolder
 from search.ledger import Ledger
 from search.progress import Progress
 from search.record import TrialRecord
-from search.sampler import Planned, StudySearcher, Suggested, make
-from search.slots import SlotPlan
-from search.space import Space
+from search.sampler import Suggested, make
 from search.study import StudyConfig
-from search.study_run import StudyRun, to_do
+from search.study_run import is_over
+from search.trial import SlotTrial
 from search.watch import Watch
+from tests.by_hand import Exchange, run_of
 from tests.files import contents
-from tests.small import STUDY, merged
+from tests.small import merged
 
 Make = Callable[..., StudyConfig]
 
@@ -38,16 +38,16 @@ def record(number: int, score: float, **facts: Any) -> TrialRecord:
     return TrialRecord(number=number, id=f"trial-{number:04d}", **known | facts)
 
 
-def weigh(folder: StudyFolder, trial: str, *names: str) -> None:
-    folder.trial(trial).mkdir(parents=True, exist_ok=True)
-    for name in names or ("best",):
-        (folder.trial(trial) / f"{name}.safetensors").write_bytes(trial.encode())
-
-
 def weights(folder: StudyFolder) -> set[str]:
     """Return the files that lie in the trials' folders, such as `0003/best`."""
     files = folder.root.glob("trials/*/*.safetensors")
     return {f"{path.parent.name.removeprefix('trial-')}/{path.stem}" for path in files}
+
+
+def weigh(folder: StudyFolder, trial: str, *names: str) -> None:
+    folder.trial(trial).mkdir(parents=True, exist_ok=True)
+    for name in names or ("best",):
+        (folder.trial(trial) / f"{name}.safetensors").write_bytes(trial.encode())
 
 
 def keep(folder: StudyFolder, earlier: list[TrialRecord], count: int = 2) -> Kept:
@@ -118,8 +118,8 @@ def play(book: Ledger, score: float, **facts: Any) -> None:
 
 @pytest.fixture
 def finished(small_study: Make) -> StudyFolder:
-    """A study of four trials that has finished, with all that a study leaves."""
-    config = small_study()
+    """A study of four trials of one epoch that has finished, with all that a study leaves."""
+    config = small_study(study={"epochs": 1})
     folder = StudyFolder.create(Path(config.results), config.study.name)
     folder.config.write_text(config.to_yaml())
     book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
@@ -146,14 +146,6 @@ def model(folder: StudyFolder) -> None:
     provenance = {"trial": "trial-0001", "model_sha256": hashlib.sha256(b"weights").hexdigest()}
     (folder.best / "model.yaml").write_text(yaml.safe_dump({"provenance": provenance}))
     (folder.best / "README.md").write_text("a card")
-
-
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise AssertionError("nothing is to do: Ray must not start")
-
-    monkeypatch.setattr(runner, "connected", refuse)
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -184,6 +176,18 @@ def test_a_finished_study_whose_model_is_not_whole_is_exported_again_and_then_le
 
 
 @pytest.mark.usefixtures("no_ray")
+def test_a_table_that_is_missing_or_of_an_earlier_run_is_written(finished: StudyFolder) -> None:
+    before = contents(finished.root)
+    finished.table.unlink()
+    runner.resume(finished.root)
+    assert contents(finished.root) == before
+    finished.table.write_text("of an earlier run")
+    os.utime(finished.table, (1e9, 1e9))
+    runner.resume(finished.root)
+    assert contents(finished.root) == before
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_a_model_of_an_earlier_best_trial_is_not_taken_for_the_best(finished: StudyFolder) -> None:
     (finished.best / "model.yaml").write_text("provenance: {trial: trial-0003}")
     finished.best_weights("trial-0001").unlink()
@@ -192,27 +196,22 @@ def test_a_model_of_an_earlier_best_trial_is_not_taken_for_the_best(finished: St
     assert "0003/best" in weights(finished)
 
 
-def test_a_study_whose_trials_were_raised_is_not_over(finished: StudyFolder) -> None:
-    from search import config_file
-    from search.study_run import is_over
+@pytest.mark.usefixtures("no_ray")
+def test_a_study_of_an_older_version_is_refused_other_epochs_too(finished: StudyFolder) -> None:
+    values = yaml.safe_load(finished.config.read_text())
+    finished.config.write_text(yaml.safe_dump(merged(values, {"study": {"epochs": 7}})))
+    with pytest.raises(StudyError, match=r"study\.epochs 7 instead of 1"):
+        runner.resume(finished.root)
 
-    record = ledger.read_study(finished)
-    assert is_over(record, config_file.load(finished.config, ["study.trials=4"]).study)
-    assert not is_over(record, config_file.load(finished.config, ["study.trials=5"]).study)
+
+def test_a_study_whose_trials_were_raised_is_not_over(finished: StudyFolder) -> None:
+    trials, facts = ledger.read(finished.database)
+    config = config_file.load(finished.config)
+    assert is_over(trials, facts, config.study)
+    assert not is_over(trials, facts, config.study.model_copy(update={"trials": 5}))
 
 
 # What is left of the budget
-
-
-def run_of(folder: StudyFolder, **study: Any) -> StudyRun:
-    """Return a run of a study in a folder, with slots that do nothing."""
-    folder.root.mkdir(exist_ok=True)
-    own = {"study": study, "results": str(folder.root.parent)}
-    config = StudyConfig.from_dict(merged(STUDY | {"results": own.pop("results")}, own))
-    folder.config.write_text(config.to_yaml())
-    warm: Any = SimpleNamespace(plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False), exchange=Exchange())
-    images = catalog.scan(needs.data_settings(config))
-    return StudyRun(config, folder, images, warm, {"slot-0": {"blocks": {"shufflenet_v2_x0_5": 18}}})
 
 
 def use(folder: StudyFolder, seconds: float) -> None:
@@ -265,13 +264,6 @@ def test_a_study_that_its_budget_ended_is_over(tmp_path: Path) -> None:
 # The watch of a second run
 
 
-class Exchange:
-    """Takes what a watch tells the exchange."""
-
-    def __init__(self) -> None:
-        self.cancel = self.want = self.offer = SimpleNamespace(remote=lambda *_: None)
-
-
 def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggested]]:
     """Return the watch of a run of a study that keeps the weights of two trials, and its suggestions."""
     suggested: dict[str, Suggested] = {}
@@ -321,73 +313,40 @@ def test_a_second_run_removes_only_weights_that_better_trials_displace(tmp_path:
     assert weights(folder) == {"0000/best", "0003/best"}
 
 
-# What is planned again
-
-
-FROZEN: list[Any] = [
-    {"low": 0.0, "high": 1.0},
-    {"low": 0.0, "high": 1.0, "step": 0.25},
-    {"low": 0.1, "high": 0.9},
-    {"low": 0, "high": "all"},
-    {"low": 2, "high": 18, "step": 4},
-    {"low": 2, "high": "all", "step": 3},
-    [0, 0.5, "all"],
-    [3, 9, "all"],
-    ["all"],
-    0.5,
-    7,
-    {"replace": "all", "load": {"low": 0.0, "high": 1.0}, "fuse": {"low": 0, "high": 9}},
-]
-OTHERS: list[dict[str, Any]] = [
-    {"learning_rate": {"low": 1e-4, "high": 0.1, "log": True}, "head_size": [0, 64]},
-    {"learning_rate": [0.003, 0.006, 0.01], "optimizer": ["adam", "sgd"], "backbone_rate": [0.1, 1.0]},
-    {"learning_rate": {"low": 0.001, "high": 0.021, "step": 0.001}, "dropout": {"low": 0, "high": 0.5}},
-    {"learning_rate": 0.01, "momentum": {"low": 0.8, "high": 0.99}, "head_size": {"low": 0, "high": 64}},
-]
-
-
-@pytest.mark.parametrize("others", OTHERS)
-@pytest.mark.parametrize("frozen", FROZEN, ids=str)
-def test_a_start_that_was_tried_is_not_planned_again(
-    tmp_path: Path, frozen: Any, others: dict[str, Any]
+def test_a_stopped_study_announces_no_failure_and_keeps_what_is_needed_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"data": {"crop_scale": [1.0, 0.5]}, "space": {"frozen_layers": frozen} | others}
-    config = StudyConfig.from_dict(merged(STUDY, given))
-    # 19 blocks: the half of them is no round share.
-    space = Space(config)
-    planned, _ = to_do([], config.study, space)
-    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
-    for plan in planned:
-        suggest(book, space, plan)
+    folder = StudyFolder(tmp_path)
+    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    watch, suggested = follow(folder, book)
+    ended, cut = (begin(watch, suggested, book, *scores) for scores in ((0.5, 0.6), (0.4,)))
+    for name in ("trial-0000", "trial-0001"):
+        weigh(folder, name, "best", "last")
+    watch.on_trial_complete(0, [], ended)
+    watch.interrupt()
     book.close()
-    trials, _ = ledger.read(tmp_path / "optuna.db")
-    assert len(trials) == len(planned)
-    again, sampled = to_do(trials, config.study, space)
-    assert (again, sampled) == ([], config.study.trials - len(planned))
+    told = capsys.readouterr().err
+    assert "trial-0000 COMPLETE" in told
+    assert "FAIL" not in told
+    assert cut.trial_id not in suggested
+    # A complete trial is known to the record from here on; before, its epochs lie in `last`.
+    assert weights(folder) == {"0000/best", "0001/best", "0001/last"}
+    (first, second), _ = ledger.read(folder.database)
+    assert (first.state, second.state, second.interrupted) == ("COMPLETE", "FAIL", True)
+    assert [epoch["val/accuracy"] for epoch in second.history] == [0.4]
 
 
-def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str, Any]:
-    """Open a trial as a study does, and end it well; return its parameters."""
-    jobs: list[dict[str, Any]] = []
-
-    def job(number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
-        return {"id": f"trial-{number:04d}", "params": params, "number": number}
-
-    searcher = StudySearcher(
-        book,
-        space,
-        metric="val/accuracy",
-        mode="max",
-        planned=[] if plan is None else [plan],
-        sampled=int(plan is None),
-        make_job=job,
-        offer=jobs.append,
-    )
-    searcher.suggest("a")
-    number = jobs[0]["number"]
-    best = {"epoch": 1.0, "val/accuracy": number / 100}
-    facts = {"metrics": {"best": best, "last": best}, "epochs": 1, "history": [best]}
-    book.report(number, 1, number / 100)
-    book.end(number, "COMPLETE", number / 100, facts)
-    params: dict[str, Any] = jobs[0]["params"]
-    return params
+def test_a_note_of_a_worker_comes_into_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
+    watch, suggested = follow(StudyFolder(tmp_path), book)
+    trial = begin(watch, suggested, book, 0.5)
+    job = {"id": "trial-0000", "keep": {"metric": "val/accuracy"}}
+    stand_in: Any = SimpleNamespace(_job=job, _facts={})
+    assert SlotTrial._hear(stand_in, {"kind": "note", "text": "trained from its start: x"}) is None
+    epoch = SlotTrial._hear(stand_in, {"kind": "epoch", "epoch": 2, "val/accuracy": 0.6})
+    assert epoch is not None
+    watch.on_trial_result(0, [], trial, epoch)
+    watch.on_trial_complete(0, [], trial)
+    book.close()
+    assert "trial-0000: trained from its start: x" in capsys.readouterr().err
+    assert ledger.read(tmp_path / "optuna.db")[0][0].note == "trained from its start: x"

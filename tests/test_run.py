@@ -20,7 +20,7 @@ import search
 from finetune import checkpoint
 from finetune.history import Keep
 from search import needs, runner, slots, tuner, watch
-from search.errors import SettingsIgnored
+from search.errors import SearchError, SettingsIgnored
 from search.layout import StudyFolder
 from search.ledger import read_study
 from search.study import StudyConfig
@@ -241,6 +241,40 @@ def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
     assert len(processes) == 1
 
 
+def test_an_export_that_fails_leaves_a_whole_record_and_resume_makes_up_for_it(
+    small_study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(worker: Any) -> None:
+        def write(*_: Any, **__: Any) -> None:
+            raise OSError("no room for a model")
+
+        worker.model_folder.write = write
+
+    config = small_study(study={"trials": 3, "keep_checkpoints": 1}, early_stopping={"enabled": False})
+    folder = StudyFolder(config.folder)
+    with monkeypatch.context() as patch:
+        plant(patch, refuse)
+        wanted = r"the best model must be exported, got OSError: no room for a model\. The record is whole"
+        with pytest.raises(SearchError, match=wanted):
+            runner.run(config)
+    record = read_study(folder)
+    assert (record.state, [trial.state for trial in record.trials]) == ("finished", ["COMPLETE"] * 3)
+    assert record.best is not None
+    files = [path.relative_to(folder.root / "trials") for path in folder.root.glob("trials/*/*.safetensors")]
+    assert files == [Path(record.best.id) / "best.safetensors"]
+    assert folder.table.read_text().count("COMPLETE") == 3
+    assert not folder.best.exists()
+    assert runner.resume(folder.root).trials == record.trials
+    assert (folder.best / "model.yaml").is_file()
+
+
+def test_a_study_runs_outside_the_main_thread(small_study: Make) -> None:
+    """As in a server: signals belong to the main thread, and nothing else needs it."""
+    with ThreadPoolExecutor(1) as pool:
+        record = pool.submit(runner.run, small_study(study={"trials": 2})).result()
+    assert record.state == "finished"
+
+
 def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> None:
     record = runner.run(
         small_study(
@@ -424,10 +458,13 @@ def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
     assert before.state == "interrupted"
     (begun,) = before.trials
     assert (begun.state, begun.interrupted, begun.error) == ("FAIL", True, "interrupted")
+    _, trained = checkpoint.read(folder.last_weights("trial-0000"))
     after = runner.resume(folder.root)
     assert after.state == "finished"
     assert [one.continues for one in after.trials] == [None, 0, None]
     assert [len(one.history) for one in after.trials[1:]] == [3, 3]
+    times = [epoch["seconds"] for epoch in after.trials[1].history]
+    assert times[: len(trained["history"])] == [epoch["seconds"] for epoch in trained["history"]]
 
 
 def forget(folder: StudyFolder, numbers: tuple[int, ...]) -> None:

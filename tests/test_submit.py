@@ -182,6 +182,25 @@ def test_a_config_finds_the_study_that_it_has_begun_and_no_other(tmp_path: Path)
     assert begun.find(StudyConfig.from_dict(other)) is None
 
 
+def test_a_study_that_is_not_gone_on_with_is_named_with_the_reason(tmp_path: Path) -> None:
+    mine = begin(tmp_path, "pets")
+    begin(tmp_path, "cats")
+    values = {"study": STUDY["study"], "data": {"path": "/shared/pets"}, "results": str(tmp_path)}
+    line = begun.near(StudyConfig.from_dict({**values, "study": {**STUDY["study"], "trials": 7}}))
+    trials = STUDY["study"]["trials"]
+    assert line == (
+        f"{mine.root}: this study was begun with study.trials {trials} instead of 7, so a new "
+        f"one begins. To go on with it, change its study.yaml and run `python -m search resume {mine.root}`"
+    )
+    other = {**values, "data": {"kind": "digits"}, "resources": {"slots": 1}, "space": {"dropout": 0.1}}
+    line = begun.near(StudyConfig.from_dict({**other, "study": {**STUDY["study"], "seed": 5}}))
+    assert line is not None
+    assert "study.seed 0 instead of 5, data.kind 'folder' instead of 'digits'" in line
+    assert "2 more, so a new one begins" in line
+    unknown = {**values, "study": {**STUDY["study"], "name": "dogs"}}
+    assert begun.near(StudyConfig.from_dict(unknown)) is None
+
+
 def test_status_reads_how_far_each_study_of_a_folder_is(tmp_path: Path, command: list[str]) -> None:
     begin(tmp_path, "pets")
     begin(tmp_path, "cats", state="finished")

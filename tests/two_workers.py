@@ -32,7 +32,7 @@ def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> Non
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     given = [TrialSettings.from_dict(values) for values in ast.literal_eval(sys.stdin.read())]
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(r, given, target, f"{target}/rendezvous")) for r in (0, 1)]
