@@ -4,7 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from search import work
+from ray.exceptions import ActorDiedError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+
+from search import training, work
 from search.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
 
@@ -526,3 +530,19 @@ def test_the_driver_hears_of_slots_that_come_and_go_and_of_notes() -> None:
         assert (await exchange.watch(1, 1))["up"] == 0
 
     play(scene)
+
+
+def test_what_a_trial_raised_is_told_from_what_happened_to_its_workers() -> None:
+    """The first fails it; after anything else it is tried again."""
+    raised = training.how_lost(ValueError("no such class"), RuntimeError("[gloo] Connection closed by peer"))
+    assert raised == {"lost": False, "parted": True, "raised": True}
+    for happened in (
+        ActorDiedError(),
+        WorkerHealthCheckTimeoutError("a health check has been hanging"),
+        WorkerHealthCheckFailedError("a health check failed", ActorDiedError()),
+        RuntimeError("NCCL communicator was aborted"),
+    ):
+        assert not training.how_lost(happened)["raised"], happened
+    ended = WorkerGroupError("the workers failed", {1: ValueError("b"), 0: ValueError("a")})
+    assert [str(error) for error in training.failures(ended)] == ["a", "b"]
+    assert training.failures(ActorDiedError()) != []
