@@ -97,6 +97,7 @@ class Exchange:
         if work in self._queue:
             self._queue.remove(work)
         work.say(_ended("stopped"))  # wakes the worker's `until_stopped` and a late `receive`
+        self._match()
 
     async def leave(self, job_id: str) -> None:
         """Nobody listens to a job any more: if it still runs it ends its epoch, is saved, and stops.
@@ -130,8 +131,8 @@ class Exchange:
         The first worker's call asks for a new job; the others wait for the one it gets.
         """
         slot = self._slots[name]
-        if rank == 0:
-            slot.work, slot.asking = None, True
+        if rank == 0 and slot.generation == generation:
+            slot.asking = True
             self._match()
         while slot.serial <= serial:
             if self._closed or slot.generation != generation or slot.leaving:
@@ -151,10 +152,12 @@ class Exchange:
         slot = next((s for s in self._slots.values() if s.work is work), None)
         if slot is not None and message["kind"] == "started":
             message = message | {"slot": slot.name, "retries": work.retries}
-        if work.hear(number, message) and slot is not None:
-            slot.work = None
+        if work.hear(number, message):
+            if slot is not None:
+                slot.work = None
             self._hand_on(work)
-        elif work.left and work.ended:
+        elif work.ended:
+            self._match()  # its slot may have asked for the next one already
             self._change.ring()
 
     async def report_all(self, job_id: str, number: int, messages: list[Message]) -> None:
@@ -177,9 +180,13 @@ class Exchange:
     # The keeper's side
 
     async def place(self, name: str, nodes: Collection[str]) -> None:
-        """Take note on which nodes a slot's workers are starting; on none: they are still to be placed."""
+        """Take note on which nodes a slot's workers are starting; on none: it has none any more, or yet."""
         slot = self._slots.setdefault(name, Slot(name))
         slot.nodes, slot.buried = tuple(nodes), False
+        if not nodes:
+            slot.ready = slot.asking = False
+            self._drop_work(slot)
+            self._change.ring()
 
     async def places(self) -> Mapping[str, tuple[str, ...]]:
         """Return the nodes of each slot."""
@@ -286,6 +293,8 @@ class Exchange:
     # What it does by itself
 
     def _match(self) -> None:
+        if self._closed:
+            return
         for slot in self._slots.values():
             if self._queue and slot.is_free:
                 work = self._queue.popleft()

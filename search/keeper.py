@@ -6,6 +6,7 @@ and where room is missing, an autoscaler is asked for it by placement groups tha
 It lives beside the driver, so that the driver need not import torch.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -226,4 +227,6 @@ class Keeper:
                 how = training.how_lost(*training.failures(error))
                 ray.get(self._exchange.bury.remote(name, training.first_words(error), **how))
         finally:
+            with contextlib.suppress(RayError):  # `run` sees to an exchange that is gone
+                ray.get(self._exchange.place.remote(name, []))
             self._changed.set()

@@ -149,9 +149,8 @@ class Watch(Callback):
         followed = self._followed.pop(trial.trial_id)
         self._forget(trial)
         full = len(followed.history) == followed.epochs
-        self._exchange.cancel.remote(
-            followed.id
-        )  # its slot is free from here on, and nobody asks for it again
+        # Its slot is free from here on, and what it said need not be kept for another process in Tune.
+        self._exchange.cancel.remote(followed.id)
         if followed.failed is not None:
             self._fail(followed, followed.failed, followed.trace)
         elif not followed.history:

@@ -131,8 +131,9 @@ class Slot:
 
     @property
     def is_free(self) -> bool:
-        """True if it can take a job now."""
-        return self.ready and self.asking and not self.leaving
+        """True if it can take a job now: it asks for one, and the end of its last one has been heard."""
+        asks = self.ready and self.asking and not self.leaving
+        return asks and (self.work is None or self.work.ended)
 
     @property
     def stays(self) -> bool:

@@ -4,7 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from search import work
+from ray.exceptions import ActorDiedError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+
+from search import training, work
 from search.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
 
@@ -301,6 +305,9 @@ def test_workers_of_a_dead_generation_are_sent_home() -> None:
         assert await waiting is None
         await exchange.submit(job("a"))
         assert await exchange.take("slot-0", new, 0, 0) == job("a")
+        assert await exchange.take("slot-0", old, 0, 1) is None
+        await exchange.report("a", 0, {"kind": "started"})
+        assert (await exchange.status())["running"] == ["a"]
 
     play(scene)
 
@@ -532,3 +539,74 @@ def test_the_driver_hears_of_slots_that_come_and_go_and_of_notes() -> None:
         assert (await exchange.watch(1, 1))["up"] == 0
 
     play(scene)
+
+
+def test_a_trial_that_lets_go_is_handed_on_though_its_slot_has_asked_for_another_first() -> None:
+    """Calls to an actor may overtake one another; a study once waited for such a trial for ever."""
+
+    async def scene(exchange: Exchange) -> None:
+        first = await begin(exchange, "slot-0", "A")
+        await exchange.submit(job("a"))
+        await exchange.take("slot-0", first, 0, 0)
+        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.vacate(["A"])
+        assert await exchange.take("slot-0", first, 0, 1) is None
+        await exchange.report("a", 1, {"kind": "end", "state": "moved"})
+        assert (await start(exchange, "slot-1", "B"))["id"] == "a"
+
+    play(scene)
+
+
+def test_a_slot_gets_its_next_job_once_the_end_of_the_last_is_heard() -> None:
+    """A worker that dies in between would take the end with it, and nobody would know whose it was."""
+
+    async def scene(exchange: Exchange) -> None:
+        for name in "abc":
+            await exchange.submit(job(name))
+        generation = await begin(exchange, "slot-0", "A")
+        for serial, end in enumerate(("reported", "cancelled", "lost")):
+            taken = await exchange.take("slot-0", generation, 0, serial)
+            assert taken == job("abc"[serial])
+            await exchange.report(taken["id"], 0, {"kind": "started"})
+            following = asyncio.create_task(exchange.take("slot-0", generation, 0, serial + 1))
+            await asyncio.sleep(0)
+            assert not following.done()
+            if end == "reported":
+                await exchange.report("a", 1, {"kind": "end", "state": "complete"})
+            elif end == "cancelled":
+                await exchange.cancel("b")
+            else:
+                await exchange.bury("slot-0", "killed")
+                assert (await exchange.status())["queued"] == ["c"]
+                following.cancel()
+
+    play(scene)
+
+
+def test_a_job_that_a_slot_leaves_behind_when_it_ends_is_tried_again() -> None:
+    """However it ended: the keeper says of every slot that it is nowhere any more."""
+
+    async def scene(exchange: Exchange) -> None:
+        await exchange.submit(job("a"))
+        await start(exchange)
+        await exchange.place("slot-0", [])
+        assert (await exchange.status())["queued"] == ["a"]
+        assert (await exchange.watch(1, 0))["up"] == 0
+
+    play(scene)
+
+
+def test_what_a_trial_raised_is_told_from_what_happened_to_its_workers() -> None:
+    """The first fails it; after anything else it is tried again."""
+    raised = training.how_lost(ValueError("no such class"), RuntimeError("[gloo] Connection closed by peer"))
+    assert raised == {"lost": False, "parted": True, "raised": True}
+    for happened in (
+        ActorDiedError(),
+        WorkerHealthCheckTimeoutError("a health check has been hanging"),
+        WorkerHealthCheckFailedError("a health check failed", ActorDiedError()),
+        RuntimeError("NCCL communicator was aborted"),
+    ):
+        assert not training.how_lost(happened)["raised"], happened
+    ended = WorkerGroupError("the workers failed", {1: ValueError("b"), 0: ValueError("a")})
+    assert [str(error) for error in training.failures(ended)] == ["a", "b"]
+    assert training.failures(ActorDiedError()) != []

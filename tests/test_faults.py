@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import psutil
 import pytest
 import ray
 import ray.cloudpickle
+from ray.exceptions import RaySystemError
 
-from search import runner, slots, watch
+from search import keeper, nodes, runner, slots, watch
 from search.errors import SlotsLost
+from search.exchange import Exchange
 from search.layout import StudyFolder
 from search.ledger import read_study
 from search.record import StudyRecord
@@ -155,10 +158,10 @@ def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
 
     def kill() -> None:
         deadline = time.monotonic() + WATCHDOG_SECONDS
-        while (keeper := process_of("Keeper")) is None and time.monotonic() < deadline:
+        while (process := process_of("Keeper")) is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        if keeper is not None:
-            keeper.kill()
+        if process is not None:
+            process.kill()
             killed.set()
 
     thread = threading.Thread(target=kill)
@@ -170,3 +173,32 @@ def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
         warm.close()
         thread.join()
     assert killed.is_set()
+
+
+@pytest.mark.parametrize("misses", [2, 9])
+def test_a_keeper_outlives_a_ray_that_does_not_answer_for_a_moment_but_not_for_long(
+    misses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def about_to_go() -> frozenset[str]:
+        looks.append(time.monotonic())
+        if len(looks) <= misses:
+            raise RaySystemError(ConnectionError("the state service starts again"))
+        return frozenset()
+
+    monkeypatch.setattr(keeper, "MISSES_AT_MOST", 5)
+    monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(nodes, "about_to_go", about_to_go)
+    exchange = ray.remote(Exchange).options(max_concurrency=100).remote()
+    too_large = slots.SlotPlan(slots=1, workers=1, cpus=1000, gpu=False)
+    kept = keeper.Keeper(exchange, too_large, str(tmp_path), {}, slots.serve, None)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(kept.run)
+        deadline = time.monotonic() + WATCHDOG_SECONDS
+        while len(looks) < 20 and not running.done() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ray.get(exchange.close.remote())
+        ended = running.exception(timeout=WATCHDOG_SECONDS)
+    assert (ended is None) == (misses == 2), ended
+    assert misses == 2 or "the state service starts again" in str(ended)

@@ -58,12 +58,13 @@ def slot_loop(config: dict[str, Any]) -> None:
     serial = 0
     while job := ray.get(exchange.take.remote(slot, generation, world.rank, serial)):
         serial += 1
-        _serve(job, exchange, world)
+        said = _serve(job, exchange, world)
         if config["once"]:
+            said.wait()  # this process ends
             return
 
 
-def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
+def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
     """Run one job and tell the exchange how it ended; a failure that spoils the process is raised."""
     leads = world.rank == 0
     together = TOGETHER_SECONDS if job.get("may_be_stopped", True) else PATIENT_SECONDS
@@ -84,6 +85,7 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> None:
         end = {"state": "failed", "error": _one_line(error), "trace": traceback.format_exc()}
     tell({"kind": "end", "seconds": time.perf_counter() - begin} | end)
     outbox.send()
+    return outbox
 
 
 class _Outbox:
