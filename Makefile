@@ -27,7 +27,7 @@ lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-schema: $(READY)  ## write configs/schema.json again, after a key of the config has changed
+schema: $(READY)  ## write configs/schema.json and docs/config.md again, after a key of the config has changed
 	$(BIN)/python -m search.schema
 
 bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick --images DIR --weights FILE"
@@ -36,7 +36,7 @@ bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick -
 dev: $(DEV)  ## install only, with the tools for development
 
 clean:  ## remove .venv and the tools' caches; results and data stay
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

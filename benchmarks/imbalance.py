@@ -25,7 +25,7 @@ import optuna
 import torch
 
 from benchmarks import report
-from finetune import backbones, loop
+from finetune import loop
 from finetune.settings import FeatureSettings, TrialSettings
 from search.space import Space
 from search.study import StudyConfig
@@ -86,7 +86,7 @@ def configure(options: argparse.Namespace, *, seed: int, trials: int, ways: tupl
 
 def suggestions(config: StudyConfig) -> Iterator[TrialSettings]:
     """Yield the settings of each trial of the study."""
-    space = Space(config, {BACKBONE: backbones.count_blocks(BACKBONE)})
+    space = Space(config)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.study.seed))
     for number in range(config.study.trials):
         yield space.settings(space.suggest(study.ask()), number=number, cache_dir="/nowhere")

@@ -22,7 +22,7 @@ import optuna
 import psutil
 import ray
 
-from finetune import backbones, catalog
+from finetune import catalog
 from finetune.settings import TrialSettings
 from search import needs, runner, tuner
 from search.layout import StudyFolder
@@ -119,8 +119,7 @@ def workload(description: str, *, size: int = 128) -> Iterator[Workload]:
 
 def suggestions(config: StudyConfig) -> list[TrialSettings]:
     """Return the settings of every trial, as the study's own random sampler draws them."""
-    blocks = {name: backbones.count_blocks(name) for name in config.backbones}
-    space = Space(config, blocks)
+    space = Space(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.study.seed))
     where = str(needs.cache_dir())

@@ -13,7 +13,8 @@ def run(config: Any, **options: Any) -> Any:
 
     Args:
         config: a folder of images or its URL, the path of a config file, or a `StudyConfig`.
-        **options: for a folder, any key of any section (`trials=10, backbone="vgg16"`).
+        **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section; they win
+            over what a config file says. Not with a `StudyConfig`.
 
     Raises:
         ConfigErrors: with every mistake.
@@ -24,10 +25,15 @@ def run(config: Any, **options: Any) -> Any:
 
     from finetune.filesystems import is_url
     from search import config_file, runner
-    from search.study import StudyConfig
+    from search.problems import ConfigErrors, Place, Problem
+    from search.study import StudyConfig, overrides
 
-    if not isinstance(config, StudyConfig):
-        path = os.fspath(config)
-        is_images = is_url(path) or os.path.isdir(path)
-        config = StudyConfig.from_folder(path, **options) if is_images else config_file.load(path)
-    return runner.run(config)
+    if isinstance(config, StudyConfig):
+        if options:
+            text = f"{', '.join(options)}: must stand in the StudyConfig that is given, got options beside it"
+            raise ConfigErrors([Problem(Place(), f"{text}. Use `config.model_copy`, or a file or folder.")])
+        return runner.run(config)
+    path = os.fspath(config)
+    if is_url(path) or os.path.isdir(path):
+        return runner.run(StudyConfig.from_folder(path, **options))
+    return runner.run(config_file.load(path, overrides(options)))

@@ -1,11 +1,11 @@
-"""The command line: `python -m search COMMAND`.
+"""The command line: `python -m search COMMAND`, or `transfer-search COMMAND` where it is installed.
 
 Payload goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the study failed (no trial
 completed, or it could not run to its end); 2 bad input; 130 interrupted, `resume` goes on.
 """
 
-import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +13,24 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.errors import FinetuneError
-from search import cluster_commands, config_file, results
+from finetune.errors import FinetuneError, clipped
+from search import cluster_commands, results
 from search.cluster_commands import Address, Cluster, Wait
-from search.commands import Exit, JsonFlag, Overrides, print_json, say
+from search.commands import (
+    Backbone,
+    Budget,
+    Config,
+    Data,
+    Exit,
+    JsonFlag,
+    Overrides,
+    Results,
+    Trials,
+    Wanted,
+    Weights,
+    print_json,
+    say,
+)
 from search.errors import CapacityError, ClusterError, PreflightError, SearchError, StudyError
 from search.layout import StudyFolder
 from search.problems import ConfigErrors
@@ -24,10 +38,15 @@ from search.record import StudyRecord
 from search.study import StudyConfig
 from search.terminal import console, print_line
 
+PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
+"""How this process was called: by the command that pip installs, or as a module."""
+LONGEST_LINE = 2000
+"""Of an error message, in characters."""
+
 app = typer.Typer(
     help="Search how best to transfer a pretrained image classifier to your own images.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=PROGRAM == "transfer-search",  # a shell completes commands, not modules
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help and errors, also in pipes
 )
@@ -35,16 +54,14 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Argument(help="A config file; or give --data.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="A folder of images or its URL, one folder per class; no config.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="With --data: a torchvision model.")] = None,
-    weights: Annotated[str | None, typer.Option(help="With --data: a name, a file or none.")] = None,
-    trials: Annotated[int | None, typer.Option(help="With --data: how many trials.")] = None,
-    budget: Annotated[str | None, typer.Option(help="With --data: wall time, such as 10m.")] = None,
+    config: Config = None,
+    data: Data = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    trials: Trials = None,
+    budget: Budget = None,
     overrides: Overrides = None,
-    results_dir: Annotated[Path | None, typer.Option("--results", help="Folder of all studies.")] = None,
+    results_dir: Results = None,
     only_trial: Annotated[
         int | None, typer.Option(help="Run only trial N of the study again: alone, in this process.")
     ] = None,
@@ -54,35 +71,33 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a study: search, print the ranked trials, export the best model."""
-    if data is not None and overrides:
-        raise typer.BadParameter("--set goes with a config file; with --data use the options")
-    given = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
-    options = {name: value for name, value in given.items() if value is not None}
-    if (config is None) == (data is None):
-        raise typer.BadParameter("give a config file or --data FOLDER, one of them")
-    if config is not None and options:
-        names = ", ".join(f"--{name}" for name in options)
-        raise typer.BadParameter(f"{names} go with --data; with a config file use --set")
-    if config is not None and only_trial is not None:
-        from search.only import run_only
-
-        run_only(config, only_trial, say)
+    options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
+    wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
+    if only_trial is not None and (config is None or go_on):
+        raise typer.BadParameter("--only-trial goes with a config file, and without --continue")
+    loaded = wanted.load()
+    if only_trial is not None:
+        _run_only(wanted, loaded, only_trial, as_json)
         return
     from search import begun as begun_studies
     from search import runner
 
-    root = str(results_dir.absolute()) if results_dir else None
-    if config is not None:
-        loaded = config_file.load(
-            config, [*(overrides or []), *([f"results={json.dumps(root)}"] if root else [])]
-        )
-    else:
-        loaded = StudyConfig.from_folder(str(data), **options, **({"results": root} if root else {}))
     begun = begun_studies.find(loaded) if go_on else None
     if begun is None:
         finish(runner.run(loaded), as_json)
     else:
         go_on_with(begun, as_json)
+
+
+def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -> None:
+    """Run one trial again, of the study whose record lies beside the config file or where it says."""
+    from search.only import run_only
+
+    beside = StudyFolder(Path(str(wanted.config)).resolve().parent)
+    is_beside = wanted.results is None and beside.database.exists()
+    last = run_only(beside if is_beside else StudyFolder.open(config.folder), config, number, say)
+    if as_json:
+        print_json(last)
 
 
 def go_on_with(folder: StudyFolder, as_json: bool) -> None:
@@ -141,6 +156,8 @@ def results_command(
     history: Annotated[bool, typer.Option(help="With --json: every epoch of every trial.")] = False,
 ) -> None:
     """Print the ranked trials of a study, also while it runs."""
+    if history and not as_json:
+        raise typer.BadParameter("--history goes with --json")
     if address or cluster:
         flags = ["--json"] * as_json + ["--history"] * history
         cluster_commands.results_there(str(folder), flags, address, cluster)
@@ -156,14 +173,22 @@ def results_command(
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="A config file.")],
+    config: Config = None,
+    data: Data = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    trials: Trials = None,
+    budget: Budget = None,
     overrides: Overrides = None,
+    results_dir: Results = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check config, every image, weights and capacity without training, and print the plan."""
     from search import check as checker
 
-    planned = checker.plan(config_file.load(config, overrides or []))
+    options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
+    wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
+    planned = checker.plan(wanted.load())
     if as_json:
         print_json(planned)
     else:
@@ -173,7 +198,7 @@ def check(
         say(f"error: data: {error}")
     if found:
         raise typer.Exit(Exit.BAD_INPUT)
-    say(f"next: python -m search run {config}")
+    say(f"next: {shlex.join(['python', '-m', 'search', 'run', *wanted.words])}")
 
 
 @app.command()
@@ -197,16 +222,20 @@ def cache(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="The study's features.dir, where it names one.")
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove everything; with --dir, what is in that folder.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List what this node keeps for later trials: features, decoded images, copies of far files."""
     from search import cache as keeper
     from search.needs import cache_dir
 
+    if folder is not None:
+        keeper.check(folder)
     place = folder or cache_dir() / "features"
     if clear:
-        say(f"{keeper.clear(place) / 2**20:.1f} MiB freed")
+        say(f"{keeper.clear(place, copies=folder is None) / 2**20:.1f} MiB freed")
     listed = keeper.listing(place)
     if as_json:
         print_json(listed)
@@ -233,7 +262,9 @@ def export(
                 f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in (scores or {}).items()
             )
             print_line(console(), f"{split}: {text or 'no such split'}")
-    say(f"next: python -m search predict {to} IMAGES...")
+    if facts["provenance"].get("test_reads", 0) is None:
+        say(f"{folder}: this read of the test split is not counted: the folder cannot be written")
+    say(f"next: python -m search predict {shlex.quote(str(to))} IMAGES...")
 
 
 @app.command()
@@ -241,20 +272,27 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
     as_json: JsonFlag = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a CSV file: path, class, probability.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a CSV file: path, class, probability, error.")
+    ] = None,
 ) -> None:
-    """Classify images with an exported model."""
+    """Classify images with an exported model; 1 where some of them cannot be read."""
     from search import predictions
 
-    found = predictions.predict(model, images)
+    if as_json and csv is not None:
+        raise typer.BadParameter("give --json or --csv, one of them")
+    found = predictions.Counted(predictions.predict(model, images))
     if as_json:
         print_json(list(found))
     elif csv is not None:
-        count = predictions.write_csv(found, csv)
-        say(f"{csv}: {count} images")
+        predictions.write_csv(found, csv)
+        say(f"{csv}: {found.images} images")
     else:
         for row in found:
-            print(f"{row['path']}\t{row['class']}\t{row['probability']:.4f}", flush=True)
+            print(predictions.line(row), flush=True)
+    if found.unreadable:
+        say(f"error: every image must be readable, got {found.unreadable} of {found.images} that are not")
+        raise typer.Exit(Exit.STUDY_FAILED)
 
 
 def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
@@ -266,9 +304,9 @@ def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
 
 
 def shown_path(path: str) -> str:
-    """Return a path as a person here would type it."""
+    """Return a path as a person here would type it, quoted for the shell."""
     relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return shlex.quote(path if relative.startswith("..") else relative)
 
 
 cluster_commands.register(app)
@@ -276,7 +314,7 @@ cluster_commands.register(app)
 
 def main() -> int:
     """Run a command; return its exit code, with our own errors as one message instead of a trace."""
-    return guarded(lambda: app(prog_name="python -m search", standalone_mode=False))
+    return guarded(lambda: app(prog_name=PROGRAM, standalone_mode=False))
 
 
 def guarded(command: Callable[[], Any]) -> int:
@@ -287,20 +325,25 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except typer.TyperException as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted; `python -m search resume DIR` goes on where a study had begun")
         return Exit.INTERRUPTED
     except ConfigErrors as errors:
-        print(errors, file=sys.stderr)
+        say(str(errors))
         return Exit.BAD_INPUT
     except (FinetuneError, CapacityError, ClusterError, PreflightError, StudyError) as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.BAD_INPUT
     except SearchError as error:
-        say(f"error: {error}")
+        tell(error)
         return Exit.STUDY_FAILED
+
+
+def tell(error: Exception) -> None:
+    """Print an error; of a value in it that is longer than a page the middle is left out."""
+    say("error: " + "\n".join(clipped(line, LONGEST_LINE) for line in str(error).splitlines()))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ STARTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "fuse": {"optimizer": "sgd", "learning_rate": 0.006, "head_size": 0, "backbone_rate": 1.0},
     }
 )
-"""Strategy -> what its first trial is; the rest is as the study says first."""
-START_FROZEN = 1 / 2
-"""Share of the blocks that a start of `fuse` freezes: the first blocks fit many tasks as they are
+"""Strategy -> what its first trial is, with START_FROZEN; the rest is as the study says first."""
+START_FROZEN: Mapping[str, float] = MappingProxyType({"replace": 1.0, "load": 1.0, "fuse": 0.5})
+"""Strategy -> share of the blocks that its start freezes. `fuse`: the first blocks fit many tasks as they are
 (Yosinski et al., NeurIPS 2014), and the fewer of them train, the higher a rate they bear."""
+START_NEAR = 1 / 8
+"""Share of the blocks by which a start that trains some of them may miss START_FROZEN; at least one block."""

@@ -1,5 +1,6 @@
 """Which study a config has begun: a job that is submitted again goes on with that one."""
 
+import re
 from pathlib import Path
 
 from search import config_file
@@ -29,4 +30,4 @@ def _is_of(folder: StudyFolder, config: StudyConfig) -> bool:
     # The folder's config is named like the folder, such as NAME-2.
     named = config.study.model_copy(update={"name": begun.study.name})
     own = folder.root.name.removeprefix(config.study.name)
-    return config.model_copy(update={"study": named}) == begun and (not own or own[1:].isdigit())
+    return config.model_copy(update={"study": named}) == begun and bool(re.fullmatch(r"(-\d+)?", own))

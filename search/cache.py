@@ -5,7 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from finetune import file_cache
+from search.errors import StudyError
 from search.terminal import console, print_line, print_table
+
+
+def check(folder: Path) -> None:
+    """Raise a StudyError unless a study kept features in this folder."""
+    from finetune.store import TAG, Store
+
+    if not Store(folder, 0).is_marked():
+        got = f"one without our {TAG}" if folder.is_dir() else "no folder"
+        raise StudyError(
+            f"{folder}: --dir must be the features.dir of a study, got {got}. Nothing was touched: "
+            "correct it, or leave it out for this node's own cache."
+        )
 
 
 def listing(folder: Path) -> dict[str, Any]:
@@ -26,11 +39,14 @@ def listing(folder: Path) -> dict[str, Any]:
     }
 
 
-def clear(folder: Path) -> int:
-    """Remove everything; return the bytes that were freed. A running study computes anew what it needs."""
+def clear(folder: Path, *, copies: bool) -> int:
+    """Remove all features, and the copies of far files if told to; return the bytes that were freed.
+
+    A running study computes anew what it needs.
+    """
     from finetune.store import Store
 
-    return Store(folder, 0).clear() + file_cache.here().clear()
+    return Store(folder, 0).clear() + (file_cache.here().clear() if copies else 0)
 
 
 def show(listed: dict[str, Any]) -> None:
@@ -42,9 +58,7 @@ def show(listed: dict[str, Any]) -> None:
             f"{e['bytes'] / 2**20:.1f}",
             f"{e['idle_seconds'] / 60:.0f} min ago",
             _words(e),
-            e["split"],
-            str(e["images"]),
-            e["data"],
+            *(str(e.get(fact, "-")) for fact in ("split", "images", "data")),
         )
         for e in listed["entries"]
     ]
@@ -58,4 +72,4 @@ def show(listed: dict[str, Any]) -> None:
 def _words(entry: dict[str, Any]) -> str:
     if "backbone" not in entry:
         return "decoded images"
-    return f"{entry['backbone']} behind {entry['blocks']} blocks, {entry['view']}"
+    return f"{entry['backbone']} behind {entry.get('blocks', '?')} blocks, {entry.get('view', '?')}"

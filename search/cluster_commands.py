@@ -1,5 +1,6 @@
 """The commands that talk to a cluster from a laptop: submit, status, stop, logs, and `resume` there."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,10 +70,11 @@ def start(submission: Any, address: str | None, cluster: Path | None, *, wait: b
             say(f"sent: {sent.files} files of code, {megabytes(sent.size)}; no images, results or caches")
             say(f"submitted: {job.id}, record below {submission.folder}")
         if as_json:
-            print_json({"job": job.id, "joined": joined, "folder": submission.folder, "bytes": sent.size})
+            print_json({"job": job.id, "joined": joined, "folder": job.folder, "bytes": sent.size})
         if wait:
             follow_to_the_end(client, job.id, to=sys.stderr if as_json else sys.stdout)
-    say(f"next: python -m search logs {job.id} -f    (you may close the laptop)")
+    words = shlex.join(["logs", job.id, "-f", *_where(address, cluster)])
+    say(f"next: python -m search {words}    (you may close the laptop)")
 
 
 def status(
@@ -136,7 +138,8 @@ def stop(
         say(f"stopping {job.id}: what is trained so far is saved")
         ended = jobs.stop(client, job)
     say(f"{ended.id}: {ended.status.lower()}")
-    say(f"next: python -m search resume {ended.folder} --cluster FILE, or submit it again")
+    words = shlex.join(["resume", ended.folder, *(_where(address, cluster) or ["--cluster", "FILE"])])
+    say(f"next: python -m search {words}, or submit it again")
 
 
 def logs(
@@ -174,6 +177,11 @@ def follow_to_the_end(client: Any, job_id: str, to: Any) -> None:
         say(f"to end it: python -m search stop {job_id}")
         raise typer.Exit(Exit.INTERRUPTED) from None
     raise typer.Exit(code)
+
+
+def _where(address: str | None, cluster: Path | None) -> list[str]:
+    """Return the options that name the same cluster to another command."""
+    return ["--address", address] if address else ["--cluster", str(cluster)] if cluster else []
 
 
 def register(app: typer.Typer) -> None:

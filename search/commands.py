@@ -1,11 +1,17 @@
 """What every command of the command line shares: exit codes, common options, where words go."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from finetune import safe_text
+from search import config_file
+from search.study import StudyConfig, overrides
 from search.terminal import console, print_line
 
 
@@ -24,12 +30,66 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as study.trials=8."),
 ]
 
+Config = Annotated[Path | None, typer.Argument(help="A config file; or give --data.")]
+Data = Annotated[
+    str | None, typer.Option(help="A folder of images or its URL, one folder per class; no config.")
+]
+Backbone = Annotated[str | None, typer.Option(help="With --data: a torchvision model.")]
+Weights = Annotated[str | None, typer.Option(help="With --data: a name, a file or none.")]
+Trials = Annotated[int | None, typer.Option(help="With --data: how many trials.")]
+Budget = Annotated[str | None, typer.Option(help="With --data: wall time, such as 10m.")]
+Results = Annotated[Path | None, typer.Option("--results", help="Folder of all studies.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The study that a command line asks for: by a config file, or by a folder of images and options."""
+
+    config: Path | None
+    data: str | None
+    options: Mapping[str, Any]
+    """Goes with `data`; None where it is not given."""
+    overrides: Sequence[str]
+    """Goes with `config`."""
+    results: Path | None
+
+    def load(self) -> StudyConfig:
+        """Return its config.
+
+        Raises:
+            BadParameter: some of these do not go together.
+            ConfigErrors: with every mistake of the config.
+        """
+        options = {name: value for name, value in self.options.items() if value is not None}
+        root = {"results": str(self.results.absolute())} if self.results else {}
+        if (self.config is None) == (self.data is None):
+            raise typer.BadParameter("give a config file or --data FOLDER, one of them")
+        if self.config is None:
+            if self.overrides:
+                raise typer.BadParameter("--set goes with a config file; with --data use the options")
+            return StudyConfig.from_folder(str(self.data), **options, **root)
+        if options:
+            names = ", ".join(f"--{name}" for name in options)
+            raise typer.BadParameter(f"{names} go with --data; with a config file use --set")
+        return config_file.load(self.config, [*self.overrides, *overrides(root)])
+
+    @property
+    def words(self) -> list[str]:
+        """The same for another command, to be joined by `shlex`."""
+        given = {"data": self.data, **self.options, "results": self.results}
+        words = [] if self.config is None else [str(self.config)]
+        words += [word for text in self.overrides for word in ("--set", text)]
+        return words + [
+            word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))
+        ]
+
 
 def say(text: str) -> None:
     """Tell a person something, beside the payload."""
-    print_line(console(stderr=True), text)
+    for line in text.split("\n"):
+        print_line(console(stderr=True), line)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(safe_text.json_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.filesystems import is_url
+from finetune.errors import clipped
+from finetune.filesystems import is_url, no_pipe
 from search.problems import ConfigErrors, Place, Problem, dotted, shown
 from search.problems import Path as KeyPath
 from search.sections import is_weights_file
 from search.study import StudyConfig
 from search.yaml_text import Text
 
-PATHS = (("results",), ("data", "path"))
+PATHS = (("results",), ("data", "path"), ("features", "dir"))
 """Keys that hold a path. So do weights that name a file, and the path of a source task among them."""
 
 
@@ -84,7 +85,7 @@ def _sections(path: str | os.PathLike[str]) -> Text:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return no_pipe(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         got = (error.strerror or "an error").lower()
         text = f"must be a readable config file, got {got}. Check the path."
@@ -135,7 +136,7 @@ class _Override:
     def __init__(self, order: int, words: str) -> None:
         keys, self._sign, self._value = words.partition("=")
         self.path: KeyPath = tuple(keys.strip().split("."))
-        self.place = Place(f"--set {words}", order=(sys.maxsize, order))
+        self.place = Place(f"--set {clipped(words)}", order=(sys.maxsize, order))
 
     def apply(self, values: dict[str, Any]) -> list[Problem]:
         """Write the value into `values`, or say why not."""

@@ -8,6 +8,7 @@
 `Searched` is the annotation that gives a field of a config these four forms.
 """
 
+import math
 import operator
 from collections.abc import Mapping
 from functools import reduce
@@ -28,6 +29,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from finetune.settings import Augment, Imbalance, Mix, Optimizer, Schedule, Strategy
+from search.problems import RANGE_ENDS
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 ALL_WORD = "all"
@@ -129,7 +131,8 @@ def form(value: object, *, ranges: bool) -> str:
     if isinstance(value, list | tuple):
         return "<list>"
     if isinstance(value, Mapping):
-        return "<range>" if ranges and value.keys() & Range.model_fields.keys() else "<strategies>"
+        is_range = value.keys() & {*Range.model_fields, *RANGE_ENDS}
+        return "<range>" if ranges and is_range else "<strategies>"
     if isinstance(value, Range):
         return "<range>"
     return "<strategies>" if isinstance(value, PerStrategy) else "<value>"
@@ -228,6 +231,18 @@ def values_of(domain: Domain | None) -> tuple[Value, ...]:
     return tuple(found)
 
 
+def choices(domain: Domain) -> float:
+    """How many values a domain has, over all strategies; infinite for a range of any number."""
+    found: set[Value] = set(values_of(domain))
+    for entry in entries(domain, STRATEGIES).values():
+        if isinstance(entry, Range):
+            if isinstance(entry.low, float) and entry.step is None:
+                return math.inf
+            step = entry.step or 1
+            found.update(entry.low + step * i for i in range(round((entry.high - entry.low) / step) + 1))
+    return len(found)
+
+
 Above0 = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -265,7 +280,6 @@ Count = Annotated[Domain, Searched("Count", Annotated[int, Field(ge=1)])]
 Pixels = Annotated[Domain, Searched("Pixels", Annotated[int, Field(ge=8)])]
 BlockCount = Annotated[Domain, Searched("Blocks", Annotated[Blocks, AfterValidator(_whole)], ends=Blocks)]
 Switch = Annotated[Domain, Searched("Switch", bool, ranges=False)]
-Word = Annotated[Domain, Searched("Word", Annotated[str, Field(min_length=1)], ranges=False)]
 OptimizerName = Annotated[Domain, Searched("Optimizer", Optimizer, ranges=False)]
 ScheduleName = Annotated[Domain, Searched("Schedule", Schedule, ranges=False)]
 ImbalanceName = Annotated[Domain, Searched("Imbalance", Imbalance, ranges=False)]

@@ -5,6 +5,7 @@ SearchError
 ├── PreflightError   nodes of the cluster differ, or do not see what a study needs
 ├── SlotsLost        no slot could be started or kept
 ├── SettingsIgnored  a worker trained with other settings than were suggested
+├── RecordLost       the record could not be written while the study ran
 ├── StudyError       a results folder is missing, damaged or of another study
 └── ClusterError     a cluster cannot be reached, refuses the token, or has no such study
 
@@ -30,6 +31,10 @@ class SlotsLost(SearchError):
 
 class SettingsIgnored(SearchError):
     """A worker trained with other settings than were suggested: no result of the study can be trusted."""
+
+
+class RecordLost(SearchError):
+    """The record could not be written while the study ran; what it has is whole."""
 
 
 class StudyError(SearchError):

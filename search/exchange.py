@@ -4,13 +4,15 @@ The driver offers jobs (`offer`) and ends what is not wanted any more (`cancel`,
 hear of theirs from one side (`run`, `receive`), slots take and tell from the other (`register`, `take`,
 `report`, `until_stopped`). The keeper of the slots says where they are (`place`), which nodes are about to go
 (`vacate`) and whose workers died (`bury`).
-Every way a trial can end frees its slot. A slot that ends since its node goes hands its trial on, and it
-continues from its last checkpoint in another one; any other end of a slot ends its trial, with a reason.
+Every way a trial can end frees its slot. A slot that ends since its node goes, or whose workers or node
+die, hands its trial on, and it continues from its last checkpoint in another one. A trial fails, with the
+reason, by an exception of its own, or once it has been tried again so often that it may be what kills them.
 """
 
 import asyncio
+import time
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from search.work import Bell, Job, Message, Slot, Work
@@ -26,9 +28,14 @@ FUTILE_STARTS = 3
 
 
 class Exchange:
-    """Matches jobs and slots; meant to run as one asynchronous Ray actor per study."""
+    """Matches jobs and slots; meant to run as one asynchronous Ray actor per study.
 
-    def __init__(self) -> None:
+    Args:
+        retries: how often a job is tried again whose workers die under it.
+    """
+
+    def __init__(self, retries: int = 2) -> None:
+        self._retries = retries
         self._works: dict[str, Work] = {}
         self._queue: deque[Work] = deque()
         self._offered: set[str] = set()
@@ -40,6 +47,8 @@ class Exchange:
         """Slots that the study has use for; None: all."""
         self._notes: list[str] = []
         self._closed = False
+        self._kept_at = time.monotonic()
+        """When the keeper last asked what is wanted."""
         self._change = Bell()
 
     # The trial's side
@@ -62,29 +71,26 @@ class Exchange:
         await self.offer(job)
         return await self.receive(job["id"])
 
-    async def receive(self, job_id: str) -> list[Message]:
-        """Return what the slot said since the last call, waiting for more than that it started.
+    async def receive(self, job_id: str, heard: int = 0) -> list[Message]:
+        """Return what the slot said after the first `heard` messages, waiting for more than that it started.
 
-        Messages are `started` (with the slot's name), `effective`, `epoch` and, last, `end` with a
-        `state` of `complete`, `stopped` or `failed`; a job that was moved says `started` and `effective`
-        once per slot, and every epoch once. Empty: nothing for RECEIVE_SECONDS.
+        Messages are `started` (with the slot's name, and `retries` so far), `effective`, `epoch` and, last,
+        `end` with a `state` of `complete`, `stopped` or `failed`; a job that was moved says `started` and
+        `effective` once per slot, and every epoch once. Empty: nothing for RECEIVE_SECONDS.
+        They are kept until the job is cancelled, for a process that takes the place of one that has died.
         """
         work = self._works.get(job_id)
         if work is None:
             return [_ended("stopped")]
-        if not work.news.is_set():
+        if not work.has_news(heard):
             try:
                 await asyncio.wait_for(work.news.wait(), RECEIVE_SECONDS)
             except asyncio.TimeoutError:
                 return []
-        work.news.clear()
-        messages, work.messages = list(work.messages), deque()
-        if work.ended:
-            self._works.pop(job_id, None)
-        return messages
+        return work.messages[heard:]
 
     async def cancel(self, job_id: str) -> None:
-        """Stop a job wherever it is; nothing happens if it has ended. Its slot is then free."""
+        """Stop a job wherever it is, and forget it; its slot is then free."""
         work = self._works.pop(job_id, None)
         if work is None:
             return
@@ -113,6 +119,7 @@ class Exchange:
         self._drop_work(slot)
         slot.generation += 1
         slot.facts, slot.serial, slot.ready, slot.asking, slot.deaths = facts, 0, True, False, 0
+        slot.buried = False
         slot.leaving = self._goes(slot)
         self._change.ring()
         return slot.generation
@@ -143,7 +150,7 @@ class Exchange:
             return
         slot = next((s for s in self._slots.values() if s.work is work), None)
         if slot is not None and message["kind"] == "started":
-            message = message | {"slot": slot.name}
+            message = message | {"slot": slot.name, "retries": work.retries}
         if work.hear(number, message) and slot is not None:
             slot.work = None
             self._hand_on(work)
@@ -170,8 +177,13 @@ class Exchange:
     # The keeper's side
 
     async def place(self, name: str, nodes: Collection[str]) -> None:
-        """Take note on which nodes a slot's workers are starting."""
-        self._slots.setdefault(name, Slot(name)).nodes = tuple(nodes)
+        """Take note on which nodes a slot's workers are starting; on none: they are still to be placed."""
+        slot = self._slots.setdefault(name, Slot(name))
+        slot.nodes, slot.buried = tuple(nodes), False
+
+    async def places(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the nodes of each slot."""
+        return {slot.name: slot.nodes for slot in self._slots.values()}
 
     async def vacate(self, nodes: Collection[str]) -> None:
         """Empty the slots on nodes that are about to go: idle ones now, others after their epoch."""
@@ -184,18 +196,22 @@ class Exchange:
                     slot.work.move()
         self._change.ring()
 
-    async def bury(self, name: str, reason: str, lost: bool = False, parted: bool = False) -> None:
-        """Take note that a slot's workers died.
+    async def bury(
+        self, name: str, reason: str, lost: bool = False, parted: bool = False, raised: bool = False
+    ) -> None:
+        """Take note that a slot's workers died; who tells it second changes nothing.
 
-        Its job continues in another slot if they were `lost` with their node, or `parted` from one
-        another on several nodes, as one of these may have died. Else it ends here, or starts anew if it
-        had not begun.
+        Their job continues in another slot. How often depends on whether they were `lost` with their node,
+        or `parted` from one another on several nodes, as one of these may have died. It ends here if the job
+        has `raised` the exception by which they ended.
         """
         slot = self._slots.setdefault(name, Slot(name))
+        if slot.buried:
+            return
         lost = lost or (parted and len(set(slot.nodes)) > 1) or self._goes(slot)
-        slot.ready, slot.asking, slot.reason = False, False, reason
+        slot.ready, slot.asking, slot.buried, slot.reason = False, False, True, reason
         slot.deaths += not lost
-        self._drop_work(slot, lost)
+        self._drop_work(slot, lost=lost, raised=raised)
         if slot.deaths >= FUTILE_STARTS and not any(s.ready for s in self._slots.values()):
             for work in list(self._queue):
                 self._fail(work, f"no slot is left, the last one died of: {reason}")
@@ -209,9 +225,14 @@ class Exchange:
 
     async def wanted(self) -> int | None:
         """Return how many slots the study has use for; None: as many as there may be; 0: it is closed."""
+        self._kept_at = time.monotonic()
         return 0 if self._closed else self._wanted
 
     # The driver's side
+
+    async def pulse(self) -> float:
+        """Return for how many seconds the keeper has not asked for anything."""
+        return time.monotonic() - self._kept_at
 
     async def want(self, slots: int) -> None:
         """Say how many slots there is still work for: idle ones beyond that end, the last one stays."""
@@ -293,19 +314,30 @@ class Exchange:
     def _goes(self, slot: Slot) -> bool:
         return not self._going.isdisjoint(slot.nodes)
 
-    def _drop_work(self, slot: Slot, lost: bool = False) -> None:
+    def _drop_work(self, slot: Slot, *, lost: bool = False, raised: bool = False) -> None:
         work, slot.work = slot.work, None
         slot.change.ring()
         if work is None or work.ended or work.job["id"] not in self._works:
             return
-        work.lost += lost and not self._goes(slot)
-        if lost and work.lost <= LOST_AT_MOST:
-            self._hand_on(work)
-        elif lost or work.started or work.handed_out >= HANDED_OUT_AT_MOST:
-            self._fail(work, f"its worker died: {slot.reason or 'no reason was left'}")
+        if not lost and not work.started:  # no word of it has come, so it is hardly what killed the worker
+            if work.handed_out < HANDED_OUT_AT_MOST:
+                self._queue.appendleft(work)
+                self._match()
+                return
+            again = False
+        elif lost:
+            again = self._goes(slot) or work.lost < LOST_AT_MOST
+            work.lost += again and not self._goes(slot)
         else:
-            self._queue.appendleft(work)
-            self._match()
+            again = not raised and work.died < self._retries
+            work.died += again
+        reason = f"its worker died: {slot.reason or 'no reason was left'}"
+        if again and not work.left:
+            self._notes.append(f"{work.job['id']}: {reason}. It is tried again from its last checkpoint.")
+        if again:
+            self._hand_on(work)
+        else:
+            self._fail(work, reason + (f" (tried {work.retries + 1} times)" if work.retries else ""))
 
     def _is_saving(self) -> bool:
         return any(slot.work and slot.work.left and not slot.work.ended for slot in self._slots.values())
@@ -321,9 +353,10 @@ class Exchange:
 
     @staticmethod
     def _fail(work: Work, error: str) -> None:
-        work.say(_ended("failed") | {"error": error, "trace": error})
+        work.say(_ended("failed") | {"error": error, "trace": error, "retries": work.retries})
 
     async def _wait(self, seconds: float) -> None:
+        # A ring counts from here on, also before `wait_for` has begun to wait.
         try:
             await asyncio.wait_for(self._change.wait(), seconds)
         except asyncio.TimeoutError:

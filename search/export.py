@@ -1,31 +1,58 @@
 """Make a model folder of a trial, in this process: the best trial's is made by the study itself."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from search import ledger
+import yaml
+
+from search import config_file, ledger, needs, reads
 from search.errors import StudyError
 from search.layout import StudyFolder
 from search.record import StudyRecord, TrialRecord
+from search.space import Space
 
 
 def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str, Any]:
     """Write the model folder of trial `number`, or of the best, and return what its model.yaml says.
 
     Raises:
-        StudyError: the study has no such trial, or none that completed.
+        StudyError: the study has no such trial, or none that completed; or `to` cannot take a model.
         CheckpointError: the trial's weights were not kept.
     """
+    record = ledger.read_study(folder)
+    trial = _chosen(record, number)
     import torch
 
     from finetune import model_folder
+    from finetune.errors import FinetuneError
     from finetune.loop import World
 
-    record = ledger.read_study(folder)
-    trial = _chosen(record, number)
+    config = config_file.load(folder.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    provenance = record.provenance | {"study": record.name, "trial": trial.id}
-    return model_folder.write(folder.best_weights(trial.id), to, provenance, world=World(device=device))
+    entered = reads.enter(folder, record, trial.id)
+    provenance = record.provenance | {"study": record.name, "trial": trial.id} | entered
+    now = Space(config).settings_now(trial, cache_dir=str(needs.cache_dir()))
+    try:
+        return model_folder.write(
+            folder.best_weights(trial.id), to, provenance, world=World(device=device), now=now
+        )
+    except FinetuneError:
+        reads.withdraw(folder, entered)
+        raise
+
+
+def is_whole(model: Path, trial: str) -> bool:
+    """True if `model` is the whole model folder of a study's `trial`."""
+    try:
+        facts = yaml.safe_load((model / "model.yaml").read_text(encoding="utf-8"))
+        provenance = facts["provenance"]
+        digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return False
+    # README.md is written last.
+    same = (provenance.get("trial"), provenance.get("model_sha256")) == (trial, digest)
+    return same and (model / "README.md").is_file()
 
 
 def _chosen(record: StudyRecord, number: int | None) -> TrialRecord:

@@ -1,13 +1,16 @@
 """Studies as jobs of a Ray cluster: found, followed, asked and stopped, over Ray's own job client."""
 
 import asyncio
+import dataclasses
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from search import provenance
 from search.errors import ClusterError
 from search.upload import Upload
 
@@ -24,6 +27,8 @@ ASK_SECONDS = 120.0
 _PROGRAM = ("python", "-m", "search")
 _BEGIN = "-- search begins --"
 _RECONNECTS = 20
+_PAUSE_SECONDS = 1.0
+"""Before a connection is made again."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Job:
     """Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     study: str
     folder: str
+    """Of its results: as its study told it, or as they were to lie when it was submitted."""
     code: str
     began: int
     """When it was submitted, in milliseconds since 1970."""
@@ -49,7 +55,8 @@ class Job:
 def jobs(client: Any) -> list[Job]:
     """Return the jobs of studies that a cluster knows, the latest last; a new head knows none."""
     found = [_to_job(details) for details in client.list_jobs() if _of(details, "study")]
-    return sorted(found, key=lambda job: job.began)
+    placed = [job if job.ended else _placed(client, job) for job in found]
+    return sorted(placed, key=lambda job: job.began)
 
 
 def find(client: Any, name: str) -> Job:
@@ -61,7 +68,7 @@ def find(client: Any, name: str) -> Job:
     known = jobs(client)
     for job in reversed(known):
         if name in (job.id, job.study, job.folder):
-            return job
+            return _placed(client, job)
     there = ", ".join(dict.fromkeys(job.study for job in known)) or "none"
     raise ClusterError(
         f"{name}: must be a study or job of the cluster, got an unknown one. Known studies: {there}; "
@@ -72,25 +79,27 @@ def find(client: Any, name: str) -> Job:
 def follow(client: Any, job_id: str, write: Callable[[str], None]) -> Job:
     """Pass on what a job writes, from its first line, until it has ended; a lost connection is made again.
 
+    It is given up after `_RECONNECTS` in a row that brought nothing.
+
     Raises:
         ClusterError: the cluster no longer answers.
     """
-    seen = 0
+    seen = lost = 0
 
     async def tail() -> None:
-        nonlocal seen
+        nonlocal seen, lost
         skip = seen  # a new connection begins with the first line again
         async for text in client.tail_job_logs(job_id):
+            lost = 0
             new, skip = text[skip:], max(0, skip - len(text))
             seen += len(new)
             if new:
                 write(new)
 
-    lost = 0
     while True:
         try:
             asyncio.run(tail())
-            job = _job(client, job_id)
+            job, lost = _job(client, job_id), 0
             if job.ended:
                 return job
         except (RuntimeError, OSError) as error:  # aiohttp's connection errors are OSErrors
@@ -99,7 +108,7 @@ def follow(client: Any, job_id: str, write: Callable[[str], None]) -> Job:
                 raise ClusterError(
                     f"{job_id}: the cluster must answer, got '{error}'. The study may go on: try `status`."
                 ) from None
-        time.sleep(1)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def stop(client: Any, job: Job) -> Job:
@@ -112,7 +121,7 @@ def stop(client: Any, job: Job) -> Job:
     end = time.monotonic() + STOP_SECONDS + 30
     while time.monotonic() < end:
         if (now := _job(client, job.id)).ended:
-            return now
+            return _placed(client, now)
         time.sleep(0.5)
     raise ClusterError(f"{job.id}: a stopped job must end within {STOP_SECONDS} s, got one that still runs.")
 
@@ -166,6 +175,15 @@ def _written(log: str) -> str:
         line for line in log.splitlines(keepends=True) if not line.startswith("Running entrypoint for job ")
     ]
     return "".join(kept).partition(f"{_BEGIN}\n")[2]
+
+
+def _placed(client: Any, job: Job) -> Job:
+    """Return the job with the folder that its study has told; with the one it was to have until then.
+
+    The study itself finds its folder: another one where the name is taken, or an earlier one to go on with.
+    """
+    told = re.search(f"^{re.escape(provenance.FOLDER_LINE)}(/.+)$", client.get_job_logs(job.id), re.MULTILINE)
+    return dataclasses.replace(job, folder=told[1]) if told else job
 
 
 def _job(client: Any, job_id: str) -> Job:

@@ -6,12 +6,15 @@ and where room is missing, an autoscaler is asked for it by placement groups tha
 It lives beside the driver, so that the driver need not import torch.
 """
 
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from search import nodes, preflight, training
@@ -22,6 +25,42 @@ LOOK_SECONDS = 1.0
 END_SECONDS = 10.0
 """For slots to end by themselves once the study has; one that starts has to get its workers up first."""
 
+MISSES_AT_MOST = 30
+"""Looks in a row that Ray may leave without an answer, as while its state service starts again."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a study lacks."""
+
+    start: int
+    """Slots that are to be started: there is room for them."""
+    ask: int
+    """Workers that nodes are to be asked for."""
+
+
+def need(
+    plan: Any,
+    wanted: int,
+    slots: Mapping[str, Collection[str]],
+    usable: Collection[Node],
+    refused: Iterable[Resources] = (),
+) -> Need:
+    """Return what a study lacks; slots on nodes that are about to go, or have died, do not count.
+
+    Args:
+        plan: how many slots of which shape.
+        wanted: slots that the study has use for.
+        slots: name -> ids of its nodes, none where they are not known yet, for those whose run has not ended.
+        usable: nodes that may hold slots.
+        refused: what those nodes have that may not; nobody is asked for others in their place.
+    """
+    resources = [node.resources for node in usable]
+    ids = {node.id for node in usable}
+    staying = sum(ids.issuperset(places) for places in slots.values())
+    missing = plan.workers * min(wanted, plan.ask) - plan.workers_fit(resources) - plan.workers_fit(refused)
+    return Need(start=max(0, min(wanted, plan.fit(resources)) - staying), ask=max(0, missing))
+
 
 class Keeper:
     """Holds the Train runs of all slots, one thread each.
@@ -30,7 +69,7 @@ class Keeper:
         exchange: where slots get their trials.
         plan: how many slots of which shape.
         folder: for what Train writes.
-        given: what their workers are told besides: backbones, image sizes, room for copies of far files.
+        given: what their workers are told besides: room for copies of far files.
         serve: what their workers run.
         expected: what a node must be like to get a slot; None: any will do.
     """
@@ -61,17 +100,53 @@ class Keeper:
         self._going: frozenset[str] = frozenset()
 
     def run(self) -> None:
-        """Keep as many slots up as there are trials and room for, until the exchange is closed."""
-        while (wanted := ray.get(self._exchange.wanted.remote())) != 0:
-            wanted = self._plan.slots if wanted is None else min(wanted, self._plan.slots)
-            usable = self._look()
-            self._ask(min(wanted, self._plan.ask), usable)
-            room = self._plan.fit(node.resources for node in usable)
-            for _ in range(min(wanted, room) - len(self._slots)):
-                self._start(usable)
+        """Keep as many slots up as there are trials and room for, until the exchange is closed.
+
+        Raises:
+            RayError: the exchange has died, or Ray has not answered for long; the driver then ends the study.
+        """
+        misses = 0
+        while True:
+            try:
+                wanted = ray.get(self._exchange.wanted.remote())
+                if wanted == 0:
+                    break
+                self._follow(self._plan.slots if wanted is None else min(wanted, self._plan.slots))
+                misses = 0
+            except ActorDiedError:
+                raise
+            except RayError:
+                misses += 1
+                if misses > MISSES_AT_MOST:
+                    raise
             self._changed.wait(LOOK_SECONDS)
             self._changed.clear()
             self._slots = {name: thread for name, thread in self._slots.items() if thread.is_alive()}
+        self._end()
+
+    def _follow(self, wanted: int) -> None:
+        """Bring the slots to where the nodes are."""
+        usable, places = self._look(), self._places()
+        lacking = need(self._plan, wanted, places, usable, self._refused.values())
+        self._ask(lacking.ask, usable)
+        for _ in range(lacking.start):
+            self._start(usable)
+
+    def _places(self) -> dict[str, tuple[str, ...]]:
+        """Return the nodes of each slot whose run has not ended, after telling which of them have died.
+
+        Their Train run may hear of it much later, and their trials shall not wait for that.
+        """
+        known = ray.get(self._exchange.places.remote())
+        places = {name: known.get(name, ()) for name in self._slots}
+        alive = nodes.alive()
+        for name, there in places.items():
+            if not alive.issuperset(there):
+                ray.get(self._exchange.bury.remote(name, "its node has died", lost=True))
+        return places
+
+    def _end(self) -> None:
+        """Wait for the slots to end by themselves, a while; then kill them."""
         self._ask(0, [])
         deadline = time.monotonic() + END_SECONDS
         for thread in self._slots.values():
@@ -84,8 +159,8 @@ class Keeper:
         """Return the nodes that may hold slots, after telling the exchange which ones are about to go."""
         going = nodes.about_to_go()
         if going != self._going:
-            self._going = going
             ray.get(self._exchange.vacate.remote(sorted(going)))
+            self._going = going
         up = nodes.up()
         if self._expected is None:
             return up
@@ -107,26 +182,27 @@ class Keeper:
             for problem in problems:
                 self._exchange.note.remote(f"{problem} It gets no slot.")
 
-    def _ask(self, slots: int, usable: list[Node]) -> None:
+    def _ask(self, workers: int, usable: list[Node]) -> None:
         """Have a placement group wait for each missing worker: that is what an autoscaler starts nodes for.
 
         They wait for new nodes: on a usable one they would take the room of slots that start, and a refused
         one they would keep from being given back. One that is granted keeps its node until that is judged.
         """
-        plan = self._plan
-        there = max(plan.workers_fit(node.resources for node in usable), plan.workers * len(self._slots))
-        missing = plan.workers * slots - there - plan.workers_fit(self._refused.values())
-        asked_for = (max(0, missing), frozenset({*(node.id for node in usable), *self._refused}))
+        asked_for = (workers, frozenset({*(node.id for node in usable), *self._refused}))
         if asked_for == self._asked_for:
             return
         for group in self._asked:
             remove_placement_group(group)
-        missing, known = self._asked_for = asked_for
+        self._asked_for = asked_for
+        known = asked_for[1]
         new = [{training.NODE_LABEL: f"!in({','.join(sorted(known))})"} if known else {}]
-        self._asked = [placement_group([plan.bundle], bundle_label_selector=new) for _ in range(missing)]
+        bundles = [self._plan.bundle]
+        self._asked = [placement_group(bundles, bundle_label_selector=new) for _ in range(workers)]
 
     def _start(self, usable: list[Node]) -> None:
-        name = next(f"slot-{i}" for i in range(self._plan.slots) if f"slot-{i}" not in self._slots)
+        # The runs of slots whose nodes went may still hold their names.
+        name = next(name for i in itertools.count() if (name := f"slot-{i}") not in self._slots)
+        ray.get(self._exchange.place.remote(name, []))  # not where the one before it was
         thread = threading.Thread(target=self._keep, args=(name, usable), name=name, daemon=True)
         self._slots[name] = thread
         thread.start()
@@ -145,8 +221,9 @@ class Keeper:
                 over=self._over,
             )
         except Exception as error:
-            if training.is_unheard(error) and not self._over.is_set():
-                how = training.how_lost(error)
+            # The witness has told of dead workers, unless its controller died with them.
+            if not training.has_waited(error) and not self._over.is_set():
+                how = training.how_lost(*training.failures(error))
                 ray.get(self._exchange.bury.remote(name, training.first_words(error), **how))
         finally:
             self._changed.set()

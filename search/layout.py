@@ -1,12 +1,14 @@
 """Where everything of one study lies: the only place that knows the names in a results folder."""
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from search.errors import StudyError
+
+ROOM_BYTES = 2**20
+"""What a study needs at least to begin: SQLite's log and its index, and a trial or two."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,34 @@ class StudyFolder:
         return self.root / ".lock"
 
     def is_held(self) -> bool:
-        """True while a process runs the study."""
+        """True while a process runs the study; looking changes no file."""
         try:
-            with FileLock(self.lock, blocking=False):
-                return False
-        except Timeout:
+            lock = os.open(self.lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        except OSError:  # another user's: its record says more
             return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # held; where no file can be, filelock makes the file itself the lock
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def check_room(self) -> None:
+        """Raise a StudyError if nothing can be written here, or next to nothing."""
+        probe = self.root / f".room.{os.getpid()}.tmp"
+        try:
+            try:
+                probe.write_bytes(bytes(ROOM_BYTES))
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise StudyError(
+                f"{self.root}: a results folder must be writable and have room, got {error.strerror}. "
+                "See to the disk, then resume."
+            ) from None
 
     @property
     def marker(self) -> Path:
@@ -64,6 +88,11 @@ class StudyFolder:
         return self.root / "trials.csv"
 
     @property
+    def test_reads(self) -> Path:
+        """Which trials' models were measured on the test split, a line each."""
+        return self.root / "test_reads.jsonl"
+
+    @property
     def best(self) -> Path:
         """The model folder of the best trial."""
         return self.root / "best"
@@ -87,14 +116,20 @@ class StudyFolder:
     @classmethod
     def create(cls, results: Path, name: str) -> "StudyFolder":
         """Make a fresh folder `results/name`, or `name-2`, `name-3`, ... where that one is taken."""
-        results.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10_000):
-            folder = cls(results / (name if number == 1 else f"{name}-{number}"))
-            try:
-                folder.root.mkdir()
-            except FileExistsError:
-                continue
-            return folder
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 10_000):
+                folder = cls(results / (name if number == 1 else f"{name}-{number}"))
+                try:
+                    folder.root.mkdir()
+                except FileExistsError:
+                    continue
+                return folder
+        except OSError as error:
+            raise StudyError(
+                f"results: the folder {results} must be writable, got {error.strerror}. "
+                "Choose it with --results DIR."
+            ) from None
         raise StudyError(
             f"{results}: a free name for the study must be left, got 9,999 of '{name}'. Clear up."
         )
@@ -116,11 +151,14 @@ class StudyFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; names in it that are not UTF-8 are written out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def trial_id(number: int) -> str:

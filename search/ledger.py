@@ -7,67 +7,50 @@ a crash the storage holds every trial as it was moments before.
 
 import copy
 import json
-import math
-import os
+import sqlite3
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
+from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
 
-from finetune.filesystems import is_network
-from search import config_file
-from search.errors import StudyError
+from search import config_file, reads, snapshot, storage
+from search.errors import RecordLost, SearchError, StudyError
 from search.layout import StudyFolder, trial_id
 from search.mirror import Mirror
-from search.record import StudyRecord, TrialRecord
+from search.record import StudyRecord, TrialRecord, check_types
+from search.storage import STUDY_NAME, open_storage
 
-STUDY_NAME = "study"
 PAUSE_SECONDS = 0.2
 """Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
 WAITING = 500
 """Trials at most that wait to be written."""
-BUSY_SECONDS = 60
-"""How long SQLite waits for another process, such as a dashboard, that holds the file."""
 ON_DISK_ONLY = ("history", "effective")
 """The long facts of an ended trial: no sampler reads them, and memory would grow with every trial."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+# It warns of a damaged record before it fails on it.
+optuna.logging.get_logger("optuna.storages._rdb.storage").setLevel(optuna.logging.ERROR)
 
 
-def open_storage(path: Path) -> RDBStorage:
-    """Return the SQLite storage at `path`, in write-ahead mode with every commit synced to disk."""
-    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-
-    @event.listens_for(storage.engine, "connect")
-    def durable(connection: Any, _record: Any) -> None:
-        connection.execute(f"pragma journal_mode={'delete' if is_network(path) else 'wal'}")
-        connection.execute("pragma synchronous=full")
-
-    storage.engine.dispose()  # connections opened so far lack the pragmas
-    return storage
-
-
-def _make(path: Path, direction: StudyDirection) -> None:
-    """Make a storage with an empty study; it appears whole.
-
-    Whoever opened one that is half made would make the rest, and then its driver could not.
-    """
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    storage = RDBStorage(f"sqlite:///{part}")
-    optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
-    storage.remove_session()
-    storage.engine.dispose()
-    os.replace(part, path)
+@contextmanager
+def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
+    """Raise what keeps the record from being written as a `fault`."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
+        raise fault(
+            f"{path}: the record must be writable while a study runs, got {_reason(error)}. "
+            "What it has is whole: see to the disk, then resume."
+        ) from error
 
 
 class Ledger:
@@ -76,24 +59,33 @@ class Ledger:
     def __init__(self, path: Path, *, mode: str, sampler: optuna.samplers.BaseSampler) -> None:
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
-        if not path.exists():
-            _make(path, direction)
-        self._storage = open_storage(path)
-        self._stored = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
-        fail_orphans(self._stored)
         self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._study.add_trials(self._stored.get_trials(deepcopy=False))
+        with _writing(path, StudyError):
+            if not path.exists():
+                storage.make(path, direction)
+            self._storage = open_storage(path)
+            try:
+                self._stored = self._take_up()
+            except BaseException:
+                storage.let_go(self._storage)
+                raise
         self._mirror = Mirror(self._storage, self._stored._study_id)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
-        self._marked: dict[int, float] = {}
-        """When each open trial was last handed to the writer."""
         self._writing = self._hurried = False
         self._wake = threading.Condition()
         self._closing = False
         self._failure: Exception | None = None
         self._writer = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
         self._writer.start()
+
+    def _take_up(self) -> optuna.Study:
+        """Enter the earlier trials into memory, and return the stored study."""
+        earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        fail_orphans(earlier)
+        self._study.add_trials([_short(trial) for trial in earlier.get_trials(deepcopy=False)])
+        # Another one: Optuna's keeps every trial that it has read.
+        return optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -117,8 +109,7 @@ class Ledger:
     def report(self, number: int, epoch: int, value: float) -> None:
         """Enter the metric after an epoch (counted from 1)."""
         self._open[number].report(value, epoch)
-        if time.monotonic() - self._marked.get(number, -math.inf) >= PAUSE_SECONDS:
-            self._mark(self._open[number])
+        self._mark(self._open[number])
 
     def end(
         self,
@@ -139,7 +130,6 @@ class Ledger:
                 trial.set_user_attr(name, fact)
         self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
         self._mark(trial, then, attributes)
-        del self._marked[number]
 
     def is_open(self, number: int) -> bool:
         """True while the trial has been asked for and not ended."""
@@ -156,7 +146,8 @@ class Ledger:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Keep a JSON-able fact about the whole study."""
-        self._stored.set_user_attr(name, value)
+        with _writing(self._path, RecordLost):
+            self._stored.set_user_attr(name, value)
 
     def close(self) -> None:
         """Write what is left and let go of the file.
@@ -168,8 +159,7 @@ class Ledger:
             self._closing = True
             self._wake.notify_all()
         self._writer.join()
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        storage.let_go(self._storage)
         if self._failure:
             raise self._failure
 
@@ -188,9 +178,11 @@ class Ledger:
         facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Hand a trial as it is now to the writer, with facts that memory does not keep."""
-        self._marked[trial.number] = time.monotonic()
-        # Optuna's memory replaces what it changes, so this stays as it is while the writer reads it.
+        # Optuna goes on writing into these dicts while the writer reads: it gets copies of its own.
         now = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        now.params, now.distributions = dict(now.params), dict(now.distributions)
+        now.intermediate_values = dict(now.intermediate_values)
+        now.system_attrs = dict(now.system_attrs)
         now.user_attrs = {**now.user_attrs, **facts}
         with self._wake:
             # Whoever enters faster than the disk takes waits here, or memory would have no bound.
@@ -220,15 +212,17 @@ class Ledger:
                 self._wake.notify_all()
 
     def _write(self, dirty: Mapping[int, tuple[FrozenTrial, Callable[[], None]]]) -> None:
-        try:
+        with _writing(self._path, RecordLost):
             self._mirror.write([dirty[number][0] for number in sorted(dirty)])
-        except SQLAlchemyError as error:
-            raise StudyError(
-                f"{self._path}: the record must be writable while a study runs, got "
-                f"{getattr(error, 'orig', error)}. What it has is whole: see to the disk, then resume."
-            ) from error
         for _, then in dirty.values():
             then()
+
+
+def _short(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial without the long facts."""
+    short = copy.copy(trial)
+    short.user_attrs = {name: fact for name, fact in trial.user_attrs.items() if name not in ON_DISK_ONLY}
+    return short
 
 
 def fail_orphans(study: optuna.Study) -> None:
@@ -244,21 +238,63 @@ def fail_orphans(study: optuna.Study) -> None:
 
 
 def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
-    """Return the trials and the study's facts that a storage holds; it may be in use."""
-    storage = open_storage(path)
+    """Return the trials and the study's facts that a storage holds; it may be in use, and is not changed.
+
+    Raises:
+        StudyError: the file is damaged, or of something else than a study.
+    """
     try:
-        study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
-        return [to_record(t) for t in study.get_trials(deepcopy=False)], study.user_attrs
+        with closing(snapshot.take(path)) as memory:
+            return _read(memory)
+    except StudyError:
+        raise
+    except Exception as error:  # SQLite, Optuna and json each say in their own way that a file is damaged
+        raise StudyError(
+            f"{path}: the record must be one that this version wrote, whole, got {_reason(error)}. "
+            "Restore it from a copy."
+        ) from error
+
+
+def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]]:
+    (found,) = memory.execute("pragma integrity_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found.splitlines()[-1])
+    try:
+        stored = storage.over(lambda: memory, StaticPool, skip_table_creation=True)
+    except RuntimeError:
+        raise sqlite3.DatabaseError("tables of another version of Optuna") from None
+    try:
+        if STUDY_NAME not in optuna.get_all_study_names(stored):
+            raise sqlite3.DatabaseError(f"no study named '{STUDY_NAME}'")
+        study = optuna.load_study(storage=stored, study_name=STUDY_NAME)
+        return [_checked(trial) for trial in study.get_trials(deepcopy=False)], study.user_attrs
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        storage.let_go(stored)
+
+
+def _checked(trial: FrozenTrial) -> TrialRecord:
+    try:
+        record = to_record(trial)
+        check_types(record)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{trial_id(trial.number)}: {error}") from error
+    return record
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a line what is wrong with a file that cannot be read."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    error = getattr(error, "orig", None) or error
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (sqlite3.Error, TypeError)) else f"{type(error).__name__}: {text}"
 
 
 def read_study(folder: StudyFolder) -> StudyRecord:
     """Return the record of the study in a results folder.
 
     Raises:
-        StudyError: the folder has no record yet.
+        StudyError: the folder has no record yet, or one that is damaged.
     """
     config = config_file.load(folder.config)
     if not folder.database.exists():
@@ -267,7 +303,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     state = facts.get("state", "running")
     if state == "running" and not folder.is_held():
         state = "interrupted"  # its driver died
-    return StudyRecord(
+    record = StudyRecord(
         name=config.study.name,
         metric=config.study.metric,
         mode=config.study.mode,
@@ -278,7 +314,13 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         provenance=facts.get("provenance", {}),
         trials=tuple(trials),
         folder=str(folder.root),
+        test_reads=reads.of(folder),
     )
+    try:
+        check_types(record)
+    except TypeError as error:
+        raise StudyError(f"{folder.database}: {error}. Restore it from a copy.") from None
+    return record
 
 
 def to_record(trial: FrozenTrial) -> TrialRecord:
@@ -294,11 +336,13 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
         epochs=facts.get("epochs", len(trial.intermediate_values)),
         seconds=facts.get("seconds", 0.0),
         error=facts.get("error"),
+        note=facts.get("note"),
         log=facts.get("log"),
         interrupted=facts.get("interrupted", False),
         continues=facts.get("continues"),
         seed_of=facts.get("seed_of"),
         slot=facts.get("slot"),
+        retries=facts.get("retries", 0),
         effective=facts.get("effective", {}),
         history=facts.get("history", []),
     )
@@ -307,5 +351,5 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
 def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return metrics of the best and the last epoch; recalls of many classes are stored as one text each."""
     recalls = facts.get("recalls", {})
-    metrics: dict[str, dict[str, float]] = facts.get("metrics", {"best": {}, "last": {}})
+    metrics: dict[str, dict[str, float]] = {"best": {}, "last": {}} | facts.get("metrics", {})
     return {name: values | json.loads(recalls.get(name, "{}")) for name, values in metrics.items()}

@@ -6,7 +6,7 @@ rows are the same: Optuna's tables, Optuna's conversions of values, distribution
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna.distributions import distribution_to_json
@@ -50,18 +50,25 @@ class Mirror:
                 row.datetime_start = trial.datetime_start
                 self._open[trial.number] = _Written(row)
         pairs = [(self._open[trial.number], trial) for trial in trials]
+        entered: list[tuple[_Written, str, Any]] = []
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             for written, trial in pairs:
                 written.row.state = trial.state
                 written.row.datetime_complete = trial.datetime_complete
                 session.add(written.row)
             session.flush()  # gives new rows their ids
-            for model, rows_of in _TABLES.items():
-                rows = [{"trial_id": w.row.trial_id} | row for w, t in pairs for row in rows_of(w, t)]
-                if rows:
+            for part, (model, row_of) in _TABLES.items():
+                new = [
+                    (written, trial, key) for written, trial in pairs for key in written.lacks(trial, part)
+                ]
+                if new:
+                    rows = [{"trial_id": w.row.trial_id} | row_of(trial, key) for w, trial, key in new]
                     session.execute(insert(model), rows)
-        for written, trial in pairs:
-            written.now_has(trial)
+                entered += [(written, part, key) for written, _, key in new]
+        # Only what became a row counts as stored; a trial may have grown since it was looked at.
+        for written, part, key in entered:
+            written.has.add((part, key))
+        for trial in trials:
             if trial.state.is_finished():
                 del self._open[trial.number]
 
@@ -74,48 +81,45 @@ class _Written:
         self.has: set[tuple[str, Any]] = set()
         """What was entered: the part of the trial and the key in it."""
 
-    def now_has(self, trial: FrozenTrial) -> None:
-        """Take note that all of the trial is stored."""
-        for part in ("params", "user_attrs", "system_attrs", "intermediate_values"):
-            self.has.update((part, key) for key in getattr(trial, part))
-
-    def new(self, trial: FrozenTrial, part: str) -> Iterator[tuple[Any, Any]]:
-        """Yield the keys and values of a part of the trial that are not stored yet."""
-        values: Mapping[Any, Any] = getattr(trial, part)
-        return ((key, value) for key, value in values.items() if (part, key) not in self.has)
+    def lacks(self, trial: FrozenTrial, part: str) -> list[Any]:
+        """Return the keys of a part of the trial that are not stored yet."""
+        if part == "values":  # a list, which a trial has only once it has ended
+            return list(range(len(trial.values or ())))
+        return [key for key in list(getattr(trial, part)) if (part, key) not in self.has]
 
 
-def _params(written: _Written, trial: FrozenTrial) -> Iterator[Row]:
-    for name, value in written.new(trial, "params"):
-        distribution = trial.distributions[name]
-        yield {
-            "param_name": name,
-            "param_value": distribution.to_internal_repr(value),
-            "distribution_json": distribution_to_json(distribution),
-        }
+def _param(trial: FrozenTrial, name: str) -> Row:
+    distribution = trial.distributions[name]
+    return {
+        "param_name": name,
+        "param_value": distribution.to_internal_repr(trial.params[name]),
+        "distribution_json": distribution_to_json(distribution),
+    }
 
 
-def _facts(written: _Written, trial: FrozenTrial, part: str) -> Iterator[Row]:
-    for key, value in written.new(trial, part):
-        yield {"key": key, "value_json": json.dumps(value)}
+def _epoch(trial: FrozenTrial, step: int) -> Row:
+    stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(
+        trial.intermediate_values[step]
+    )
+    return {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
-def _epochs(written: _Written, trial: FrozenTrial) -> Iterator[Row]:
-    for step, value in written.new(trial, "intermediate_values"):
-        stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-        yield {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+def _value(trial: FrozenTrial, objective: int) -> Row:
+    stored, kind = TrialValueModel.value_to_stored_repr(trial.values[objective])
+    return {"objective": objective, "value": stored, "value_type": kind}
 
 
-def _values(written: _Written, trial: FrozenTrial) -> Iterable[Row]:
-    for objective, value in enumerate(trial.values or ()):  # a trial has some only once it has ended
-        stored, kind = TrialValueModel.value_to_stored_repr(value)
-        yield {"objective": objective, "value": stored, "value_type": kind}
-
-
-_TABLES = {
-    TrialParamModel: _params,
-    TrialUserAttributeModel: lambda written, trial: _facts(written, trial, "user_attrs"),
-    TrialSystemAttributeModel: lambda written, trial: _facts(written, trial, "system_attrs"),
-    TrialIntermediateValueModel: _epochs,
-    TrialValueModel: _values,
+_TABLES: dict[str, tuple[Any, Callable[[FrozenTrial, Any], Row]]] = {
+    "params": (TrialParamModel, _param),
+    "user_attrs": (
+        TrialUserAttributeModel,
+        lambda trial, key: {"key": key, "value_json": json.dumps(trial.user_attrs[key])},
+    ),
+    "system_attrs": (
+        TrialSystemAttributeModel,
+        lambda trial, key: {"key": key, "value_json": json.dumps(trial.system_attrs[key])},
+    ),
+    "intermediate_values": (TrialIntermediateValueModel, _epoch),
+    "values": (TrialValueModel, _value),
 }
+"""Each part of a trial: its table, and the row of one of its keys."""

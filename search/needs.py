@@ -4,11 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
+
 from finetune.filesystems import is_url
 from finetune.settings import DataSettings, FeatureSettings
 from search import nodes, slots
+from search.domain import choices, values_of
 from search.nodes import Resources
-from search.sections import is_weights_file
+from search.sections import RANDOM_WEIGHTS, is_weights_file
 from search.slots import SlotPlan
 from search.study import StudyConfig
 
@@ -35,6 +38,11 @@ def is_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
+def is_here() -> bool:
+    """True if the study starts a Ray of its own on this machine, so that nobody has to be asked."""
+    return not is_cluster() and not ray.is_initialized()
+
+
 def data_settings(config: StudyConfig) -> DataSettings:
     """Return what decides which images the study has and how they are split."""
     data = config.data
@@ -59,7 +67,27 @@ def feature_settings(config: StudyConfig) -> FeatureSettings:
         budget_bytes=int(said.budget_gib * 2**30),
         mode=said.mode,
         trials=config.study.trials,
+        alike=_alike(config, "backbone", "image_size"),
+        alike_views=_alike(config, "backbone", "image_size", "crop_scale", "horizontal_flip", "augment")
+        * _unmixed(config),
     )
+
+
+def _alike(config: StudyConfig, *fields: str) -> float:
+    """Return the share of trials in which these fields are what they are in any one of them."""
+    if all(config.model.weights_of(backbone) == RANDOM_WEIGHTS for backbone in config.backbones):
+        return 0.0  # random weights are each trial's own
+    said = {**dict(config.data), **dict(config.model)}
+    share = 1.0
+    for field in fields:
+        share /= choices(said[field])
+    return share
+
+
+def _unmixed(config: StudyConfig) -> float:
+    """Return the share of trials that blend no images: the others read no stored ones in training."""
+    ways = values_of(config.space.mix)
+    return ways.count("none") / len(ways)
 
 
 def copies_bytes(config: StudyConfig) -> int:
@@ -67,7 +95,12 @@ def copies_bytes(config: StudyConfig) -> int:
     return int(config.data.copies_gib * 2**30)
 
 
+def weight_locations(config: StudyConfig) -> list[str]:
+    """Return the paths and URLs of a study's weight files."""
+    given = [config.model.weights_of(backbone) for backbone in config.backbones]
+    return [str(weights) for weights in given if is_weights_file(weights)]
+
+
 def weight_files(config: StudyConfig) -> list[str]:
     """Return the weight files of a study that lie on a disk."""
-    given = [config.model.weights_of(backbone) for backbone in config.backbones]
-    return [str(weights) for weights in given if is_weights_file(weights) and not is_url(str(weights))]
+    return [location for location in weight_locations(config) if not is_url(location)]

@@ -1,5 +1,6 @@
 """The nodes of a Ray cluster: those that are up, those about to go, and those its autoscaler may add."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -39,6 +41,14 @@ class Node:
         return self.resources.get("GPU", 0.0)
 
 
+def here() -> Resources:
+    """Return what this machine has by Ray's own count, which knows a container's quota; starts nothing."""
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what Ray warns of here it would warn of again
+    spec = ResourceAndLabelSpec(memory=1, object_store_memory=1)  # these two are not of interest
+    found: Resources = spec.resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()
+    return found
+
+
 def up() -> list[Node]:
     """Return the nodes that may be given work, the head first."""
     going = about_to_go()
@@ -48,6 +58,11 @@ def up() -> list[Node]:
         if entry["Alive"] and entry["NodeID"] not in going
     ]
     return sorted(nodes, key=lambda node: (not node.is_head, node.id))
+
+
+def alive() -> frozenset[str]:
+    """Return the ids of all nodes that have not died."""
+    return frozenset(entry["NodeID"] for entry in ray.nodes() if entry["Alive"])
 
 
 def about_to_go() -> frozenset[str]:

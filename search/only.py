@@ -5,18 +5,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from search import config_file, ledger
+from search import ledger
 from search.errors import StudyError
 from search.layout import StudyFolder
 from search.needs import cache_dir, copies_bytes, feature_settings
 from search.space import Space
+from search.study import StudyConfig
 from search.trial import compact
 
 
-def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Train trial `number` of the study whose config this is; return its last epoch's metrics.
+def run_only(
+    folder: StudyFolder, config: StudyConfig, number: int, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Train trial `number` of a study again; return its last epoch's metrics.
 
     The record is not changed; weights go to a temporary folder.
+
+    Args:
+        folder: the study's.
+        config: of the study.
+        number: of the trial.
+        say: gets what is reported, line by line.
 
     Raises:
         StudyError: the study has no such trial.
@@ -24,19 +33,14 @@ def run_only(config_path: Path, number: int, say: Callable[[str], None]) -> dict
     """
     import torch
 
-    from finetune import backbones, file_cache, loop
+    from finetune import file_cache, loop
     from finetune.history import Keep
 
-    config = config_file.load(config_path)
-    beside = StudyFolder(config_path.resolve().parent)
-    folder = beside if beside.database.exists() else StudyFolder.open(config.folder)
     trials = {trial.number: trial for trial in ledger.read_study(folder).trials}
     if number not in trials:
         raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")
     trial = trials[number]
-    blocks = {name: backbones.count_blocks(name) for name in config.backbones}
-    first = number if trial.seed_of is None else trial.seed_of
-    settings = Space(config, blocks).settings(trial.params, number=first, cache_dir=str(cache_dir()))
+    settings = Space(config).settings_of(trial, cache_dir=str(cache_dir()))
     say(f"{trial.id}: {settings}")
     history: list[dict[str, float]] = []
 

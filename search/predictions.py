@@ -1,17 +1,38 @@
 """Classify images with a model folder, as a list or a CSV file."""
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from finetune import safe_text
+from search.errors import StudyError
+
+_COLUMNS = ("path", "class", "probability", "error")
+
+
+class Counted:
+    """Predictions, counted while they are read."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        self._rows = rows
+        self.images = self.unreadable = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self._rows:
+            self.images += 1
+            self.unreadable += row["error"] is not None
+            yield row
+
 
 def predict(model: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield `path`, `class`, `probability` and `top` for every image found.
+    """Yield `path`, `class`, `probability`, `top` and `error` for every image found.
 
     Raises:
         CheckpointError: `model` is no whole model folder.
-        DataError: an image is missing or unreadable.
+        DataError: an image is missing.
     """
     import torch
 
@@ -22,14 +43,35 @@ def predict(model: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]]:
     return model_folder.predict(loaded, model_folder.find_images(images))
 
 
-def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Write `path`, `class` and `probability` per image; return how many."""
-    count = 0
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "class", "probability"))
-        for count, row in enumerate(rows, start=1):  # noqa: B007 (used after the loop)
-            writer.writerow((row["path"], row["class"], f"{row['probability']:.6f}"))
-    temporary.replace(path)
-    return count
+def line(row: dict[str, Any]) -> str:
+    """Return a prediction as a line: path, class, probability; or path, `unreadable` and the reason."""
+    if row["error"] is None:
+        told = (row["path"], row["class"], f"{row['probability']:.4f}")
+    else:
+        told = (row["path"], "unreadable", row["error"])
+    return "\t".join(map(safe_text.terminal, told))
+
+
+def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write `path`, `class`, `probability` and `error` per image, whole or not at all.
+
+    Raises:
+        StudyError: the file cannot be written.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            for row in rows:
+                probability = "" if row["error"] else f"{row['probability']:.6f}"
+                told = (row["path"], row["class"], probability, row["error"])
+                writer.writerow([safe_text.cell(value) for value in told])
+        temporary.replace(path)
+    except OSError as error:
+        raise StudyError(
+            f"{path}: --csv must be a file that can be written, got '{error.strerror}'. Choose another."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

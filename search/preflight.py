@@ -9,7 +9,9 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -33,6 +35,8 @@ PACKAGES = ("ray", "torch", "torchvision", "optuna")
 """Those whose versions decide what a trial computes, or whether nodes understand one another."""
 ANSWER_SECONDS = 120.0
 """For the tasks of all nodes together; they import nothing heavy except torch, where there are GPUs."""
+REACH_SECONDS = 10.0
+"""For a connection to the head, which takes milliseconds."""
 COUNT_GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 GPU_SECONDS = 90.0
 
@@ -61,8 +65,11 @@ def join(address: str, **options: Any) -> None:
     """Connect this process to the Ray at `address`, or start one here (`local`).
 
     Raises:
-        PreflightError: none answers there, or it asks for a token that this process does not have.
+        PreflightError: it is no address, none answers there, or it asks for a token that this process does
+            not have.
     """
+    if address not in ("auto", "local"):
+        _reach(address)
     token = "Copy its token to ~/.ray/auth_token or set RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token."
     try:
         ray.init(address=address, **options)
@@ -70,11 +77,30 @@ def join(address: str, **options: Any) -> None:
         raise PreflightError(
             f"cluster {address}: RAY_AUTH_MODE=token needs a token, got none. {token}"
         ) from None
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray
+        if address == "local":
+            raise
         mode = os.environ.get("RAY_AUTH_MODE", "none")
         raise PreflightError(
             f"cluster {address}: Ray must answer and take our token, got {error} (RAY_AUTH_MODE: {mode}). "
             f"See that it is up (`ray status`). {token}"
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """Raise a PreflightError unless something listens at an address; Ray itself would try for a minute."""
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.%]+\]", host) or not port.isdecimal():
+        raise PreflightError(
+            f"RAY_ADDRESS: must be HOST:PORT of a running Ray, `auto` or `local`, got {address[:80]!r}. "
+            "Unset it to run here; `submit --address` takes the address of a dashboard."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise PreflightError(
+            f"cluster {address}: Ray must answer, got {error}. See that it is up (`ray status`), "
+            "or unset RAY_ADDRESS to run here."
         ) from None
 
 

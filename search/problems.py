@@ -13,7 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from finetune.errors import did_you_mean
+from finetune.errors import clipped, did_you_mean
+
+RANGE_ENDS = {"min": "low", "max": "high", "lower": "low", "upper": "high", "from": "low", "to": "high"}
+"""Words that other programs have for the ends of a range -> ours."""
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of a config to one of its values."""
@@ -28,6 +31,8 @@ class Place:
     excerpt: str = ""
     """The line with the mistake underlined, as a compiler shows it."""
     order: tuple[int, int] = (0, 0)
+    written: str = ""
+    """The value as it is written there, where it is one word."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def nowhere(path: Path, key: bool) -> Place:
 
 def dotted(path: Path) -> str:
     """`space.head_size[2]`, the way a user writes a path."""
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{clipped(str(p))}" for p in path).lstrip(".")
 
 
 def problems(
@@ -80,9 +85,16 @@ def problems(
     """
     found: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors():
-        if details["type"] != "default_factory_not_called":  # what it depends on is refused already
+        if not _follows(details):
             found.setdefault(_path(details, values), []).append(details)
     return [_problem(path, group, known, locate) for path, group in found.items()]
+
+
+def _follows(details: ErrorDetails) -> bool:
+    """True for an error that only says that another value is refused: one it depends on, or its items."""
+    if details["type"] == "too_short":
+        return bool(len(details["input"]) >= details["ctx"]["min_length"])
+    return details["type"] == "default_factory_not_called"
 
 
 def _path(details: ErrorDetails, values: Any) -> Path:
@@ -107,17 +119,21 @@ def _problem(
     first = group[0]
     if first["type"] == "extra_forbidden":
         inside = f" in '{dotted(path[:-1])}'" if path[:-1] else ""
-        hint = did_you_mean(str(path[-1]), known(first["loc"][:-1]))
-        return Problem(locate(path, True), f"unknown key '{path[-1]}'{inside}. {hint}")
+        key, keys = str(path[-1]), tuple(known(first["loc"][:-1]))
+        end = RANGE_ENDS.get(key) if "low" in keys else None
+        hint = f"Write `{end}`: a range has low and high." if end else did_you_mean(key, keys)
+        return Problem(locate(path, True), f"unknown key '{clipped(key)}'{inside}. {hint}")
     if first["type"] == "missing":
         return Problem(locate(path, True), f"{dotted(path)}: must be given, got nothing. Add this key.")
-    context = first.get("ctx", {})
+    context, place = first.get("ctx", {}), locate(path, False)
     if first["type"] == "refused":
-        text = f"{context['rule']}, got {context['got']}. {context['fix']}"
+        text = f"{context['rule']}, got {clipped(str(context['got']))}. {context['fix']}"
     else:
         rules = " or ".join(dict.fromkeys(_rule(details) for details in group))
-        text = f"must be {rules}, got {shown(first['input'])}. {_fix(group)}"
-    return Problem(locate(path, False), f"{dotted(path)}: {text}" if path else text)
+        is_number = isinstance(first["input"], int | float)  # 1e3 is read as 1000.0
+        got = clipped(place.written) if is_number and place.written else shown(first["input"])
+        text = f"must be {rules}, got {got}. {_fix(group, place.written)}"
+    return Problem(place, f"{dotted(path)}: {text}" if path else text)
 
 
 def shown(value: Any) -> str:
@@ -165,14 +181,14 @@ _FIXES = {
 }
 
 
-def _fix(group: list[ErrorDetails]) -> str:
+def _fix(group: list[ErrorDetails], written: str) -> str:
     for details in group:
         value = details["input"]
         if details["type"] == "literal_error" and isinstance(value, str):
             words = _words(details["ctx"]["expected"])
             return did_you_mean(value, words) if len(group) == 1 else "Write one of these."
         if details["type"] == "string_type" and isinstance(value, bool | int | float):
-            return f"Put it in quotes: '{str(value).lower()}'."
+            return f"Put it in quotes: '{clipped(written)}'." if written else "Put it in quotes."
     kind = group[0]["type"]
     return _FIXES.get(kind, "Write one of these words." if kind == "literal_error" else "Change it.")
 

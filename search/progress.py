@@ -124,6 +124,11 @@ class Progress:
         if self._live is None or state == "FAIL":
             print_line(self._out, line)
 
+    def trial_left(self, trial_id: str) -> None:
+        """Show a trial no longer that has not ended: it was interrupted, and `resume` goes on with it."""
+        with self._lock:
+            self._running.pop(trial_id, None)
+
     def note(self, text: str) -> None:
         """Print a line; on a terminal it stands above the display."""
         print_line(self._out, clean(text))

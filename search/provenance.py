@@ -12,10 +12,13 @@ import finetune
 from search.errors import StudyError
 
 ROOT = Path(__file__).parents[1]
+"""The checkout, or the folder of installed packages."""
 COMMIT_VARIABLE = "SEARCH_COMMIT"
 """Tells a job, which has no checkout, the commit that was submitted."""
 JOB_VARIABLE = "SEARCH_JOB"
 """Tells a job its submission id."""
+FOLDER_LINE = "study: "
+"""What the driver says before the path of the results folder, once it knows it."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "tensorboard", "pydantic")
 
 
@@ -25,7 +28,7 @@ def check_code() -> None:
     Raises:
         StudyError: it is another copy, such as an older one that is installed on this node.
     """
-    used, beside = Path(finetune.__file__).parent.resolve(), (ROOT / "src" / "finetune").resolve()
+    used, beside = Path(finetune.__file__).parent.resolve(), code_folders()["src/finetune"].resolve()
     if used != beside:
         raise StudyError(
             f"finetune: must be the copy beside search ({beside}), got {used}. "
@@ -33,12 +36,38 @@ def check_code() -> None:
         )
 
 
+def code_folders(root: Path = ROOT) -> dict[str, Path]:
+    """Return the folders of a study's code, wherever `root` is, by their paths in a checkout."""
+    beside = root / "src" / "finetune"
+    return {
+        "search": root / "search",
+        "src/finetune": beside if beside.is_dir() else root / "finetune",
+    }
+
+
+def code_files(root: Path = ROOT) -> dict[str, Path]:
+    """Return the files of `search` and `finetune` by their paths in a checkout.
+
+    What Python and tools leave beside them is left out, so a checkout and a wheel of it have the same files.
+    """
+    found = {
+        f"{name}/{path.relative_to(folder).as_posix()}": path
+        for name, folder in code_folders(root).items()
+        for path in folder.rglob("*")
+        if path.is_file() and not any(_is_left_over(part) for part in path.relative_to(folder).parts)
+    }
+    return dict(sorted(found.items()))
+
+
+def _is_left_over(part: str) -> bool:
+    return part.startswith(".") or part == "__pycache__" or part.endswith((".egg-info", ".pyc"))
+
+
 def code_hash() -> str:
     """Return a hash of every source file of `search` and `finetune`, the same on every node."""
     digest = hashlib.sha256()
-    for folder in (ROOT / "search", ROOT / "src" / "finetune"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for name, path in code_files().items():
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -56,9 +85,11 @@ def collect(*, seed: int, data_fingerprint: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, with `+changes` where files differ from it; None without git."""
+    """Return the checkout's commit, with `+changes` where files differ from it; None outside a checkout."""
     if submitted := os.environ.get(COMMIT_VARIABLE):
         return submitted
+    if not (ROOT / "src" / "finetune").is_dir():  # installed, perhaps below somebody else's checkout
+        return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")

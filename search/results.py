@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
-from search.record import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord
+from finetune import safe_text
+from search.record import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord, standing
 from search.terminal import clean, print_line, print_table, seconds_text
 
 _HEADER = ("rank", "trial", "state", "strategy", "learning rate", "head size", "frozen layers")
 _RIGHT = frozenset({"rank", "learning rate", "head size", "frozen layers", "epochs", "seconds"})
 _CSV_FIRST = ("number", "id", "state", "baseline", "epochs", "seconds")
 _CSV_LAST = ("slot", "error", "log")
+_INTERRUPTED = "interrupted"
+"""Shown as the state of a trial that failed only because the study was interrupted."""
 _ALL_BLOCKS = -1
 """`finetune.settings.ALL`: every block of the backbone is frozen."""
 
@@ -34,21 +38,27 @@ class Failures:
 
 
 def ranked(study: StudyRecord) -> list[TrialRecord]:
-    """Return the trials best first: COMPLETE, then PRUNED, FAIL, RUNNING, WAITING; ties: the earlier one."""
+    """Return the trials that stand best first: COMPLETE, then PRUNED, FAIL, RUNNING, WAITING.
+
+    Ties: the earlier one.
+    """
     sign = -1.0 if study.mode == "max" else 1.0
 
     def key(trial: TrialRecord) -> tuple[int, float, int]:
         value = _score(study, trial)
         return STATES.index(trial.state), math.inf if value is None else sign * value, trial.number
 
-    return sorted(study.trials, key=key)
+    return sorted(standing(study.trials), key=key)
 
 
 def failures(study: StudyRecord) -> list[Failures]:
-    """Return the failed trials by cause, the most frequent first; numbers and paths make no difference."""
+    """Return the failed trials by cause, the most frequent first; numbers and paths make no difference.
+
+    An interrupted one has not failed: `resume` goes on with it.
+    """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in study.trials:
-        if trial.state == "FAIL":
+        if trial.state == "FAIL" and not trial.interrupted:
             groups.setdefault(_normalised(_cause(trial)), []).append(trial)
     found = [Failures(_cause(trials[0]), tuple(trials)) for trials in groups.values()]
     return sorted(found, key=lambda group: (-len(group.trials), group.trials[0].number))
@@ -67,17 +77,19 @@ def comparison(study: StudyRecord) -> list[str]:
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
     lines.append(
         f"caution: chosen on validation as the best of {complete}, so expect less on new images; "
-        f"'{_command('export', study.folder)}' reads the test split, once"
+        + _test_split(study)
     )
     return lines
 
 
 def show(study: StudyRecord, out: Console) -> None:
     """Print the ranked table, the comparison with the baselines and the failures."""
-    counts = [f"{n} {state}" for state in STATES if (n := sum(t.state == state for t in study.trials))]
+    trials = standing(study.trials)
+    states = Counter(_state(trial) for trial in trials)
+    counts = [f"{states[state]} {state}" for state in (*STATES, _INTERRUPTED) if states[state]]
     print_line(
         out,
-        f"study {study.name}: {study.state}, {len(study.trials)} of {study.planned} trials "
+        f"study {study.name}: {study.state}, {len(trials)} of {study.planned} trials "
         f"({', '.join(counts) or 'none started'}), {seconds_text(study.seconds)}",
         style="bold",
     )
@@ -110,19 +122,26 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
 
 
 def to_csv(study: StudyRecord, path: Path) -> None:
-    """Write one row per trial, a column per parameter and metric seen; a reader never sees half a file."""
-    rows = [_csv_row(trial) for trial in study.trials]
+    """Write one row per trial that stands, a column per parameter and metric seen.
+
+    A reader never sees half a file.
+    """
+    rows = [_csv_row(trial) for trial in standing(study.trials)]
     seen = dict.fromkeys(column for row in rows for column in row)
     spread = [c for prefix in ("params.", "best.", "last.") for c in seen if c.startswith(prefix)]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])
             writer.writeheader()
             writer.writerows(rows)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _state(trial: TrialRecord) -> str:
+    return _INTERRUPTED if trial.interrupted else trial.state
 
 
 def _score(study: StudyRecord, trial: TrialRecord) -> float | None:
@@ -151,7 +170,7 @@ def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
     return [
         str(rank) if trial.state == "COMPLETE" and score is not None else "-",
         f"{trial.id} {trial.baseline}" if trial.baseline else trial.id,
-        trial.state,
+        _state(trial),
         *(_cell(trial, name) for name in ("strategy", "learning_rate", "head_size", "frozen_layers")),
         "-" if score is None else _number(score),
         str(trial.epochs),
@@ -160,18 +179,29 @@ def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
 
 
 def _against(study: StudyRecord, best: TrialRecord, baseline: str) -> str:
-    trial = next((t for t in study.trials if t.baseline == baseline), None)
+    trial = next((t for t in standing(study.trials) if t.baseline == baseline), None)
     if trial is None:
         return f"against {baseline}: not run"
     if trial.number == best.number:
         return f"against {baseline}: the best is the {baseline} itself; the search found nothing better"
     score = _score(study, trial)
-    if trial.state == "FAIL":
+    if trial.state == "FAIL" and not trial.interrupted:
         return f"against {baseline}: it failed ({trial.id}: {_cause(trial)}), so there is nothing to compare"
     if trial.state != "COMPLETE" or score is None:
-        return f"against {baseline}: it has no final score ({trial.id}: {trial.state})"
+        return f"against {baseline}: it has no final score ({trial.id}: {_state(trial)})"
     gain = _gain(study, best.metrics["best"][study.metric], score)
     return f"against {baseline}: {gain} ({trial.id}, {_number(score)})"
+
+
+def _test_split(study: StudyRecord) -> str:
+    """Return how far the test split can still tell what to expect."""
+    if study.provenance.get("images", {}).get("test") == 0:
+        return "there is no test split to measure it on"
+    if not study.test_reads:
+        return f"'{_command('export', study.folder)}' measures it on the test split, which was not read yet"
+    trials = ", ".join(dict.fromkeys(read["trial"] or "unknown" for read in study.test_reads))
+    times = "once" if len(study.test_reads) == 1 else f"{len(study.test_reads)} times"
+    return f"the test split was read {times}, for {clean(trials)}"
 
 
 def _gain(study: StudyRecord, best: float, other: float) -> str:
@@ -224,7 +254,7 @@ def _plain(value: Any) -> Any:
 
 
 def _csv_row(trial: TrialRecord) -> dict[str, Any]:
-    row = {name: getattr(trial, name) for name in _CSV_FIRST + _CSV_LAST}
+    row = {name: safe_text.cell(getattr(trial, name)) for name in _CSV_FIRST + _CSV_LAST}
     spread: Iterable[tuple[str, Mapping[str, Any]]] = [("params", trial.params), *trial.metrics.items()]
     for prefix, values in spread:
         row |= {f"{prefix}.{name}": _csv_cell(value) for name, value in _few(values).items()}
@@ -241,4 +271,4 @@ def _few(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _csv_cell(value: Any) -> Any:
-    return json.dumps(_plain(value)) if isinstance(value, (Mapping, list, tuple)) else value
+    return json.dumps(_plain(value)) if isinstance(value, (Mapping, list, tuple)) else safe_text.cell(value)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-import signal
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -12,16 +12,34 @@ from pathlib import Path
 
 import ray
 from filelock import FileLock, Timeout
+from ray.exceptions import RayError
 
-from finetune import catalog
 from finetune.catalog import Catalog
-from search import config_file, ledger, needs, nodes, preflight, provenance, results, slots, tuner
-from search.errors import SlotsLost, StudyError
+from finetune.errors import FinetuneError
+from search import (
+    config_file,
+    export,
+    inputs,
+    ledger,
+    needs,
+    nodes,
+    preflight,
+    process,
+    provenance,
+    reads,
+    results,
+    slots,
+    training,
+    tuner,
+)
+from search.errors import SearchError, SlotsLost, StudyError
+from search.kept import Kept
 from search.layout import StudyFolder, write_text
 from search.record import StudyRecord
 from search.slots import Slots
 from search.study import StudyConfig
-from search.study_run import StudyRun
+from search.study_run import StudyRun, is_over
+from search.terminal import console, print_line
 
 LOCK_SECONDS = 2.0
 """`status` holds the lock for a moment, to see whether a study runs."""
@@ -31,19 +49,26 @@ def run(config: StudyConfig) -> StudyRecord:
     """Run a new study and return its record; what is found on the way is in its results folder.
 
     Raises:
-        DataError: the images are not as the config says.
+        DataError, WeightsError: images or weights are not as the config says.
         SearchError: the slots do not fit or did not start, or a worker ignored its settings.
     """
     provenance.check_code()
-    images = catalog.scan(needs.data_settings(config))
-    folder = StudyFolder.create(Path(config.results), config.study.name)
-    named = config.study.model_copy(update={"name": folder.root.name})
-    write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
-    return _search(config, folder, images)
+    _check_room_here(config)
+    images = inputs.scan(config)
+    warn_of(images)
+    with _new_folder(config) as folder:
+        return _search(config, folder, images)
+
+
+def warn_of(images: Catalog) -> None:
+    """Tell of images that lie there and are not used, and of what else a person should know of them."""
+    for finding in images.findings:
+        if finding.grade == "warning":
+            print_line(console(stderr=True), f"warning: data: {finding.text}")
 
 
 def resume(root: Path) -> StudyRecord:
-    """Go on with an interrupted study; one that has all its trials is only exported and shown.
+    """Go on with an interrupted study; one that is over is only shown, and exported if that is missing.
 
     Raises:
         StudyError: there is no study at `root`, another process runs it, or its images changed.
@@ -51,7 +76,11 @@ def resume(root: Path) -> StudyRecord:
     provenance.check_code()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
-    images = catalog.scan(needs.data_settings(config))
+    if folder.database.exists() and is_over(ledger.read_study(folder), config.study):
+        with _alone(folder):
+            return _complete(config, folder)
+    _check_room_here(config)
+    images = inputs.scan(config)
     before = images.fingerprint
     if folder.database.exists():  # else its first run died before the first trial
         before = ledger.read_study(folder).provenance.get("data_fingerprint", before)
@@ -63,7 +92,34 @@ def resume(root: Path) -> StudyRecord:
     return _search(config, folder, images)
 
 
+def _check_room_here(config: StudyConfig) -> None:
+    """Raise a CapacityError if the slots do not fit, where this can be known before Ray is started."""
+    if needs.is_here():
+        needs.capacity(config, [nodes.here()])
+
+
+@contextlib.contextmanager
+def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
+    """Make a new study's folder; nothing is left of it where the start is refused."""
+    results = Path(config.results)
+    made = [folder for folder in (results, *results.parents) if not folder.exists()]
+    folder = StudyFolder.create(results, config.study.name)
+    try:
+        named = config.study.model_copy(update={"name": folder.root.name})
+        write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
+        yield folder
+    except BaseException:
+        if not folder.database.exists():  # it is made once slots are up
+            shutil.rmtree(folder.root, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another study may have come to lie there
+                for empty in made:
+                    empty.rmdir()
+        raise
+
+
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
+    print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
+    folder.check_room()
     with _alone(folder), connected():
         began = time.monotonic()
         up = nodes.up()
@@ -73,11 +129,11 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
         warm = Slots(
             plan,
             folder.slots,
-            config.backbones,
-            config.image_sizes,
             copies_bytes=needs.copies_bytes(config),
             expected=expected,
+            retries=config.study.retries,
         )
+        problem = None
         try:
             fits = plan.fit(node.resources for node in up) > 0
             tell = partial(print, file=sys.stderr)
@@ -90,38 +146,73 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
             finally:
                 study.close(time.monotonic() - began)
             if state == "finished":
-                _export_best(config, folder, warm)
+                problem = _export_best(study)
         finally:
             warm.close()
         study.watch.sweep()
     record = ledger.read_study(folder)
     results.to_csv(record, folder.table)
+    if problem is not None:
+        raise _not_exported(folder, problem)
     return record
 
 
-def _export_best(config: StudyConfig, folder: StudyFolder, warm: Slots) -> None:
-    """Have a slot write the model folder of the best trial; it reads the test split."""
+def _export_best(study: StudyRun) -> str | None:
+    """Have a slot write the model folder of the best trial; it reads the test split.
+
+    Returns why that failed, or None.
+    """
+    folder, warm = study.folder, study.warm
     record = ledger.read_study(folder)
     if record.best is None:
-        return
+        return None
+    now = study.space.settings_now(record.best, cache_dir=str(needs.cache_dir()))
     job = {
         "id": "export",
         "kind": "export",
         "checkpoint": str(folder.best_weights(record.best.id)),
         "to": str(folder.best),
-        "provenance": record.provenance | {"study": record.name, "trial": record.best.id},
-        "features": dataclasses.asdict(needs.feature_settings(config)),
+        "provenance": record.provenance
+        | {"study": record.name, "trial": record.best.id}
+        | reads.enter(folder, record, record.best.id),
+        "settings": None if now is None else now.to_dict(),
+        "features": dataclasses.asdict(needs.feature_settings(study.config)),
     }
-    ray.get(warm.exchange.submit.remote(job))
-    while True:
-        for message in ray.get(warm.exchange.receive.remote("export")):
-            if message["kind"] == "end" and message["state"] == "failed":
-                raise SlotsLost(
-                    f"{folder.best}: the best model must be exported, got {message['error']}. "
-                    f"The record is whole: try `python -m search export {folder.root} --to MODEL_DIR`."
-                )
-            if message["kind"] == "end":
-                return
+    try:
+        warm.get(warm.exchange.submit.remote(job))
+        heard = 0
+        while True:
+            for message in warm.get(warm.exchange.receive.remote("export", heard)):
+                heard += 1
+                if message["kind"] == "end":
+                    return str(message["error"]) if message["state"] == "failed" else None
+    except (RayError, SlotsLost) as error:
+        return f"no answer from its slot ({training.first_words(error)})"
+
+
+def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
+    """Return the record of a study that is over; what its folder lacks is made, in this process."""
+    record = ledger.read_study(folder)
+    if record.best is not None and not export.is_whole(folder.best, record.best.id):
+        study = config.study
+        kept = Kept(
+            folder, metric=study.metric, mode=study.mode, count=study.keep_checkpoints, earlier=record.trials
+        )
+        kept.sweep(record.trials)
+        try:
+            export.export_trial(folder, None, folder.best)
+        except FinetuneError as error:
+            raise _not_exported(folder, str(error)) from error
+    if not folder.table.exists():
+        results.to_csv(record, folder.table)
+    return record
+
+
+def _not_exported(folder: StudyFolder, problem: str) -> SearchError:
+    return SearchError(
+        f"{folder.best}: the best model must be exported, got {problem.removesuffix('.')}. "
+        f"The record is whole: see to that, then `python -m search resume {folder.root}` exports it."
+    )
 
 
 @contextlib.contextmanager
@@ -143,18 +234,21 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS, the Ray that is running in this process, or start one here."""
-    tuner.quieten()
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": False} if address == "local" else {}
-    preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
-    # `ray job stop` and Kubernetes send SIGTERM; Tune stops gracefully only on SIGINT.
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        ray.shutdown()
+    """Join the cluster of RAY_ADDRESS, the Ray that is running in this process, or start one here.
+
+    What that changes in this process is given back: it may be a notebook.
+    """
+    quiet = process.environment(tuner.QUIET, override=False)
+    with quiet, process.levels("ray", "ray.tune"), process.stoppable():
+        tuner.quieten()
+        if ray.is_initialized():
+            yield
+            return
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        local = {"include_dashboard": False} if address == "local" else {}
+        with process.not_for_children():
+            preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -8,16 +8,18 @@ and ends them as nodes come and go; the exchange (exchange.py) is where they get
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from finetune import file_cache
-from search.errors import CapacityError, SlotsLost, StudyError
+from search import training
+from search.errors import CapacityError, SlotsLost
 from search.exchange import Exchange
 from search.nodes import HEAD, Resources
 from search.preflight import Expected
@@ -28,6 +30,11 @@ BOOT_SECONDS = 1800.0
 """The same where no node has room yet: an autoscaler has to get one from its cloud first."""
 CLOSE_SECONDS = 20.0
 """For the keeper to end all slots; it takes END_SECONDS of its own, and a moment to kill the rest."""
+LOOK_SECONDS = 0.5
+"""Between two looks whether exchange and keeper live, while the driver waits."""
+SILENT_SECONDS = 120.0
+"""For the exchange to answer and the keeper to look at the cluster. It takes them milliseconds, and many
+seconds on a machine that is short of memory."""
 SAVE_SECONDS = 60.0
 """For the trials of a stopped study to end their epoch and save it; a longer epoch is lost."""
 
@@ -43,6 +50,9 @@ TRAIN_ENVIRONMENT = {
     # Train looks at its workers every 2 s by default: a dead one is noticed within this instead.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run; the keeper sees drains for all
+    # A worker answers these looks from a thread of its own while it trains. One that does not for so long is
+    # taken for dead; by default after ten minutes. One on a machine that swaps may be mute for many seconds.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     # A slot whose room another one has taken starts again with the nodes that are there by then.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -136,7 +146,7 @@ def plan(
             f"resources: {max(wanted, 1)} slot(s) of {kind} must fit, got room for {fit} "
             f"({total}). Lower slots, workers_per_trial or cpus_per_worker, or set gpu: false{wait}."
         )
-    most = trials if slots == "auto" and grows else wanted
+    most = trials if slots == "auto" and grows else min(wanted, trials)
     return replace(shape, slots=most, ask=min(wanted, trials) if grows else 0)
 
 
@@ -146,37 +156,36 @@ class Slots:
     Args:
         plan: how many of which shape.
         folder: for what Train writes.
-        backbones: whose blocks the slots count when they start.
-        image_sizes: that each of them must be able to read.
         copies_bytes: what copies of far files may take on each node.
         expected: what a node must be like to get a slot; None: any will do.
+        retries: how often a trial is tried again whose workers die under it.
     """
 
     def __init__(
         self,
         plan: SlotPlan,
         folder: Path,
-        backbones: Sequence[str],
-        image_sizes: Sequence[int] = (),
         *,
         copies_bytes: int = file_cache.BUDGET_BYTES,
         expected: Expected | None = None,
+        retries: int = 2,
     ) -> None:
         from search.keeper import Keeper
 
         self.plan = plan
-        given = {
-            "backbones": tuple(backbones),
-            "image_sizes": tuple(image_sizes),
-            "copies_bytes": copies_bytes,
-        }
-        self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote()
+        given = {"copies_bytes": copies_bytes}
+        self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote(retries)
         environment = {"env_vars": TRAIN_ENVIRONMENT}
         keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
         self._keeper = keeper.remote(self.exchange, plan, str(folder), given, serve, expected)
         self._run = self._keeper.run.remote()
         self._up, self._notes = 0, 0
+        self._new: list[str] = []
+        """Notes that `news` has not returned yet."""
         self._change = self.exchange.watch.remote(0, 0)
+        self._pulse, self._felt = self.exchange.pulse.remote(), time.monotonic()
+        self._dead: str | None = None
+        """Why no trial can go on."""
 
     def wait(
         self, count: int = 1, seconds: float = START_SECONDS, tell: Callable[[str], None] | None = None
@@ -190,23 +199,12 @@ class Slots:
 
         Raises:
             SlotsLost: no slot came up; the message carries the reason.
-            StudyError: a backbone of the study does not exist or cannot read its images, or torch sees no GPU
-                where Ray does.
         """
         answer = self.exchange.wait_for_slots.remote(count, seconds)
-        try:
-            waits = [answer, self._run]
-            while tell and ray.wait([*waits, self._change], num_returns=1)[0] == [self._change]:
-                for line in self.news()[1]:
-                    tell(line)
-            ended, _ = ray.wait(waits, num_returns=1)
-            if self._run in ended:
-                ray.get(self._run)  # it runs until the exchange is closed, or it failed
-            status = ray.get(answer)
-        except RayError as error:
-            raise SlotsLost(
-                f"slots: exchange and keeper must run on, got {error}. See Ray's logs."
-            ) from error
+        while tell and not ray.wait([answer], timeout=LOOK_SECONDS)[0] and self.lost() is None:
+            for line in self.news()[1]:
+                tell(line)
+        status = self.get(answer)
         if not status["ready"]:
             why = [f"{name}: {reason}" for name, reason in status["given_up"].items()] + status["notes"]
             raise SlotsLost(
@@ -215,25 +213,75 @@ class Slots:
                 "See `ray status` and the worker logs in Ray's session folder."
             )
         facts: dict[str, Any] = status["ready"]
-        for slot in facts.values():
-            if slot["problem"]:
-                raise StudyError(slot["problem"])
         return facts
 
     def news(self) -> tuple[int, list[str]]:
         """Return how many slots are up, and what is new about the cluster; never waits."""
-        new: list[str] = []
-        if ray.wait([self._change], timeout=0)[0]:
-            now = ray.get(self._change)
-            new = now["notes"][self._notes :]
-            self._up, self._notes = now["up"], len(now["notes"])
-            self._change = self.exchange.watch.remote(self._up, self._notes)
+        self._listen()
+        new, self._new = self._new, []
         return self._up, new
+
+    def lost(self) -> str | None:
+        """Return why no trial can go on any more, if so; never waits."""
+        self._listen()
+        self._feel()
+        if self._dead is None and ray.wait([self._run], timeout=0)[0]:
+            self._dead = "the keeper of the slots has ended"
+            try:
+                ray.get(self._run)
+            except RayError as error:
+                self._dead = f"the keeper of the slots has died: {training.first_words(error)}"
+        return self._dead
+
+    def get(self, answer: Any) -> Any:
+        """Return an answer of the exchange, waiting for it as long as there is anybody to give it.
+
+        Raises:
+            SlotsLost: there is not.
+        """
+        while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
+            if (reason := self.lost()) is not None:
+                raise SlotsLost(f"slots: exchange and keeper must run on, but {reason}. See Ray's logs.")
+        try:
+            return ray.get(answer)
+        except RayError as error:
+            raise SlotsLost(
+                f"slots: the exchange must run on, got {training.first_words(error)}. See Ray's logs."
+            ) from error
+
+    def _listen(self) -> None:
+        """Take in what is new, if anything is."""
+        if self._dead is not None or not ray.wait([self._change], timeout=0)[0]:
+            return
+        try:
+            now = ray.get(self._change)
+            self._new += now["notes"][self._notes :]
+            self._up, self._notes = now["up"], len(now["notes"])
+        except ActorUnavailableError:
+            pass  # a call was lost; the next one may not be
+        except RayError as error:
+            self._dead = f"the exchange has died: {training.first_words(error)}"
+        self._change = self.exchange.watch.remote(self._up, self._notes)
+
+    def _feel(self) -> None:
+        """Look whether exchange and keeper, where they live, do anything."""
+        now = time.monotonic()
+        if ray.wait([self._pulse], timeout=0)[0]:
+            try:
+                if ray.get(self._pulse) > SILENT_SECONDS:
+                    self._dead = f"the keeper of the slots has done nothing for {SILENT_SECONDS:.0f} s"
+            except RayError:
+                pass  # `_listen` tells a dead exchange
+            self._pulse, self._felt = self.exchange.pulse.remote(), now
+        elif now - self._felt > SILENT_SECONDS:
+            self._dead = f"the exchange has not answered for {SILENT_SECONDS:.0f} s"
 
     def close(self) -> None:
         """End every slot; processes that do not end by themselves are killed."""
+        # Workers belong to the keeper and end with it: then there is nothing left to save.
+        seconds = SAVE_SECONDS if self.lost() is None else 0.0
         try:
-            ray.get(self.exchange.close.remote(SAVE_SECONDS), timeout=SAVE_SECONDS + CLOSE_SECONDS)
+            ray.get(self.exchange.close.remote(seconds), timeout=seconds + CLOSE_SECONDS)
             ray.get(self._run, timeout=CLOSE_SECONDS)
         except (GetTimeoutError, RayError):
             pass  # they are killed below: their workers belong to the keeper and go with it

@@ -7,7 +7,7 @@ one range for all backbones.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from types import MappingProxyType
@@ -17,9 +17,9 @@ import numpy as np
 import optuna
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from search.baselines import BASELINES, START_FROZEN, STARTS
-from search.domain import ALL_WORD, STRATEGIES, Domain, PerStrategy, Range, Value, entries
-from search.problems import ConfigErrors, Place, Problem
+from search.baselines import BASELINES, START_FROZEN, START_NEAR, STARTS
+from search.domain import ALL_WORD, Domain, PerStrategy, Range, Value
+from search.record import TrialRecord
 from search.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.study import NOT_USED, StudyConfig
 
@@ -86,6 +86,17 @@ class _Question:
             return value if isinstance(value, float) else count_frozen(value, self.blocks) / self.blocks
         return None if isinstance(value, float) else count_frozen(value, self.blocks)
 
+    def numbers(self, near: int) -> Sequence[Any]:
+        """Return the sampler's choices for `frozen_layers`; of an even range of shares the one for `near`."""
+        if not isinstance(self.domain, Range):
+            return self.domain if isinstance(self.domain, tuple) else ()
+        low, high, step = self.domain.low, self.domain.high, self.domain.step
+        if isinstance(low, int):
+            return range(low, high + 1, step or 1)
+        if step is None:
+            return [min(max(low, near / (self.blocks or 1)), high)]
+        return [low + number * step for number in range(round((high - low) / step) + 1)]
+
     def usual(self, wanted: Any = None) -> Any:
         """`wanted` where the sampler can come to it, or the first value that the config names."""
         if self.domain is None or self.held(wanted) is not None:
@@ -101,27 +112,11 @@ _Answer = Callable[[_Question], Any]
 class Space:
     """Everything a study may try."""
 
-    def __init__(self, config: StudyConfig, blocks: Mapping[str, int]) -> None:
-        """Check that no backbone is to have more blocks frozen than it has.
-
-        Args:
-            config: the study.
-            blocks: how many blocks each of `config.backbones` has.
-
-        Raises:
-            ConfigErrors: one does.
-
-        """
+    def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._blocks = blocks
+        self._blocks = config.blocks
         said = {**dict(config.data), **dict(config.model), **dict(config.space)}
         self._domains: dict[str, Domain] = {field: said[field] for field in FIELDS}
-        most = _most_blocks(self._domains["frozen_layers"])
-        wrong = [backbone for backbone in config.backbones if most > blocks[backbone]]
-        if wrong:
-            fix = f"Write at most {min(blocks[b] for b in wrong)}, a share such as 0.5, or '{ALL_WORD}'."
-            rule = "must be at most the blocks of " + ", ".join(f"{b} ({blocks[b]})" for b in wrong)
-            raise ConfigErrors([Problem(Place(), f"space.frozen_layers: {rule}, got {most}. {fix}")])
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Ask Optuna for every value that the trial's strategy uses.
@@ -151,6 +146,13 @@ class Space:
         held = {q.name: q.held(params[q.field]) for q in self._questions(params) if q.is_searched}
         return {name: value for name, value in held.items() if value is not None}
 
+    def sampled(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`params` as the record has them once they were suggested: 9 of 18 blocks may be a share of 0.5."""
+        if not self.holds(params):
+            return params
+        held = self.plain(self.enqueue_params(params))
+        return {**params, **held}
+
     def _questions(self, params: Mapping[str, Any]) -> list[_Question]:
         """Every question that leads to `params`."""
         asked: list[_Question] = []
@@ -176,8 +178,9 @@ class Space:
         found = []
         for strategy in self._config.strategies:
             wanted = {"strategy": strategy, **STARTS[strategy]}
-            params = self._walk(partial(_started, wanted))
-            if all(params.get(field) == value for field, value in wanted.items()):
+            params = self._walk(partial(_started, wanted, START_FROZEN[strategy]))
+            frozen = _is_near(params, START_FROZEN[strategy], self._blocks[params["backbone"]])
+            if frozen and all(params.get(field) == value for field, value in wanted.items()):
                 found.append(params)
         return found
 
@@ -213,6 +216,18 @@ class Space:
             cache_dir=cache_dir,
             **values,
         )
+
+    def settings_of(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings:
+        """Everything that a trial of the record trained with, at the places where its parts lie now."""
+        first = trial.number if trial.seed_of is None else trial.seed_of
+        return self.settings(trial.params, number=first, cache_dir=cache_dir)
+
+    def settings_now(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings | None:
+        """The same, or None of a trial that the study would not make any more: its config was changed."""
+        try:
+            return self.settings_of(trial, cache_dir=cache_dir)
+        except KeyError:
+            return None
 
     @staticmethod
     def plain(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,13 +284,20 @@ class Space:
         return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
 
 
-def _started(wanted: Mapping[str, Value], question: _Question) -> Any:
+def _started(wanted: Mapping[str, Value], frozen: float, question: _Question) -> Any:
     """What a start wants, where that is searched; else what the config says or names first."""
     if not question.is_searched:
         return question.usual()
     if question.field == "frozen_layers" and question.blocks is not None:
-        return question.usual(int(question.blocks * START_FROZEN))
+        count, blocks = int(question.blocks * frozen), question.blocks
+        return min(question.numbers(count), key=lambda said: abs(count_frozen(said, blocks) - count))
     return question.usual(wanted.get(question.field))
+
+
+def _is_near(params: Mapping[str, Any], share: float, blocks: int) -> bool:
+    """True if `params` freeze about this share of the blocks; all of them, if the share is 1."""
+    missed = abs(count_frozen(params["frozen_layers"], blocks) - int(blocks * share))
+    return missed <= (0 if share == 1 else max(1, int(blocks * START_NEAR)))
 
 
 def count_frozen(said: int | float | str, blocks: int) -> int:
@@ -294,13 +316,3 @@ def _fixed(question: _Question) -> Any:
     if isinstance(question.domain, tuple | Range):
         raise KeyError(question.field)
     return question.domain
-
-
-def _most_blocks(domain: Domain) -> int:
-    """The largest number of frozen blocks that the config asks for."""
-    most = 0
-    for entry in entries(domain, STRATEGIES).values():
-        ends = (entry.low, entry.high) if isinstance(entry, Range) else entry
-        named = ends if isinstance(ends, tuple) else (ends,)
-        most = max([most, *(n for n in named if isinstance(n, int))])
-    return most

@@ -13,7 +13,7 @@ from search.record import TrialRecord
 
 
 class EarlyStopping(FIFOScheduler):
-    """ASHA (Li et al., MLSys 2020) within each strategy; at a deadline everything stops.
+    """ASHA (Li et al., MLSys 2020) within each strategy; at a deadline everything stops, baselines too.
 
     A trial is compared with trials of its own strategy only: fine-tuning begins below a probe and ends
     above it, so that a comparison of the two after an epoch or two is wrong. What is compared is the best

@@ -1,7 +1,9 @@
 """StudyConfig: all that a config file may say, checked as a whole."""
 
+import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,19 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.errors import did_you_mean
 from finetune.filesystems import is_url
+from finetune.known_backbones import OUTLINES
 from search import problems, sections, yaml_text
-from search.domain import STRATEGIES, Domain, PerStrategy, Range, Section, entries, refused, values_of
+from search.domain import (
+    ALL_WORD,
+    STRATEGIES,
+    Domain,
+    PerStrategy,
+    Range,
+    Section,
+    entries,
+    refused,
+    values_of,
+)
 
 SCHEMA_FILE = Path(__file__).parents[1] / "configs" / "schema.json"
 NOT_USED = {"load": ("head_size", "dropout")}
@@ -50,7 +63,11 @@ class StudyConfig(Section):
     @classmethod
     def _space_fits(cls, space: sections.SpaceSection, info: ValidationInfo) -> sections.SpaceSection:
         errors = list(_missing_strategies(space, info.data))
-        model = info.data.get("model")
+        model, data = info.data.get("model"), info.data.get("data")
+        if model is not None and data is not None:
+            errors += _sizes_not_read(model.backbones, data.image_size)
+        if model is not None:
+            errors += _blocks_not_there(model.backbones, space.frozen_layers)
         if model is not None and "load" in values_of(space.strategy):
             loaded = values_of(entries(model.backbone, ("load",))["load"])
             untrained = [str(b) for b in loaded if model.weights_of(str(b)) == sections.RANDOM_WEIGHTS]
@@ -73,10 +90,25 @@ class StudyConfig(Section):
             raise refused(rule, early.grace, "Lower it, or write auto.", ("early_stopping", "grace"))
         return early
 
+    @field_validator("resources")
+    @classmethod
+    def _workers_get_images(cls, resources: sections.Resources, info: ValidationInfo) -> sections.Resources:
+        data = info.data.get("data")
+        if data is not None and (least := min(_least(data.batch_size))) < resources.workers_per_trial:
+            rule = f"must be at least resources.workers_per_trial ({resources.workers_per_trial})"
+            fix = "Raise it, or lower workers_per_trial."
+            raise refused(rule, least, fix, ("data", "batch_size"))
+        return resources
+
     @property
     def backbones(self) -> tuple[str, ...]:
         """Every backbone that a trial may use."""
         return self.model.backbones
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Backbone -> how many blocks it has."""
+        return {name: OUTLINES[name].blocks for name in self.backbones}
 
     @property
     def image_sizes(self) -> tuple[int, ...]:
@@ -132,8 +164,9 @@ class StudyConfig(Section):
         """Make a study on a folder of images without a config file.
 
         Args:
-            path: the folder or its URL; the study takes its name unless `name` is given.
-            **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section.
+            path: the folder or its URL; the study is called like it unless `name` is given.
+            **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section. `name`
+                and `mode` are those of `study`; `data={"name": ...}` and `features={"mode": ...}` are others.
 
         Raises:
             ConfigErrors: with every mistake.
@@ -141,27 +174,58 @@ class StudyConfig(Section):
         """
         where = os.fspath(path)
         name = where.rstrip("/").rpartition("/")[2] if is_url(where) else Path(where).resolve().name
-        values: dict[str, Any] = {"study": {"name": name}, "data": {"path": where}}
-        homes = {key: name for name in cls.model_fields for key in known_keys((name,))}
-        wrong = []
-        for key, value in options.items():
-            if key == "results":
-                values[key] = value
-            elif key in cls.model_fields and isinstance(value, Mapping):
-                values[key] = {**values.get(key, {}), **value}
-            elif key in homes:
-                values.setdefault(homes[key], {})[key] = value
-            else:
-                text = f"unknown option '{key}'. {did_you_mean(key, [*homes, *cls.model_fields])}"
-                wrong.append(problems.Problem(problems.Place(), text))
-        if wrong:
-            raise problems.ConfigErrors(wrong)
+        values = _by_section({"path": where, **options})
+        values.setdefault("study", {}).setdefault("name", _as_name(name))
+        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:  # which `load` cannot use
+            values.setdefault("space", {}).setdefault("strategy", ("replace", "fuse"))
         return cls.from_dict(values)
 
     def to_yaml(self) -> str:
         """Every key with its value, defaults included, as a config file that loads to an equal config."""
-        values = self.model_dump(mode="json", exclude_none=True)
-        return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{yaml_text.dump(values)}"
+        text = yaml_text.dump(self.model_dump(mode="json", exclude_none=True))
+        # An installed copy has no schema beside it.
+        return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{text}" if SCHEMA_FILE.exists() else text
+
+
+def _as_name(folder: str) -> str:
+    """Return a folder's name as a study may be called."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("._-")[:64] or "study"
+
+
+def overrides(options: Mapping[str, Any]) -> list[str]:
+    """Return options of `search.run` as `--set` takes them.
+
+    Raises:
+        ConfigErrors: no section has such a key, or one stands twice.
+    """
+    found = []
+    for section, said in _by_section(options).items():
+        if isinstance(said, Mapping):
+            found += [f"{section}.{key}={json.dumps(value, default=str)}" for key, value in said.items()]
+        else:
+            found.append(f"{section}={json.dumps(said, default=str)}")
+    return found
+
+
+def _by_section(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by section; a key that two sections have belongs to the first one."""
+    fields = StudyConfig.model_fields
+    homes = {key: name for name in reversed(fields) for key in known_keys((name,))}
+    values: dict[str, Any] = {}
+    wrong = []
+    for key, value in options.items():
+        if key not in homes and not (key in fields and (key == "results" or isinstance(value, Mapping))):
+            wrong.append(f"unknown option '{key}'. {did_you_mean(key, [*homes, *fields])}")
+        elif key == "results":
+            values[key] = value
+        else:
+            section, said = (homes[key], {key: value}) if key in homes else (key, value)
+            twice = values.get(section, {}).keys() & said.keys()
+            wrong += [f"{section}.{name}: must be given once, got it twice. Leave one out." for name in twice]
+            values[section] = {**values.get(section, {}), **said}
+    if wrong:
+        raise problems.ConfigErrors(problems.Problem(problems.Place(), text) for text in wrong)
+    return values
 
 
 def _whole_numbers(domain: Domain | None) -> Iterable[int]:
@@ -169,6 +233,51 @@ def _whole_numbers(domain: Domain | None) -> Iterable[int]:
     if isinstance(domain, Range):
         return range(domain.low, domain.high + 1, domain.step or 1)
     return (int(value) for value in values_of(domain))
+
+
+def _sizes_not_read(backbones: Iterable[str], sizes: Domain) -> Iterable[PydanticCustomError]:
+    """One error for the first size, over all strategies, that one of the backbones cannot read."""
+    for backbone in backbones:
+        sides = OUTLINES[backbone].sides
+        for size in _sizes_to_try(sizes):
+            if sides.nearest(size) != size:
+                rule, fix = f"must be {sides} for {backbone}", f"Set it to {sides.nearest(size)}."
+                yield refused(rule, size, fix, ("data", "image_size"))
+                return
+
+
+def _blocks_not_there(backbones: Iterable[str], frozen: Domain) -> Iterable[PydanticCustomError]:
+    """One error if a backbone is to have more blocks frozen than it has."""
+    named = [
+        value
+        for entry in entries(frozen, STRATEGIES).values()
+        for value in ((entry.low, entry.high) if isinstance(entry, Range) else values_of(entry))
+    ]
+    most = max((value for value in named if isinstance(value, int)), default=0)
+    blocks = {name: OUTLINES[name].blocks for name in backbones if OUTLINES[name].blocks < most}
+    if blocks:
+        rule = "must be at most the blocks of " + ", ".join(f"{name} ({n})" for name, n in blocks.items())
+        fix = f"Write at most {min(blocks.values())}, a share such as 0.5, or '{ALL_WORD}'."
+        yield refused(rule, most, fix, ("space", "frozen_layers"))
+
+
+def _sizes_to_try(sizes: Domain) -> Iterable[int]:
+    """Every size, but of a range the first, second and last: a model that reads these reads all."""
+    for entry in entries(sizes, STRATEGIES).values():
+        if isinstance(entry, Range):
+            numbers = range(entry.low, entry.high + 1, entry.step or 1)
+            yield from (numbers[0], numbers[1], numbers[-1])
+        else:
+            yield from (int(value) for value in values_of(entry))
+
+
+def _least(domain: Domain) -> Iterable[int]:
+    """The least whole number that a domain names, for each strategy."""
+    for entry in entries(domain, STRATEGIES).values():
+        if isinstance(entry, Range):
+            yield entry.low
+        else:
+            yield from (int(value) for value in values_of(entry))
 
 
 def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> list[PydanticCustomError]:

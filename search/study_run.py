@@ -1,10 +1,11 @@
 """One run of a study: what it has, and what is still to do."""
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from search.board import Board
 from search.layout import StudyFolder, trial_id
 from search.ledger import Ledger
 from search.progress import Progress
-from search.record import TrialRecord
+from search.record import StudyRecord, TrialRecord
 from search.sampler import Planned, StudySearcher
 from search.sections import Study
 from search.slots import Slots
@@ -22,6 +23,9 @@ from search.space import Space
 from search.stopping import EarlyStopping
 from search.study import StudyConfig
 from search.watch import Watch
+
+NOTE_SECONDS = 30.0
+"""Between two notes of the time that is used: what a killed driver may cost the budget, at most."""
 
 
 class StudyRun:
@@ -33,19 +37,18 @@ class StudyRun:
         self.config, self.folder, self.warm = config, folder, warm
         self.images = images
         study = config.study
-        self.space = Space(config, next(iter(facts.values()))["blocks"])
-        earlier = ledger.read(folder.database)[0] if folder.database.exists() else []
+        self.space = Space(config)
+        past = ledger.read(folder.database)[0] if folder.database.exists() else []
         # The same seed would repeat an earlier run's first suggestions.
         self.ledger = Ledger(
             folder.database,
             mode=study.mode,
-            sampler=sampler.make(study.sampler, seed=study.seed + len(earlier)),
+            sampler=sampler.make(study.sampler, seed=study.seed + len(past)),
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
-        self.deadline = None
-        if study.budget_seconds is not None:
-            self.deadline = time.monotonic() + study.budget_seconds
+        self.clock = Clock(self.ledger)
+        self.deadline = self.clock.deadline(study.budget_seconds)
         self.progress = Progress(
             study=study.name,
             planned=study.trials,
@@ -79,8 +82,10 @@ class StudyRun:
             keep_checkpoints=study.keep_checkpoints,
             left=len(self.planned) + self.sampled,
             slots=warm.plan.slots,
+            lost=warm.lost,
         )
-        self._earlier = earlier
+        self._past = [trial for trial in past if trial.state != "RUNNING"]
+        """Earlier trials with every epoch, which the ledger does not keep; until the search begins."""
         self._remember(facts)
 
     def search(self) -> str:
@@ -96,10 +101,11 @@ class StudyRun:
             deadline=self.deadline,
             strategy_of=self.searcher.strategy_of,
         )
-        stopping.replay(self._earlier)
+        stopping.replay(self._past)
+        self._past = []
         self.ledger.set_fact("state", "running")
         count = len(self.planned) + self.sampled
-        if count:
+        if count and self._in_time:
             self.progress.start()
             try:
                 tuner.tune(
@@ -110,36 +116,49 @@ class StudyRun:
                     trials=count,
                     most=self.warm.plan.slots,
                     room=self._room,
+                    retries=study.retries,
                     storage=self.folder.tune,
                     name=datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
                 )
             finally:
                 self.ledger.flush()
                 self.progress.stop()
-        in_time = self.deadline is None or time.monotonic() < self.deadline
         done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
-        state = "interrupted" if in_time and done < study.trials else "finished"
+        state = "interrupted" if self._in_time and done < study.trials else "finished"
         self.ledger.set_fact("state", state)
         return state
 
     def close(self, seconds: float) -> None:
-        """Bring the record to disk, whatever happened."""
-        self.watch.interrupt()
-        self.board.close()
+        """Bring the record to disk, whatever happened; the file is let go of even where that fails.
+
+        SQLite ends a process with SIGBUS that exits with a connection to a file whose disk is full.
+        """
+        with contextlib.ExitStack() as last:  # each is done, even if those before it raise
+            last.callback(self.ledger.close)
+            last.callback(self._note_end, seconds)
+            last.callback(self.board.close)
+            self.watch.interrupt()
+
+    def _note_end(self, seconds: float) -> None:
+        self.clock.note(now=True)
         self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")
-        self.ledger.close()
+
+    @property
+    def _in_time(self) -> bool:
+        return self.deadline is None or time.monotonic() < self.deadline
 
     def _room(self) -> int:
         """Return how many trials may run now, and tell what is new about the cluster."""
         plan = self.warm.plan
-        if not plan.ask:
-            return plan.slots
+        self.clock.note()
         up, news = self.warm.news()
-        self.progress.slots = up
         for line in news:
             print(line, file=sys.stderr)
+        if not plan.ask:
+            return plan.slots
+        self.progress.slots = up
         return max(1, up)
 
     def _job(self, number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
@@ -176,6 +195,39 @@ class StudyRun:
         self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
 
 
+class Clock:
+    """Counts the seconds that the runs of a study searched, of which its budget is spent."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        facts = ledger.facts
+        self._before: float = facts.get("searched", facts.get("seconds", 0.0))  # older records have one only
+        self._began = self._noted = time.monotonic()
+
+    def deadline(self, budget: float | None) -> float | None:
+        """Return when a budget is spent, by `time.monotonic`; None: never."""
+        return None if budget is None else self._began + budget - self._before
+
+    def note(self, *, now: bool = False) -> None:
+        """Bring the seconds to the record, unless that was a moment ago: a driver may be killed any time."""
+        if now or time.monotonic() - self._noted >= NOTE_SECONDS:
+            self._noted = time.monotonic()
+            self._ledger.set_fact("searched", round(self._before + self._noted - self._began, 3))
+
+
+def is_over(record: StudyRecord, study: Study) -> bool:
+    """True if the study finished and neither its trials nor its budget were raised since."""
+    if record.state != "finished":
+        return False
+    budget = study.budget_seconds
+    return _left(record.trials, study) <= 0 or (budget is not None and record.seconds >= budget)
+
+
+def _left(trials: Iterable[TrialRecord], study: Study) -> int:
+    """Return how many trials are to run."""
+    return study.trials - sum(not trial.interrupted and trial.state != "RUNNING" for trial in trials)
+
+
 def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
     """Return what is set: interrupted trials, then baselines, then starts; and how many to sample."""
     continued = {trial.continues for trial in earlier}
@@ -194,9 +246,9 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
     fresh = [
         Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
     ]
-    tried = [trial.params for trial in earlier]
-    starts = [params for params in space.starts() if study.warm_start and params not in tried]
-    left = study.trials - sum(not trial.interrupted for trial in earlier)
+    tried = [space.sampled(trial.params) for trial in earlier]
+    starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
+    left = _left(earlier, study)
     planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
     return planned, max(0, left - len(planned))
 

@@ -122,9 +122,11 @@ def _start(client: Any, submission: Submission, upload: Upload, job_id: str, cod
 
 
 def _not_shared(path: str, key: str, value: str) -> Problem:
-    example = f"/shared/{PurePosixPath(value).name or 'flowers'}"
+    own = key == "features.dir"  # each node has one for itself
+    example = f"/{'tmp' if own else 'shared'}/{PurePosixPath(value).name or 'flowers'}"
     option = f"--results {example}" if key == "results" else f"--set {key}={example}"
-    rule = f"{key}: must be a path from the root that every node of the cluster sees, got {value!r}"
+    which = "that every node of the cluster has" if own else "that every node of the cluster sees"
+    rule = f"{key}: must be a path from the root {which}, got {value!r}"
     return Problem(Place(path), f"{rule}. Add for example `{option}`.")
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune import safe_text
+
 _PIPE_WIDTH = 160
 """Columns where there is no terminal to ask; the widest output, the table of trials, needs about 120."""
 
@@ -46,8 +48,11 @@ def clean(text: object) -> str:
 
 
 def print_line(out: Console, text: str, style: str = "") -> None:
-    """Print one line, never broken, so that paths and commands in it can be copied."""
-    out.print(Text(text, style=style), soft_wrap=True)
+    """Print one line, never broken, so that paths and commands in it can be copied.
+
+    Names of classes and files may be in it: a terminal obeys no control character of theirs.
+    """
+    out.print(Text(safe_text.terminal(text, keep="\t"), style=style), soft_wrap=True)
 
 
 def print_table(
@@ -81,7 +86,7 @@ def _ruled(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozense
         lines = name.replace(" ", "\n").replace("/", "/\n")
         table.add_column(lines, justify="right" if name in right else "left", no_wrap=not sentence)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(safe_text.terminal(cell)) for cell in row))
     return table
 
 

@@ -63,16 +63,17 @@ def run(
     ).fit()
 
 
-def is_unheard(error: Exception) -> bool:
-    """True for the end of a run that its witness could not tell: its workers never came up.
-
-    Waiting in vain for room is no failure: another study may have taken it.
-    """
-    from ray.train import WorkerGroupError
+def has_waited(error: Exception) -> bool:
+    """True if a run has waited in vain for room, which is no failure: another study may have taken it."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-    waited = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
-    return not isinstance(error, WorkerGroupError) and not waited
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+
+
+def failures(error: Exception) -> list[Exception]:
+    """Return what the workers ended with that ended a run; if it was not they, the run's own error."""
+    by_rank: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return [by_rank[rank] for rank in sorted(by_rank)] or [error]
 
 
 def first_words(error: BaseException) -> str:
@@ -85,6 +86,8 @@ def first_words(error: BaseException) -> str:
 def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
     """Return `lost`, workers died with their node; `parted`, they lost one another, for whatever reason.
 
+    And `raised`: the trial itself has raised an exception that spoilt its worker.
+
     Of a worker that dies alone Ray knows why within a second. One that is only `unavailable` by then, and
     `away` from the head, has a node that is silent, too.
     """
@@ -94,7 +97,18 @@ def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
         "lost": any(getattr(error, "preempted", False) for error in errors)
         or any(word in text for text in texts for word in died),
         "parted": any(word in text for text in texts for word in PEER_LOST),
+        "raised": any(is_own(error) for error in errors),
     }
+
+
+def is_own(error: Exception) -> bool:
+    """True for an exception of the trial itself: not one of Ray's, nor by which workers lose one another."""
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    theirs = isinstance(error, RayError | RayTrainError | TrainingFailedError)
+    return not theirs and not any(word in str(error) for word in PEER_LOST)
 
 
 def _trainer(workers: int, over: threading.Event) -> Any:
@@ -192,8 +206,12 @@ def _witness(exchange: Any, name: str) -> Any:
 
         def after_worker_group_poll_status(self, status: Any) -> None:
             if status.errors:
-                rank, error = min(status.errors.items())
+                # The others may say no more than that they have lost the one that failed.
+                rank, error = min(
+                    status.errors.items(), key=lambda worker: (not is_own(worker[1]), worker[0])
+                )
                 how = how_lost(*status.errors.values(), away=self.away)
-                exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how)
+                # Awaited, as this actor is killed as soon as the run ends, and its calls with it.
+                ray.get(exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how))
 
     return Witness()

@@ -6,6 +6,7 @@ It imports neither torch nor torchvision, so starting its process costs little, 
 
 import json
 import math
+import traceback
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -49,6 +50,8 @@ class SlotTrial(Trainable):
         self._job = json.loads(config["job"])
         self._heard: deque[dict[str, Any]] = deque()
         self._facts: dict[str, Any] = {}
+        self._count = 0
+        """Messages heard so far; a process that takes the place of one that died hears all again."""
         self._answer: Any = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -59,20 +62,28 @@ class SlotTrial(Trainable):
     def step(self) -> dict[str, Any]:
         """Return the next epoch's metrics, waiting for it, or the end.
 
-        The end of a trial that failed holds `failed`, the worker's reason, and `trace`. At an exception Tune
-        would drop this process, and the epochs that came in one answer with the end.
-
-        Raises:
-            SettingsIgnored: the worker used other settings than the job's.
+        The end of a trial that failed holds `failed`, the worker's reason, and `trace`; also `ignored`, if
+        the worker used other settings than the job's. At an exception Tune would drop this process, and the
+        epochs that came in one answer with the end.
         """
-        while True:
-            while not self._heard:
-                self._answer = self._answer or self.exchange.run.remote(self._job)
-                self._heard.extend(ray.get(self._answer))
-                self._answer = None if self._has_ended else self.exchange.receive.remote(self._job["id"])
-            result = self._hear(self._heard.popleft())
-            if result is not None:
-                return result
+        try:
+            while True:
+                while not self._heard:
+                    self._ask()
+                result = self._hear(self._heard.popleft())
+                if result is not None:
+                    return result
+        except SettingsIgnored as error:
+            return {DONE: True, "failed": str(error), "trace": traceback.format_exc(), "ignored": True}
+
+    def _ask(self) -> None:
+        """Wait for what there is to hear, and ask for what comes after it."""
+        self._answer = self._answer or self.exchange.run.remote(self._job)
+        heard = ray.get(self._answer)
+        self._heard.extend(heard)
+        self._count += len(heard)
+        over = self._has_ended
+        self._answer = None if over else self.exchange.receive.remote(self._job["id"], self._count)
 
     def train_buffered(self, *_: Any) -> list[dict[str, Any]]:
         """Return the next epoch and every one after it that is there already: nobody waits for more."""
@@ -92,7 +103,9 @@ class SlotTrial(Trainable):
     def _hear(self, message: dict[str, Any]) -> dict[str, Any] | None:
         match message.pop("kind"):
             case "started":
-                self._facts = {"slot": message["slot"]}
+                self._facts = {"slot": message["slot"], "retries": message["retries"]}
+            case "note":
+                self._facts["note"] = message["text"]
             case "effective":
                 check_effective(self._job, message)
                 self._facts["effective"] = json.dumps(message)
@@ -100,7 +113,9 @@ class SlotTrial(Trainable):
                 facts, self._facts = self._facts, {}  # once is enough
                 return compact(message, self._job["keep"]["metric"]) | facts
             case "end" if message["state"] == "failed":
-                return {DONE: True, "failed": message["error"], "trace": message["trace"]}
+                retries = message.get("retries", self._facts.get("retries"))
+                told = {} if retries is None else {"retries": retries}
+                return told | {DONE: True, "failed": message["error"], "trace": message["trace"]}
             case "end":
                 return {RESULT_DUPLICATE: True}
         return None

@@ -1,9 +1,9 @@
 """Ray Tune, set up for trials that borrow slots."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 
+from search import process
+from search.errors import SearchError
 from search.nodes import HEAD
 from search.sampler import StudySearcher
 from search.trial import SlotTrial
@@ -73,13 +75,17 @@ def tune(
     trials: int,
     most: int,
     room: Callable[[], int],
+    retries: int,
     storage: Path,
     name: str,
 ) -> None:
     """Run `trials` trials, as many at a time as `room` says, at `most`; returns early when interrupted.
 
+    A trial whose process here dies gets another one, `retries` times; what its slot does goes on meanwhile.
+
     Raises:
         SettingsIgnored: a worker trained with other settings than were suggested.
+        SlotsLost: the exchange or the keeper died.
     """
 
     class StudyTrial(SlotTrial):
@@ -99,29 +105,15 @@ def tune(
             name=name,
             storage_path=str(storage),
             callbacks=[watch],
+            failure_config=ray_tune.FailureConfig(max_failures=retries),
             checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # slots keep them
             verbose=0,
         ),
     )
     try:
-        with _environment(LEAN):
+        with process.environment(LEAN), process.handlers(signal.SIGINT, signal.SIGUSR1):
             search.fit()
-    except TuneError:
+    except (TuneError, SearchError):
         if watch.fatal:
             raise watch.fatal from None
         raise
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set what Tune reads from the environment only, for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -2,16 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from search.errors import ClusterError
-from search.provenance import ROOT
+from search.provenance import ROOT, code_files, code_folders
 
-CODE = ("search", "src/finetune")
-"""The folders that a study needs; images, results and caches never lie in them."""
 CONFIG = "study.yaml"
 """The study's config, as it travels."""
 LIMIT_BYTES = 10_000_000
@@ -28,35 +26,25 @@ class Upload:
     """Bytes, before Ray zips it."""
 
 
-def code_files(root: Path = ROOT) -> list[Path]:
-    """Return the files of the code, without what Python and tools leave beside it."""
-    return sorted(
-        path
-        for folder in CODE
-        for path in (root / folder).rglob("*")
-        if path.is_file() and not any(_is_left_over(part) for part in path.relative_to(root).parts)
-    )
-
-
 @contextmanager
 def upload(config: str | None, root: Path = ROOT) -> Iterator[Upload]:
-    """Lay out what is sent, in a temporary folder.
+    """Lay out what is sent, in a temporary folder, as it lies in a checkout.
 
     Args:
         config: The text of the study's config; None where the study has begun and has its own.
-        root: The checkout.
+        root: The checkout, or the folder of installed packages.
 
     Raises:
         ClusterError: it is larger than the limit; the message names the largest files.
     """
     files = code_files(root)
-    size = sum(path.stat().st_size for path in files) + len((config or "").encode())
+    size = sum(path.stat().st_size for path in files.values()) + len((config or "").encode())
     if size > LIMIT_BYTES:
-        raise ClusterError(_too_large(files, root, size))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in files:
-            target = folder / path.relative_to(root)
+        raise ClusterError(_too_large(files, size, root))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, path in files.items():
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         if config is not None:
@@ -69,14 +57,11 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
 
-def _is_left_over(part: str) -> bool:
-    return part.startswith(".") or part == "__pycache__" or part.endswith((".egg-info", ".pyc"))
-
-
-def _too_large(files: list[Path], root: Path, size: int) -> str:
-    largest = sorted(files, key=lambda path: -path.stat().st_size)[:5]
-    named = ", ".join(f"{path.relative_to(root)} {megabytes(path.stat().st_size)}" for path in largest)
+def _too_large(files: Mapping[str, Path], size: int, root: Path) -> str:
+    by_size = sorted(files.items(), key=lambda entry: -entry[1].stat().st_size)
+    named = ", ".join(f"{name} {megabytes(path.stat().st_size)}" for name, path in by_size[:5])
+    folders = " and ".join(map(str, code_folders(root).values()))
     return (
         f"{root}: what is sent with a job must be at most {megabytes(LIMIT_BYTES)}, got {megabytes(size)} "
-        f"(largest: {named}). Move what is no code out of {' and '.join(CODE)}."
+        f"(largest: {named}). Move what is no code out of {folders}."
     )

@@ -1,26 +1,30 @@
 """Follows every trial through Tune and enters what happens: ledger, TensorBoard, progress, files."""
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from search.board import Board
-from search.errors import SearchError, SettingsIgnored
+from search.errors import SearchError, SettingsIgnored, SlotsLost
+from search.kept import Kept
 from search.layout import StudyFolder, write_text
 from search.ledger import Ledger
 from search.progress import Progress
 from search.sampler import Suggested
 
+LOOK_SECONDS = 0.5
+"""Between two looks whether the slots are lost; the search loop takes a step for each result."""
 MEASURED = ("epoch", "learning_rate", "seconds", "images_per_second")
 """Metrics of an epoch beside `train/...` and `val/...`."""
 
@@ -38,10 +42,12 @@ class _Followed:
     """By `time.monotonic`."""
     history: list[dict[str, float]] = field(default_factory=list)
     slot: str | None = None
+    retries: int = 0
     effective: dict[str, Any] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     recalls: dict[str, str] = field(default_factory=dict)
     """`best` and `last`: the recalls of many classes, as `search.trial.compact` wrote them."""
+    note: str | None = None
     failed: str | None = None
     """Why it did, by its worker."""
     trace: str = ""
@@ -64,24 +70,39 @@ class Watch(Callback):
         keep_checkpoints: int,
         left: int,
         slots: int,
+        lost: Callable[[], str | None],
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
         self._folder, self._exchange, self._suggested = folder, exchange, suggested
         self._metric, self._sign = metric, (1.0 if mode == "max" else -1.0)
-        self._keep_checkpoints = keep_checkpoints
+        self._kept = Kept(folder, metric=metric, mode=mode, count=keep_checkpoints, earlier=ledger.records())
         self._left, self._slots = left, slots
+        self._lost, self._looked = lost, time.monotonic()
+        """Tells why no trial can go on any more, if so; when that was last asked."""
         self._followed: dict[str, _Followed] = {}
-        self.fatal: SettingsIgnored | None = None
+        self.fatal: SearchError | None = None
         """What ended the study; Tune wraps what a callback raises."""
-        self._kept: list[tuple[bool, float, int, str]] = []
-        """Trials whose weights stay: complete ones first, then by the metric, then the earlier one."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing is restored from that, `resume` reads the ledger."""
         return {}
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """End the study if its slots are lost, or a worker has ignored its settings.
+
+        Raises:
+            SearchError: it ends here.
+        """
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._give_up(self._lost())
+        if self.fatal is not None:
+            raise self.fatal
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Open the trial's TensorBoard run."""
+        """Open the trial's TensorBoard run, once."""
+        if trial.trial_id in self._followed:
+            return
         self._followed[trial.trial_id] = followed = _follow(self._suggested[trial.trial_id])
         self._board.start(followed.id, followed.params)
         self._progress.trial_started(followed.id, followed.params, followed.began)
@@ -94,9 +115,18 @@ class Watch(Callback):
         if "failed" in result:
             # Tune keeps what is left in it.
             followed.failed, followed.trace = result.pop("failed"), result.pop("trace")
+            followed.retries = result.get("retries", followed.retries)
+            if result.get("ignored"):
+                self.fatal = SettingsIgnored(followed.failed)
             return
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
+            followed.retries = result["retries"]
+        if "note" in result:
+            followed.note = result["note"]
+            self._progress.note(f"{followed.id}: {followed.note}")
+        if result["epoch"] <= len(followed.history):
+            return  # told again to a new process of the trial in Tune
         metrics = {
             name: value
             for name, value in result.items()
@@ -119,8 +149,9 @@ class Watch(Callback):
         followed = self._followed.pop(trial.trial_id)
         self._forget(trial)
         full = len(followed.history) == followed.epochs
-        if not full:
-            self._exchange.cancel.remote(followed.id)  # its slot is free from here on
+        self._exchange.cancel.remote(
+            followed.id
+        )  # its slot is free from here on, and nobody asks for it again
         if followed.failed is not None:
             self._fail(followed, followed.failed, followed.trace)
         elif not followed.history:
@@ -129,20 +160,17 @@ class Watch(Callback):
             self._close(followed, "COMPLETE" if full else "PRUNED")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial whose process in Tune failed.
-
-        Raises:
-            SettingsIgnored: the worker did not do as it was told; the whole study ends here.
-        """
+        """Close a trial whose processes in Tune failed, one after another; nobody has a result of it."""
+        error = _error(trial)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, RayError):
+            self._give_up(f"the exchange does not answer: {_last(error.cause)}")
+        self._give_up(self._lost())
+        if self.fatal is not None:
+            return  # it is not the trial that failed: it is interrupted, like all others
         suggested = self._suggested[trial.trial_id]
         self._forget(trial)
         followed = self._followed.pop(trial.trial_id, None) or _follow(suggested)
         self._exchange.cancel.remote(followed.id)  # its slot is free from here on
-        error = _error(trial)
-        if isinstance(error, RayTaskError) and isinstance(error.cause, SettingsIgnored):
-            self._fail(followed, str(error.cause), str(error))
-            self.fatal = error.cause
-            raise error.cause
         self._fail(followed, f"the trial's process failed: {_last(error)}", str(error))
 
     def interrupt(self) -> None:
@@ -155,12 +183,15 @@ class Watch(Callback):
 
     def sweep(self) -> None:
         """Remove the weights of ended trials that are not kept; slots may write late, so call it last."""
-        kept = {entry[3] for entry in self._kept}
-        for record in self._ledger.records():
-            if record.state in ("COMPLETE", "PRUNED") or (record.state == "FAIL" and not record.interrupted):
-                self._folder.last_weights(record.id).unlink(missing_ok=True)
-                if record.id not in kept:
-                    self._folder.best_weights(record.id).unlink(missing_ok=True)
+        self._kept.sweep(self._ledger.records())
+
+    def _give_up(self, reason: str | None) -> None:
+        if reason is not None and self.fatal is None:
+            root = self._folder.root
+            self.fatal = SlotsLost(
+                f"{root}: exchange and keeper must run while a study does, but {reason}. "
+                f"The record is whole: `python -m search resume {root}` goes on."
+            )
 
     def _fail(self, followed: _Followed, reason: str, trace: str) -> None:
         log = self._folder.error(followed.id)
@@ -185,32 +216,37 @@ class Watch(Callback):
             "epochs": len(followed.history),
             "seconds": round(time.monotonic() - followed.began, 3),
             "slot": followed.slot,
+            "retries": followed.retries,
             "effective": followed.effective,
             "history": followed.history,
         }
         optional = {"error": error, "log": log, "interrupted": interrupted or None, "recalls": recalls}
+        optional |= {"note": followed.note}
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
-        announce = partial(self._progress.trial_ended, followed.id, state, followed.best)
-        self._ledger.end(followed.number, state, value, facts, then=announce)
+        then = partial(self._entered, followed.id, state, followed.best, interrupted=interrupted)
+        self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
         self._left -= 1
         if self._left < self._slots:
             self._exchange.want.remote(self._left)  # slots without a trial to come give their nodes back
         if value is not None and state != "FAIL":
-            self._keep(state == "COMPLETE", self._sign * value, followed)
+            self._kept.add(followed.number, followed.id, complete=state == "COMPLETE", value=value)
+
+    def _entered(self, name: str, state: str, best: dict[str, float], *, interrupted: bool) -> None:
+        """Announce an ended trial, which the record on disk has now."""
+        if interrupted:
+            self._progress.trial_left(name)
+            return
+        if state == "COMPLETE":  # until here a resumed study would need it, to know of the epochs
+            with contextlib.suppress(OSError):  # the sweep tries again
+                self._folder.last_weights(name).unlink()
+        self._progress.trial_ended(name, state, best)
 
     def _forget(self, trial: Trial) -> None:
         """Drop what only a running trial needs: a study may have many thousand, and Tune keeps them all."""
         self._suggested.pop(trial.trial_id)
         trial.metric_analysis.clear()  # Tune's statistics of each metric; the ledger has every epoch
         trial.metric_n_steps.clear()
-
-    def _keep(self, complete: bool, score: float, followed: _Followed) -> None:
-        self._kept.append((not complete, -score, followed.number, followed.id))
-        self._kept.sort()
-        for *_, dropped in self._kept[self._keep_checkpoints :]:
-            self._folder.best_weights(dropped).unlink(missing_ok=True)
-        del self._kept[self._keep_checkpoints :]
 
 
 def _follow(suggested: Suggested) -> _Followed:

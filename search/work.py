@@ -1,7 +1,7 @@
 """What the exchange keeps of one job and of one slot."""
 
 import asyncio
-from collections import deque
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +25,9 @@ class Bell:
         self._event.set()
         self._event = asyncio.Event()
 
-    async def wait(self) -> None:
-        """Wait for the next ring."""
-        await self._event.wait()
+    def wait(self) -> Awaitable[bool]:
+        """Wait for the next ring after this call, whenever the answer is awaited."""
+        return self._event.wait()
 
 
 @dataclass(eq=False)
@@ -35,8 +35,8 @@ class Work:
     """One job on its way: queued, running or ended."""
 
     job: Job
-    messages: deque[Message] = field(default_factory=deque)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    messages: list[Message] = field(default_factory=list)
+    news: Bell = field(default_factory=Bell)
     told: Bell = field(default_factory=Bell)
     """Rings when the worker has something to do: stop, or move."""
     moving: bool = False
@@ -46,7 +46,9 @@ class Work:
     started: bool = False
     handed_out: int = 0
     lost: int = 0
-    """Nodes that died under it without notice."""
+    """Times that it was tried again since its node had died without notice."""
+    died: int = 0
+    """Times that it was tried again since its workers had died alone."""
     ended: bool = False
     epoch: int = 0
     """The last one passed on; a trial that was moved tells the ones before its checkpoint again."""
@@ -54,6 +56,15 @@ class Work:
     """Messages of the worker that overtook an earlier one, by number."""
     heard: int = 0
     """Number of the worker's next message."""
+
+    def has_news(self, heard: int) -> bool:
+        """True if there is more than a start after the first `heard` messages."""
+        return any(message["kind"] != "started" for message in self.messages[heard:])
+
+    @property
+    def retries(self) -> int:
+        """Times that it was tried again, for whatever reason."""
+        return self.lost + self.died
 
     def hear(self, number: int, message: Message) -> bool:
         """Take the worker's message `number`, say it once all before it are there; True: it has let go."""
@@ -77,7 +88,7 @@ class Work:
             self.ended = message["kind"] == "end"
             self.started = self.started or message["kind"] == "started"
             if message["kind"] != "started":  # that one can wait for the next
-                self.news.set()
+                self.news.ring()
         if self.ended:
             self.told.ring()
 
@@ -115,6 +126,8 @@ class Slot:
     """In a row, without a start between them."""
     reason: str = ""
     """Why it last died."""
+    buried: bool = False
+    """That death is counted, and no workers have been placed since."""
 
     @property
     def is_free(self) -> bool:

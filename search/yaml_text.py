@@ -7,10 +7,12 @@ config has no use for them, and a small file with aliases can unfold to gigabyte
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
+from finetune.errors import clipped
 from search.problems import Path, Place, Problem
 
 _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
@@ -29,6 +31,10 @@ _PLAIN = (
         list("-+.0123456789"),
     ),
 )
+
+
+WIDTH = 160
+"""Of an excerpt: of a longer line only what is near the mistake is shown."""
 
 
 class _Reader(yaml.SafeLoader):
@@ -93,7 +99,10 @@ class Text:
             name, node = found[0]
         block = isinstance(node, yaml.CollectionNode) and not node.flow_style
         shown = name if name is not None and (key or block) else node
-        return self._place(shown.start_mark, shown.end_mark) if shown else Place(self._name)
+        if not shown:
+            return Place(self._name)
+        written = node.value if shown is node and isinstance(node, yaml.ScalarNode) else ""
+        return replace(self._place(shown.start_mark, shown.end_mark), written=written)
 
     def contains(self, path: Path) -> bool:
         """True if the text has a value at `path`."""
@@ -108,7 +117,10 @@ class Text:
         """The place between two marks, as `name:line:column` and with the line underlined."""
         line = self._lines[start.line].replace("\t", " ") if start.line < len(self._lines) else ""
         stop = end.column if end is not None and end.line == start.line else len(line)
-        under = " " * start.column + "^" * max(1, stop - start.column if end is not None else 1)
+        first = max(0, start.column - WIDTH // 2) if len(line) > WIDTH else 0
+        line = line[first : first + WIDTH]
+        width = min(stop, first + WIDTH) - start.column if end is not None else 1
+        under = " " * (start.column - first) + "^" * max(1, width)
         excerpt = f"{start.line + 1:>5} | {line}\n      | {under}"
         where = f"{self._name}:{start.line + 1}:{start.column + 1}"
         return Place(where, excerpt, (start.line + 1, start.column + 1))
@@ -135,7 +147,7 @@ class Text:
             if not isinstance(key, yaml.ScalarNode):
                 self._refuse(place, "a key must be a word, got a collection. Write `key: value`.")
             elif key.value in values:
-                text = f"a key must stand once in its mapping, got '{key.value}' again. Delete one."
+                text = f"a key must stand once in its mapping, got '{clipped(key.value)}' again. Delete one."
                 self._refuse(place, text)
             else:
                 values[key.value] = self._value(value)

@@ -6,6 +6,7 @@ from torchvision.ops.misc import Permute
 
 from finetune import backbones
 from finetune.errors import BackboneError
+from finetune.known_backbones import OUTLINES
 
 # The members that differ in kind from the one of their family in test_families.
 MODELS = {"vgg11_bn": 32, "resnet50": 33, "squeezenet1_0": 64, "mobilenet_v3_large": 33, "mnasnet0_75": 33}
@@ -54,7 +55,7 @@ def test_blocks_and_source_fc_give_the_original_logits_bit_for_bit(name: str, si
 )
 def test_blocks_carry_the_names_people_know(name: str, count: int, some: tuple[str, ...]) -> None:
     backbone = on_meta(name)
-    assert len(backbone.blocks) == backbones.count_blocks(name) == count
+    assert len(backbone.blocks) == OUTLINES[name].blocks == count
     assert set(some) <= set(backbone.block_names)
     assert backbone.block_names[0] == some[0]
     assert backbone.block_names[-1] == some[-1]
@@ -83,6 +84,15 @@ def test_vgg16_source_fc_is_its_three_linear_layers() -> None:
     assert [tuple(m.weight.shape) for m in linears] == [(4096, 25088), (4096, 4096), (1000, 4096)]
     assert backbones.last_layer(backbone.source_fc) is linears[-1]
     assert backbone.features == 512
+
+
+def test_the_table_that_configs_are_checked_against_is_what_torchvision_builds() -> None:
+    assert sorted(OUTLINES) == sorted(backbones.names())
+    for name, outline in OUTLINES.items():
+        backbone = on_meta(name)
+        weights = torchvision.models.get_model_weights(name).__members__
+        assert (outline.blocks, outline.sides) == (len(backbone.blocks), backbone.sides), name
+        assert {"DEFAULT", *outline.weights} == set(weights), name
 
 
 def test_names_cover_the_families() -> None:

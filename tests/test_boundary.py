@@ -18,7 +18,10 @@ TORCH_FREE = (
     "search.watch",
     "search.ledger",
     "search.results",
+    "search.inputs",
     "search.__main__",
+    "finetune.known_backbones",
+    "finetune.metrics",
 )
 
 

@@ -14,9 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetune import worker
 from finetune.errors import WeightsError
-from finetune.loop import World
 from search import check, results, runner
 from search.layout import StudyFolder
 from search.study import StudyConfig
@@ -139,13 +137,3 @@ def test_a_study_of_a_manifest_counts_what_it_left_out_and_bounds_the_recalls(
         row = next(csv.DictReader(file))
     assert [name for name in row if "recall" in name] == ["best.val/recall", "last.val/recall"]
     assert set(json.loads(row["best.val/recall"])) == {name.removeprefix("val/recall/") for name in recalls}
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_a_slot_says_at_its_start_which_backbone_cannot_read_the_images() -> None:
-    """So a study ends before its first trial: `Slots.wait` raises what a slot says."""
-    models = {"backbones": ("shufflenet_v2_x0_5", "inception_v3"), "image_sizes": (64, 96)}
-    facts = worker._facts(World(), models)
-    assert facts["problem"] == "inception_v3: image_size must be at least 75 pixels, got 64. Set it to 75."
-    assert worker._facts(World(), models | {"image_sizes": (96,)})["problem"] == ""

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from search import __main__
+from tests.files import changed, contents
 from tests.processes import finish, started
 
 ROOT = Path(__file__).parents[1]
@@ -276,22 +278,35 @@ class TestStudy:
             assert wanted <= tags
             assert "best/val/accuracy" in tags
 
-    def test_resuming_a_finished_study_changes_nothing(
+    def test_resuming_a_finished_study_changes_no_file_and_a_lost_model_is_made_again(
         self, command: list[str], study: Study, env: dict[str, str]
     ) -> None:
-        before = json.loads(call(command, "results", study[0], "--json").stdout)
-        done = call(command, "resume", study[0], "--json", env=env)
-        assert done.returncode == 0, done.stderr
-        after = json.loads(done.stdout)
-        assert after["trials"] == before["trials"]
+        folder = study[0]
+        shown = call(command, "results", folder, "--json").stdout
+        before = contents(folder)
+        for _ in range(2):
+            done = call(command, "resume", folder, "--json", env=env)
+            assert (done.returncode, done.stdout) == (0, shown), done.stderr
+            assert contents(folder) == before
+        shutil.rmtree(folder / "best")
+        done = call(command, "resume", folder, "--json", env=env)
+        assert (done.returncode, done.stdout) == (0, shown), done.stderr
+        assert {path.split("/")[0] for path in changed(before, contents(folder))} <= {"best"}
+        model = before["best/model.safetensors"]
+        assert contents(folder)["best/model.safetensors"] == model
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "program"),
-    [(signal.SIGINT, "tests.torchless"), (signal.SIGTERM, "tests.torchless"), (signal.SIGKILL, "search")],
-    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+    [
+        (signal.SIGINT, "tests.torchless"),
+        (signal.SIGTERM, "tests.torchless"),
+        (signal.SIGHUP, "tests.torchless"),
+        (signal.SIGKILL, "search"),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"],
 )
 def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     config: Path, env: dict[str, str], tmp_path: Path, how: signal.Signals, program: str
@@ -304,25 +319,37 @@ def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
     with started(*command, *words, env=slow, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         ended = until(process.stderr, count=2)
-        process.send_signal(how)
+        if how == signal.SIGHUP:
+            os.killpg(process.pid, how)  # a closed terminal tells all processes that belong to it
+        else:
+            process.send_signal(how)
         rest = process.stderr.read()
         code = process.wait()
     folder = tmp_path / "tiny"
     if how != signal.SIGKILL:
         assert code == 130, rest
         assert f"next: python -m search resume {folder}" in rest
-    before = json.loads(call(command, "results", folder, "--json").stdout)
+        assert " FAIL " not in rest
+    before = json.loads(call(command, "results", folder, "--json", "--history").stdout)
     assert before["study"]["state"] == "interrupted"
     assert sum(trial["state"] == "COMPLETE" for trial in before["trials"]) >= len(ended)
-    done = call(command, "resume", folder, "--json", env=env)
+    done = call(command, "resume", folder, env=env)
     assert done.returncode == 0, done.stderr
-    after = json.loads(done.stdout)
+    after = json.loads(call(command, "results", folder, "--json", "--history").stdout)
     assert after["study"]["state"] == "finished"
     counted = [trial for trial in after["trials"] if not trial["interrupted"]]
     assert len(counted) == 8
     complete = {trial["number"]: trial for trial in before["trials"] if trial["state"] == "COMPLETE"}
     for number, trial in complete.items():
         assert after["trials"][number] == trial
+    cut = {trial["number"]: trial["history"] for trial in before["trials"] if trial["interrupted"]}
+    for trial in counted if how != signal.SIGKILL else []:
+        known = cut.pop(trial["continues"], [])
+        assert trial["history"][: len(known)] == known, "times and all: no epoch is trained twice"
+    assert how == signal.SIGKILL or not cut
+    scores = {t["id"]: t["metrics"]["best"]["val/accuracy"] for t in counted if t["state"] == "COMPLETE"}
+    best = sorted(scores, key=lambda name: (-scores[name], name))[:3]  # study.keep_checkpoints
+    assert sorted(p.parent.name for p in folder.glob("trials/*/best.safetensors")) == sorted(best)
 
 
 def until(stream: Any, *, count: int) -> list[str]:
@@ -343,22 +370,45 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
 
     layout = Layout(rows=4, shape=(3,), dtype="float32")
     facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}
-    Store(tmp_path, 2**20).get("k", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
+    Store(tmp_path, 2**20).get(24 * "a", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
     copies = tmp_path / "node" / "finetune" / "files"
     copies.mkdir(parents=True)
-    (copies / "copy.jpg").write_bytes(bytes(1000))
+    (copies / f"{64 * 'b'}.jpg").write_bytes(bytes(1000))
     env = {"XDG_CACHE_HOME": str(tmp_path / "node")}
     listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json", env=env).stdout)
     assert listed["bytes"] == layout.bytes
-    assert listed["copies"] == {"dir": str(copies), "bytes": 1000, "files": 1}
-    assert [entry["key"] for entry in listed["entries"]] == ["k"]
+    there = {"dir": str(copies), "bytes": 1000, "files": 1}
+    assert listed["copies"] == there
+    assert [entry["key"] for entry in listed["entries"]] == [24 * "a"]
     table = call(command, "cache", "--dir", tmp_path, env=env).stdout
     assert "resnet18 behind 9 blocks" in table
     assert f"{copies}: 1 copies of far files" in table
     cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json", env=env)
-    nothing = {"dir": str(copies), "bytes": 0, "files": 0}
-    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": [], "copies": nothing}
+    assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": [], "copies": there}
     assert "MiB freed" in cleared.stderr
+    whole = json.loads(call(command, "cache", "--clear", "--json", env=env).stdout)
+    assert whole["copies"] == {"dir": str(copies), "bytes": 0, "files": 0}
+
+
+@pytest.mark.parametrize("words", [["--clear"], []])
+def test_a_folder_that_is_no_cache_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    from search.__main__ import app, guarded
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    mine = {"package.json": "{}", "pytorch_model.bin": "x", f"{24 * 'a'}.bin": "y", "x.part": "z"}
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in mine.items():
+        (folder / name).write_text(text)
+    for place in (folder, tmp_path / "absent", folder / "package.json"):
+        arguments = ["cache", "--dir", str(place), *words]
+        assert guarded(lambda a=arguments: app(a, standalone_mode=False)) == 2
+        assert f"{place}: --dir must be the features.dir of a study" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    assert {path.name: path.read_text() for path in folder.iterdir()} == mine
 
 
 def write_digits(folder: Path, count: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search.config_file import load
-from search.schema import text
+from search.schema import PAGE_FILE, page, text
 from search.study import SCHEMA_FILE, StudyConfig
 from search.yaml_text import Text
 
@@ -52,6 +52,10 @@ def test_the_schema_on_disk_is_current_and_documents_every_key() -> None:
     for part in (schema, *schema["$defs"].values()):
         for name, key in part["properties"].items():
             assert key.get("description"), name
+
+
+def test_the_page_of_all_keys_is_current() -> None:
+    assert PAGE_FILE.read_text(encoding="utf-8") == page(), "run: make schema"
 
 
 def test_reading_a_config_imports_no_torch() -> None:

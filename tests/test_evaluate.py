@@ -8,7 +8,8 @@ import sklearn.metrics
 import torch
 from torch import Tensor, nn
 
-from finetune.evaluate import BINS, Scores, evaluate, names
+from finetune.evaluate import BINS, Scores, evaluate
+from finetune.metrics import names
 
 evaluate_module = importlib.import_module("finetune.evaluate")
 CLASSES = ["a", "b", "c", "d", "e", "f", "g"]
@@ -36,7 +37,7 @@ def test_every_metric_is_scikit_learns(logits: Tensor, labels: Tensor) -> None:
     p = logits.softmax(1).double().numpy()
     p /= p.sum(axis=1, keepdims=True)
     recalls = sklearn.metrics.recall_score(truth, answers, average=None)
-    assert list(found) == names(CLASSES, labels)
+    assert list(found) == names(CLASSES, labels.tolist())
     assert found == pytest.approx(
         {
             "loss": sklearn.metrics.log_loss(truth, p),
@@ -70,14 +71,14 @@ def test_a_class_that_does_not_occur_counts_for_nothing_even_if_it_is_answered(l
     recalls = sklearn.metrics.recall_score(truth, answers, labels=range(5), average=None)
     assert found["balanced_accuracy"] == pytest.approx(recalls.mean())
     assert not {"recall/f", "recall/g"} & found.keys()
-    assert list(found) == names(CLASSES, labels)
+    assert list(found) == names(CLASSES, labels.tolist())
     assert found["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(truth, answers, average="macro"))
 
 
 def test_no_number_is_told_where_a_logit_is_not_a_number(logits: Tensor, labels: Tensor) -> None:
     logits[30, 2] = math.nan
     found = scores_of(logits, labels)
-    assert list(found) == names(CLASSES, labels)
+    assert list(found) == names(CLASSES, labels.tolist())
     assert all(math.isnan(value) for value in found.values())
 
 

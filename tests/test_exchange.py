@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+from search import work
 from search.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
 
-def play(scene: Callable[[Exchange], Awaitable[None]]) -> None:
+def play(scene: Callable[[Exchange], Awaitable[None]], retries: int = 2) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(scene(Exchange()), timeout=120)
+        await asyncio.wait_for(scene(Exchange(retries)), timeout=120)
 
     asyncio.run(bounded())
 
@@ -21,6 +23,15 @@ async def settled() -> None:
 
 def job(name: str) -> dict[str, str]:
     return {"id": name, "kind": "train"}
+
+
+async def start(exchange: Exchange, slot: str = "slot-0", node: str = "A") -> dict[str, Any]:
+    """Start a slot and have it begin a job, as its first worker does; return the job as the slot got it."""
+    generation = await begin(exchange, slot, node)
+    taken = await exchange.take(slot, generation, 0, 0)
+    assert taken is not None
+    await exchange.report(taken["id"], taken.get("first_message", 0), {"kind": "started"})
+    return taken
 
 
 async def ends(exchange: Exchange, name: str) -> dict[str, object]:
@@ -149,19 +160,122 @@ def test_a_cancelled_job_in_the_queue_is_never_handed_out() -> None:
     play(scene)
 
 
-def test_a_job_whose_worker_dies_fails_alone_with_the_reason() -> None:
+def test_a_job_whose_worker_dies_is_tried_again_and_tells_no_epoch_twice() -> None:
     async def scene(exchange: Exchange) -> None:
-        first = await exchange.register("slot-0", {})
+        await exchange.submit(job("a"))
+        await start(exchange)
+        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
+        await exchange.bury("slot-0", "worker 0: killed")
+        again = await start(exchange, "slot-1")
+        told = [
+            {"kind": "epoch", "epoch": 1},
+            {"kind": "epoch", "epoch": 2},
+            {"kind": "end", "state": "complete"},
+        ]
+        await exchange.report_all("a", again["first_message"] + 1, told)
+        heard = await exchange.receive("a")
+        assert [m["epoch"] for m in heard if m["kind"] == "epoch"] == [1, 2]
+        assert [m["retries"] for m in heard if m["kind"] == "started"] == [0, 1]
+        assert heard[-1]["state"] == "complete"
+        (note,) = (await exchange.status())["notes"]
+        assert note.startswith("a: its worker died: worker 0: killed. It is tried again")
+
+    play(scene)
+
+
+def test_a_job_that_keeps_killing_its_workers_fails_alone_with_the_reason() -> None:
+    async def scene(exchange: Exchange) -> None:
         await exchange.submit(job("a"))
         await exchange.submit(job("b"))
-        await exchange.take("slot-0", first, 0, 0)
-        await exchange.report("a", 0, {"kind": "started"})
-        await exchange.bury("slot-0", "worker 0: out of memory")
+        for _ in range(3):
+            assert (await start(exchange))["id"] == "a"
+            await exchange.bury("slot-0", "worker 0: out of memory")
         end = await ends(exchange, "a")
-        assert (end["state"], end["error"]) == ("failed", "its worker died: worker 0: out of memory")
-        second = await exchange.register("slot-0", {})
-        assert second == first + 1
-        assert await exchange.take("slot-0", second, 0, 0) == job("b")
+        assert end["error"] == "its worker died: worker 0: out of memory (tried 3 times)"
+        assert end["retries"] == 2
+        assert await start(exchange) == job("b")
+
+    play(scene)
+
+
+def test_a_job_is_not_tried_again_where_its_study_says_so() -> None:
+    async def scene(exchange: Exchange) -> None:
+        await exchange.submit(job("a"))
+        await start(exchange)
+        await exchange.bury("slot-0", "worker 0: killed")
+        assert (await ends(exchange, "a"))["error"] == "its worker died: worker 0: killed"
+
+    play(scene, retries=0)
+
+
+def test_an_exception_of_the_trial_itself_fails_it_at_once() -> None:
+    """The workers of a DDP group end with it, but would end again in the same way."""
+
+    async def scene(exchange: Exchange) -> None:
+        await exchange.submit(job("a"))
+        await start(exchange)
+        await exchange.bury("slot-0", "worker 1: ValueError: no such class", raised=True)
+        end = await ends(exchange, "a")
+        assert end["error"] == "its worker died: worker 1: ValueError: no such class"
+
+    play(scene)
+
+
+def test_a_death_that_is_told_twice_counts_once() -> None:
+    """By a slot's Train run and by the keeper, as the word of either may be lost."""
+
+    async def scene(exchange: Exchange) -> None:
+        await exchange.submit(job("a"))
+        for slot in ("slot-0", "slot-1", "slot-2"):
+            assert (await start(exchange, slot))["id"] == "a"
+            await exchange.bury(slot, "worker 0: killed")
+            await exchange.bury(slot, "the run has ended")
+        assert (await ends(exchange, "a"))["error"] == "its worker died: worker 0: killed (tried 3 times)"
+        for _ in range(FUTILE_STARTS - 1):
+            await exchange.place("slot-3", [])
+            await exchange.bury("slot-3", "no start")
+            await exchange.bury("slot-3", "no start")
+        assert (await exchange.status())["given_up"] == {}
+
+    play(scene)
+
+
+def test_a_trial_whose_process_in_tune_died_is_heard_whole_by_the_next_one() -> None:
+    """The first one may have died with what it had been told, or while it waited for more."""
+
+    async def scene(exchange: Exchange) -> None:
+        await exchange.offer(job("a"))
+        await start(exchange)
+        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
+        first = await exchange.run(job("a"))
+        dead = asyncio.create_task(exchange.receive("a", len(first)))
+        await asyncio.sleep(0)
+        await exchange.report("a", 2, {"kind": "end", "state": "complete"})
+        assert [m["kind"] for m in await dead] == ["end"]
+        assert [m["kind"] for m in await exchange.run(job("a"))] == ["started", "epoch", "end"]
+
+    play(scene)
+
+
+def test_what_happens_just_before_somebody_waits_is_not_missed() -> None:
+    """Else a stopped study waits its full time for trials that are saved already."""
+
+    async def scene(exchange: Exchange) -> None:
+        bell = work.Bell()
+        waiting = asyncio.ensure_future(bell.wait())
+        bell.ring()
+        await asyncio.wait_for(waiting, timeout=5)
+
+    play(scene)
+
+
+def test_the_driver_can_tell_since_when_the_keeper_is_silent() -> None:
+    async def scene(exchange: Exchange) -> None:
+        await asyncio.sleep(0.02)
+        silent = await exchange.pulse()
+        assert silent >= 0.02
+        await exchange.wanted()
+        assert await exchange.pulse() < silent
 
     play(scene)
 
@@ -195,6 +309,7 @@ def test_queued_jobs_fail_when_the_last_slot_keeps_dying() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.submit(job("a"))
         for _ in range(FUTILE_STARTS):
+            await exchange.place("slot-0", [])
             await exchange.bury("slot-0", "ImportError: no torch")
         end = await ends(exchange, "a")
         assert end["error"] == "no slot is left, the last one died of: ImportError: no torch"
@@ -208,13 +323,11 @@ def test_trials_that_kill_one_worker_after_another_do_not_give_up_the_slot() -> 
         for name in "abcd":
             await exchange.submit(job(name))
         for name in "abcd":
-            generation = await exchange.register("slot-0", {})
-            assert await exchange.take("slot-0", generation, 0, 0) == job(name)
-            await exchange.report(name, 0, {"kind": "started"})
+            assert (await start(exchange))["id"] == name
             await exchange.bury("slot-0", "killed")
             assert (await ends(exchange, name))["error"] == "its worker died: killed"
 
-    play(scene)
+    play(scene, retries=0)
 
 
 def test_closing_ends_every_job_and_sends_every_worker_home() -> None:
@@ -295,7 +408,7 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere_and_tells_no_epoch_twice() ->
     play(scene)
 
 
-def test_a_job_whose_end_was_told_is_forgotten() -> None:
+def test_a_job_whose_end_the_driver_knows_is_forgotten() -> None:
     """The exchange lives as long as the study: what it keeps must not grow with the trials."""
 
     async def scene(exchange: Exchange) -> None:
@@ -307,6 +420,7 @@ def test_a_job_whose_end_was_told_is_forgotten() -> None:
                 f"job-{serial}", 0, [{"kind": "started"}, {"kind": "end", "state": "complete"}]
             )
             await trial
+            await exchange.cancel(f"job-{serial}")
         assert len(exchange._works) == 0
         assert await exchange.receive("job-3") == [{"kind": "end", "state": "stopped", "seconds": 0.0}]
 
@@ -327,7 +441,7 @@ def test_workers_that_lose_one_another_are_a_lost_node_only_if_they_are_on_sever
         assert (await ends(exchange, "one"))["error"] == "its worker died: gloo: connection reset"
         assert (await exchange.status())["queued"] == ["two"]
 
-    play(scene)
+    play(scene, retries=0)
 
 
 def test_a_trial_under_which_nodes_keep_dying_fails() -> None:
@@ -336,11 +450,9 @@ def test_a_trial_under_which_nodes_keep_dying_fails() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.submit(job("a"))
         for _ in range(LOST_AT_MOST + 1):
-            generation = await begin(exchange, "slot-0", "A")
-            assert await exchange.take("slot-0", generation, 0, 0) is not None
-            await exchange.report("a", 0, {"kind": "started"})
+            await start(exchange)
             await exchange.bury("slot-0", "node died", lost=True)
-        assert (await ends(exchange, "a"))["error"] == "its worker died: node died"
+        assert (await ends(exchange, "a"))["error"] == "its worker died: node died (tried 4 times)"
 
     play(scene)
 

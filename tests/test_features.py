@@ -15,6 +15,9 @@ from finetune.passes import BATCH, Pass
 from finetune.pixels import normalise
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.store import Store
+from search import needs
+from search.study import StudyConfig
+from tests.small import merged
 
 MANY = 10_000
 """Trials, so that storing pays at every cut of a small network on small images."""
@@ -117,6 +120,41 @@ def test_a_trial_on_stored_features_is_the_trial_on_images(
     assert first[0]["stored_cut"] == first[0]["frozen_blocks"] > 0
     assert learned(first) == learned(fresh)
     assert learned(second) == learned(fresh)
+
+
+def test_features_that_no_other_trial_reads_are_not_stored_for_them(
+    settings: Any, features: FeatureSettings, tmp_path: Path
+) -> None:
+    """Each epoch crops anew: what a trial stores only others read; where crops are searched, none does."""
+    trial = settings(data={"crop_scale": 0.5})
+    alone = dataclasses.replace(features, alike_views=0.0)
+    assert train(trial, tmp_path / "alone", alone)[0]["stored_cut"] is None
+    kept = [entry["facts"] for entry in Store(Path(features.folder), 0).entries()]
+    assert [fact["split"] for fact in kept if "backbone" in fact] == ["val"]  # these are not cropped
+    assert train(trial, tmp_path / "shared", features)[0]["stored_cut"] is not None
+
+
+ALIKE: list[tuple[dict[str, Any], float, float]] = [
+    ({}, 1, 1),
+    ({"model": {"backbone": ["vgg16", "resnet18"]}}, 1 / 2, 1 / 2),
+    ({"data": {"image_size": [64, 128, 224]}}, 1 / 3, 1 / 3),
+    ({"data": {"image_size": {"low": 64, "high": 128, "step": 32}}}, 1 / 3, 1 / 3),
+    ({"data": {"image_size": {"replace": [64, 128], "load": 64, "fuse": 224}}}, 1 / 3, 1 / 3),
+    ({"data": {"crop_scale": {"low": 0.2, "high": 1.0}}}, 1, 0),
+    ({"data": {"crop_scale": [0.5, 1.0], "horizontal_flip": [True, False]}}, 1, 1 / 4),
+    ({"data": {"augment": ["none", "trivial"]}, "space": {"mix": ["none", "mixup"]}}, 1, 1 / 4),
+    ({"space": {"mix": "cutmix"}}, 1, 0),
+    ({"model": {"weights": "none"}, "space": {"strategy": ["replace", "fuse"]}}, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("sections", "images", "views"), ALIKE, ids=lambda value: str(value))
+def test_how_many_trials_share_features_is_read_off_the_space(
+    sections: dict[str, Any], images: float, views: float
+) -> None:
+    base = {"study": {"name": "s", "trials": 8}, "data": {"path": "/images"}, "model": {"backbone": "vgg16"}}
+    found = needs.feature_settings(StudyConfig.from_dict(merged(base, sections)))
+    assert (found.alike, found.alike_views) == (pytest.approx(images), pytest.approx(views))
 
 
 def test_features_are_computed_once_for_all_trials(

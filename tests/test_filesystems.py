@@ -1,11 +1,16 @@
 """Which file system a path is on, by the kernel's own list of mounts."""
 
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from finetune.filesystems import is_network, type_of
+from finetune import checkpoint
+from finetune.decode import decode
+from finetune.errors import CheckpointError, DataError
+from finetune.filesystems import is_network, open_binary, type_of
+from finetune.kinds import Files
 from search import ledger
 
 MOUNTS = """\
@@ -37,6 +42,36 @@ def test_network_file_systems_are_told_from_local_ones(mounts: Path) -> None:
     assert not is_network("/shared/scratch", mounts)
     assert not is_network("/home", mounts)
     assert not is_network("/home", mounts.with_name("none"))  # no such list, as on macOS
+
+
+@pytest.mark.parametrize(
+    ("point", "written"),
+    [
+        ("größe", "größe"),
+        ("日本\u00a0語\x85", "日本\u00a0語\x85"),
+        ("a b\tc\nd\\e#f", r"a\040b\011c\012d\134e\043f"),
+        (r"\x41\n", r"\134x41\134n"),
+        (os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe9")),
+    ],
+)
+def test_a_mount_point_may_have_any_name(mounts: Path, point: str, written: str) -> None:
+    line = f"50 22 0:50 / /mnt/{written} rw - nfs4 server:/ rw\n"
+    mounts.write_bytes(mounts.read_bytes() + os.fsencode(line))
+    assert type_of(f"/mnt/{point}/data", mounts) == "nfs4"
+    assert type_of("/shared/results", mounts) == "nfs4"
+    assert type_of("/mnt", mounts) == "ext4"
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "image.png")
+    with pytest.raises(DataError, match="OSError: it is a folder, pipe or device, not a file"):
+        decode(tmp_path / "image.png")
+    with pytest.raises(DataError, match="it is a folder, pipe or device, not a file"):
+        Files(str(tmp_path)).sample("image.png")
+    with pytest.raises(CheckpointError, match="it is a folder, pipe or device, not a file"):
+        checkpoint.read(tmp_path / "image.png")
+    with pytest.raises(OSError, match="not a file"):
+        open_binary("/dev/zero")
 
 
 def test_this_machine_s_own_mounts_are_understood() -> None:

@@ -17,8 +17,6 @@ from finetune.errors import BackboneError, WeightsError
 from finetune.history import Keep
 from finetune.pixels import normalise
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from search import check
-from search.study import StudyConfig
 
 VIT, PATCH, SIDE = "vit_test_8", 8, 24
 """torchvision's own class, but small, with weights for images of 24 pixels: 9 patches and a class token."""
@@ -142,33 +140,3 @@ def test_a_size_that_a_backbone_cannot_read_ends_a_trial_before_anything_is_read
     with pytest.raises(BackboneError) as caught:
         loop.Run(settings, loop.World())
     assert str(caught.value) == ("inception_v3: image_size must be at least 75 pixels, got 64. Set it to 75.")
-
-
-@pytest.mark.parametrize(
-    ("backbone", "size", "told"),
-    [
-        (
-            ["resnet18", "inception_v3"],
-            [96, 64],
-            "inception_v3: image_size must be at least 75 pixels, got 64",
-        ),
-        (
-            "vit_b_32",
-            {"low": 64, "high": 128, "step": 16},
-            "must be a multiple of 32 pixels, got 80. Set it to 96",
-        ),
-    ],
-)
-def test_check_refuses_each_size_that_one_of_the_backbones_cannot_read(
-    backbone: object, size: object, told: str
-) -> None:
-    config = StudyConfig.from_dict(
-        {
-            "study": {"name": "s"},
-            "data": {"kind": "digits", "image_size": size},
-            "model": {"backbone": backbone, "weights": "none"},
-            "space": {"strategy": "replace"},
-        }
-    )
-    with pytest.raises(BackboneError, match=told):
-        check.plan(config)

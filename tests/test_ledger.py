@@ -1,22 +1,28 @@
 """The ledger: what memory says is what the file says, whatever happens to the process."""
 
+import gc
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from search import ledger
-from search.errors import StudyError
+from search.errors import RecordLost, StudyError
 from search.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
 from search.sampler import make
+from tests import mounts
 from tests.waiting import eventually
 
 
@@ -79,6 +85,19 @@ def test_a_running_trial_is_in_the_file_within_a_moment(path: Path) -> None:
     book.end(trial.number, "COMPLETE", 0.25, {})
     book.close()
     assert stored(path)[0].state == TrialState.COMPLETE
+
+
+def test_an_epoch_does_not_wait_for_the_next_one_to_be_written(path: Path) -> None:
+    """Short epochs may come before a long one, and a crash in that one."""
+    book = open_ledger(path)
+    trial = book.ask()
+    book.suggested(trial.number, {"params": {}})
+    for epoch in (1, 2, 3):
+        book.report(trial.number, epoch, epoch / 10)
+    book.flush()
+    assert stored(path)[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3}
+    book.end(trial.number, "COMPLETE", 0.3, {})
+    book.close()
 
 
 def test_a_reopened_ledger_goes_on_counting_and_learning(path: Path) -> None:
@@ -166,6 +185,66 @@ def test_memory_does_not_keep_the_long_facts_of_ended_trials(path: Path) -> None
     assert (record.epochs, record.history, record.effective) == (1, history, {"a": 1})
 
 
+def test_a_resumed_study_does_not_hold_the_long_facts_of_earlier_trials_either(path: Path) -> None:
+    book = open_ledger(path)
+    trials, epochs = 40, [{"epoch": epoch, "val/accuracy": epoch / 7} for epoch in range(1000)]
+    for _ in range(trials):
+        number = book.ask().number
+        book.suggested(number, {"params": {}})
+        book.end(number, "COMPLETE", 0.5, {"history": epochs, "effective": {"a": 1}, "epochs": 1000})
+    book.close()
+    length = len(json.dumps(epochs))
+    tracemalloc.start()
+    try:
+        again = open_ledger(path)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert [(record.epochs, record.history, record.effective) for record in again.records()] == [
+        (1000, [], {})
+    ] * trials
+    again.close()
+    assert held < trials * length / 4
+    assert [record.history for record in ledger.read(path)[0]] == [epochs] * trials
+
+
+def test_every_epoch_is_in_the_file_however_long_a_commit_takes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs arrive while the writer reads trials and commits them: none counts as stored that is not."""
+    monkeypatch.setattr(ledger, "PAUSE_SECONDS", 0.0)
+    chance, slow = random.Random(0), random.Random(1)
+    book = open_ledger(path)
+
+    @event.listens_for(book._storage.engine, "commit")
+    def take_long(_connection: object) -> None:
+        time.sleep(slow.uniform(0, 0.02))
+
+    going: dict[int, list[dict[str, float]]] = {}
+    begun, trials, epochs = 0, 2000, 6
+    while begun < trials or going:
+        if begun < trials and len(going) < 16:
+            trial = book.ask()
+            book.suggested(trial.number, {"params": {}})
+            going[trial.number] = []
+            begun += 1
+        number = chance.choice(list(going))
+        history = going[number]
+        history.append({"epoch": len(history) + 1, "val/accuracy": chance.random()})
+        book.report(number, len(history), history[-1]["val/accuracy"])
+        if chance.random() < 0.05:
+            time.sleep(chance.uniform(0, 0.005))
+        if len(history) == epochs:
+            best = max(epoch["val/accuracy"] for epoch in history)
+            book.end(number, "COMPLETE", best, {"history": going.pop(number)})
+    book.close()
+    kept = stored(path)
+    assert len(kept) == trials
+    for one in kept:
+        assert one.intermediate_values == {e["epoch"]: e["val/accuracy"] for e in one.user_attrs["history"]}
+
+
 def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
     book = open_ledger(path)
     play(book, "COMPLETE", [0.5])
@@ -210,5 +289,71 @@ def test_a_writer_that_cannot_write_stops_the_search_instead_of_losing_trials(pa
     storage.engine.dispose()
     time.sleep(PAUSE_SECONDS)
     book.report(trial.number, 1, 0.5)
-    with pytest.raises(StudyError, match=r"the record must be writable .* got no such table"):
+    with pytest.raises(RecordLost, match=r"the record must be writable .* got no such table"):
         book.close()
+
+
+FILL = """
+def fill(folder):
+    with open(folder + "/ballast", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)) == 4096:
+                pass
+        except OSError:
+            pass
+"""
+
+
+def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peace(tmp_path: Path) -> None:
+    """The record keeps what it had, and its file is let go of although closing the trials fails."""
+    script = """
+        import sys
+        from pathlib import Path
+        from search.board import Board
+        from search.errors import RecordLost
+        from search.ledger import Ledger
+        from search.sampler import make
+        from search.study_run import StudyRun
+        folder = sys.argv[1]
+        book = Ledger(Path(folder, "optuna.db"), mode="max", sampler=make("random", seed=0))
+        trial = book.ask()
+        book.suggested(trial.number, {"params": {}})
+        book.report(trial.number, 1, 0.5)
+        book.flush()
+        fill(folder)
+        class Watch:
+            def interrupt(self):
+                for epoch in range(2, 2000):
+                    book.report(trial.number, epoch, 0.5)
+                book.flush()
+                book.end(trial.number, "FAIL", None, {"interrupted": True, "history": [{"epoch": 1}] * 20000})
+        run = StudyRun.__new__(StudyRun)
+        run.ledger, run.watch, run.board = book, Watch(), Board(Path(folder, "tensorboard"))
+        try:
+            run.close(1.0)
+        except RecordLost as error:
+            print(error)
+        held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        print(sum("optuna.db" in name for name in held))
+    """
+    with mounts.small(tmp_path / "small", "1m") as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", FILL + textwrap.dedent(script), str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        line, held = done.stdout.splitlines()
+        assert "the record must be writable while a study runs, got " in line
+        assert held == "0"
+        (folder / "ballast").unlink()
+        (record,) = ledger.read(folder / "optuna.db")[0]
+        assert (record.state, record.epochs) == ("RUNNING", 1)
+
+
+def test_a_record_that_cannot_be_made_leaves_no_half_of_it(tmp_path: Path) -> None:
+    with mounts.small(tmp_path / "small", "64k") as folder:
+        with pytest.raises(StudyError, match=r"the record must be writable .*full"):
+            open_ledger(folder / "optuna.db")
+        assert list(folder.iterdir()) == []

@@ -3,15 +3,22 @@
 import dataclasses
 import itertools
 import math
+import random
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from finetune import checkpoint, loop
-from finetune.errors import CheckpointError, DataError, NonFiniteLoss
+from finetune import checkpoint, loop, model_folder
+from finetune.errors import DataError, NonFiniteLoss
 from finetune.history import Keep
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from tests.processes import finish
@@ -74,6 +81,23 @@ def test_every_epoch_reports_losses_metrics_rate_and_speed(settings: TrialSettin
     assert rest[-1]["train/loss"] < rest[0]["train/loss"]
 
 
+def test_targets_take_the_memory_of_a_few_batches_and_are_those_of_a_whole_epoch(
+    settings: TrialSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of an epoch of ImageNet would take 14 GiB in each worker."""
+    monkeypatch.setattr(loop, "TARGETS_AT_ONCE", 2 * 32 * 3, raising=False)  # two batches of three classes
+    settings = dataclasses.replace(settings, imbalance="class_weights")
+    run = loop.Run(settings, loop.World())
+    order = run._order(1)
+    images = torch.cat(order)
+    whole = run.loss.targets(run.labels[images], run.loss.weights[images])
+    parts = list(run._targets(order))
+    assert [len(part) for part in parts] == [len(batch) for batch in order]
+    assert torch.equal(torch.cat(parts), whole)
+    assert len(order) > 2
+    assert max(part.untyped_storage().nbytes() for part in parts) <= 2 * 32 * 3 * 4
+
+
 def test_the_same_settings_give_the_same_epochs_in_any_order_of_trials(
     settings: TrialSettings, tmp_path: Path
 ) -> None:
@@ -120,7 +144,6 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_uninterrupted_one(
     messages.clear()
     loop.train(settings, keep=part, report=messages.append)
     assert epochs(messages) == whole
-    assert not part.last.exists()
     for name, tensor in checkpoint.read(tmp_path / "whole" / "best.safetensors")[0].items():
         assert torch.equal(checkpoint.read(part.best)[0][name], tensor)
 
@@ -143,17 +166,138 @@ def test_a_run_that_is_to_move_ends_after_its_epoch_and_goes_on_elsewhere(
     assert end.state == "complete"
     assert epochs(again) == whole
     assert [m["epoch"] for m in again if m["kind"] == "epoch" and m in messages] == [1, 2]  # times and all
-    assert not there.last.exists()
 
 
-def test_a_checkpoint_of_other_settings_is_refused(settings: TrialSettings, tmp_path: Path) -> None:
-    part = keep(tmp_path, every_seconds=0.0)
+def cut_off(settings: TrialSettings, folder: Path) -> Keep:
+    """Train one epoch and a half, as an interrupted trial that wrote a checkpoint."""
+    part = keep(folder, every_seconds=0.0)
     questions = itertools.count(1)  # one per batch, four batches per epoch
     stop = {"should_stop": lambda: next(questions) == 6}
     assert loop.train(settings, keep=part, report=lambda _: None, **stop).epochs == 1
     assert part.last.exists()
-    with pytest.raises(CheckpointError, match=r"must be of the trial's own settings"):
-        loop.train(dataclasses.replace(settings, learning_rate=0.5), keep=part, report=lambda _: None)
+    return part
+
+
+def of_other_settings(path: Path) -> None:
+    tensors, facts = checkpoint.read(path)
+    facts["settings"]["learning_rate"] = 0.5
+    checkpoint.write(path, tensors, facts)
+
+
+def of_other_weights(path: Path) -> None:
+    tensors, facts = checkpoint.read(path)
+    checkpoint.write(path, tensors, facts | {"read": facts["read"] | {"weights": "other"}})
+
+
+def without(part: str) -> Callable[[Path], None]:
+    """Write the checkpoint anew without the tensors whose names begin so."""
+
+    def lose(path: Path) -> None:
+        tensors, facts = checkpoint.read(path)
+        checkpoint.write(path, {k: v for k, v in tensors.items() if not k.startswith(part)}, facts)
+
+    return lose
+
+
+def lose_a_tensor_but_not_the_header(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    tensors.pop(next(name for name in tensors if name.startswith("optimizer.")))
+    save_file(tensors, path, metadata=told)
+
+
+def zero_its_end(path: Path) -> None:
+    """As a file system may leave it after a loss of power."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-1000] + bytes(1000))
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(random.Random(0).randbytes(5000)),
+    "end of zeros": zero_its_end,
+    "other settings": of_other_settings,
+    "other weights": of_other_weights,
+    "no model": without("model."),
+    "a tensor less": lose_a_tensor_but_not_the_header,
+    "no facts": lambda path: checkpoint.write(path, checkpoint.read(path)[0], {}),
+    "facts of another kind": lambda path: checkpoint.write(path, {}, {"settings": 3, "history": "x"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_is_of_no_use_sends_its_trial_to_its_start_and_that_is_told(
+    settings: TrialSettings, tmp_path: Path, damage: str
+) -> None:
+    whole = epochs(train(settings, tmp_path / "whole"))
+    part = cut_off(settings, tmp_path)
+    DAMAGES[damage](part.last)
+    messages: list[dict[str, Any]] = []
+    assert loop.train(settings, keep=part, report=messages.append).state == "complete"
+    assert [m["kind"] for m in messages[:3]] == ["effective", "note", "epoch"]
+    assert re.match(r"trained from its start: .*checkpoint.* must .*, got ", messages[1]["text"])
+    assert epochs(messages) == whole
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "missing"])
+def test_best_weights_that_are_of_no_use_send_a_trial_to_its_start(
+    settings: TrialSettings, tmp_path: Path, damage: str
+) -> None:
+    whole = epochs(train(settings, tmp_path / "whole"))
+    part = cut_off(settings, tmp_path)
+    if damage == "missing":
+        part.best.unlink()
+    else:
+        DAMAGES[damage](part.best)
+    messages: list[dict[str, Any]] = []
+    loop.train(settings, keep=part, report=messages.append)
+    assert [m["kind"] for m in messages[:3]] == ["effective", "note", "epoch"]
+    assert epochs(messages) == whole
+    assert checkpoint.read(part.best)[1]["metrics"]["epoch"] in (1, 2, 3, 4)
+
+
+def test_a_trial_goes_on_wherever_its_images_weights_and_cache_have_gone(tmp_path: Path) -> None:
+    """Other places decide nothing; what is read there has hashes of its own."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for label, shade in {"dark": 40, "light": 180}.items():
+        (here / "images" / label).mkdir(parents=True)
+        for number in range(50):
+            colour = (shade + number, number, 255 - shade)
+            Image.new("RGB", (32, 32), colour).save(here / "images" / label / f"{number}.png")
+    save_file(torchvision.models.shufflenet_v2_x0_5().state_dict(), here / "weights.safetensors")
+
+    def of(root: Path) -> TrialSettings:
+        return TrialSettings(
+            data=DataSettings(kind="folder", path=str(root / "images"), image_size=32, batch_size=20),
+            backbone="shufflenet_v2_x0_5",
+            weights=WeightsSettings(file=str(root / "weights.safetensors")),
+            strategy="replace",
+            learning_rate=0.01,
+            epochs=2,
+            cache_dir=str(root / "cache"),
+        )
+
+    part = cut_off(of(here), tmp_path / "trial")
+    here.rename(there)
+    messages: list[dict[str, Any]] = []
+    loop.train(of(there), keep=part, report=messages.append)
+    assert [m["kind"] for m in messages] == ["effective", "epoch", "epoch"]
+    there.rename(tmp_path / "elsewhere")
+    facts = model_folder.write(part.best, tmp_path / "model", {}, now=of(tmp_path / "elsewhere"))
+    assert facts["settings"]["data"]["path"] == str(tmp_path / "elsewhere" / "images")
+
+
+def test_a_trial_that_is_complete_is_not_trained_again(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver may have died, or been stopped, before it heard of the last epochs."""
+    told = train(settings, tmp_path)
+    best = (tmp_path / "best.safetensors").read_bytes()
+    monkeypatch.setattr(loop.Run, "train_epoch", None)
+    assert train(settings, tmp_path) == told
+    assert (tmp_path / "best.safetensors").read_bytes() == best
 
 
 def test_the_best_epoch_is_kept_and_not_the_last(settings: TrialSettings, tmp_path: Path) -> None:

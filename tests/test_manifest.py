@@ -261,3 +261,15 @@ def test_missing_images_may_be_skipped(folder: Path) -> None:
     assert seen(found) == EXPECTED
     assert [image.path for image in found.skipped] == ["b/9.png"]
     assert "FileNotFoundError" in found.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a.jpg", "nosuch://a.jpg", "gs://bucket/a.jpg", "github://a.jpg", "sftp://host/a.jpg"]
+)
+def test_a_url_that_cannot_be_asked_is_one_line(folder: Path, url: str) -> None:
+    """Its package is missing, its kind is unknown, or it needs options."""
+    (folder / "far.csv").write_text(f"image,label\na/0.png,cat\n{url},dog\n{url}2,dog\n")
+    with pytest.raises(DataError) as caught:
+        read(folder / "far.csv")
+    assert str(caught.value).startswith(f"{url}: the file must be readable, got ")
+    assert "\n" not in str(caught.value)

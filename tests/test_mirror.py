@@ -1,7 +1,6 @@
 """The mirror: whatever it writes many trials at a time is what Optuna would have written one by one."""
 
 import math
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from search.ledger import open_storage
 from search.mirror import Mirror
@@ -68,17 +68,18 @@ def memory() -> optuna.Study:
 
 
 def rows(storage: RDBStorage) -> dict[str, list[Any]]:
-    with sqlite3.connect(storage.engine.url.database or "") as database:
-        found = {
-            table: database.execute(
-                f"select {columns} from {table}"
-                + (" join trials using (trial_id)" if table != "trials" else "")
-                + f" order by {columns}"
-            ).fetchall()
+    with storage.engine.connect() as database:
+        return {
+            table: [
+                tuple(row)
+                for row in database.exec_driver_sql(
+                    f"select {columns} from {table}"
+                    + (" join trials using (trial_id)" if table != "trials" else "")
+                    + f" order by {columns}"
+                )
+            ]
             for table, columns in TABLES.items()
         }
-    database.close()
-    return found
 
 
 def mirror(storage: RDBStorage) -> Mirror:
@@ -119,6 +120,25 @@ def test_a_trial_that_is_written_as_it_goes_on_ends_like_one_written_once(
     mirror(by_optuna).write([now()])
     assert rows(stored) == rows(by_optuna)
     assert len(rows(stored)["trial_intermediate_values"]) == 3
+
+
+def test_an_epoch_that_arrives_while_a_round_is_committed_is_written_by_the_next(stored: RDBStorage) -> None:
+    """The trial may be the one that Optuna goes on writing into."""
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    frozen = study._storage.get_trial(trial._trial_id)
+    ours = mirror(stored)
+    late = [0.25]
+
+    @event.listens_for(stored.engine, "commit")
+    def report(_connection: object) -> None:
+        if late:
+            frozen.intermediate_values[1] = late.pop()
+
+    ours.write([frozen])
+    assert rows(stored)["trial_intermediate_values"] == []
+    ours.write([frozen])
+    assert [row[2] for row in rows(stored)["trial_intermediate_values"]] == [0.25]
 
 
 def test_optuna_goes_on_with_what_was_mirrored(stored: RDBStorage) -> None:

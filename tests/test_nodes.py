@@ -125,7 +125,7 @@ class Driver:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(slots, "serve", slow_and_told(self.log))
-            self.warm = slots.Slots(plan, folder / "slots", config.backbones, **options)
+            self.warm = slots.Slots(plan, folder / "slots", **options)
         self.heard: dict[str, list[dict[str, Any]]] = {}
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -136,7 +136,8 @@ class Driver:
 
     def submit(self, name: str, **options: Any) -> None:
         """Start a trial that would run for hours."""
-        space = Space(self.config, next(iter(self.warm.wait().values()))["blocks"])
+        self.warm.wait()
+        space = Space(self.config)
         settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(needs.cache_dir()))
         paths = {which: self.folder / f"{name}.{which}" for which in ("best", "last")}
         keep = vars(Keep(metric="val/accuracy", mode="max", **paths, **options))
@@ -157,7 +158,7 @@ class Driver:
         def heard() -> bool:
             if until():
                 return True
-            told.extend(self.call("receive", name))
+            told.extend(self.call("receive", name, len(told)))
             assert not told or told[-1]["kind"] != "end", told[-1]
             return False
 

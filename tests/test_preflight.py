@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -118,11 +119,11 @@ def test_a_driver_without_a_token_is_told_so_at_once(tmp_path: Path) -> None:
     """In a process of its own, as Ray reads its environment once."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    words = [sys.executable, "-c", "from search import preflight; preflight.join('127.0.0.1:6379')"]
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
-    line = (
-        "PreflightError: cluster 127.0.0.1:6379: RAY_AUTH_MODE=token needs a token, got none. Copy its token"
-    )
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        words = [sys.executable, "-c", f"from search import preflight; preflight.join('{address}')"]
+        done = subprocess.run(words, env=env, capture_output=True, text=True)
+    line = f"PreflightError: cluster {address}: RAY_AUTH_MODE=token needs a token, got none. Copy its token"
     assert line in done.stderr.splitlines()[-1]
 
 

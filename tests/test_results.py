@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from search.layout import write_text
 from search.record import StudyRecord, TrialRecord
 from search.results import comparison, failures, ranked, show, to_csv, to_json
+from search.status import of_record
 from search.terminal import clean, print_line, seconds_text
 from search.trial import compact
 
@@ -85,7 +87,7 @@ best: trial-0003 (fuse), val/accuracy 0.9620 at epoch 2
 against recipe: +2.10 points (trial-0000, 0.9410)
 against scratch: it failed (trial-0001: loss is NaN at epoch 1), so there is nothing to compare
 caution: chosen on validation as the best of 4, so expect less on new images; \
-'python -m search export results/pets' reads the test split, once
+'python -m search export results/pets' measures it on the test split, which was not read yet
 2 trials failed: OutOfMemoryError: CUDA out of memory in /tmp/worker-6/x.py, tried 512 MiB [GPU 0]
   trials  6, 8
   log     results/pets/trials/trial-0006/error.txt
@@ -165,6 +167,22 @@ def test_the_comparison_says_plainly_what_it_cannot_say(trials: tuple[TrialRecor
     assert comparison(record(trials))[1] == line
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"provenance": {"images": {"test": 0}}}, "there is no test split to measure it on"),
+        ({"provenance": {"images": {"test": 9}}}, "which was not read yet"),
+        ({"test_reads": ({"trial": "trial-0003"},)}, "the test split was read once, for trial-0003"),
+        (
+            {"test_reads": ({"trial": "trial-0003"}, {"trial": None}, {"trial": "trial-0003"})},
+            "the test split was read 3 times, for trial-0003, unknown",
+        ),
+    ],
+)
+def test_the_caution_says_how_often_the_test_split_was_read(facts: dict[str, Any], words: str) -> None:
+    assert comparison(record(**facts))[-1].endswith(words)
+
+
 def test_a_study_without_a_complete_trial_has_no_best() -> None:
     study = record(TRIALS[6:7])
     assert comparison(study) == ["best: none, no trial completed with val/accuracy"]
@@ -177,6 +195,44 @@ def test_failures_of_one_cause_stand_together_whatever_the_numbers_and_paths() -
     groups = failures(record((*TRIALS, silent)))
     assert [[t.number for t in group.trials] for group in groups] == [[6, 8], [1], [10]]
     assert groups[2].cause == "no reason recorded"
+
+
+INTERRUPTED = {"error": "interrupted", "interrupted": True}
+RESUMED = (
+    trial(0, "FAIL", RECIPE, 0.5, baseline="recipe", **INTERRUPTED),
+    trial(1, "FAIL", FUSE, baseline="scratch", **INTERRUPTED),
+    trial(2, "COMPLETE", FUSE, 0.962),
+    trial(3, "FAIL", RECIPE, 0.7, baseline="recipe", continues=0, seed_of=0, **INTERRUPTED),
+    trial(4, "COMPLETE", FUSE, 0.5, baseline="scratch", continues=1, seed_of=1),
+    trial(5, "COMPLETE", RECIPE, 0.941, baseline="recipe", continues=3, seed_of=0),
+)
+"""The recipe was interrupted twice, scratch once."""
+
+
+def test_after_a_resume_the_retry_counts_and_not_the_interrupted_trial(tmp_path: Path) -> None:
+    study = record(RESUMED, planned=3, state="finished")
+    text = shown(study)
+    assert text.startswith("study pets: finished, 3 of 3 trials (3 COMPLETE), ")
+    assert "against recipe: +2.10 points (trial-0005, 0.9410)\n" in text
+    assert "against scratch: +46.20 points (trial-0004, 0.5000)\n" in text
+    assert "interrupted" not in text
+    assert "failed" not in text
+    assert [t.number for t in ranked(study)] == [2, 5, 4]
+    to_csv(study, tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        assert [row["number"] for row in csv.DictReader(file)] == ["2", "4", "5"]
+    status = of_record(study)
+    assert (status.done, status.failed) == (3, 0)
+    told = to_json(study)["trials"]  # the record itself: numbers are places in it
+    assert [t["number"] for t in told] == list(range(6))
+    assert [t["interrupted"] for t in told] == [t.interrupted for t in RESUMED]
+
+
+def test_a_trial_that_resume_will_go_on_with_is_told_as_interrupted_and_not_as_a_failure() -> None:
+    text = shown(record(RESUMED[:4], planned=3))
+    assert text.startswith("study pets: interrupted, 3 of 3 trials (1 COMPLETE, 2 interrupted), ")
+    assert "against recipe: it has no final score (trial-0003: interrupted)\n" in text
+    assert "failed" not in text
 
 
 def test_the_rerun_command_survives_a_folder_with_blanks() -> None:
@@ -221,11 +277,27 @@ def test_csv_has_a_row_per_trial_and_a_column_per_parameter_and_metric(tmp_path:
 def test_a_csv_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "trials.csv"
     path.write_text("old")
-    surrogate = trial(0, "COMPLETE", {"strategy": "\ud800"}, 0.5)
-    with pytest.raises(UnicodeEncodeError):
-        to_csv(record((surrogate,)), path)
+
+    class Unwritable:
+        def __str__(self) -> str:
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        to_csv(record((trial(0, "COMPLETE", {"strategy": Unwritable()}, 0.5),)), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_formulas_and_names_that_are_no_utf8_are_text_in_the_table_and_the_log(tmp_path: Path) -> None:
+    """A broken image of such a name fails its trial, and must not end the study that writes this down."""
+    failed = trial(0, "FAIL", {"strategy": "=1+1"}, error="@SUM(caf\udce9.png): must be readable")
+    to_csv(record((failed,)), tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["params.strategy"] == "'=1+1"
+    assert row["error"] == r"'@SUM(caf\udce9.png): must be readable"
+    write_text(tmp_path / "log.txt", "caf\udce9.png")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == r"caf\udce9.png"
 
 
 def test_a_pipe_gets_no_control_characters_whatever_the_environment_says() -> None:

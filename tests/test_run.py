@@ -101,7 +101,8 @@ def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
     rates = [0.01, 0.0666, 0.02, 0.0667, 0.03]
     record = runner.run(
         small_study(
-            study={"trials": 5, "sampler": "random", "seed": 4},  # it draws each rate once
+            # It draws each rate once.
+            study={"trials": 5, "sampler": "random", "seed": 4, "retries": 0},
             space={"strategy": "replace", "head_size": 0, "learning_rate": rates},
             early_stopping={"enabled": False},
         )
@@ -133,10 +134,10 @@ def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     assert record.best is None
 
 
-def test_a_process_of_tune_that_is_killed_gives_its_slot_back(
+def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that stands for the trial in Tune dies; its slot serves the trials after it."""
+    """The process that stands for the trial in Tune dies; its slot trains on, and another process asks it."""
     killed = tmp_path / "killed"
     enter = watch.Watch.on_trial_result
 
@@ -166,10 +167,8 @@ def test_a_process_of_tune_that_is_killed_gives_its_slot_back(
     )
     assert killed.exists()
     assert record.state == "finished"
-    failed, *others = record.trials
-    assert failed.state == "FAIL"
-    assert "process failed" in str(failed.error)
-    assert [trial.state for trial in others] == ["COMPLETE"] * 4
+    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 5
+    assert [[epoch["epoch"] for epoch in trial.history] for trial in record.trials] == [[1, 2, 3]] * 5
 
 
 def test_a_trial_that_tune_sets_up_in_two_processes_is_heard_whole(
@@ -297,9 +296,7 @@ def test_nothing_is_left_running_of_a_study_that_ends_while_its_slot(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slots, "serve", hang if when == "hangs" else torchless.worker())
-    warm = slots.Slots(
-        slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots", ["shufflenet_v2_x0_5"]
-    )
+    warm = slots.Slots(slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots")
     if when in ("starts", "hangs"):
         what = "TrainController" if when == "starts" else "RayTrainWorker"
         wait_for(lambda: any(what in title for title in slot_processes()))
@@ -326,12 +323,10 @@ def wait_for(is_so: Callable[[], bool]) -> None:
 def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Path) -> None:
     """A job of many epochs is cancelled; the next one in the same slot ends within seconds."""
     config = small_study()
-    warm = slots.Slots(
-        slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots", config.backbones
-    )
+    warm = slots.Slots(slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots")
     try:
-        blocks = next(iter(warm.wait().values()))["blocks"]
-        long, short = (job(config, blocks, name, tmp_path) for name in ("long", "short"))
+        warm.wait()
+        long, short = (job(config, name, tmp_path) for name in ("long", "short"))
         long["settings"]["epochs"] = 10_000
         ray.get(warm.exchange.submit.remote(long))
         while not any(m["kind"] == "epoch" for m in ray.get(warm.exchange.receive.remote("long"))):
@@ -340,7 +335,7 @@ def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Pat
         ray.get(warm.exchange.submit.remote(short))
         messages: list[dict[str, Any]] = []
         while not messages or messages[-1]["kind"] != "end":
-            messages += ray.get(warm.exchange.receive.remote("short"))
+            messages += ray.get(warm.exchange.receive.remote("short", len(messages)))
         assert messages[-1]["state"] == "complete"
     finally:
         warm.close()
@@ -350,12 +345,11 @@ def test_a_trial_of_a_study_that_is_stopped_is_saved_with_the_epoch_it_was_in(
     small_study: Make, tmp_path: Path
 ) -> None:
     config = small_study()
-    warm = slots.Slots(
-        slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots", config.backbones
-    )
+    warm = slots.Slots(slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False), tmp_path / "slots")
     epochs = 0
     try:
-        long = job(config, next(iter(warm.wait().values()))["blocks"], "long", tmp_path)
+        warm.wait()
+        long = job(config, "long", tmp_path)
         long["settings"]["epochs"] = 10_000
         ray.get(warm.exchange.submit.remote(long))
         while not epochs:
@@ -367,10 +361,10 @@ def test_a_trial_of_a_study_that_is_stopped_is_saved_with_the_epoch_it_was_in(
     assert (tmp_path / "long.best").exists()
 
 
-def job(config: StudyConfig, blocks: dict[str, int], name: str, folder: Path) -> dict[str, Any]:
+def job(config: StudyConfig, name: str, folder: Path) -> dict[str, Any]:
     from search.space import Space
 
-    space = Space(config, blocks)
+    space = Space(config)
     settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(needs.cache_dir()))
     keep = Keep(metric="val/accuracy", mode="max", best=folder / f"{name}.best", last=folder / f"{name}.last")
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(keep).items()}

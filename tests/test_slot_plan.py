@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from search import nodes, slots, tuner
+from search import keeper, nodes, slots, tuner
 from search.errors import CapacityError
 from search.problems import ConfigErrors
 from search.study import StudyConfig
@@ -69,6 +69,43 @@ def test_a_share_of_a_gpu_is_for_slots_of_one_worker() -> None:
         resources(gpu_per_worker=0.5, workers_per_trial=2)
     with pytest.raises(ConfigErrors, match=r"whole number above 1, got 1\.5"):
         resources(gpu_per_worker=1.5)
+
+
+def test_a_study_has_no_more_slots_than_trials_however_many_are_asked_for() -> None:
+    assert plan([{"CPU": 8.0}], slots=8, trials=4).slots == 4
+    assert plan([{"CPU": 0.0}], slots=8, trials=4, grows=True).slots == 4
+
+
+def node(name: str, cpus: float = 1.0) -> nodes.Node:
+    return nodes.Node(name, "10.0.0.1", {"CPU": cpus})
+
+
+def test_a_slot_on_a_node_that_goes_is_replaced_before_it_is_gone() -> None:
+    """A node is asked for at the notice, and one that joins gets a slot while the old one ends its epoch."""
+    shape = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=False)
+    there = {"slot-0": ["A"], "slot-1": ["B"]}
+    both, joined = [node("A"), node("B")], [node("B"), node("C")]
+    assert keeper.need(shape, 2, there, both) == keeper.Need(start=0, ask=0)
+    assert keeper.need(shape, 2, there, [node("B")]) == keeper.Need(start=0, ask=1)
+    assert keeper.need(shape, 2, there, joined) == keeper.Need(start=1, ask=0)
+    started = there | {"slot-2": []}  # it is not placed yet
+    assert keeper.need(shape, 2, started, joined) == keeper.Need(start=0, ask=0)
+    assert keeper.need(shape, 2, started | {"slot-2": ["C"]}, joined) == keeper.Need(start=0, ask=0)
+
+
+def test_a_slot_that_spans_a_node_that_goes_is_replaced_as_a_whole() -> None:
+    shape = slots.SlotPlan(slots=1, ask=1, workers=2, cpus=1, gpu=False)
+    there = {"slot-0": ["A", "B"]}
+    assert keeper.need(shape, 1, there, [node("B")]) == keeper.Need(start=0, ask=1)
+    assert keeper.need(shape, 1, there, [node("B"), node("C")]) == keeper.Need(start=1, ask=0)
+
+
+def test_no_more_is_started_or_asked_for_than_there_is_use_for() -> None:
+    shape = slots.SlotPlan(slots=8, ask=4, workers=1, cpus=1, gpu=False)
+    assert keeper.need(shape, 8, {}, [node("A", 16)]) == keeper.Need(start=8, ask=0)
+    assert keeper.need(shape, 1, {"slot-0": ["A"], "slot-1": ["A"]}, [node("A", 2)]) == keeper.Need(0, 0)
+    refused = [{"CPU": 1.0}]  # another one like it is not asked for
+    assert keeper.need(shape, 8, {}, [], refused) == keeper.Need(start=0, ask=3)
 
 
 class Endless(Searcher):

@@ -78,6 +78,7 @@ def test_switched_off_it_stops_nobody_before_the_deadline() -> None:
     assert trained(stopping, *(5 * (v,) for v in falling)) == [5, 5, 5, 5]
     over = rule(enabled=False, deadline=time.monotonic())
     assert epochs_of(over, "load-0", 0.9, 0.9) == 1
+    assert epochs_of(over, "baseline-0", 0.9, 0.9) == 1
     assert epochs_of(rule(epochs=1, deadline=time.monotonic()), "load-0", 0.9) == 1, "its last epoch is done"
 
 

@@ -1,6 +1,7 @@
 """The shared folder of arrays: computed once, never half read, never over budget."""
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from finetune.entry import CHUNK_ROWS, Layout
-from finetune.store import IDLE_SECONDS, Store
+from finetune.store import IDLE_SECONDS, TAG, Store
 
 ROWS = 5 * CHUNK_ROWS + 7
 LAYOUT = Layout(rows=ROWS, shape=(3, 2), dtype="float32")
@@ -27,7 +28,15 @@ def expected(begin: int = 0, end: int = ROWS) -> Tensor:
 def get(
     store: Store, key: str = "a", layout: Layout = LAYOUT, worth: float = 1.0, make: Any = expected
 ) -> Any:
-    return store.get(key, layout, make, worth=worth, facts={"what": key})
+    return store.get(digest(key), layout, make, worth=worth, facts={"what": key})
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:24]
+
+
+def names(store: Store) -> set[str]:
+    return {entry["facts"]["what"] for entry in store.entries()}
 
 
 def refuse(begin: int, end: int) -> Tensor:
@@ -101,7 +110,7 @@ def test_a_killed_process_leaves_its_finished_chunks_and_no_lock(tmp_path: Path)
 @pytest.mark.parametrize("damage", ["a bit", "cut short", "no facts", "torn facts"])
 def test_a_damaged_entry_is_noticed_and_computed_again(tmp_path: Path, damage: str) -> None:
     get(Store(tmp_path, 2**20))
-    data, facts = tmp_path / "a.bin", tmp_path / "a.json"
+    data, facts = (tmp_path / f"{digest('a')}{suffix}" for suffix in (".bin", ".json"))
     if damage == "a bit":
         content = bytearray(data.read_bytes())
         content[1000] ^= 1
@@ -126,9 +135,9 @@ def test_a_half_written_chunk_of_a_dead_machine_is_noticed(tmp_path: Path) -> No
     """After a power cut the checksums may be there without the rows: then the rows are zeros."""
     store = Store(tmp_path, 2**20)
     get(store)
-    content = (tmp_path / "a.bin").read_bytes()
-    (tmp_path / "a.bin").write_bytes(bytes(len(content)))
-    assert store.peek("a", LAYOUT) is None
+    content = (tmp_path / f"{digest('a')}.bin").read_bytes()
+    (tmp_path / f"{digest('a')}.bin").write_bytes(bytes(len(content)))
+    assert store.peek(digest("a"), LAYOUT) is None
 
 
 def test_an_error_while_computing_is_raised_and_leaves_nothing_locked(tmp_path: Path) -> None:
@@ -144,7 +153,7 @@ def test_the_budget_is_kept(tmp_path: Path) -> None:
     get(store, "dear", worth=3)
     assert get(store, "cheaper", worth=0.5) is None
     assert get(store, "middling", worth=2) is not None
-    assert {entry["key"] for entry in store.entries()} == {"dear", "middling"}
+    assert names(store) == {"dear", "middling"}
     assert sum(path.stat().st_size for path in tmp_path.glob("*.bin")) <= store.budget_bytes
 
 
@@ -161,7 +170,8 @@ def test_a_full_disk_stores_nothing_and_fails_nobody(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     assert get(Store(tmp_path, 2**20)) is None
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock" and path.name != ".lock"]
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock" and path.name != ".lock"}
+    assert left == {TAG}
     monkeypatch.undo()
     assert torch.equal(get(Store(tmp_path, 2**20)), expected())
 
@@ -176,16 +186,16 @@ def test_a_folder_that_cannot_be_made_stores_nothing(tmp_path: Path) -> None:
 def test_an_entry_above_the_whole_budget_removes_nothing(tmp_path: Path) -> None:
     get(Store(tmp_path, LAYOUT.bytes), "small", worth=1)
     assert get(Store(tmp_path, LAYOUT.bytes - 1), "large", worth=9) is None
-    assert [entry["key"] for entry in Store(tmp_path, 1).entries()] == ["small"]
+    assert names(Store(tmp_path, 1)) == {"small"}
 
 
 def test_what_nobody_has_used_for_long_makes_room_for_anything(tmp_path: Path) -> None:
     store = Store(tmp_path, LAYOUT.bytes)
     get(store, "old", worth=9)
     past = time.time() - IDLE_SECONDS - 1
-    os.utime(tmp_path / "old.json", (past, past))
+    os.utime(tmp_path / f"{digest('old')}.json", (past, past))
     assert get(store, "new", worth=0.1) is not None
-    assert [entry["key"] for entry in store.entries()] == ["new"]
+    assert names(store) == {"new"}
 
 
 def test_whoever_has_an_entry_mapped_keeps_it_when_it_is_removed(tmp_path: Path) -> None:
@@ -194,3 +204,49 @@ def test_whoever_has_an_entry_mapped_keeps_it_when_it_is_removed(tmp_path: Path)
     assert store.clear() >= LAYOUT.bytes
     assert not store.entries()
     assert torch.equal(rows, expected())
+
+
+FOREIGN = {
+    "pytorch_model.bin": "weights",
+    "package.json": '{"name": "mine"}',
+    "list.json": "[1, 2]",
+    "film.part": "half",
+    "SHA256.sums": "sums",
+    "0123456789abcdef01234567.txt": "text",
+    f"{digest('almost')}0.bin": "one digit more",
+    "CACHEDIR.TAG.bak": "",
+}
+
+
+def test_files_that_are_not_the_store_s_are_neither_counted_nor_touched(tmp_path: Path) -> None:
+    for name, text in FOREIGN.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "large.bin").write_bytes(bytes(2 * LAYOUT.bytes))
+    store = Store(tmp_path, LAYOUT.bytes)
+    get(store, "old", worth=1)
+    get(store, "new", worth=2)
+    assert names(store) == {"new"}
+    store.clear()
+    assert names(store) == set()
+    assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
+    assert (tmp_path / "large.bin").stat().st_size == 2 * LAYOUT.bytes
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "{}", '{"worth": "much", "facts": {}}', "{"])
+def test_an_entry_s_name_with_another_content_is_no_entry(tmp_path: Path, content: str) -> None:
+    store = Store(tmp_path, LAYOUT.bytes)
+    get(store)
+    (tmp_path / f"{digest('b')}.json").write_text(content)
+    (tmp_path / f"{digest('b')}.bin").write_bytes(b"")
+    assert names(store) == {"a"}
+    assert torch.equal(get(store, make=refuse), expected())
+
+
+def test_a_store_marks_its_folder(tmp_path: Path) -> None:
+    """The mark is what `cache --clear --dir` looks for before it removes anything."""
+    assert not Store(tmp_path, 0).is_marked()
+    get(Store(tmp_path / "new", 2**20))
+    assert Store(tmp_path / "new", 0).is_marked()
+    assert Store(tmp_path, 2**20).is_usable()
+    assert Store(tmp_path, 0).is_marked()
+    assert (tmp_path / TAG).read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")

@@ -124,8 +124,9 @@ def test_paths_start_at_the_file_and_those_of_set_at_the_current_folder(
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
     text = "study: {name: a}\ndata: {path: ../x}\nmodel: {weights: w.pth}\nresults: ../out\n"
-    path = write(folder, text)
+    path = write(folder, text + "features: {dir: kept}\n")
     config = load(path.relative_to(tmp_path))
+    assert config.features.dir == str(folder / "kept")
     assert config.data.path == str(tmp_path / "x")
     assert config.model.weights == str(folder / "w.pth")
     assert config.results == str(tmp_path / "out")
@@ -152,6 +153,40 @@ def test_paths_start_at_the_file_and_those_of_set_at_the_current_folder(
 )
 def test_a_file_that_is_no_config_is_refused_with_its_place(tmp_path: Path, text: str, told: str) -> None:
     assert told in "\n".join(mistakes(write(tmp_path, text)))
+
+
+def test_a_word_that_is_read_as_a_number_is_quoted_as_it_is_written(tmp_path: Path) -> None:
+    told = mistakes(write(tmp_path, "study: {name: a}\ndata: {path: x, classes: [1e3, 010, true]}\n"))
+    for line, word in zip(told, ("1e3", "010", "true"), strict=True):
+        assert f"must be text, got {word}. Put it in quotes: '{word}'." in line
+    values = {"study": {"name": "a"}, "data": {"path": "x", "classes": [1e3, "b"]}}
+    with pytest.raises(ConfigErrors, match=r"got 1000\.0\. Put it in quotes\.$"):
+        StudyConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("ends", ["min: 0.1, max: 0.2", "from: 0.1, to: 0.2", "lower: 0.1, upper: 0.2"])
+def test_a_range_with_the_words_of_another_program_is_told_ours(tmp_path: Path, ends: str) -> None:
+    text = f"study: {{name: a}}\ndata: {{path: x}}\nspace: {{dropout: {{{ends}}}}}\n"
+    told = "\n".join(mistakes(write(tmp_path, text)))
+    low, high = (end.split(":")[0] for end in ends.split(", "))
+    assert f"unknown key '{low}' in 'space.dropout'. Write `low`: a range has low and high." in told
+    assert f"unknown key '{high}' in 'space.dropout'. Write `high`" in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "study: {{name: {long}}}\ndata: {{path: x}}\n",
+        "study: {{name: a}}\ndata: {{path: x}}\nspace: {{dropout: {long}, {long}: 1}}\n",
+        "study: {{name: a}}\ndata: {{path: x}}\nmodel: {{weights: {{{long}: {long}}}, backbone: {long}}}\n",
+        "study: {{name: a}}\n{long}: 1\n{long}: 2\n",
+        "study: {{name: a, metric: {long}}}\ndata: {{path: x, classes: [[{long}], {long}]}}\n",
+        "a: *{long}\n",
+    ],
+)
+def test_a_message_is_short_however_long_the_value_is(tmp_path: Path, text: str) -> None:
+    told = mistakes(write(tmp_path, text.format(long="x" * 1_000_000)), f"study.name={'[' * 10_000}")
+    assert max(map(len, told)) < 2000
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -191,7 +226,14 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
         ({"study": {"budget": "10"}}, "study.budget: must be a number above 0 with s, m or h, got '10'."),
         ({"study": {"budget": 10}}, "got 10. Write 90s, 10m or 2h."),
         ({"study": {"name": "a/b"}}, "got 'a/b'. Rename it"),
-        ({"study": {"trials": 1}}, "must be at most as many as study.trials (1)"),
+        (
+            {"study": {"trials": 1, "baselines": ["recipe", "scratch"]}},
+            "must be at most as many as study.trials (1)",
+        ),
+        (
+            {"data": {"batch_size": [8, 3]}, "resources": {"workers_per_trial": 4}},
+            "data.batch_size: must be at least resources.workers_per_trial (4), got 3. Raise it, or lower",
+        ),
         ({"study": {"trials": True}}, "study.trials: must be a whole number, got True."),
         ({"data": {"classes": ["a"]}}, "data.classes: must be a list of at least 2, got ['a']."),
         (
@@ -215,8 +257,8 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
         ({"data": {"horizontal_flip": "yes"}}, "must be true or false, got 'yes'."),
         ({"model": {"weights": "defualt"}}, "got 'defualt'. Write DEFAULT"),
         (
-            {"model": {"weights": "w.pt", "backbone": ["a", "b"]}},
-            "got one for a, b. Give each its own: `weights: {a: FILE, b: DEFAULT}`.",
+            {"model": {"weights": "w.pt", "backbone": ["vgg11", "vgg13"]}},
+            "got one for vgg11, vgg13. Give each its own: `weights: {vgg11: FILE, vgg13: DEFAULT}`.",
         ),
         (
             {
@@ -236,13 +278,60 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
             "model.weights.resnet18: must be `none`, a torchvision weights name in capitals or a",
         ),
         (
-            {"model": {"weights": {"a": "none", "b": "DEFAULT"}, "backbone": ["a", "b"]}},
-            "the strategy `load` needs pretrained weights, got model.weights none for a.",
+            {"model": {"weights": {"vgg11": "none", "vgg13": "DEFAULT"}, "backbone": ["vgg11", "vgg13"]}},
+            "the strategy `load` needs pretrained weights, got model.weights none for vgg11.",
         ),
         ({"model": {"weights": {"source": {"kind": "digit"}}}}, "model.weights.source.kind: must be one of"),
         (
             {"model": {"weights": {"sorce": {}}}},
             "got some for 'sorce'. Did you mean 'source'",
+        ),
+        (
+            {"model": {"backbone": "resnet81"}},
+            "model.backbone: must be a torchvision classifier that can be cut, got 'resnet81'. Did you mean",
+        ),
+        ({"model": {"backbone": ["vgg16", ""]}}, "model.backbone[1]: must be a torchvision classifier"),
+        (
+            {"model": {"weights": "IMAGENET1K_V3"}},
+            "model.weights: must name some of torchvision's weights for resnet18, got 'IMAGENET1K_V3'. Did",
+        ),
+        (
+            {"model": {"backbone": ["resnet50", "vgg16"], "weights": "IMAGENET1K_V2"}},
+            "model.weights: must name some of torchvision's weights for vgg16, got 'IMAGENET1K_V2'.",
+        ),
+        (
+            {"model": {"weights": {"resnet18": "V1"}}},
+            "model.weights.resnet18: must name some of torchvision's weights for resnet18, got 'V1'.",
+        ),
+        (
+            {"space": {"frozen_layers": 99}},
+            "space.frozen_layers: must be at most the blocks of resnet18 (9), got 99. Write at most 9, a sha",
+        ),
+        (
+            {
+                "space": {"frozen_layers": {"replace": [2, 12], "load": 0, "fuse": 0}},
+                "model": {"backbone": ["resnet18", "vgg16"]},
+            },
+            "space.frozen_layers: must be at most the blocks of resnet18 (9), got 12.",
+        ),
+        (
+            {"space": {"frozen_layers": {"low": 10, "high": "all"}}},
+            "space.frozen_layers: must be at most the blocks of resnet18 (9), got 10.",
+        ),
+        (
+            {"data": {"image_size": [96, 64]}, "model": {"backbone": ["resnet18", "inception_v3"]}},
+            "data.image_size: must be at least 75 pixels for inception_v3, got 64. Set it to 75.",
+        ),
+        (
+            {
+                "data": {"image_size": {"low": 64, "high": 128, "step": 16}},
+                "model": {"backbone": "vit_b_32"},
+            },
+            "data.image_size: must be a multiple of 32 pixels for vit_b_32, got 80. Set it to 96.",
+        ),
+        (
+            {"data": {"image_size": {"low": 224, "high": 10**12}}, "model": {"backbone": "maxvit_t"}},
+            "data.image_size: must be 224 pixels for maxvit_t, got 225. Set it to 224.",
         ),
         ({"space": {"learning_rate": 0}}, "space.learning_rate: must be above 0, got 0. Raise it."),
         ({"space": {"learning_rate": float("nan")}}, "must be a finite number, got nan"),
@@ -307,23 +396,24 @@ def test_one_block_and_all_blocks_are_told_apart() -> None:
 
 
 def test_weights_of_each_backbone_start_at_the_file_and_survive_a_round(tmp_path: Path) -> None:
-    weights = "{a: w.pth, b: {source: {path: ../src}}, c: DEFAULT}"
-    text = f"study: {{name: a}}\ndata: {{path: x}}\nmodel: {{backbone: [a, b, c], weights: {weights}}}\n"
-    config = load(write(tmp_path, text), ["model.weights.c=IMAGENET1K_V1"])
-    source = config.model.weights_of("b")
-    assert config.model.weights_of("a") == str(tmp_path / "w.pth")
+    weights = "{vgg11: w.pth, vgg13: {source: {path: ../src}}, vgg16: DEFAULT}"
+    model = f"{{backbone: [vgg11, vgg13, vgg16], weights: {weights}}}"
+    text = f"study: {{name: a}}\ndata: {{path: x}}\nmodel: {model}\n"
+    config = load(write(tmp_path, text), ["model.weights.vgg16=IMAGENET1K_V1"])
+    source = config.model.weights_of("vgg13")
+    assert config.model.weights_of("vgg11") == str(tmp_path / "w.pth")
     assert isinstance(source, Pretraining)
     assert source.source.path == str(tmp_path.parent / "src")
-    assert config.model.weights_of("c") == "IMAGENET1K_V1"
+    assert config.model.weights_of("vgg16") == "IMAGENET1K_V1"
     assert load(write(tmp_path, config.to_yaml())) == config
 
 
 def test_load_needs_weights_only_of_the_backbones_that_it_uses() -> None:
-    backbone = {"replace": "a", "load": "b", "fuse": "a"}
+    backbone = {"replace": "vgg11", "load": "vgg13", "fuse": "vgg11"}
     config = StudyConfig.from_dict(
-        said(model={"backbone": backbone, "weights": {"a": "none", "b": "DEFAULT"}})
+        said(model={"backbone": backbone, "weights": {"vgg11": "none", "vgg13": "DEFAULT"}})
     )
-    assert config.backbones == ("a", "b")
+    assert config.backbones == ("vgg11", "vgg13")
 
 
 def test_every_image_size_that_a_trial_may_have_is_known() -> None:
@@ -354,7 +444,7 @@ def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> No
     config = StudyConfig.from_dict(
         said(
             data={"classes": ["no", "1e-3", "7", "true", "null"], "image_size": [32, 64]},
-            model={"weights": {"source": {"kind": "digits"}}, "backbone": ["a", "b"]},
+            model={"weights": {"source": {"kind": "digits"}}, "backbone": ["vgg11", "vgg13"]},
             space={"learning_rate": {"low": 1e-7, "high": 1e-5, "log": True}},
         )
     )
@@ -366,6 +456,36 @@ def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> No
 def test_a_manifest_may_lie_behind_a_url(tmp_path: Path) -> None:
     text = "study: {name: a}\ndata: {kind: manifest, path: s3://bucket/pets.parquet}\n"
     assert load(write(tmp_path, text)).data.path == "s3://bucket/pets.parquet"
+
+
+@pytest.mark.parametrize(("trials", "baselines"), [(1, ("recipe",)), (2, ("recipe", "scratch"))])
+def test_baselines_that_are_not_named_are_as_many_as_trials_allow(
+    trials: int, baselines: tuple[str, ...]
+) -> None:
+    assert StudyConfig.from_dict(said(study={"trials": trials})).study.baselines == baselines
+    assert StudyConfig.from_folder("/pets", trials=trials).study.baselines == baselines
+
+
+def test_options_of_python_are_those_of_the_study_where_two_sections_have_the_key() -> None:
+    config = StudyConfig.from_folder("/pets", name="x", metric="val/loss", mode="min")
+    assert (config.study.name, config.study.mode, config.data.path) == ("x", "min", "/pets")
+    config = StudyConfig.from_folder("/pets", features={"mode": "off"}, data={"views": 3}, epochs=2)
+    assert (config.features.mode, config.data.views, config.study.epochs) == ("off", 3, 2)
+
+
+def test_what_follows_from_a_folder_alone_fits_the_study() -> None:
+    """There is no other way to say it with `--data`."""
+    config = StudyConfig.from_folder("/data/my pets (2024)", weights="none")
+    assert (config.study.name, config.space.strategy) == ("my-pets-2024", ("replace", "fuse"))
+    assert StudyConfig.from_folder("/data/été").study.name == "t"
+    assert StudyConfig.from_folder("/").study.name == "study"
+
+
+def test_an_option_of_python_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigErrors, match=r"study\.trials: must be given once"):
+        StudyConfig.from_folder("/pets", trials=3, study={"trials": 4})
+    with pytest.raises(ConfigErrors, match=r"data\.path: must be given once"):
+        StudyConfig.from_folder("/pets", data={"path": "/cats"})
 
 
 def test_a_study_without_a_config_file_takes_keys_of_all_sections(tmp_path: Path) -> None:

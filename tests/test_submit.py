@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import subprocess
+import types
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_paths_that_only_the_laptop_knows_are_refused_all_at_once_with_their_fix
 def test_a_relative_path_given_on_the_command_line_is_refused_too(config: Path, given: str) -> None:
     with pytest.raises(ConfigErrors, match=rf"data\.path: .*got '{given}'"):
         submit.from_config(str(config), [f"data.path={given}", SHARED[1]])
+
+
+def test_the_folder_of_features_is_every_nodes_own_and_is_named_from_the_root(config: Path) -> None:
+    with pytest.raises(ConfigErrors, match=r"features\.dir: .* every node of the cluster has, got 'kept'"):
+        submit.from_config(str(config), [*SHARED, "features.dir=kept"])
+    sent = submit.from_config(str(config), [*SHARED, "features.dir=/tmp/kept"])
+    assert "dir: /tmp/kept" in str(sent.config)
 
 
 def test_the_config_travels_with_every_override_and_loads_to_the_same_study(
@@ -167,6 +175,9 @@ def test_a_config_finds_the_study_that_it_has_begun_and_no_other(tmp_path: Path)
     later = begin(tmp_path, "pets")
     os.utime(later.database, (2e9, 2e9))
     assert begun.find(config) == later
+    begin(tmp_path, "petsv2")  # a study of its own, although its config differs by the name alone
+    os.utime((tmp_path / "petsv2" / "optuna.db"), (3e9, 3e9))
+    assert begun.find(config) == later
     other = {**values, "study": {**STUDY["study"], "seed": 5}}
     assert begun.find(StudyConfig.from_dict(other)) is None
 
@@ -203,6 +214,50 @@ def test_status_joins_records_and_jobs_and_shows_a_study_once(tmp_path: Path) ->
     ]
     again = job(3, id="pets-00000001-2", folder=rows[0]["folder"])
     assert [(row.state, row.job) for row in status.merged(rows, [again])] == [("starting", "pets-00000001-2")]
+
+
+class Head:
+    """What a cluster's head answers about one job, whose study found its own folder."""
+
+    def __init__(self, log: str, status: str = "RUNNING") -> None:
+        metadata = {"search.study": "pets", "search.folder": "/shared/results/pets", "search.code": "c"}
+        self.log = log
+        self.job = types.SimpleNamespace(
+            submission_id="pets-00000001", status=status, metadata=metadata, start_time=1,
+            driver_exit_code=None,
+        )  # fmt: skip
+
+    def list_jobs(self) -> list[Any]:
+        return [self.job]
+
+    def get_job_info(self, _: str) -> Any:
+        return self.job
+
+    def get_job_logs(self, _: str) -> str:
+        return self.log
+
+    def stop_job(self, _: str) -> None:
+        self.job.status = "STOPPED"
+
+
+TOLD = "2026 INFO Runtime env\nstudy: /shared/results/pets-2\n[ 1/4] trial-0000 study: /no\n"
+
+
+def test_a_job_has_the_folder_that_its_study_really_has() -> None:
+    """A second study of a config, or one whose name was taken, lies in pets-2 where pets was asked for."""
+    head = Head(TOLD)
+    (running,) = jobs.jobs(head)
+    assert running.folder == jobs.find(head, "pets").folder == "/shared/results/pets-2"
+    assert jobs.find(head, "/shared/results/pets-2") == running
+    assert jobs.stop(head, running).folder == "/shared/results/pets-2"
+    assert jobs.jobs(Head("not begun\n"))[0].folder == "/shared/results/pets"
+
+
+def test_resume_joins_the_job_of_its_folder_and_no_other() -> None:
+    (running,) = jobs.jobs(Head(TOLD))
+    joined = {name: submit._is_same(running, submit.from_folder(f"/shared/results/{name}")) for name in
+              ("pets", "pets-2")}  # fmt: skip
+    assert joined == {"pets": False, "pets-2": True}
 
 
 def test_time_left_is_shared_by_the_trials_that_run(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 import os
+import random
+import tarfile
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -229,3 +233,130 @@ def test_a_file_already_on_the_node_is_not_downloaded(
     assert (named.mean, named.std) == (local.mean, local.std)
     assert "IMAGENET1K_V1" in named.origin
     weights.backbone(name, named)
+
+
+def compiled(state: dict[str, Tensor]) -> object:
+    return {f"_orig_mod.{key}": tensor for key, tensor in state.items()}
+
+
+def lightning(state: dict[str, Tensor]) -> object:
+    content = {f"model.{key}": tensor for key, tensor in state.items()}
+    return {"state_dict": content, "epoch": 3, "pytorch-lightning_version": "2.5.0"}
+
+
+def both(state: dict[str, Tensor]) -> object:
+    return {"model": {f"module._orig_mod.{key}": tensor for key, tensor in state.items()}}
+
+
+@pytest.mark.parametrize("wrap", [compiled, lightning, both], ids=lambda wrap: wrap.__name__)
+def test_prefixes_of_compiled_parallel_and_lightning_models_are_taken_off(
+    wrap: Callable[[dict[str, Tensor]], object], state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    pretrained = from_file(saved(wrap(state), tmp_path / "w.pth"))
+    assert pretrained.state is not None
+    assert list(pretrained.state) == list(state)
+    weights.backbone(NAME, pretrained)
+
+
+def a_tar(file: Path, state: dict[str, Tensor]) -> None:
+    with tarfile.open(file, "w") as archive:
+        archive.add(__file__)
+
+
+def a_zip(file: Path, state: dict[str, Tensor]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.txt", "text")
+
+
+def numbers_for_names(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save(dict(enumerate(state.values())), file)
+
+
+def bytes_for_names(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({key.encode(): tensor for key, tensor in state.items()}, file)
+
+
+def a_pipe(file: Path, state: dict[str, Tensor]) -> None:
+    os.mkfifo(file)
+
+
+def a_folder(file: Path, state: dict[str, Tensor]) -> None:
+    file.mkdir()
+
+
+def no_numbers(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({key: tensor * float("nan") for key, tensor in state.items()}, file)
+
+
+def too_large_numbers(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({key: tensor + float("inf") for key, tensor in state.items()}, file)
+
+
+def complex_numbers(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({key: tensor + 1j for key, tensor in state.items()}, file)
+
+
+def sparse(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({key: tensor.to_sparse() for key, tensor in state.items()}, file)
+
+
+def on_no_device(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({key: tensor.to("meta") for key, tensor in state.items()}, file)
+
+
+def no_classes(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state | {"classifier.1.weight": torch.zeros(0, 512, 1, 1)}, file)
+
+
+ODD = (
+    *(a_tar, a_zip, numbers_for_names, bytes_for_names, a_pipe, a_folder, no_numbers, too_large_numbers),
+    *(complex_numbers, sparse, on_no_device, no_classes),
+)
+
+
+@pytest.mark.parametrize("write", ODD, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_holds_no_weights_is_one_line(
+    write: Callable[[Path, dict[str, Tensor]], None], suffix: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    file = tmp_path / f"w{suffix}"
+    write(file, state)
+    with pytest.raises(WeightsError, match=rf"^{file}: must ") as caught:
+        from_file(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_bytes_are_no_weights(seed: int, tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    beginning = (b"", b"\x80\x02", b"PK\x03\x04", b"ustar")[seed % 4]
+    file.write_bytes(beginning + random.Random(seed).randbytes(500))
+    with pytest.raises(WeightsError, match=r"must be a readable weights file, got|plain tensors"):
+        from_file(file)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_turned_bit_gives_weights_or_one_line(tmp_path: Path, zipped: bool) -> None:
+    small = {"classifier.1.weight": torch.ones(2, 512, 1, 1), "a": torch.ones(3)}
+    file = tmp_path / "w.pth"
+    torch.save(small, file, _use_new_zipfile_serialization=zipped)
+    content = file.read_bytes()
+    generator = random.Random(0)
+    told = []
+    for _ in range(200):
+        place, bit = generator.randrange(len(content)), 1 << generator.randrange(8)
+        file.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+        try:
+            weights.backbone(NAME, from_file(file))
+        except WeightsError as error:
+            told.append(str(error))
+    assert told
+    assert not [text for text in told if "\n" in text]
+
+
+def test_names_of_tensors_are_cut(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """A file from a stranger may have a name of a megabyte."""
+    pretrained = from_file(saved(state | {"x" * 10**6: torch.zeros(1)}, tmp_path / "w.pth"))
+    with pytest.raises(WeightsError, match="1 unexpected keys") as caught:
+        weights.backbone(NAME, pretrained)
+    assert len(str(caught.value)) < 1000

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, cast
 from pydantic import AfterValidator, Discriminator, Tag, ValidationInfo, field_validator
 
 from finetune.errors import did_you_mean
-from search.domain import Domain, Section, Word, refused, values_of
+from finetune.known_backbones import OUTLINES
+from search.domain import Domain, Searched, Section, refused, values_of
 from search.sections.data import Source
 from search.sections.paths import absolute_or_url
 
@@ -28,6 +29,18 @@ def _weights(name: str) -> str:
         rule = "must be `none`, a torchvision weights name in capitals or a weights file"
         raise refused(rule, repr(name), f"Write DEFAULT, or a file ending in {', '.join(WEIGHT_FILES)}.")
     return name
+
+
+def _backbone(name: str) -> str:
+    if name not in OUTLINES:
+        hint = did_you_mean(name, OUTLINES)
+        raise refused("must be a torchvision classifier that can be cut", repr(name), hint)
+    return name
+
+
+BackboneName = Annotated[
+    Domain, Searched("Backbone", Annotated[str, AfterValidator(_backbone)], ranges=False)
+]
 
 
 class Pretraining(Section):
@@ -59,8 +72,8 @@ Weights = Annotated[
 class Model(Section):
     """Which pretrained model is transferred."""
 
-    backbone: Word = "resnet18"
-    """Name of a torchvision classification model."""
+    backbone: BackboneName = "resnet18"
+    """Name of a torchvision classification model; docs/models.md lists them."""
     weights: Weights = "DEFAULT"
     """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random), or a
     source task; for several backbones also a mapping backbone -> one of these."""
@@ -92,6 +105,20 @@ class Model(Section):
         if is_weights_file(weights) and len(names) > 1:
             fix = f"Give each its own: `weights: {{{names[0]}: FILE, {names[1]}: DEFAULT}}`."
             raise refused("a weights file fits one backbone", f"one for {', '.join(names)}", fix)
+        return weights
+
+    @field_validator("weights")
+    @classmethod
+    def _torchvision_has_named_weights(cls, weights: "Weights", info: ValidationInfo) -> "Weights":
+        for backbone in _names(info.data.get("backbone", ())):
+            name = weights.get(backbone) if isinstance(weights, dict) else weights
+            if not isinstance(name, str) or name == RANDOM_WEIGHTS or is_weights_file(name):
+                continue
+            known = ("DEFAULT", *OUTLINES[backbone].weights)
+            if name not in known:
+                path = ("model", "weights", *([backbone] if isinstance(weights, dict) else []))
+                rule = f"must name some of torchvision's weights for {backbone}"
+                raise refused(rule, repr(name), did_you_mean(name, known), path)
         return weights
 
     @property

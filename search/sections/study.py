@@ -1,17 +1,17 @@
 """`study`: what is searched for, and for how long."""
 
 import re
-from typing import Annotated, Literal
+import unicodedata
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from finetune.errors import did_you_mean
+from finetune.metrics import ALWAYS, LESS_IS_BETTER, TOP5, VAL_RECALL, VALIDATION
 from search.domain import Section, refused
-from search.record import RECALL
 
-METRICS = ("val/accuracy", "val/loss", "val/balanced_accuracy", "val/macro_f1", "val/top5", "val/ece")
-"""What a study may optimise: every epoch of every trial reports all of them (top5: where classes > 5)."""
-LESS_IS_BETTER = ("val/loss", "val/ece")
+METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
+"""What a study may optimise, beside the recall of a class; the images may not tell the last one."""
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 Mode = Literal["max", "min"]
@@ -19,10 +19,10 @@ Baseline = Literal["recipe", "scratch"]
 
 
 def _metric(name: str) -> str:
-    if name not in METRICS and not (name.startswith(RECALL) and len(name) > len(RECALL)):
-        known = did_you_mean(name, [*METRICS, f"{RECALL}<class>"])
+    if name not in METRICS and not (name.startswith(VAL_RECALL) and len(name) > len(VAL_RECALL)):
+        known = did_you_mean(name, [*METRICS, f"{VAL_RECALL}<class>"])
         raise refused("must be a metric that every epoch reports", repr(name), known)
-    return name
+    return unicodedata.normalize("NFC", name)  # as the catalog names the classes
 
 
 def _mode_of(metric: str) -> "Mode":
@@ -45,7 +45,7 @@ def _name(text: str) -> str:
 Metric = Annotated[
     str,
     AfterValidator(_metric),
-    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{RECALL}.+"}]}),
+    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{VAL_RECALL}.+"}]}),
 ]
 
 
@@ -65,9 +65,15 @@ class Study(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the sampler, of the split and, with the trial's number, of each trial."""
     budget: Annotated[str, BeforeValidator(_budget)] | None = None
-    """Wall time after which no new trial starts: `90s`, `10m`, `2h`; null: no limit."""
-    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe", "scratch")
-    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights."""
+    """Wall time for all trials, counted from when the first slot is up: `90s`, `10m`, `2h`; null: no limit.
+    Then no new trial starts, and those that run, baselines too, are stopped after their epoch. It is one for
+    the study: what its earlier runs used is gone when it is resumed."""
+    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = Field(
+        default_factory=lambda study: get_args(Baseline)[: study.get("trials", 2)],
+        json_schema_extra={"default": list(get_args(Baseline))},
+    )
+    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights.
+    Left out: both, or the first where study.trials is 1."""
     warm_start: bool = True
     """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
     judged and learned from like sampled trials."""
@@ -75,6 +81,8 @@ class Study(Section):
     """Who suggests: Optuna's TPE, or chance."""
     isolation: Literal["slot", "process"] = "slot"
     """Where trials run: one after another in warm slots, or each in processes of its own (slow)."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a trial is tried again, from its last checkpoint, whose worker dies; then it fails."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 5
     """Models of the best trials that stay on disk."""
 

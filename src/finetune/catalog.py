@@ -4,8 +4,10 @@ Imports no torch, so the process that searches can scan, check and count without
 `torchvision` needs torchvision's own reader, and with it torch.
 """
 
+import dataclasses
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +15,9 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from finetune.errors import DataError, did_you_mean
-from finetune.kinds import EXTENSIONS, SPLITS, Given, Reader, Source, digits, folder
+from finetune.findings import Finding, listed
+from finetune.folders import folder
+from finetune.kinds import EXTENSIONS, SPLITS, Given, Reader, Source, digits
 from finetune.manifest import manifest
 from finetune.settings import DataSettings
 from finetune.splits import missing_shares, take_from_train
@@ -68,8 +72,8 @@ class Catalog:
     1), size in bytes and its first and last 4 KiB. An edit that keeps the size and touches only the
     middle of a file is not seen; modification times do not count, so a copy has the same fingerprint."""
     reader: Reader = field(repr=False, compare=False)
-    passed_over: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """Suffix -> number of files of a folder that are taken for no images."""
+    findings: tuple[Finding, ...] = field(default=(), compare=False)
+    """What a person should know about what was taken and what was not; `inspect_data` has more."""
 
     def open(self, example: Example, at_least: int | None = None) -> Image.Image:
         """Return the image as RGB, upright; `at_least` as in `finetune.decode.decode`.
@@ -107,9 +111,11 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
         raise DataError(
             f"data.kind: must name a kind of data, got {data.kind!r}. {did_you_mean(data.kind, KINDS)}"
         )
-    source = KINDS[data.kind](data)
+    _check_utf8("data.path", [data.path or ""])
     where = data.path or data.kind
+    source = _with_one_form(KINDS[data.kind](data))
     classes = _choose_classes(where, source, data.classes)
+    _check_utf8(f"{where}: names of classes", classes)
     chosen: Given = {
         split: {name: found.get(name, ()) for name in classes} for split, found in source.given.items()
     }
@@ -135,13 +141,55 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
         whole=source.whole,
         fingerprint=_fingerprint(data.kind, classes, splits, source.reader, lenient=lenient),
         reader=source.reader,
-        passed_over=source.passed_over,
+        findings=source.findings,
     )
+
+
+def _check_utf8(what: str, names: Iterable[str]) -> None:
+    """Raise a DataError for a name that no YAML, JSON or TensorBoard file can hold."""
+    wrong = [repr(os.fsencode(name))[1:] for name in names if not name.isascii() and not _is_utf8(name)]
+    if wrong:
+        raise DataError(f"{what}: must be UTF-8, got {listed(wrong)}. Rename, such as with convmv.")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _form(name: str) -> str:
+    """Return the one form of a name whose accents may be characters of their own (macOS) or not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _with_one_form(source: Source) -> Source:
+    """Return a source whose classes are named in one Unicode form; two that look alike are one class."""
+    given: dict[str, dict[str, list[str]]] = {}
+    forms: dict[str, set[str]] = {}
+    for split, found in source.given.items():
+        merged = given.setdefault(split, {})
+        for name, paths in found.items():
+            merged.setdefault(_form(name), []).extend(paths)
+            forms.setdefault(_form(name), set()).add(name)
+    double = sorted(name for name, spelt in forms.items() if len(spelt) > 1)
+    findings = source.findings
+    if double:
+        text = (
+            f"names of classes should have one Unicode form, got two of {listed(double)}. "
+            "They are taken for one class each: rename one of them."
+        )
+        findings = (*findings, Finding("note", "two_forms", text, count=len(double)))
+    classes = None if source.classes is None else tuple(dict.fromkeys(map(_form, source.classes)))
+    return dataclasses.replace(source, given=given, classes=classes, findings=findings)
 
 
 def _choose_classes(where: str, source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the classes in label order; those of `val` and `test` must be among those of `train`."""
     known = source.given["train"]
+    wanted = None if wanted is None else tuple(_form(name) for name in wanted)
     if wanted is None:
         for split, found in source.given.items():
             strange = sorted(set(found) - set(known))

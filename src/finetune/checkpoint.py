@@ -1,10 +1,12 @@
 """Files that outlive a process: written under another name, then renamed; read without unpickling.
 
-A checkpoint is one safetensors file: tensors by name, and everything else as JSON in its header.
+A checkpoint is one safetensors file: tensors by name, and everything else as JSON in its header, with a
+checksum of the tensors.
 """
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.errors import CheckpointError
+from finetune.filesystems import no_pipe
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -22,7 +25,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"facts": json.dumps(dict(facts))})
+    told = {"facts": json.dumps(dict(facts)), "crc32": _checksum(contiguous)}
+    save_file(contiguous, temporary, metadata=told)
     os.replace(temporary, path)
 
 
@@ -33,9 +37,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is missing, damaged or was not written by `write`.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(no_pipe(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            facts = json.loads(file.metadata()["facts"])
+            told = file.metadata()
+            facts = json.loads(told["facts"])
+        if told.get("crc32", "") not in ("", _checksum(tensors)):  # older files have none
+            raise ValueError("other tensors than were written")
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: a checkpoint must be there, got no file. Was the trial's checkpoint removed? "
@@ -47,6 +54,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "Delete it and run the trial again."
         ) from error
     return tensors, facts
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of names and values: a file may be damaged in its middle, or lack a tensor."""
+    total = 0
+    for name in sorted(tensors):
+        values = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(values.data, zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from finetune.errors import DataError
+from finetune.filesystems import no_pipe
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,7 +51,7 @@ def decode_bytes(content: bytes, where: str, at_least: int | None = None) -> Ima
 
 def _decode(file: Path | BinaryIO, where: str, at_least: int | None) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with Image.open(no_pipe(file) if isinstance(file, Path) else file) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {limit}")

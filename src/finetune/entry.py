@@ -86,7 +86,7 @@ class Entry:
             if not self.about.exists():
                 self.path.unlink(missing_ok=True)  # rows that nobody can check
             return None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             rows = None
         if rows is not None:
             file = there.st_ino, there.st_mtime_ns

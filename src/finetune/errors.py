@@ -38,6 +38,12 @@ class NonFiniteLoss(FinetuneError):
     """The training loss became NaN or infinite."""
 
 
+def clipped(text: str, most: int = 120) -> str:
+    """Return a text of `most` characters or a few more: the middle of a longer one is left out."""
+    half = most // 2
+    return text if len(text) <= most + 3 else f"{text[:half]}...{text[-half:]}"
+
+
 def did_you_mean(name: str, known: Iterable[str], *, show: int = 12) -> str:
     """Return the end of an error message: the nearest names, then some of the known ones."""
     known = sorted(known)

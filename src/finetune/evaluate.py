@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassStatScores
 
-from finetune.errors import DataError, did_you_mean
+from finetune.metrics import RECALL, TOP, TOP5
 
 BATCH = 64
 """Images per evaluation step and worker; fixed, so that an exported model answers as the study did."""
@@ -20,24 +20,6 @@ SCORED_AT_ONCE = 2**20
 """Logits that are kept until they are scored: few updates, since each one takes as long as a small head."""
 BINS = 15
 """Of the calibration error, as in Guo et al., ICML 2017."""
-TOP = 5
-
-
-def names(classes: Sequence[str], labels: Tensor) -> list[str]:
-    """Return the names of the metrics of a split with `labels` int64 (N,), as `Scores` reports them."""
-    top = ["top5"] if len(classes) > TOP else []
-    present = [f"recall/{classes[label]}" for label in labels.unique().tolist()]
-    return ["loss", "accuracy", "balanced_accuracy", "macro_f1", "ece", *top, *present]
-
-
-def check_metric(metric: str, classes: Sequence[str], labels: Tensor) -> None:
-    """Raise a DataError unless a validation split with `labels` tells `metric`, such as `val/top5`."""
-    known = [f"val/{name}" for name in names(classes, labels)]
-    if metric not in known:
-        raise DataError(
-            f"study.metric: must be one that these validation images tell, got {metric!r}. "
-            + did_you_mean(metric, known)
-        )
 
 
 class Scores:
@@ -94,9 +76,9 @@ class Scores:
             "ece": self._calibration.compute(),
         }
         if len(self.classes) > TOP:
-            scores["top5"] = self._in_top.compute().double().cpu() / images
+            scores[TOP5] = self._in_top.compute().double().cpu() / images
         named = zip(self.classes, recalls, occurs.tolist(), strict=True)
-        scores |= {f"recall/{name}": recall for name, recall, there in named if there}
+        scores |= {f"{RECALL}{name}": recall for name, recall, there in named if there}
         values = {name: value.item() for name, value in scores.items()}
         # A NaN among the logits would count as a sure answer.
         return values if math.isfinite(values["loss"]) else dict.fromkeys(values, math.nan)

@@ -170,19 +170,20 @@ class Inputs:
         """Return the cut that saves most time within the budget; None: storing does not pay.
 
         A cut is read in each epoch of each trial that has it, and its features are computed and
-        written once per sheet. Half of a study's trials are taken to freeze all blocks, the other half
-        to spread over the cuts, as they do in the default space.
+        written once per sheet. Of the trials that see the same images with the same backbone, half are taken
+        to freeze all blocks, the other half to spread over the cuts, as they do in the default space.
         """
         costs, frozen = self._costs, len(self.model.prefix)
         blocks = frozen + len(self.model.trunk)
         sheets = self.data.sheets(self.settings.epochs) if training else 1
         passed = costs.seconds(self._passes[training])
         images = self.data.size("train" if training else "val")
+        trials = stored.trials * (stored.alike_views if training else stored.alike)
         best, saved = None, 0.0
         for cut in range(1, frozen + 1):
             size = self._layout(cut, 1, training).row_bytes
             share = 1 if cut == blocks else blocks
-            uses = self.settings.epochs * max(1.0, stored.trials / 2 / share)
+            uses = self.settings.epochs * max(1.0, trials / 2 / share)
             seconds = passed[cut]
             gain = uses * (seconds - size / costs.read_rate)
             gain -= sheets * (seconds + size / costs.write_rate)

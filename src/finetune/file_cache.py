@@ -9,6 +9,7 @@ no room at all is read where it is.
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ LOCKS = 256
 """Files that are fetched at the same time, at most; each name belongs to one of these."""
 KEPT_SECONDS = 60.0
 """A copy that was used this recently is not removed: another process may be about to open it."""
+
+_NAME = re.compile(r"[0-9a-f]{64}(\.|$)")
+"""Of a copy."""
 
 
 def limit(budget_bytes: int) -> None:
@@ -106,7 +110,8 @@ class FileCache:
         return freed
 
     def _files(self) -> list[Path]:
-        return [path for path in self.root.glob("*") if path.suffix != ".lock"]
+        """Return the copies, those that are being fetched included, and nobody else's files."""
+        return [path for path in self.root.glob("*") if _NAME.match(path.name)]
 
     def _fetch(self, location: str, copy: Path, size: int) -> bool:
         """Copy a file, whole or not at all; False if there is no room for it."""

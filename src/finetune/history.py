@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,7 +27,7 @@ class Keep:
     best: Path
     """The trained part of the model at its best epoch."""
     last: Path
-    """Everything needed to go on, while the trial runs."""
+    """Everything needed to go on, while the trial runs; its epochs, once it is complete."""
     every_seconds: float = 30.0
     """Seconds of training between two writes of `last`."""
 
@@ -43,10 +44,13 @@ class History:
         keep: Keep,
         *,
         average: Average | None,
+        read: Mapping[str, str | None],
         leads: bool,
     ) -> None:
         self.model, self.optimizer, self.rates = model, optimizer, rates
         self.settings, self.keep, self.average = settings, keep, average
+        self.read = dict(read)
+        """Hashes of what was read: a checkpoint is of the same data and weights, wherever they lie."""
         self.leads = leads
         """This worker writes the files; the others only keep count."""
         self.epochs: list[dict[str, float]] = []
@@ -82,43 +86,61 @@ class History:
             checkpoint.write(self.keep.best, self._best, facts)
         self._unsaved = False
 
+    def finish(self) -> None:
+        """Write the best weights, and that no epoch is left: whoever asked for them may not have heard."""
+        self.save_best()
+        if self.leads:
+            checkpoint.write(self.keep.last, {}, self._facts())
+
     def restore(self) -> list[dict[str, float]]:
-        """Take up an interrupted run of the same settings, if there is one; return its epochs.
+        """Take up an interrupted run of the same trial, if there is one; return its epochs.
 
         Raises:
-            CheckpointError: the checkpoint is of other settings.
+            CheckpointError: its files are damaged or of another trial. The model is then of no use.
         """
         if not self.keep.last.exists():
             return []
         tensors, facts = checkpoint.read(self.keep.last)
-        if TrialSettings.from_dict(facts["settings"]) != self.settings:
+        try:
+            self._check(facts)
+            if len(facts["history"]) < self.settings.epochs:
+                self._take_up(tensors, facts)
+            self._best, best = checkpoint.read(self.keep.best)
+            self._best_epoch = int(best["metrics"]["epoch"])
+            self.epochs = list(facts["history"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.keep.last}: a checkpoint must be of the trial's own settings, "
+                f"{self.keep.last}: a checkpoint must hold all that a trial needs to go on, "
+                f"got {type(error).__name__}: {error}. Remove the file to start the trial afresh."
+            ) from error
+        return self.epochs
+
+    def _check(self, facts: Mapping[str, Any]) -> None:
+        written = TrialSettings.from_dict(facts["settings"]).choices()
+        if written != self.settings.choices() or facts.get("read", self.read) != self.read:
+            raise CheckpointError(
+                f"{self.keep.last}: a checkpoint must be of the trial's own settings, data and weights, "
                 f"got those of another. Remove the file to start the trial afresh."
             )
+
+    def _take_up(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.model.load_trained_state(_below("model.", tensors))
         if self.average:
             for name, tensor in _below("average.", tensors).items():
                 self.average.state[name].copy_(tensor)
         checkpoint.unpack_optimizer(self.optimizer, tensors, facts["groups"])
-        self.epochs = facts["history"]
         self.rates.go_to(facts["steps"])
-        self._best, best = checkpoint.read(self.keep.best)
-        self._best_epoch = int(best["metrics"]["epoch"])
-        return self.epochs
 
     def _write_last(self) -> None:
         flat, groups = checkpoint.pack_optimizer(self.optimizer)
         model = {f"model.{k}": v for k, v in self.model.trained_state().items()}
         if self.average:
             model |= {f"average.{k}": v for k, v in self.average.state.items()}
-        facts = {
-            "settings": self.settings.to_dict(),
-            "groups": groups,
-            "steps": self.rates.steps,
-            "history": self.epochs,
-        }
+        facts = self._facts() | {"groups": groups, "steps": self.rates.steps}
         checkpoint.write(self.keep.last, model | flat, facts)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"settings": self.settings.to_dict(), "read": self.read, "history": self.epochs}
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

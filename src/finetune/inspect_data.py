@@ -12,13 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from finetune.catalog import THREADS, Catalog, Example
 from finetune.errors import DataError
-
-Grade = Literal["error", "warning", "note"]
-GRADES: tuple[Grade, ...] = ("error", "warning", "note")
+from finetune.findings import GRADES, SHOWN, Finding, Grade, listed
 
 IMBALANCE = 10.0
 """Images of the largest class per image of the smallest from which on a warning is due."""
@@ -28,30 +26,8 @@ HUGE_PIXELS = 50_000_000
 """Beyond a photograph of today's cameras; decoding one takes about a second."""
 LEAKED_SHARE = 0.01
 """Of the images of a split, also in another: the most its score can be off by. More is an error."""
-PHOTOS = frozenset(
-    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg", ".psd"}
-)
-"""Suffixes of pictures in formats that are not read."""
-SHOWN = 10
-"""Images or classes that a finding names; it counts all."""
 SHOWN_BESIDE = 3
 """Images that people are shown of a warning or a note; `check --json` has SHOWN."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a person should know about the data."""
-
-    grade: Grade
-    check: str
-    """Name of the check, for programs: `unreadable`, `skipped`, `in_two_splits`, `two_labels`, `twice`,
-    `missing_class`, `imbalance`, `single_image`, `similar_names`, `tiny`, `huge`, `passed_over`."""
-    text: str
-    """In the house form: rule, got, what to do."""
-    images: tuple[str, ...] = ()
-    """Up to SHOWN paths."""
-    count: int = 0
-    """Of all images or classes concerned."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +61,7 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
         *_copies(seen, catalog),
         *_class_findings(counts),
         *_sizes(seen),
-        *_passed_over(catalog),
+        *catalog.findings,
     ]
     sides = sorted(side for image in seen if not image.problem for side in image.size)
     return {
@@ -105,7 +81,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     text = []
     for split, counts in report["images"].items():
         made = " (taken from the training images by the seed)" if split in report["made_splits"] else ""
-        per_class = _listed([f"{name} {count}" for name, count in counts.items()])
+        per_class = listed([f"{name} {count}" for name, count in counts.items()])
         text.append(f"{split}: {sum(counts.values())} images{made}: {per_class}")
     sides = report["sides"]
     if sides:
@@ -233,7 +209,7 @@ def _class_findings(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding
 
 
 def _of_classes(check: str, rule: str, names: Sequence[str], fix: str) -> Finding:
-    return Finding("warning", check, f"{rule} {_listed(names)}. {fix}", count=len(names))
+    return Finding("warning", check, f"{rule} {listed(names)}. {fix}", count=len(names))
 
 
 def _sizes(seen: Sequence[_Seen]) -> Iterator[Finding]:
@@ -251,18 +227,6 @@ def _sizes(seen: Sequence[_Seen]) -> Iterator[Finding]:
         yield _finding("warning", "huge", f"{rule}. Shrink them once: each is decoded again and again.", huge)
 
 
-def _passed_over(catalog: Catalog) -> Iterator[Finding]:
-    """Tell of files that are taken for no images: photographs of telephones are often among them."""
-    count = sum(catalog.passed_over.values())
-    if not count:
-        return
-    found = _listed([f"{suffix} ({n})" for suffix, n in sorted(catalog.passed_over.items())])
-    photos = bool(PHOTOS & catalog.passed_over.keys())
-    rule = f"files in class folders should be images in a known format, got {count} passed over: {found}"
-    fix = "Convert them to JPEG or PNG if they belong to the data."
-    yield Finding("warning" if photos else "note", "passed_over", f"{rule}. {fix}", count=count)
-
-
 def _weights(catalog: Catalog) -> dict[str, float] | None:
     weights = {example.weight for example in catalog.splits["train"]}
     return None if weights <= {1.0} else {"smallest": min(weights), "largest": max(weights)}
@@ -274,7 +238,3 @@ def _finding(grade: Grade, check: str, text: str, images: Sequence[str]) -> Find
 
 def _imbalance(counts: Mapping[str, int]) -> float:
     return max(counts.values()) / min(counts.values())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")

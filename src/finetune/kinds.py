@@ -1,14 +1,13 @@
 """Where images come from: one function per kind, from settings to a `Source`. Imports no torch.
 
-Here are `folder` and `digits`; manifest.py and torchvision_sets.py hold the others. A new kind is a
+Here is `digits`; folders.py, manifest.py and torchvision_sets.py hold the others. A new kind is a
 function that returns a `Source`, named in `finetune.catalog.KINDS`.
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -20,15 +19,17 @@ from finetune import file_cache, filesystems
 from finetune.decode import decode, decode_bytes
 from finetune.errors import DataError
 from finetune.filesystems import is_far, is_url
+from finetune.findings import Finding
 from finetune.settings import DataSettings
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What a folder or a manifest may call a split, in lower case -> split."""
+"""What a folder or a manifest may call a split, in lower case -> split; of two folders the earlier name
+here is taken."""
 EXTENSIONS = frozenset(
     {*(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif"), *(".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")}
 )
@@ -67,8 +68,8 @@ class Source:
     """Path -> weight of the image in the training loss; None: all count alike."""
     whole: bool = False
     """True: the images show their object from edge to edge, and evaluation sees them uncropped."""
-    passed_over: Mapping[str, int] = field(default_factory=dict)
-    """Suffix, in lower case -> files with it that are taken for no images."""
+    findings: tuple[Finding, ...] = ()
+    """What a person should know about what was taken and what was not."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,21 @@ class Files:
         return path if is_url(path) or os.path.isabs(path) else f"{self.base}/{path}"
 
     def exists(self, path: str) -> bool:
-        """True if there is such a file."""
+        """True if there is such a file.
+
+        Raises:
+            DataError: a URL cannot be asked: its kind is unknown, a package or a permission is missing.
+        """
         location = self.location(path)
         if not is_url(location):
             return os.path.isfile(location)
         import fsspec
 
-        filesystem, inner = fsspec.core.url_to_fs(location)
-        return bool(filesystem.isfile(inner))
+        try:
+            filesystem, inner = fsspec.core.url_to_fs(location)
+            return bool(filesystem.isfile(inner))
+        except Exception as error:  # each of fsspec's filesystems raises errors of its own
+            raise DataError(_unreadable(location, error)) from error
 
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
         """See `Reader`."""
@@ -127,126 +135,12 @@ def readable(
         with open_file(location) as file:
             yield file
     except Exception as error:  # each of fsspec's filesystems raises errors of its own
-        raise DataError(
-            f"{location}: the file must be readable, got {type(error).__name__}: {error}. "
-            "Correct or remove it."
-        ) from error
+        raise DataError(_unreadable(location, error)) from error
 
 
-def folder(data: DataSettings) -> Source:
-    """One folder per class, below `train`, `val` and `test` or without splits.
-
-    A folder named like a split counts as one if it has folders inside (`ROOT/test/*.jpg` has no labels
-    and is not used). Folders inside a class folder are searched too, links to folders there are not;
-    hidden files and folders are passed over.
-
-    The folder may be a URL that fsspec lists (s3://bucket/flowers); what is below it is then taken alike.
-
-    Raises:
-        DataError: there is no such folder, it cannot be read, or splits stand twice or lack `train`.
-    """
-    if data.path is None:
-        raise DataError("data.path: kind 'folder' needs the folder of the images, got None. Name one.")
-    if is_url(data.path):
-        return _folder_at(data.path.rstrip("/"))
-    root = Path(data.path)
-    if not root.is_dir():
-        got = "a file" if root.exists() else "nothing there"
-        raise DataError(f"{root}: data.path must be an existing folder, got {got}. Correct data.path.")
-    try:
-        tops = _split_folders(root)
-        folders = {split: root / top for split, top in tops.items()} or {"train": root}
-        others: Counter[str] = Counter()
-        given = {split: _images_by_class(root, top, others) for split, top in folders.items()}
-    except OSError as error:
-        raise DataError(
-            f"{root}: the folder must be readable, got {error}. Correct its permissions."
-        ) from error
-    return Source(given, Files(str(root)), passed_over=others)
-
-
-def _folder_at(url: str) -> Source:
-    """As `folder`, for a URL."""
-    paths = [path for path in _listed(url) if not any(part[0] == "." for part in path.split("/"))]
-    splits = _splits_among(url, sorted({path.split("/")[0] for path in paths if path.count("/") >= 2}))
-    given: dict[str, dict[str, list[str]]] = {}
-    for split, top in (splits or {"train": ""}).items():
-        prefix = f"{top}/" if top else ""
-        by_class = given.setdefault(split, {})
-        for path in paths:
-            name, _, rest = path.removeprefix(prefix).partition("/")
-            if path.startswith(prefix) and rest and os.path.splitext(rest)[1].lower() in EXTENSIONS:
-                by_class.setdefault(name, []).append(path)
-    suffixes = Counter(os.path.splitext(path)[1].lower() for path in paths)
-    others = {suffix: count for suffix, count in suffixes.items() if suffix not in EXTENSIONS}
-    return Source(given, Files(url), passed_over=others)
-
-
-def _listed(url: str) -> list[str]:
-    """Return the paths of all files below a URL, relative to it."""
-    import fsspec
-
-    try:
-        filesystem, root = fsspec.core.url_to_fs(url)
-        found = [str(path) for path in filesystem.find(root)]
-    except Exception as error:  # each of fsspec's filesystems raises errors of its own
-        raise DataError(
-            f"{url}: the folder must be readable, got {type(error).__name__}: {error}. Correct data.path."
-        ) from error
-    if not found:
-        raise DataError(f"{url}: data.path must hold files, got none. Correct data.path.")
-    return [path.removeprefix(root.rstrip("/") + "/") for path in found]
-
-
-def _split_folders(root: Path) -> dict[str, str]:
-    """Return split -> name of its folder; empty where the classes lie straight below the root."""
-    return _splits_among(root, [top for top in _subfolders(root) if _subfolders(root / top)])
-
-
-def _splits_among(root: object, tops: Iterable[str]) -> dict[str, str]:
-    """Return split -> name of its folder, out of those folders that have folders inside."""
-    found: dict[str, str] = {}
-    for top in tops:
-        split = SPLIT_NAMES.get(top.lower())
-        if split is None:
-            continue
-        if split in found:
-            raise DataError(
-                f"{root}: one folder per split, got '{found[split]}' and '{top}'. Remove one of them."
-            )
-        found[split] = top
-    if found and "train" not in found:
-        raise DataError(
-            f"{root}: folders of splits need 'train' among them, got {', '.join(found.values())}. "
-            "Add 'train', or put the class folders straight into the root."
-        )
-    return found
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-
-
-def _images_by_class(root: Path, folder: Path, others: Counter[str]) -> dict[str, list[str]]:
-    return {name: _images_below(root, folder / name, others) for name in _subfolders(folder)}
-
-
-def _images_below(root: Path, folder: Path, others: Counter[str]) -> list[str]:
-    """Return the images below a folder; count the other files in `others`, by suffix."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    paths = []
-    for base, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if name[0] != "."]
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if name[0] != "." and suffix in EXTENSIONS:
-                paths.append(Path(base, name).relative_to(root).as_posix())
-            elif name[0] != ".":
-                others[suffix or "no suffix"] += 1
-    return paths
+def _unreadable(location: str, error: Exception) -> str:
+    why = " ".join(str(error).split())
+    return f"{location}: the file must be readable, got {type(error).__name__}: {why}. Correct or remove it."
 
 
 def digits(data: DataSettings) -> Source:

@@ -5,7 +5,7 @@ Shapes: B images of a batch, C classes, H, W pixels.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,22 +15,28 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, augment, backbones, optimize, order, passes, strategies
+from finetune import assets, augment, backbones, optimize, order, passes, shares, strategies
 from finetune.averaging import Average
 from finetune.data import ImageData
-from finetune.errors import NonFiniteLoss
-from finetune.evaluate import BATCH, Scores, check_metric, evaluate
+from finetune.errors import CheckpointError, NonFiniteLoss
+from finetune.evaluate import BATCH, Scores, evaluate
 from finetune.features import Feed, Inputs
 from finetune.history import History, Keep
 from finetune.losses import Loss
+from finetune.metrics import check as check_metric
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.strategies import TransferModel
 
 Report = Callable[[dict[str, Any]], None]
-"""Takes one message: `{"kind": "effective", ...}` once, then `{"kind": "epoch", "epoch": 1, ...}`."""
+"""Takes one message: `{"kind": "effective", ...}` once, then `{"kind": "epoch", "epoch": 1, ...}`.
+
+Between them may come `{"kind": "note", "text": ...}`: something that is to be known of the trial."""
 
 LOOK_EVERY = 20
 """Batches between two looks at a loss that lies on a GPU; a look waits for the device."""
+
+TARGETS_AT_ONCE = 2**20
+"""Elements of the targets that are made in one go: few calls for small sets, no memory for large ones."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +79,24 @@ def train(
     `features` says where features of frozen blocks are kept, for this trial and others; None: nowhere.
 
     Where `keep.last` lies from an interrupted run of the same settings, its epochs are reported
-    again and training goes on behind them; the result equals an uninterrupted run. `should_stop` is
-    asked between batches, `should_move` between epochs: the run then ends with `keep.last` written.
+    again and training goes on behind them; the result equals an uninterrupted run. If it is of no use,
+    a `note` says so and training starts anew. `should_stop` is asked between batches, `should_move`
+    between epochs: the run then ends with `keep.last` written.
 
     Raises:
         NonFiniteLoss: the loss became NaN or infinite; the message says where.
-        FinetuneError: data, weights, backbone or checkpoint are not as the settings say.
+        FinetuneError: data, weights or backbone are not as the settings say.
     """
     run = Run(settings, world or World(), features)
-    check_metric(keep.metric, run.data.classes, run.data.labels("val"))
-    history = History(
-        run.model,
-        run.optimizer,
-        run.rates,
-        settings,
-        keep,
-        average=run.average,
-        leads=run.world.rank == 0,
-    )
+    check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
+    history = _history(run, keep)
     report({"kind": "effective"} | run.effective())
-    for past in history.restore():
+    if problem := _restore(history, run.world):
+        report({"kind": "note", "text": f"trained from its start: {problem}"})
+        run = Run(settings, run.world, features)
+        history = _history(run, keep)
+    for past in history.epochs:
         report({"kind": "epoch"} | past)
-    moves = False
     for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
         begin = time.perf_counter()
         loss = run.train_epoch(epoch, should_stop)
@@ -111,14 +113,36 @@ def train(
         metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
         history.add(metrics)
         report({"kind": "epoch"} | metrics)
-        if moves := any(run.world.agree(should_move())):
-            history.save()  # after the last epoch too: whoever asked may not hear that it was the last
-            if epoch < settings.epochs:
-                return Outcome("moved", epoch)
-    history.save_best()
-    if run.world.rank == 0 and not moves:
-        keep.last.unlink(missing_ok=True)  # nothing is left to go on with
+        if any(run.world.agree(should_move())) and epoch < settings.epochs:
+            history.save()
+            return Outcome("moved", epoch)
+    history.finish()
     return Outcome("complete", settings.epochs)
+
+
+def _history(run: "Run", keep: Keep) -> History:
+    return History(
+        run.model,
+        run.optimizer,
+        run.rates,
+        run.settings,
+        keep,
+        average=run.average,
+        read={"data": run.data.fingerprint, "weights": run.weights_sha256},
+        leads=run.world.rank == 0,
+    )
+
+
+def _restore(history: History, world: World) -> str:
+    """Take up what an interrupted run left; return why that cannot be, the same for all workers."""
+    problem = ""
+    try:
+        history.restore()
+    except CheckpointError as error:
+        problem = str(error)
+    (found,) = world.agree(bool(history.epochs))
+    (failed,) = world.agree(bool(problem) or (found and not history.epochs))
+    return (problem or "a worker could not read its checkpoint") if failed else ""
 
 
 class Run:
@@ -145,7 +169,9 @@ class Run:
         self.labels = self.data.labels("train")
         weights, classes = self.data.weights("train"), len(self.data.classes)
         self.loss = Loss(settings, self.labels, weights, classes=classes, device=world.device)
-        self.steps = len(self._order(1))
+        first = self._order(1)
+        shares.check(settings, self.model, map(len, first), world.size)
+        self.steps = len(first)
         self.optimizer = optimize.optimizer(self.model.parameter_groups(), settings)
         self.rates = optimize.Rates(self.optimizer, settings, steps_per_epoch=self.steps)
         self.starts = optimize.starts(self.optimizer)
@@ -183,13 +209,13 @@ class Run:
         self._thaw(epoch)
         self.model.train()
         whole = self._order(epoch)
-        shares = [batch[world.rank :: world.size] for batch in whole]
+        mine = [batch[world.rank :: world.size] for batch in whole]
         # DDP averages gradients over workers: these make the average the mean over all images.
         sums = self._sums(whole)
         scales = [world.size / weight for weight in sums]
         total = torch.zeros((), device=world.device)
         feed = self.inputs.feed("train", view=self.data.view(epoch))
-        batches = zip(feed.batches(shares), self._targets(shares), scales, strict=True)
+        batches = zip(feed.batches(mine), self._targets(mine), scales, strict=True)
         for step, (x, targets, scale) in enumerate(batches):
             x, targets = augment.mix(self.mixing, x, targets)
             optimize.clear(self.optimizer)
@@ -209,12 +235,14 @@ class Run:
             self._average_buffers()
         return total.item() / sum(sums)
 
-    def _targets(self, order: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the targets (B, C) of each batch, made in one go, on the device."""
-        images = torch.cat(list(order))
-        targets = self.loss.targets(self.labels[images], self.loss.weights[images])
-        parts: Sequence[Tensor] = targets.split([len(batch) for batch in order])
-        return parts
+    def _targets(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the targets (B, C) of each batch, on the device, made for many batches in one go."""
+        count = TARGETS_AT_ONCE // (self.loss.classes * self.settings.data.batch_size)
+        for start in range(0, len(order), max(1, count)):
+            some = order[start : start + max(1, count)]
+            images = torch.cat(list(some))
+            targets = self.loss.targets(self.labels[images], self.loss.weights[images])
+            yield from targets.split([len(batch) for batch in some])
 
     def _sums(self, order: Sequence[Tensor]) -> list[float]:
         """Return the sum of the images' weights in each batch."""
@@ -260,7 +288,7 @@ class Run:
     def evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metrics of a split; each worker reads its own share of the images."""
         world = self.world
-        mine = torch.arange(world.rank, self.data.size(split), world.size).split(BATCH)
+        mine = shares.split(self.data.size(split), world.rank, world.size, BATCH)
         feed = self.inputs.feed(split)
         labels = self.data.labels(split).to(world.device)
         batches = zip(feed.batches(mine), (labels[batch] for batch in mine), strict=True)
@@ -271,10 +299,10 @@ class Run:
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
         shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
-        size = self.settings.data.batch_size
+        size, workers = self.settings.data.batch_size, self.world.size
         if self.settings.imbalance == "balanced_sampling":
-            return order.balanced_batches(self.labels, size, shuffle)
-        return order.batches(self.data.size("train"), size, shuffle)
+            return order.balanced_batches(self.labels, size, shuffle, workers=workers)
+        return order.batches(self.data.size("train"), size, shuffle, workers=workers)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         usual = passes.usual(self.settings.precision, self.world.device)

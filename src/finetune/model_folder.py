@@ -5,6 +5,8 @@ short model card). No pickles: a folder from a stranger can be loaded safely.
 """
 
 import hashlib
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +14,24 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune import assets, backbones, checkpoint, loop, strategies
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluate import BATCH
+from finetune.filesystems import no_pipe
+from finetune.findings import listed
 from finetune.kinds import EXTENSIONS
 from finetune.loop import World
 from finetune.pixels import load_image, normalise
+from finetune.safe_text import markdown
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.strategies import TransferModel
 
 FORMAT = 1
+FILES = ("model.safetensors", "model.yaml", "README.md")
+"""Of a model folder, in the order in which they are written."""
 TOP = 5
 """Most probable classes that a prediction lists."""
 
@@ -61,20 +67,25 @@ def write(
     *,
     world: World | None = None,
     features: FeatureSettings | None = None,
+    now: TrialSettings | None = None,
 ) -> dict[str, Any]:
     """Make the model folder `to` of a trial's best weights, and measure it on validation and test.
 
     This is the only reader of the test split. All workers of `world` measure, the first one writes.
+    `now` says where images, weights and cache lie, if they may have moved since the trial.
     Images and features that the trials left in the store of `features` are read from there.
     Returns what model.yaml says.
 
     Raises:
-        CheckpointError: there is no whole checkpoint at `checkpoint_path`.
+        CheckpointError: there is no whole checkpoint at `checkpoint_path`, or `to` is not for a model folder.
         DataError: the images are gone or not as they were.
     """
     world = world or World()
     tensors, stored = checkpoint.read(checkpoint_path)
+    _claim(to)
     settings = TrialSettings.from_dict(stored["settings"])
+    if now is not None and now.choices() == settings.choices():
+        settings = now
     run = loop.Run(settings, world, features)
     run.model.load_trained_state(tensors)
     metrics: dict[str, Any] = {"validation": None, "test": None}
@@ -84,15 +95,47 @@ def write(
     metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
     facts = _facts(run, metrics, provenance)
     if world.rank == 0:
-        to.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
-        _replace(to / "model.safetensors", lambda path: save_file(state, path))
-        digest = hashlib.sha256((to / "model.safetensors").read_bytes()).hexdigest()
+        _replace(to / FILES[0], lambda path: save_file(state, path))
+        digest = hashlib.sha256((to / FILES[0]).read_bytes()).hexdigest()
         facts["provenance"]["model_sha256"] = digest
         text = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
-        _replace(to / "model.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-        _replace(to / "README.md", lambda path: path.write_text(_card(facts), encoding="utf-8"))
+        _replace(to / FILES[1], lambda path: path.write_text(text, encoding="utf-8"))
+        _replace(to / FILES[2], lambda path: path.write_text(_card(facts), encoding="utf-8"))
     return facts
+
+
+def _claim(to: Path) -> None:
+    """Make the folder of a model; one that holds anything but a model folder, or parts of one, is refused.
+
+    Raises:
+        CheckpointError: it is refused, or cannot be made or written.
+    """
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        names = {path.name.removesuffix(".tmp") for path in to.iterdir() if path.name[0] != "."}
+        if not os.access(to, os.W_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise CheckpointError(
+            f"{to}: a model folder must be a folder that can be written, got {type(error).__name__}: "
+            f"{error}. Choose another."
+        ) from error
+    begun = names <= set(FILES[:2])  # an export that was interrupted; the card comes last
+    if not begun and not _is_ours(to / FILES[1]):
+        raise CheckpointError(
+            f"{to}: a model folder must be new, empty or a model folder, got one with "
+            f"{listed(sorted(names))}. Choose another: its README.md would be replaced."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """True for a model.yaml that `write` made."""
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(facts, dict) and {"format", "backbone", "strategy", "classes"} <= facts.keys()
 
 
 def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +175,14 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
     """
     device = device or torch.device("cpu")
     try:
-        facts = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
+        text, weights = (no_pipe(folder / name) for name in (FILES[1], FILES[0]))
+        for path in (text, weights):
+            path.stat()  # a missing file is told first
+        facts = yaml.safe_load(text.read_text(encoding="utf-8"))
+        _check_facts(facts)
+        state = load_file(weights)
+        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+            raise ValueError("weights that are NaN or infinite")
         source = facts["source"]
         backbone = backbones.build(
             facts["backbone"], source_classes=source["classes"], image_size=source.get("image_size")
@@ -151,39 +200,73 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             seed=0,
         )
         net.load_state_dict(state, strict=True)
-    except FileNotFoundError as error:
+    except FileNotFoundError:
+        missing = [name for name in ("model.yaml", "model.safetensors") if not (folder / name).exists()]
         raise CheckpointError(
             f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
-            f"{Path(error.filename).name}. Make one with `export DIR --to MODEL_DIR`."
+            f"{' and no '.join(missing)}. Make one with `export DIR --to MODEL_DIR`."
         ) from None
-    except (SafetensorError, yaml.YAMLError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a stranger's files are wrong in as many ways as there are readers
+        why = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{folder}: the files of a model folder must be whole and fit together, got "
-            f"{str(error).splitlines()[0]}. Export the model again."
+            f"{folder}: the files of a model folder must be whole and fit together, got {why:.300}. "
+            "Export the model again."
         ) from error
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(net.eval(), facts, device)
 
 
-def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield per image `path`, `class`, `probability` and `top`: the most probable classes with theirs.
+def _check_facts(facts: Any) -> None:
+    """Raise a ValueError for what no model.yaml of ours says."""
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise ValueError("a model.yaml without a format")
+    if facts["format"] != FORMAT:
+        raise ValueError(f"format {facts['format']!r:.40} in model.yaml, where this version knows {FORMAT}")
+    classes, steps = facts["classes"], facts["preprocessing"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes that are no list of names")
+    side, mean, std = steps["image_size"], steps["mean"], steps["std"]
+    numbers = [*mean, *std]
+    if len(mean) != 3 or len(std) != 3 or not all(isinstance(n, float | int) for n in numbers):
+        raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}, not three numbers each")
+    if not all(map(math.isfinite, numbers)) or 0 in std:
+        raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}")
+    if not isinstance(side, int) or not isinstance(steps["whole_image"], bool):
+        raise ValueError(f"preprocessing with image_size {side!r:.40}")
+    backbones.check_image_size(facts["backbone"], side)
 
-    Raises:
-        DataError: a file is no readable image.
+
+def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield per image `path`, `class`, `probability`, `error`, and `top`: the most probable classes.
+
+    Of an image that cannot be read, `class` and `probability` are None and `error` has the reason; of the
+    others `error` is None.
     """
-    steps = model.facts["preprocessing"]
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
-        images = torch.stack(
-            [load_image(path, steps["image_size"], whole=steps["whole_image"]) for path in part]
-        )
-        for path, row in zip(part, model.probabilities(images), strict=True):
+        seen = [_pixels(model, path) for path in part]
+        images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
+        rows = iter(model.probabilities(torch.stack(images)) if images else ())
+        for path, pixels in zip(part, seen, strict=True):
+            if not isinstance(pixels, Tensor):
+                yield {"path": str(path), "class": None, "probability": None, "top": [], "error": pixels}
+                continue
+            row = next(rows)
             best = row.topk(min(TOP, len(row)))
             top = [
                 {"class": model.classes[index], "probability": value}
                 for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
-            yield {"path": str(path)} | top[0] | {"top": top}
+            yield {"path": str(path)} | top[0] | {"top": top, "error": None}
+
+
+def _pixels(model: Model, path: Path) -> Tensor | str:
+    """Return the image as the model sees it, uint8 (3, S, S), or why it cannot be read."""
+    steps = model.facts["preprocessing"]
+    try:
+        return load_image(path, steps["image_size"], whole=steps["whole_image"])
+    except DataError as error:
+        return str(error)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -226,6 +309,16 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _of_test(provenance: dict[str, Any]) -> str:
+    """Return what the test scores are, and how often the split was read by whoever counts that."""
+    if "test_reads" not in provenance:
+        return "test (read at export)"
+    reads = provenance["test_reads"]
+    if reads is None:
+        return "test (read at export; not counted, as the study's folder could not be written)"
+    return f"test (read at export, by then {reads} time{'s'[: reads > 1]} in all)"
+
+
 def _card(facts: dict[str, Any]) -> str:
     """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
     scores = facts["metrics"]
@@ -235,12 +328,13 @@ def _card(facts: dict[str, Any]) -> str:
     def row(name: str, split: dict[str, Any]) -> str:
         return f"| {name} | {split['images']} | " + " | ".join(f"{split[c]:.4f}" for c in columns) + " |"
 
+    names = ", ".join(map(markdown, facts["classes"]))
     lines = [
         f"# {facts['backbone']}, strategy {facts['strategy']}",
         "",
-        f"Classifies images into {len(facts['classes'])} classes: {', '.join(facts['classes'])}.",
+        f"Classifies images into {len(facts['classes'])} classes: {names}.",
         "",
-        f"Transferred from {facts['source']['weights']}. Input: RGB, "
+        f"Transferred from {markdown(facts['source']['weights'])}. Input: RGB, "
         f"{facts['preprocessing']['image_size']} x {facts['preprocessing']['image_size']} px.",
         "",
         "| split | images | " + " | ".join(columns) + " |",
@@ -248,7 +342,7 @@ def _card(facts: dict[str, Any]) -> str:
         row("validation (chose this model: reads high)", scores["validation"]),
     ]
     if scores["test"]:
-        lines.append(row("test (read once, at export)", scores["test"]))
+        lines.append(row(_of_test(facts["provenance"]), scores["test"]))
     else:
         lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
     lines += [

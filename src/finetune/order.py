@@ -4,17 +4,20 @@ import torch
 from torch import Tensor
 
 
-def batches(images: int, size: int, shuffle: torch.Generator) -> list[Tensor]:
+def batches(images: int, size: int, shuffle: torch.Generator, *, workers: int = 1) -> list[Tensor]:
     """Return an epoch's batches of image numbers, in random order.
 
     A last batch of less than half the size is left out, unless it is the only one: batch norm over a
     few images with one pixel each may have a variance near zero, and huge gradients. A ShuffleNet's
-    weights stood at 3.5e5 after an epoch that ended with 2 images (32 px, random weights).
+    weights stood at 3.5e5 after an epoch that ended with 2 images (32 px, random weights). One with fewer
+    images than workers is left out, too: each of them needs an image.
     """
-    return _split(torch.randperm(images, generator=shuffle), size)
+    return _split(torch.randperm(images, generator=shuffle), size, workers)
 
 
-def balanced_batches(labels: Tensor, size: int, shuffle: torch.Generator) -> list[Tensor]:
+def balanced_batches(
+    labels: Tensor, size: int, shuffle: torch.Generator, *, workers: int = 1
+) -> list[Tensor]:
     """Return an epoch's batches in which all classes that occur are drawn alike, in random order.
 
     Class-balanced sampling: p_c = 1 / C (Kang et al., ICLR 2020), without the variance of independent
@@ -26,6 +29,7 @@ def balanced_batches(labels: Tensor, size: int, shuffle: torch.Generator) -> lis
         labels: of all training images, int64 (N,).
         size: images per batch.
         shuffle: moved by a number of draws that depends on the labels.
+        workers: that share each batch; a last batch is left out as in `batches`.
     """
     present = labels.unique()
     share, more = divmod(len(labels), len(present))
@@ -38,9 +42,10 @@ def balanced_batches(labels: Tensor, size: int, shuffle: torch.Generator) -> lis
         often = [members[torch.randperm(len(members), generator=shuffle)] for _ in range(rounds)]
         drawn.append(torch.cat(often)[:wanted] if often else members[:0])
     images = torch.cat(drawn)
-    return _split(images[torch.randperm(len(images), generator=shuffle)], size)
+    return _split(images[torch.randperm(len(images), generator=shuffle)], size, workers)
 
 
-def _split(order: Tensor, size: int) -> list[Tensor]:
+def _split(order: Tensor, size: int, workers: int) -> list[Tensor]:
     parts = list(order.split(size))
-    return parts[:-1] if len(parts) > 1 and 2 * len(parts[-1]) < size else parts
+    least = max(workers, size / 2)
+    return parts[:-1] if len(parts) > 1 and len(parts[-1]) < least else parts

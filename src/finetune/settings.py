@@ -103,6 +103,10 @@ class FeatureSettings:
     """`auto`: what saves time is kept; `off`: nothing."""
     trials: int = 1
     """Of the study, to tell how often a cut will be read."""
+    alike: float = 1.0
+    """Share of them that read the validation features of any one of them: backbone and image size agree."""
+    alike_views: float = 1.0
+    """Share of them that read its training features, too: how images are altered agrees as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,18 @@ class TrialSettings:
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers, ready for JSON."""
         return dataclasses.asdict(self)
+
+    def choices(self) -> dict[str, Any]:
+        """Return what decides the training: `to_dict` without the places where its parts lie.
+
+        What is read there is told by its own hashes: the data's fingerprint, the weights' SHA-256.
+        """
+        values = self.to_dict()
+        source = values["weights"]["source"]
+        del values["cache_dir"], values["weights"]["file"]
+        for data in [values["data"], *([source["data"]] if source else [])]:
+            del data["path"], data["download"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialSettings":

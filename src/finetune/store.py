@@ -2,12 +2,14 @@
 
 An entry is one array of rows, such as the features of all training images at one cut (`finetune.entry`).
 When the budget is reached, entries make room that have not been used for long, or that save less time per
-byte than the new one.
+byte than the new one. A file by the name of CACHEDIR.TAG marks the folder; other people's files in it are
+neither counted nor touched.
 """
 
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,14 @@ IDLE_SECONDS = 3600.0
 """An entry that nobody has opened for so long makes room for any other."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 """Reasons for which nothing can be stored; features are then computed afresh."""
+TAG = "CACHEDIR.TAG"
+"""Name of the mark; backup programs know it, too (bford.info/cachedir)."""
+_TAG_TEXT = """\
+Signature: 8a477f597d28d172789f06886806bc55
+# Features and decoded images, kept by finetune. `python -m search cache --dir DIR --clear` removes them.
+"""
+_NAME = re.compile(r"([0-9a-f]{24})\.(bin|json|part|sums)")
+"""Of the files of an entry: its key, which is a hash, and what is in it."""
 
 
 class Store:
@@ -43,7 +53,7 @@ class Store:
         The tensor may be written to, which changes nobody else's copy.
 
         Args:
-            key: names the entry; everything that decides its content must be in it.
+            key: names the entry, 24 hexadecimal digits; all that decides its content must be in them.
             layout: of the rows.
             make: computes rows; called for chunks that no other process computes.
             worth: seconds saved per byte, to compare it with other entries.
@@ -68,10 +78,17 @@ class Store:
     def is_usable(self) -> bool:
         """True if this process can write to the folder, which is made where it is missing."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._mark()
         except OSError:
             return False
         return os.access(self.root, os.W_OK)
+
+    def is_marked(self) -> bool:
+        """True if a store was kept in this folder before."""
+        try:
+            return (self.root / TAG).read_text(encoding="utf-8", errors="replace") == _TAG_TEXT
+        except OSError:
+            return False
 
     def peek(self, key: str, layout: Layout) -> Tensor | None:
         """Return an entry's rows if it is there, whole and sound."""
@@ -80,31 +97,42 @@ class Store:
     def entries(self) -> list[dict[str, Any]]:
         """Return what is there: `key`, `bytes`, `used` (seconds since 1970), `facts`; the last used first."""
         found = []
-        for path in self.root.glob("*.json"):
+        for path in self._files("json"):
             try:
                 known = json.loads(path.read_text())
+                about = {"worth": float(known["worth"]), "facts": dict(known["facts"])}
                 size, used = path.with_suffix(".bin").stat().st_size, path.stat().st_mtime
-            except (OSError, ValueError):
+            except (OSError, ValueError, KeyError, TypeError):
                 continue  # removed at this moment, or damaged: not an entry
-            found.append({"key": path.stem, "bytes": size, "used": used, **known})
+            found.append({"key": path.stem, "bytes": size, "used": used, **about})
         return sorted(found, key=lambda entry: -entry["used"])
 
     def clear(self) -> int:
         """Remove every entry; return how many bytes that freed. Whoever has one mapped keeps it."""
         freed = 0
-        for path in self.root.glob("*"):
-            if path.suffix in (".bin", ".json", ".part", ".sums"):
-                freed += path.stat().st_size
-                path.unlink(missing_ok=True)
+        for path in self._files("bin", "json", "part", "sums"):
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
         return freed
+
+    def _files(self, *kinds: str) -> list[Path]:
+        """Return the files of all entries that end so."""
+        names = [_NAME.fullmatch(path.name) for path in self.root.glob("*")]
+        return [self.root / name[0] for name in names if name is not None and name[2] in kinds]
+
+    def _mark(self) -> None:
+        """Make the folder, with its mark."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.is_marked():
+            (self.root / TAG).write_text(_TAG_TEXT, encoding="utf-8")
 
     def _make_room(self, entry: Entry, worth: float) -> bool:
         """Reserve the entry's bytes; False if the budget has no room for them."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self._mark()
         with FileLock(self.root / ".lock"):
             if entry.part.exists() or entry.path.exists():
                 return True  # reserved by another process
-            used = sum(p.stat().st_size for s in ("bin", "part") for p in self.root.glob(f"*.{s}"))
+            used = sum(path.stat().st_size for path in self._files("bin", "part"))
             victims = self._victims(used + entry.layout.bytes - self.budget_bytes, worth)
             if victims is None:
                 return False
@@ -121,7 +149,7 @@ class Store:
             idle = now - entry["used"] > IDLE_SECONDS
             if idle or entry["worth"] < worth:
                 candidates.append((not idle, entry["used"] if idle else entry["worth"], entry))
-        for part in self.root.glob("*.part"):
+        for part in self._files("part"):
             used = part.stat().st_mtime
             if now - used > IDLE_SECONDS:  # whoever filled it is gone
                 candidates.append((False, used, {"key": part.stem, "bytes": part.stat().st_size}))

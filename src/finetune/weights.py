@@ -7,6 +7,7 @@ into weights by `pretrain.py`, not here.
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 import torchvision
 from filelock import FileLock
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
@@ -28,6 +28,8 @@ from finetune.settings import WeightsSettings
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Per channel (red, green, blue), of pixels in [0, 1]; torchvision's `ImageClassification` preset."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Before all names in files of DataParallel, of torch.compile and of Lightning modules."""
 IMAGENET_CLASSES: tuple[str, ...] = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
 """Names in the order of the outputs of every ImageNet-1k classifier of torchvision."""
 
@@ -105,13 +107,13 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sho
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     shapes = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(tensor.shape)}"
+        f"{key:.100} {tuple(given[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
         if key in given and given[key].shape != tensor.shape
     ]
     kinds = {"missing keys": missing, "unexpected keys": unexpected, "shapes": shapes}
     return [
-        f"{len(found)} {kind} ({', '.join(found[:show])}{', ...' if len(found) > show else ''})"
+        f"{len(found)} {kind} ({', '.join(one[:140] for one in found[:show])}{', ...' * (len(found) > show)})"
         for kind, found in kinds.items()
         if found
     ]
@@ -190,7 +192,7 @@ def _from_file(backbone_name: str, location: str) -> Pretrained:
     rows = backbones.last_layer(backbones.split(backbone_name, outline).source_fc).weight
     key = next(name for name, parameter in outline.named_parameters() if parameter is rows)
     state = backbones.current_keys(backbone_name, _read(file))
-    if key not in state or state[key].dim() != rows.dim():
+    if key not in state or state[key].dim() != rows.dim() or not len(state[key]):
         raise _misfit(location, backbone_name, differences(outline.state_dict(), state))
     source_classes = len(state[key])
     return Pretrained(
@@ -222,20 +224,51 @@ def _read(file: Path) -> dict[str, Tensor]:
             "Save model.state_dict()."
         )
     for key, value in content.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(key, str) or not isinstance(value, Tensor):
             raise WeightsError(
-                f"{file}: must hold nothing but tensors by name, got {type(value).__name__} under {key!r}. "
-                "Save model.state_dict()."
+                f"{file}: must hold nothing but tensors by name, got {type(value).__name__} under "
+                f"{key!r:.100}. Save model.state_dict()."
             )
-    parallel = all(key.startswith("module.") for key in content)  # saved from a DataParallel
-    return {key.removeprefix("module.") if parallel else key: tensor for key, tensor in content.items()}
+    _check_tensors(file, content)
+    return _without_prefixes(content)
+
+
+def _check_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a WeightsError for tensors that are no plain finite numbers."""
+    for key, tensor in tensors.items():
+        kinds = {"quantized": tensor.is_quantized, "complex": tensor.is_complex(), "sparse": tensor.is_sparse}
+        odd = [kind for kind, it_is in kinds.items() if it_is]
+        if odd or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            what = odd[0] if odd else f"{tensor.layout} on {tensor.device.type}"
+            raise WeightsError(
+                f"{file}: must hold plain tensors, got one that is {what} under {key!r:.100}. "
+                "Save model.state_dict() of a model on the CPU."
+            )
+    floats = {key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}
+    broken = [key for key, tensor in floats.items() if not torch.isfinite(tensor.float()).all()]
+    if broken:
+        raise WeightsError(
+            f"{file}: must hold finite numbers, got NaN or infinite ones in {len(broken)} tensors, the first "
+            f"{broken[0]!r:.100}. Give weights of a training that went well, or copy the file again."
+        )
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without what wrappers put before all names, such as `module._orig_mod.`."""
+    found = dict(tensors)
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in found)), None):
+        found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    return found
 
 
 def _content(file: Path) -> Any:
     try:
+        filesystems.no_pipe(file)
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats of other times: they are read or refused
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(
             f"weights: file must exist on every node, got {str(file)!r}. Check the path."
@@ -247,8 +280,8 @@ def _content(file: Path) -> Any:
             f"{file}: must hold nothing but plain tensors, since a pickle can run any code, got {what}. "
             "Save model.state_dict(), or convert the file to safetensors where you trust it."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        what = str(error).partition("\n")[0] or type(error).__name__
+    except Exception as error:  # broken files let torch's readers raise almost anything
+        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
         raise WeightsError(
             f"{file}: must be a readable weights file, got {what}. Copy or download it again."
         ) from error

@@ -4,7 +4,6 @@ A slot is one long-lived Ray Train run; `slot_loop` is its training function. Tr
 an exchange actor (search/exchange.py) and everything a trial says goes back there.
 """
 
-import itertools
 import math
 import os
 import platform
@@ -22,7 +21,7 @@ import torchvision
 from ray.train.collective import broadcast_from_rank_zero
 
 import finetune
-from finetune import backbones, file_cache, loop, model_folder
+from finetune import file_cache, loop, model_folder
 from finetune.errors import FinetuneError, NonFiniteLoss
 from finetune.history import Keep
 from finetune.loop import World
@@ -40,16 +39,20 @@ def slot_loop(config: dict[str, Any]) -> None:
     """Serve trials until the exchange closes the slot.
 
     Args:
-        config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `backbones` and
-            `image_sizes` of the study, `copies_bytes` for far files on this node, and `once`: end after
-            one trial, so that the next one gets fresh processes.
+        config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `copies_bytes` for far
+            files on this node, and `once`: end after one trial, so that the next one gets fresh processes.
+
+    Raises:
+        RuntimeError: torch sees no GPU where Ray gives one; training on the CPU instead would go unseen.
     """
     exchange, slot = config["exchange"], config["slot"]
+    if problem := gpu_problem():
+        raise RuntimeError(problem)
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
     file_cache.limit(config["copies_bytes"])
     world = World(context.get_world_rank(), context.get_world_size(), _device())
-    generation = ray.get(exchange.register.remote(slot, _facts(world, config))) if world.rank == 0 else None
+    generation = ray.get(exchange.register.remote(slot, _facts(world))) if world.rank == 0 else None
     if world.size > 1:
         generation = broadcast_from_rank_zero(generation)
     serial = 0
@@ -134,9 +137,13 @@ def _train(
 
 
 def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
-    features = FeatureSettings(**job["features"])
     model_folder.write(
-        Path(job["checkpoint"]), Path(job["to"]), job["provenance"], world=world, features=features
+        Path(job["checkpoint"]),
+        Path(job["to"]),
+        job["provenance"],
+        world=world,
+        features=FeatureSettings(**job["features"]),
+        now=TrialSettings.from_dict(job["settings"]) if job["settings"] else None,
     )
     world.agree(True)  # nobody takes the next job before everybody has seen this one
     return {"state": "complete"}
@@ -218,19 +225,9 @@ def _given_gpus() -> list[str]:
     return given
 
 
-def _facts(world: World, config: dict[str, Any]) -> dict[str, Any]:
-    """Return where this slot runs, with which code, the blocks of the backbones, and what cannot be used."""
-    blocks: dict[str, int] = {}
-    problem = gpu_problem()
-    try:
-        blocks = {name: backbones.count_blocks(name) for name in config["backbones"]}
-        for name, size in itertools.product(blocks, config["image_sizes"]):
-            backbones.check_image_size(name, size)
-    except FinetuneError as error:
-        problem = str(error)
+def _facts(world: World) -> dict[str, Any]:
+    """Return where this slot runs and with which code."""
     return {
-        "blocks": blocks,
-        "problem": problem,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "node": ray.get_runtime_context().get_node_id(),

@@ -22,19 +22,16 @@ import torchvision
 from torch import Tensor, nn
 
 from finetune.backbones import inception, mobile, residual, sequential, transformers
-from finetune.backbones.parts import Family, GlobalAveragePool, Sides, Split
+from finetune.backbones.parts import Family, Split
 from finetune.errors import BackboneError, did_you_mean
+from finetune.known_backbones import Sides
 
 __all__ = [
     "Backbone",
-    "GlobalAveragePool",
-    "Sides",
-    "Split",
     "build",
     "check",
     "check_image_size",
     "classifier",
-    "count_blocks",
     "current_keys",
     "image_size",
     "last_layer",
@@ -142,7 +139,7 @@ def image_size(name: str, state: dict[str, Tensor]) -> int | None:
         return None
     try:
         side = of(state)
-    except (KeyError, IndexError):  # weights of another model: whoever loads them says how they differ
+    except (KeyError, IndexError, ValueError):  # another model's: whoever loads them says how they differ
         return None
     return side if _sides(name).nearest(side) == side else None  # other patches: another model, too
 
@@ -173,16 +170,6 @@ def split(name: str, model: nn.Module) -> Backbone:
         BackboneError: there is no such model, or none that can be cut.
     """
     return Backbone(name, _family(name).split(model))
-
-
-def count_blocks(name: str) -> int:
-    """Return how many blocks backbone `name` has: the most that can be frozen; builds no weights.
-
-    Raises:
-        BackboneError: there is no such model, or none that can be cut.
-    """
-    with torch.device("meta"):
-        return len(build(name).blocks)
 
 
 def check_image_size(name: str, image_size: int) -> None:

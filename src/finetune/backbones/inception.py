@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from finetune.backbones.parts import Blocks, Family, Sides, Split
+from finetune.backbones.parts import Blocks, Family, Split
+from finetune.known_backbones import Sides
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -21,7 +21,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from finetune.errors import BackboneError
+from finetune.known_backbones import Sides
 
 Blocks = list[tuple[str, nn.Module]]
 """Name and module of each block, in the order in which an image meets them."""
@@ -33,35 +33,6 @@ class GlobalAveragePool(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Return the mean of `h` over its last two dimensions."""
         return h.mean((2, 3))
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Which square images a model can read, by their side in pixels."""
-
-    least: int = 1
-    step: int = 1
-    """Every side is a multiple of it."""
-    most: int | None = None
-
-    def __str__(self) -> str:
-        if self.least == self.most:
-            return f"{self.least} pixels"
-        if self.step > 1:
-            return f"a multiple of {self.step} pixels"
-        return f"at least {self.least} pixels" if self.least > 1 else "any number of pixels"
-
-    def nearest(self, side: int) -> int:
-        """Return the side nearest to `side` that works."""
-        rounded = max(self.least, (side + self.step // 2) // self.step * self.step)
-        return rounded if self.most is None else min(rounded, self.most)
-
-    def check(self, name: str, side: int) -> None:
-        """Raise a BackboneError unless model `name` can read images of `side` pixels."""
-        if self.nearest(side) != side:
-            raise BackboneError(
-                f"{name}: image_size must be {self}, got {side}. Set it to {self.nearest(side)}."
-            )
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from torchvision.models.regnet import ResBottleneckBlock, SimpleStemIN
 from finetune.backbones.parts import (
     Blocks,
     Family,
-    Sides,
     Split,
     extended,
     numbered,
     pyramid,
     torchvision_model,
 )
+from finetune.known_backbones import Sides
 
 
 def _resnet(model: Any) -> Split:

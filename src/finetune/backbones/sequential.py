@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 from torchvision.models.squeezenet import Fire
 
-from finetune.backbones.parts import Blocks, Family, Sides, Split, groups
+from finetune.backbones.parts import Blocks, Family, Split, groups
+from finetune.known_backbones import Sides
 
 
 def _alexnet(model: Any) -> Split:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.backbones.parts import Blocks, Family, Sides, Split, extended, numbered, pyramid
+from finetune.backbones.parts import Blocks, Family, Split, extended, numbered, pyramid
+from finetune.known_backbones import Sides
 
 
 class ClassToken(nn.Module):

@@ -1,0 +1,172 @@
+"""Faults that are no trial's: processes of a study are killed or stopped, and no result is lost by it."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import ray.cloudpickle
+
+from search import runner, slots, watch
+from search.errors import SlotsLost
+from search.layout import StudyFolder
+from search.ledger import read_study
+from search.record import StudyRecord
+from search.study import StudyConfig
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+Make = Callable[..., StudyConfig]
+WATCHDOG_SECONDS = 120
+
+
+def process_of(title: str) -> psutil.Process | None:
+    """Return a process of this test's own Ray whose title begins so; its raylet is a child of ours."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            if process.cmdline()[0].startswith(f"ray::{title}"):
+                return process
+    return None
+
+
+def once(folder: Path, at_epoch: int, do: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    """Return a worker that does something at the end of an epoch of the first trial that gets there, once."""
+
+    def serve(config: dict[str, Any]) -> None:
+        from finetune import worker
+
+        train = worker.loop.train
+
+        def faulty(settings: Any, *, report: Any, **options: Any) -> Any:
+            def told(message: dict[str, Any]) -> None:
+                report(message)
+                if message.get("epoch") == at_epoch:
+                    with contextlib.suppress(FileExistsError):
+                        (folder / "done").touch(exist_ok=False)
+                        do()
+
+            return train(settings, report=told, **options)
+
+        worker.loop.train = faulty
+        worker.slot_loop(config)
+
+    return serve
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, Any]], None]) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(slots, "serve", serve)
+
+
+def kill_myself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_myself() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def assert_nothing_is_lost(record: StudyRecord, retries: int) -> None:
+    assert record.state == "finished"
+    assert {trial.state for trial in record.trials} == {"COMPLETE"}
+    assert [[epoch["epoch"] for epoch in trial.history] for trial in record.trials] == [[1, 2, 3]] * 4
+    assert sum(trial.retries for trial in record.trials) == retries
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_a_trial_whose_worker_is_killed_or_stopped_is_tried_again(
+    fault: str, small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault == "stopped":  # a worker that is mute for so long is dead
+        monkeypatch.setitem(slots.TRAIN_ENVIRONMENT, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "10")
+    plant(monkeypatch, once(tmp_path, 2, kill_myself if fault == "killed" else stop_myself))
+    record = runner.run(small_study(early_stopping={"enabled": False}))
+    assert (tmp_path / "done").exists()
+    assert_nothing_is_lost(record, retries=1)
+
+
+def test_a_trial_whose_train_controller_is_killed_is_tried_again(
+    small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with at_first_result(monkeypatch, tmp_path, "TrainController"):
+        record = runner.run(small_study(resources={"slots": 1}, early_stopping={"enabled": False}))
+    assert_nothing_is_lost(record, retries=1)
+
+
+@pytest.mark.parametrize("who", ["Exchange", "Keeper"])
+def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes_whole(
+    who: str, small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_study(early_stopping={"enabled": False})
+    folder = StudyFolder(config.folder)
+    with at_first_result(monkeypatch, tmp_path, who), pytest.raises(SlotsLost) as ended:
+        runner.run(config)
+    name = "exchange" if who == "Exchange" else "keeper"
+    assert f"the {name}" in str(ended.value)
+    assert f"`python -m search resume {folder.root}` goes on" in str(ended.value)
+    assert "\n" not in str(ended.value)
+    record = read_study(folder)
+    assert record.state == "interrupted"
+    assert all(trial.interrupted for trial in record.trials if trial.state != "COMPLETE")
+    again = runner.resume(folder.root)
+    assert again.state == "finished"
+    assert sum(trial.state == "COMPLETE" for trial in again.trials) == 4
+
+
+@contextlib.contextmanager
+def at_first_result(monkeypatch: pytest.MonkeyPatch, folder: Path, title: str) -> Iterator[None]:
+    """Kill a process once the driver hears of the first epoch; its trial goes on only then."""
+    enter = watch.Watch.on_trial_result
+
+    def kill(self: watch.Watch, *args: Any, **info: Any) -> None:
+        enter(self, *args, **info)
+        if not (folder / "killed").exists():
+            process = process_of(title)
+            assert process is not None
+            process.kill()
+            (folder / "killed").touch()
+
+    def wait_for_it() -> None:
+        deadline = time.monotonic() + WATCHDOG_SECONDS
+        while not (folder / "killed").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.Watch, "on_trial_result", kill)
+        plant(patch, once(folder, 2, wait_for_it))
+        yield
+    assert (folder / "killed").exists()
+
+
+def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, lambda config: time.sleep(600))
+    plan = slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False)
+    warm = slots.Slots(plan, tmp_path / "slots", ["shufflenet_v2_x0_5"])
+    killed = threading.Event()
+
+    def kill() -> None:
+        deadline = time.monotonic() + WATCHDOG_SECONDS
+        while (keeper := process_of("Keeper")) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if keeper is not None:
+            keeper.kill()
+            killed.set()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        with pytest.raises(SlotsLost, match="the keeper of the slots has died"):
+            warm.wait(seconds=WATCHDOG_SECONDS)
+    finally:
+        warm.close()
+        thread.join()
+    assert killed.is_set()
