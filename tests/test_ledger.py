@@ -313,7 +313,7 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
         from search.errors import RecordLost
         from search.ledger import Ledger
         from search.sampler import make
-        from search.study_run import StudyRun
+        from search.study_run import Clock, StudyRun
         folder = sys.argv[1]
         book = Ledger(Path(folder, "optuna.db"), mode="max", sampler=make("random", seed=0))
         trial = book.ask()
@@ -329,6 +329,7 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
                 book.end(trial.number, "FAIL", None, {"interrupted": True, "history": [{"epoch": 1}] * 20000})
         run = StudyRun.__new__(StudyRun)
         run.ledger, run.watch, run.board = book, Watch(), Board(Path(folder, "tensorboard"))
+        run.clock = Clock(book)
         try:
             run.close(1.0)
         except RecordLost as error:
