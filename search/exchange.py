@@ -184,6 +184,8 @@ class Exchange:
         slot = self._slots.setdefault(name, Slot(name))
         slot.nodes, slot.buried = tuple(nodes), False
         if not nodes:
+            if slot.work is not None and not slot.work.ended:
+                slot.reason = "its slot has ended"  # and nobody has said why
             slot.ready = slot.asking = False
             self._drop_work(slot)
             self._change.ring()
