@@ -19,8 +19,8 @@ from search.work import Bell, Job, Message, Slot, Work
 
 RECEIVE_SECONDS = 30.0
 """How long `receive` waits before it answers with nothing."""
-HANDED_OUT_AT_MOST = 2
-"""A job whose slot died before the worker began it is handed out again, once."""
+NOT_BEGUN_AGAIN = 1
+"""A job whose slot died before the worker began it is handed out again so often, even with no `retries`."""
 LOST_AT_MOST = 3
 """Nodes that may die under one job without notice: it may be what kills them."""
 FUTILE_STARTS = 3
@@ -184,6 +184,8 @@ class Exchange:
         slot = self._slots.setdefault(name, Slot(name))
         slot.nodes, slot.buried = tuple(nodes), False
         if not nodes:
+            if slot.work is not None and not slot.work.ended:
+                slot.reason = "its slot has ended"  # and nobody has said why
             slot.ready = slot.asking = False
             self._drop_work(slot)
             self._change.ring()
@@ -329,7 +331,7 @@ class Exchange:
         if work is None or work.ended or work.job["id"] not in self._works:
             return
         if not lost and not work.started:  # no word of it has come, so it is hardly what killed the worker
-            if work.handed_out < HANDED_OUT_AT_MOST:
+            if work.handed_out <= max(NOT_BEGUN_AGAIN, self._retries):
                 self._queue.appendleft(work)
                 self._match()
                 return

@@ -284,7 +284,7 @@ def test_the_driver_can_tell_since_when_the_keeper_is_silent() -> None:
     play(scene)
 
 
-def test_a_job_that_had_not_begun_is_handed_out_again_once() -> None:
+def test_a_job_that_had_not_begun_is_handed_out_again_once_where_none_is_tried_again() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.submit(job("a"))
         for _ in range(2):
@@ -293,7 +293,7 @@ def test_a_job_that_had_not_begun_is_handed_out_again_once() -> None:
             await exchange.bury("slot-0", "killed")
         assert (await ends(exchange, "a"))["state"] == "failed"
 
-    play(scene)
+    play(scene, retries=0)
 
 
 def test_workers_of_a_dead_generation_are_sent_home() -> None:
