@@ -37,6 +37,7 @@ def run(config: StudyConfig) -> StudyRecord:
     provenance.check_code()
     _check_room_here(config)
     images = inputs.scan(config)
+    inputs.check_fit(config)
     with _new_folder(config) as folder:
         return _search(config, folder, images)
 
