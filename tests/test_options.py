@@ -90,7 +90,7 @@ def test_an_option_that_would_be_ignored_is_refused_in_one_line(
     assert call(command, *words, *given) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert re.match(r"error: .*(goes? with|one of them|must be named once)", told.err)
+    assert re.match(r"error: .*(go(es)? with|one of them|must be named once)", told.err)
     assert told.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == before
 
