@@ -82,6 +82,8 @@ def run(
 
     begun = begun_studies.find(loaded) if go_on else None
     if begun is None:
+        if go_on and loaded.folder.exists():
+            say(f"{loaded.folder}: a study with another config; a new one begins beside it")
         finish(runner.run(loaded), as_json)
     else:
         go_on_with(begun, as_json)

@@ -90,7 +90,8 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
 
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
-    print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
+    if os.environ.get(provenance.JOB_VARIABLE):  # for whoever looks at the job from a laptop
+        print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
     with _alone(folder), connected():
         began = time.monotonic()
         up = nodes.up()
