@@ -34,7 +34,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     space = Space(config)
     origin = {}
     for name in config.backbones:
-        wanted = space.weights(config.model.weights_of(name), config.image_sizes[0])
+        wanted = space.weights(config.model.weights_of(name), config.least_image_size)
         if wanted.source is not None:
             source = inputs.source_images(config, name)
             count = len(source.splits["train"])

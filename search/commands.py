@@ -70,7 +70,8 @@ class Wanted:
             return StudyConfig.from_folder(str(self.data), **options, **root)
         if options:
             names = ", ".join(f"--{name}" for name in options)
-            raise typer.BadParameter(f"{names} go with --data; with a config file use --set")
+            verb = "goes" if len(options) == 1 else "go"
+            raise typer.BadParameter(f"{names} {verb} with --data; with a config file use --set")
         return config_file.load(self.config, [*self.overrides, *overrides(root)])
 
     @property

@@ -1,5 +1,9 @@
 """What a study reads, looked at before Ray is started: `check` and `run` refuse the same."""
 
+import json
+import subprocess
+import sys
+
 from finetune import catalog, filesystems, metrics
 from finetune.catalog import Catalog
 from finetune.errors import DataError, WeightsError
@@ -34,13 +38,46 @@ def scan(config: StudyConfig, *, lenient: bool = False) -> Catalog:
     return images
 
 
+def check_fit(config: StudyConfig) -> None:
+    """Look into local weights files, in a process of its own: this one starts without torch.
+
+    Raises:
+        WeightsError: one does not fit its backbone.
+    """
+    given = {name: config.model.weights_of(name) for name in config.backbones}
+    local = set(needs.weight_files(config))
+    files = [(name, weights) for name, weights in given.items() if weights in local]
+    if not files:
+        return
+    asked = json.dumps([sys.path, files])
+    done = subprocess.run([sys.executable, "-c", _FIT], input=asked, capture_output=True, text=True)
+    if done.returncode == _MISFIT:  # whatever else happens there, such as a lack of memory, trials tell
+        raise WeightsError(done.stdout.strip())
+
+
+_MISFIT = 3
+_FIT = f"""
+import json, sys
+sys.path[:], files = json.load(sys.stdin)
+from finetune import weights
+from finetune.errors import FinetuneError
+from finetune.settings import WeightsSettings
+try:
+    for backbone, file in files:
+        weights.describe(backbone, WeightsSettings(file=file))
+except FinetuneError as error:
+    print(error)
+    sys.exit({_MISFIT})
+"""
+
+
 def source_images(config: StudyConfig, backbone: str) -> Catalog:
     """Return the images of the source task that a backbone is to be pretrained on.
 
     Raises:
         DataError: they are not as the config says.
     """
-    wanted = Space(config).weights(config.model.weights_of(backbone), config.image_sizes[0])
+    wanted = Space(config).weights(config.model.weights_of(backbone), config.least_image_size)
     assert wanted.source is not None
     return catalog.scan(wanted.source.data)
 

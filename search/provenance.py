@@ -18,7 +18,7 @@ COMMIT_VARIABLE = "SEARCH_COMMIT"
 JOB_VARIABLE = "SEARCH_JOB"
 """Tells a job its submission id."""
 FOLDER_LINE = "study: "
-"""What the driver says before the path of the results folder, once it knows it."""
+"""What the driver of a job says before the path of the results folder, once it knows it."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "tensorboard", "pydantic")
 
 

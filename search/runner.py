@@ -57,6 +57,7 @@ def run(config: StudyConfig) -> StudyRecord:
     _check_room_here(config)
     images = inputs.scan(config)
     warn_of(images)
+    inputs.check_fit(config)
     with _new_folder(config) as folder:
         return _search(config, folder, images)
 
@@ -120,7 +121,8 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
 
 
 def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
-    print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
+    if os.environ.get(provenance.JOB_VARIABLE):  # for whoever looks at the job from a laptop
+        print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
     folder.check_room()
     with _alone(folder), connected():
         began = time.monotonic()

@@ -111,17 +111,9 @@ class StudyConfig(Section):
         return {name: OUTLINES[name].blocks for name in self.backbones}
 
     @property
-    def image_sizes(self) -> tuple[int, ...]:
-        """Every side that a trial may see its images at, in pixels."""
-        return tuple(
-            sorted(
-                {
-                    size
-                    for d in entries(self.data.image_size, STRATEGIES).values()
-                    for size in _whole_numbers(d)
-                }
-            )
-        )
+    def least_image_size(self) -> int:
+        """The smallest side that a trial may see its images at, in pixels."""
+        return min(_least(self.data.image_size))
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -226,13 +218,6 @@ def _by_section(options: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         raise problems.ConfigErrors(problems.Problem(problems.Place(), text) for text in wrong)
     return values
-
-
-def _whole_numbers(domain: Domain | None) -> Iterable[int]:
-    """Every number that a domain of whole numbers can come to."""
-    if isinstance(domain, Range):
-        return range(domain.low, domain.high + 1, domain.step or 1)
-    return (int(value) for value in values_of(domain))
 
 
 def _sizes_not_read(backbones: Iterable[str], sizes: Domain) -> Iterable[PydanticCustomError]:

@@ -1,7 +1,7 @@
 """Every option that is given is used, or refused in one line: none is ignored."""
 
+import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def test_an_option_that_would_be_ignored_is_refused_in_one_line(
     assert call(command, *words, *given) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("error: ")
+    assert re.match(r"error: .*(go(es)? with|one of them|must be named once)", told.err)
     assert told.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == before
 
@@ -113,7 +113,18 @@ def test_options_of_python_win_over_a_config_file_and_are_refused_beside_a_whole
     assert len(ran) == 1
 
 
-Plan = Callable[[StudyConfig], dict[str, Any]]
+def test_continue_says_that_the_study_of_that_name_has_another_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: StudyConfig) -> None:
+        raise typer.Exit(0)
+
+    monkeypatch.setattr(runner, "run", run)
+    words = ["run", str(CONFIG), "--results", str(tmp_path), "--continue"]
+    assert (call(*words), capsys.readouterr().err) == (0, "")
+    (tmp_path / "quickstart").mkdir()
+    assert call(*words) == 0
+    assert "a study with another config; a new one begins beside it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

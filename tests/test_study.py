@@ -416,10 +416,10 @@ def test_load_needs_weights_only_of_the_backbones_that_it_uses() -> None:
     assert config.backbones == ("vgg11", "vgg13")
 
 
-def test_every_image_size_that_a_trial_may_have_is_known() -> None:
-    sizes = {"replace": [64, 32], "load": 96, "fuse": {"low": 100, "high": 140, "step": 20}}
-    config = StudyConfig.from_dict(said(data={"image_size": sizes}))
-    assert config.image_sizes == (32, 64, 96, 100, 120, 140)
+@pytest.mark.parametrize("fuse", [{"low": 20, "high": 10**12, "step": 20}, [40, 20]])
+def test_the_least_image_size_is_that_of_all_strategies(fuse: Any) -> None:
+    sizes = {"replace": [64, 32], "load": 96, "fuse": fuse}
+    assert StudyConfig.from_dict(said(data={"image_size": sizes})).least_image_size == 20
 
 
 def test_mode_follows_the_metric_and_grace_the_epochs() -> None:
