@@ -1,7 +1,8 @@
 """The command line: `python -m search COMMAND`, or `transfer-search COMMAND` where it is installed.
 
 Payload goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the study failed (no trial
-completed, or it could not run to its end); 2 bad input; 130 interrupted, `resume` goes on.
+completed, or it could not run to its end), or `predict` could not read an image; 2 bad input; 130
+interrupted, `resume` goes on.
 """
 
 import os

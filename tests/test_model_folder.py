@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -26,7 +25,6 @@ from search.errors import StudyError
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small trial."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
     data = DataSettings(
         kind="digits", classes=("6", "7"), image_size=32, validation_share=0.8, test_share=0.1
@@ -143,6 +141,12 @@ def test_a_picture_that_cannot_be_read_does_not_cost_the_others(model: Path, tmp
     assert f"{paths[1]}: an image must be readable, got" in broken["error"]
     (only,) = model_folder.predict(loaded, [paths[1]])
     assert only == broken
+
+
+def test_a_folder_named_like_a_picture_is_searched_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "all.jpg").mkdir()
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "all.jpg/a.png")
+    assert model_folder.find_images([tmp_path]) == [tmp_path / "all.jpg/a.png"]
 
 
 @pytest.mark.parametrize("way", [[], ["--json"], ["--csv"]], ids=str)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def settings(tmp_path: Path, data: DataSettings, **changes: Any) -> TrialSettings:

@@ -282,6 +282,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
                 p
                 for p in path.rglob("*")
                 if p.suffix.lower() in EXTENSIONS
+                and not p.is_dir()
                 and not any(x.startswith(".") for x in p.relative_to(path).parts)
             )
             if not below:
