@@ -113,20 +113,6 @@ def test_options_of_python_win_over_a_config_file_and_are_refused_beside_a_whole
     assert len(ran) == 1
 
 
-def test_continue_says_that_the_study_of_that_name_has_another_config(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(config: StudyConfig) -> None:
-        raise typer.Exit(0)
-
-    monkeypatch.setattr(runner, "run", run)
-    words = ["run", str(CONFIG), "--results", str(tmp_path), "--continue"]
-    assert (call(*words), capsys.readouterr().err) == (0, "")
-    (tmp_path / "quickstart").mkdir()
-    assert call(*words) == 0
-    assert "a study with another config; a new one begins beside it" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "words",
     [
