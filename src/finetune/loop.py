@@ -270,11 +270,7 @@ class Run:
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
-        shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
-        size = self.settings.data.batch_size
-        if self.settings.imbalance == "balanced_sampling":
-            return order.balanced_batches(self.labels, size, shuffle)
-        return order.batches(self.data.size("train"), size, shuffle)
+        return order_of(self.settings, self.labels, epoch)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         usual = passes.usual(self.settings.precision, self.world.device)
@@ -321,6 +317,15 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
     )
     model.head.to(device)  # the blocks are there
     return model
+
+
+def order_of(settings: TrialSettings, labels: Tensor, epoch: int) -> list[Tensor]:
+    """Return an epoch's batches of image numbers, over all workers, for the training images' labels."""
+    shuffle = torch.Generator().manual_seed(_mix(settings.seed, epoch))
+    size = settings.data.batch_size
+    if settings.imbalance == "balanced_sampling":
+        return order.balanced_batches(labels, size, shuffle)
+    return order.batches(len(labels), size, shuffle)
 
 
 def _seed(seed: int, device: torch.device) -> None:
