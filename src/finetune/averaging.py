@@ -27,16 +27,19 @@ class Average:
         self.decay = decay
         self.state = {name: tensor.detach().clone() for name, tensor in model.trained_state().items()}
         self._model = model
+        pairs = [(self.state[name], tensor) for name, tensor in model.trained_state().items()]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averages, self._weights = [a for a, _ in floating], [w for _, w in floating]
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Take in the weights after so many optimiser steps."""
         weight = 1 - min(self.decay, (1 + steps) / (WARM_UP + steps))
-        for name, tensor in self._model.trained_state().items():
-            if tensor.is_floating_point():
-                self.state[name].lerp_(tensor, weight)
-            else:
-                self.state[name].copy_(tensor)
+        if self._averages:
+            torch._foreach_lerp_(self._averages, self._weights, weight)
+        for counter, now in self._counters:
+            counter.copy_(now)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -196,11 +196,12 @@ class ImageData:
         return self._mirrored[split, view]
 
     def batches(
-        self, split: str, order: Iterable[Tensor], *, view: int | None = None
+        self, split: str, order: Iterable[Tensor], *, view: int | None = None, pinned: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images uint8 (B, 3, S, S) and labels int64 (B,) for each index tensor of `order`.
 
         The next batches are made in threads while the caller computes; closing the iterator drops them.
+        `pinned`: in memory from which a GPU copies them while it computes.
 
         Raises:
             DataError: an image cannot be read; raised in the place of its batch.
@@ -208,9 +209,14 @@ class ImageData:
         labels = self.labels(split)
         ahead: deque[tuple[Tensor, Future[Tensor]]] = deque()
         maker = ThreadPoolExecutor(1, "batches")  # its own: decoders that wait for decoders would hang
+
+        def make(indices: Tensor) -> Tensor:
+            images = self.batch(split, indices, view=view)
+            return images.pin_memory() if pinned else images
+
         try:
             for indices in order:
-                ahead.append((labels[indices], maker.submit(self.batch, split, indices, view=view)))
+                ahead.append((labels[indices], maker.submit(make, indices)))
                 if len(ahead) > BATCHES_AHEAD:
                     answers, images = ahead.popleft()
                     yield images.result(), answers

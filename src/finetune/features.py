@@ -30,6 +30,8 @@ from finetune.weights import Pretrained
 
 FORMAT = 2
 """Of what an entry holds; part of its key."""
+RESIDENT_BYTES = 512 * 2**20
+"""Stored rows of a split up to this size are read from the GPU's own memory."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Inputs:
         if split == "test":
             cut = None  # it is read once, for one model
         if cut is not None and (split, sheet.name) not in self._feeds:
-            self._feeds[split, sheet.name] = self._rows(split, sheet, cut)
+            self._feeds[split, sheet.name] = self._near(self._rows(split, sheet, cut))
         rows = self._feeds.get((split, sheet.name))
         return Feed(self, split, view, self._passes[training], cut.blocks if cut else 0, rows)
 
@@ -140,7 +142,8 @@ class Inputs:
             how: the frozen blocks are run.
             behind: at most the number of frozen blocks.
         """
-        h = self._activations(x, how, behind, len(self.model.prefix)).float()
+        with passes.rounding(self.settings.precision):
+            h = self._activations(x, how, behind, len(self.model.prefix)).float()
         return self.model.reduce(h)
 
     def images(self, pixels: Tensor) -> Tensor:
@@ -222,8 +225,15 @@ class Inputs:
         facts |= {"images": self.data.size(split), "data": self.data.fingerprint[:12]}
         return self._store.get(key(cut.blocks), layout(cut.blocks), make, worth=cut.worth, facts=facts)
 
+    def _near(self, rows: Tensor | None) -> Tensor | None:
+        """Return stored rows where they are read fastest: on the GPU, if they are few."""
+        if rows is None or self.device.type != "cuda" or rows.nbytes > RESIDENT_BYTES:
+            return rows
+        return rows.to(self.device)
+
     def _made(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
-        h = how.run_padded(self._blocks(how, begin, end), x)
+        with passes.rounding(self.settings.precision):
+            h = how.run_padded(self._blocks(how, begin, end), x)
         return self.model.reduce(h.float()) if self._is_pooled(end) else h
 
     def _is_pooled(self, blocks: int) -> bool:
@@ -289,13 +299,15 @@ class Feed:
         """
         data = self.inputs.data
         if self.rows is None:
-            for pixels, _ in data.batches(self.split, order, view=self.view):
+            pinned = self.inputs.device.type == "cuda"
+            for pixels, _ in data.batches(self.split, order, view=self.view, pinned=pinned):
                 yield self.inputs.images(pixels)
             return
         places = data.places(self.split, self.view)
-        for indices in order:
-            rows = self.rows.index_select(0, indices if places is None else places[indices])
-            yield self.inputs.read(rows, self.blocks).float()
+        numbers = torch.cat(list(order))
+        numbers = (numbers if places is None else places[numbers]).to(self.rows.device)
+        for indices in numbers.split([len(batch) for batch in order]):
+            yield self.inputs.read(self.rows.index_select(0, indices), self.blocks).float()
 
     def finish(self, x: Tensor) -> Tensor:
         """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""

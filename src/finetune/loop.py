@@ -94,10 +94,12 @@ def train(
     report({"kind": "effective"} | run.effective())
     for past in history.restore():
         report({"kind": "epoch"} | past)
+        run.parts = int(past.get("accumulate", run.parts))
     moves = False
     for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
         begin = time.perf_counter()
-        loss = run.train_epoch(epoch, should_stop)
+        with passes.rounding(settings.precision):
+            loss = run.train_epoch(epoch, should_stop)
         if loss is None:
             history.save_best()
             return Outcome("stopped", epoch - 1)
@@ -109,6 +111,8 @@ def train(
         rates = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
         speed = {"seconds": seconds, "images_per_second": run.data.size("train") / seconds}
         metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
+        if run.parts != settings.accumulate:
+            metrics["accumulate"] = run.parts
         history.add(metrics)
         report({"kind": "epoch"} | metrics)
         if moves := any(run.world.agree(should_move())):
@@ -152,6 +156,8 @@ class Run:
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.mixing = augment.mixing(settings)
         self.scores = Scores(self.data.classes, world.device)
+        self.parts = settings.accumulate
+        """That a share of a batch is computed in: as the settings say, more where memory was short."""
         self.step_model = self._parallel()
         self.weights_sha256 = source.sha256
 
@@ -199,6 +205,8 @@ class Run:
             if self.average:
                 self.average.update(self.rates.steps)
             look = world.device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == len(whole)
+            if world.size > 1 and not look:
+                continue  # to agree, workers wait for their devices
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
             if bad:
                 raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
@@ -224,11 +232,26 @@ class Run:
         return parts
 
     def _backward(self, feed: Feed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
-        """Add the gradient of scale * the sum of losses, in `accumulate` parts; return that sum.
+        """Add the gradient of scale * the sum of losses, in `parts` parts; return that sum.
 
-        Workers exchange gradients once, with the last part.
+        Where the GPU has no room for a part, all later ones are half as large. Batch norms that had seen
+        the part by then see it again.
         """
-        model, count = self.step_model, self.settings.accumulate
+        while True:
+            try:
+                return self._in_parts(feed, x, targets, scale)
+            except torch.OutOfMemoryError:
+                if 2 * self.parts >= len(x) or self.world.size > 1:  # the other workers wait for this one
+                    raise
+            # Only here, behind the error, nobody holds what the step had allocated.
+            self.parts *= 2
+            optimize.clear(self.optimizer)
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Do what `_backward` says; workers exchange gradients once, with the last part."""
+        model, count = self.step_model, self.parts
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
         sums = []
         for number, (some, wanted) in enumerate(parts, 1):
@@ -262,10 +285,10 @@ class Run:
         world = self.world
         mine = torch.arange(world.rank, self.data.size(split), world.size).split(BATCH)
         feed = self.inputs.feed(split)
-        labels = self.data.labels(split).to(world.device)
-        batches = zip(feed.batches(mine), (labels[batch] for batch in mine), strict=True)
+        labels = self.data.labels(split)[world.rank :: world.size].to(world.device).split(BATCH)
+        batches = zip(feed.batches(mine), labels, strict=True)
         self.model.eval()
-        with self._autocast():
+        with self._autocast(), passes.rounding(self.settings.precision):
             return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores)
 
     def _order(self, epoch: int) -> list[Tensor]:

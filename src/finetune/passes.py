@@ -15,7 +15,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,20 @@ def usual(precision: str, device: torch.device) -> Pass:
     cuda = device.type == "cuda"
     half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     return Pass("bfloat16" if half else "float32")
+
+
+@contextlib.contextmanager
+def rounding(precision: str) -> Iterator[None]:
+    """Inside, convolutions on GPUs compute in float32 where `precision` is `exact`.
+
+    By torch's default they round what they read to ten bits (TF32); matrix products do not.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before and precision != "exact"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def has_channels_last(h: Tensor) -> bool:
