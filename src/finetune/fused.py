@@ -132,7 +132,7 @@ class Pack:
 
     def __init__(self, heads: Sequence[TrialSettings], data: Stored) -> None:
         self.heads, self.data, self.device = heads, data, data.train.device
-        self.drawn = [initial(head, data.train.shape[1], data.classes) for head in heads]
+        self.drawn = [initial(head, data.train.shape[1], data.classes).state_dict() for head in heads]
         self.hidden = max(head.head_size for head in heads)
         layers = 2 if self.hidden else 1
         drawn = [list(state.values()) for state in self.drawn]  # weight and bias of each layer in turn
@@ -319,11 +319,11 @@ class _Optimizer:
         p.sub_(rate / (1 - BETAS[0] ** self.steps) * m / corrected)
 
 
-def initial(head: TrialSettings, features: int, classes: int) -> dict[str, Tensor]:
-    """Return the weights that a trial's new head begins with."""
+def initial(head: TrialSettings, features: int, classes: int) -> MLPHead:
+    """Return the new head that a trial begins with, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(head.seed)
-        return MLPHead(features, head.head_size, classes, head.dropout).state_dict()
+        return MLPHead(features, head.head_size, classes, head.dropout)
 
 
 def rates_of(head: TrialSettings, steps_per_epoch: int) -> list[float]:
