@@ -151,6 +151,8 @@ def _run_parts(parts: list[str], options: argparse.Namespace) -> int:
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     kinds: dict[str, dict[str, Any]] = {"right": gpu_right.PARTS, "fast": gpu_fast.PARTS}
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         setup = Setup(device, options.quick, options.images, options.weights, Path(scratch))

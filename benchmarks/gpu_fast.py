@@ -34,7 +34,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def models(setup: Setup) -> Sequence[str]:
     """Return the backbones that are measured."""
-    return ("mobilenet_v2",) if setup.quick else MODELS
+    return ("shufflenet_v2_x0_5",) if setup.quick else MODELS
 
 
 def peak(setup: Setup) -> float:
@@ -227,7 +227,7 @@ def _steps(setup: Setup, names: Sequence[str], *, batch: int, steps: int, graphs
         row["ours_over_reference"] = row["ours"] / max(row["reference"], row["reference_searched"])
         table[name] = row
         say(f"steps of {batch}, {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
-    return {"ok": min(row["ours_over_reference"] for row in table.values()) >= 0.97, "peak": most, **table}
+    return {"ok": _enough(setup, table, "ours_over_reference", 0.97), "peak": most, **table}
 
 
 def compiled(setup: Setup) -> Found:
@@ -247,7 +247,7 @@ def compiled(setup: Setup) -> Found:
             torch.compiler.reset()
             del training
         table[name] = row | {"ours_over_reference": row["ours"] / row["reference"]}
-    return {"ok": min(row["ours_over_reference"] for row in table.values()) >= 0.97, **table}
+    return {"ok": _enough(setup, table, "ours_over_reference", 0.97), **table}
 
 
 def extraction(setup: Setup) -> Found:
@@ -277,7 +277,12 @@ def extraction(setup: Setup) -> Found:
         row["ours_over_bare"] = row["as_it_is"] / max(bare.values())
         table[name] = row
         say(f"extraction, {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
-    return {"ok": min(row["ours_over_bare"] for row in table.values()) >= 0.6, **table}
+    return {"ok": _enough(setup, table, "ours_over_bare", 0.6), **table}
+
+
+def _enough(setup: Setup, table: dict[str, dict[str, float]], name: str, least: float) -> bool:
+    """True if a ratio is large enough everywhere; on a CPU the parts only show that they run."""
+    return setup.device.type == "cpu" or min(row[name] for row in table.values()) >= least
 
 
 def _fill(settings: TrialSettings, setup: Setup) -> float:

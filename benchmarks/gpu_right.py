@@ -102,12 +102,14 @@ def stored_equal_fresh(setup: Setup) -> bool:
 def precision(setup: Setup) -> Found:
     """Validation accuracy after training in float32 and in bfloat16: within the spread of seeds."""
     kinds: dict[str, TrialSettings] = {}
-    half = {"frozen_layers": 10, "optimizer": "sgd", "epochs": setup.size(5, 1)}
+    half = {"frozen_layers": 10, "learning_rate": 0.03, "epochs": setup.size(6, 1)}
     kinds["digits"] = setup.trial("mobilenet_v2", setup.digits(), weights=setup.digit_weights(), **half)
     if setup.images and setup.weights:
         given = dataclasses.replace(kinds["digits"].weights, source=None, file=str(setup.weights))
         data = setup.real_data(batch_size=64)
-        kinds["images"] = setup.trial("mobilenet_v2", data, weights=given, **(half | {"epochs": 3}))
+        kinds["images"] = setup.trial(
+            "mobilenet_v2", data, weights=given, **(half | {"epochs": 3, "learning_rate": 0.01})
+        )
     ok, table = True, {}
     for name, settings in kinds.items():
         scores: dict[str, list[float]] = {}
