@@ -14,6 +14,7 @@ same, part by part.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -176,6 +177,7 @@ def _run_parts(parts: list[str], options: argparse.Namespace) -> int:
             if found["state"] == "failed" and not _answers(device):
                 say("## the GPU no longer answers this process")
                 return SPOILT
+            gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return 0

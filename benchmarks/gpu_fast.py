@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,9 +77,9 @@ class Ours:
         self.epochs += 1
         self.run.train_epoch(self.epochs, lambda: False)
 
-    def rate(self, setup: Setup, *, warm: int = 2) -> float:
+    def rate(self, setup: Setup, *, warm: int = 1) -> float:
         """Return images per second."""
-        return self.batch * self.steps / setup.seconds(self.epoch, warm=warm)
+        return self.batch * self.steps / setup.seconds(self.epoch, rounds=2, warm=warm)
 
     def bare_rate(self, setup: Setup) -> float:
         """Return images per second of the steps alone, the images on the device."""
@@ -96,7 +95,7 @@ class Ours:
                 optimize.step(run.optimizer, run.starts, clip_norm=0.0)
                 run.rates.step()
 
-        return self.batch * self.steps / setup.seconds(steps)
+        return self.batch * self.steps / setup.seconds(steps, rounds=2)
 
 
 class Reference:
@@ -136,9 +135,9 @@ class Reference:
         loss.backward()
         self.optimizer.step()
 
-    def rate(self, setup: Setup, *, warm: int = 2) -> float:
+    def rate(self, setup: Setup, *, warm: int = 1) -> float:
         """Return images per second."""
-        return self.batch * self.steps / setup.seconds(self.epoch, warm=warm)
+        return self.batch * self.steps / setup.seconds(self.epoch, rounds=2, warm=warm)
 
     def graphed_rate(self, setup: Setup) -> float:
         """Return images per second of steps whose passes are replayed as CUDA graphs."""
@@ -154,7 +153,7 @@ class Reference:
                 loss.backward()
                 self.optimizer.step()
 
-        return self.batch * self.steps / setup.seconds(steps)
+        return self.batch * self.steps / setup.seconds(steps, rounds=2)
 
     def _order(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self.batches[step % len(self.batches)] for step in range(self.steps))
@@ -194,7 +193,7 @@ def searching_kernels(on: bool) -> Iterator[None]:
 
 def steps(setup: Setup) -> Found:
     """Training steps, all blocks trained, bfloat16: ours with its images, against the reference."""
-    return _steps(setup, models(setup), batch=setup.size(BATCH, 8), steps=setup.size(16, 2))
+    return _steps(setup, models(setup), batch=setup.size(BATCH, 8), steps=setup.size(10, 2))
 
 
 def small(setup: Setup) -> Found:
@@ -213,12 +212,14 @@ def _steps(setup: Setup, names: Sequence[str], *, batch: int, steps: int, graphs
         row["ours"] = ours.rate(setup)
         row["bare"] = ours.bare_rate(setup)
         with searching_kernels(True):
-            row["ours_searched"] = ours.rate(setup)
+            row["ours_searched"] = ours.rate(setup, warm=2)
         del ours
         for searched in (False, True):
             with searching_kernels(searched):
                 reference = Reference(name, setup, batch=batch, steps=steps)
-                row["reference_searched" if searched else "reference"] = reference.rate(setup)
+                row["reference_searched" if searched else "reference"] = reference.rate(
+                    setup, warm=2 if searched else 1
+                )
         if graphs and setup.device.type == "cuda":
             row["graphs"] = reference.graphed_rate(setup)
         del reference
@@ -237,7 +238,7 @@ def compiled(setup: Setup) -> Found:
         row: dict[str, float] = {}
         for which, kind in (("ours", Ours), ("reference", Reference)):
             training: Any = kind(
-                name, setup, batch=setup.size(BATCH, 8), steps=setup.size(16, 2), compiled=True
+                name, setup, batch=setup.size(BATCH, 8), steps=setup.size(10, 2), compiled=True
             )
             began = setup.clock()
             training.epoch()
@@ -304,7 +305,6 @@ def _fill(settings: TrialSettings, setup: Setup) -> float:
         if feed.rows is None:
             return float("nan")
         best = max(best, run.data.size("train") / took)
-    shutil.rmtree(place.folder, ignore_errors=True)
     return best
 
 

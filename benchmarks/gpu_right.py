@@ -108,13 +108,16 @@ def precision(setup: Setup) -> Found:
         given = dataclasses.replace(kinds["digits"].weights, source=None, file=str(setup.weights))
         data = setup.real_data(batch_size=64)
         kinds["images"] = setup.trial(
-            "mobilenet_v2", data, weights=given, **(half | {"epochs": 3, "learning_rate": 0.01})
+            "mobilenet_v2",
+            data,
+            weights=given,
+            **(half | {"epochs": setup.size(3, 1), "learning_rate": 0.01}),
         )
     ok, table = True, {}
     for name, settings in kinds.items():
         scores: dict[str, list[float]] = {}
         for how in ("float32", "bfloat16"):
-            for seed in range(setup.size(3, 1)):
+            for seed in range(setup.size(2, 1)):
                 one = dataclasses.replace(settings, precision=how, seed=seed)
                 ends = train(one, setup, f"precision-{name}-{how}-{seed}")
                 scores.setdefault(how, []).append(ends[-1]["val/accuracy"])
@@ -131,7 +134,7 @@ def precision(setup: Setup) -> Found:
 def seed(setup: Setup) -> Found:
     """The same seed gives the same epochs; where it does not, which operators forbid it."""
     table: dict[str, Any] = {}
-    names = ("mobilenet_v2",) if setup.quick else ("mobilenet_v2", "resnet18", "convnext_tiny", "vit_b_16")
+    names = ("mobilenet_v2",) if setup.quick else ("mobilenet_v2", "convnext_tiny", "vit_b_16")
     for name in names:
         side = setup.size(224 if name == "vit_b_16" else 64, 32)
         data = setup.photo_data(image_size=side, batch_size=setup.size(64, 8))
@@ -162,9 +165,9 @@ def nondeterministic(settings: TrialSettings, setup: Setup) -> list[str]:
             run.evaluate("val")
     finally:
         torch.use_deterministic_algorithms(False)
-    return sorted(
-        {str(w.message).split(" does not have")[0][:120] for w in told if "determin" in str(w.message)}
-    )
+    messages = {str(w.message) for w in told if "determin" in str(w.message)}
+    # cuBLAS means several streams at a time; training has one.
+    return sorted(m.split(" does not have")[0][:120] for m in messages if "CuBLAS" not in m)
 
 
 def memory(setup: Setup) -> Found:
