@@ -13,6 +13,11 @@ from finetune.history import Keep
 from finetune.settings import DataSettings, FeatureSettings, SourceSettings, TrialSettings, WeightsSettings
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fused")
@@ -66,7 +71,7 @@ def test_each_head_of_a_pack_is_the_head_that_the_training_loop_trains(folder: P
     draw = random.Random(0)
     heads = [
         head(folder, seed, learning_rate=0.05 * 2 ** draw.uniform(-2, 1), **way)
-        for seed, way in enumerate([*WAYS, *WAYS])
+        for seed, way in enumerate([*WAYS, *WAYS[:3]])
     ]
     heads = [
         dataclasses.replace(h, learning_rate=h.learning_rate / 10) if h.optimizer != "sgd" else h
