@@ -28,7 +28,8 @@ class Average:
         self.state = {name: tensor.detach().clone() for name, tensor in model.trained_state().items()}
         self._model = model
         pairs = [(self.state[name], tensor) for name, tensor in model.trained_state().items()]
-        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._counters, self._counted = [c for c, _ in counters], [now for _, now in counters]
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self._averages, self._weights = [a for a, _ in floating], [w for _, w in floating]
 
@@ -38,8 +39,8 @@ class Average:
         weight = 1 - min(self.decay, (1 + steps) / (WARM_UP + steps))
         if self._averages:
             torch._foreach_lerp_(self._averages, self._weights, weight)
-        for counter, now in self._counters:
-            counter.copy_(now)
+        if self._counters:
+            torch._foreach_copy_(self._counters, self._counted)  # one launch on a GPU, not one for each
 
     @contextmanager
     def applied(self) -> Iterator[None]:

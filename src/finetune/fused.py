@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune import loop, optimize, passes
+from finetune import loop, optimize
+from finetune.evaluate import BATCH
 from finetune.head import MLPHead
 from finetune.losses import Loss
 from finetune.settings import ALL, TrialSettings
@@ -72,8 +73,8 @@ def stored(run: loop.Run) -> Stored:
     train, val = run.inputs.feed("train", view=0), run.inputs.feed("val")
     if train.rows is None or not run.model.pools:
         raise ValueError("fused heads: every block must be frozen and its features stored")
-    rows = (run.inputs.read(part, train.blocks).float() for part in train.rows.split(passes.BATCH))
-    others = val.batches(torch.arange(data.size("val")).split(passes.BATCH))
+    rows = (run.inputs.read(part, train.blocks).float() for part in train.rows.split(BATCH))
+    others = val.batches(torch.arange(data.size("val")).split(BATCH))
     return Stored(
         torch.cat([train.finish(x) for x in rows]),
         data.labels("train"),

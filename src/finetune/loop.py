@@ -204,7 +204,7 @@ class Run:
             self.rates.step()
             if self.average:
                 self.average.update(self.rates.steps)
-            look = world.device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == len(whole)
+            look = world.device.type == "cpu" or (step + 1) % LOOK_EVERY == 0 or step + 1 == len(whole)
             if world.size > 1 and not look:
                 continue  # to agree, workers wait for their devices
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
