@@ -1,7 +1,9 @@
 """Stored features: the same trial as without them, to the bit, and computed once."""
 
+import contextlib
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +312,46 @@ def test_a_pass_with_padding_gives_a_row_the_same_bits_in_any_company(settings: 
     order = torch.randperm(len(images))
     assert torch.equal(Pass().run_padded(run.model.prefix, images[order]), whole[order])
     assert torch.equal(Pass().run_padded(run.model.prefix, images[:3]), whole[:3])
+
+
+def test_the_batch_that_features_are_computed_in_and_who_fills_the_store_change_no_promise(
+    settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: larger batches, threads that fill the store together, one precision around them."""
+    seen: list[bool] = []
+    rounding = passes.rounding
+
+    @contextlib.contextmanager
+    def told(precision: str) -> Iterator[None]:
+        with rounding(precision):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            yield
+
+    monkeypatch.setattr(passes, "rounding", told)
+    monkeypatch.setattr(passes, "batch_of", lambda precision, device: 48)
+    monkeypatch.setattr(Inputs, "_threads", lambda self, how: 3)
+    trial = settings(strategy="fuse", frozen_layers=12)
+    assert learned(train(trial, tmp_path / "stored", features)) == learned(
+        train(trial, tmp_path / "no", None)
+    )
+    assert set(seen) == {False}
+
+
+def test_features_of_another_batch_size_are_another_entry(
+    settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(Path(features.folder), 1)
+    train(settings(epochs=1), tmp_path / "a", features)
+    first = {entry["key"] for entry in store.entries()}
+    monkeypatch.setattr(passes, "batch_of", lambda precision, device: 48)
+    train(settings(epochs=1), tmp_path / "b", features)
+    assert len({entry["key"] for entry in store.entries()} - first) == 2  # training images, others
+
+
+def test_a_gpu_takes_large_batches_but_not_where_fresh_ones_are_filled_up_to_them() -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert passes.batch_of("auto", gpu) == passes.GPU_BATCH > BATCH
+    assert [passes.batch_of("exact", gpu), passes.batch_of("auto", cpu)] == [BATCH, BATCH]
 
 
 def test_auto_runs_frozen_blocks_as_fast_as_it_can_in_training_only(

@@ -402,3 +402,63 @@ def test_a_metric_that_the_images_do_not_tell_is_refused_before_training(
     with pytest.raises(DataError, match=rf"study\.metric: must be one .*, got '{metric}'\. .*Known: "):
         loop.train(settings, keep=other, report=told.append)
     assert not told
+
+
+class Small:
+    """A device with room for so many images at a time."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.seen: list[int] = []
+
+    def __call__(self, model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if model.training and torch.is_grad_enabled():
+            self.seen.append(len(inputs[0]))
+            if len(inputs[0]) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def on(device: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = loop.build_model
+
+    def small(*arguments: Any) -> Any:
+        model = build(*arguments)
+        model.head.new.register_forward_pre_hook(device)
+        return model
+
+    monkeypatch.setattr(loop, "build_model", small)
+
+
+def test_a_step_that_finds_too_little_memory_is_taken_in_smaller_parts(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(settings, frozen_layers=-1, dropout=0.0, strategy="replace", epochs=2)
+    expected = epochs(train(settings, tmp_path / "whole"))
+    device = Small(room=10)
+    on(device, monkeypatch)
+    found = epochs(train(settings, tmp_path / "parts"))
+    assert [m.pop("accumulate") for m in found] == [4, 4]
+    assert device.seen[:2] == [32, 16]
+    assert max(device.seen[2:]) <= 8
+    for whole, parts in zip(expected, found, strict=True):
+        assert parts == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_trial_that_goes_on_keeps_the_parts_that_it_found(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Small(room=10)
+    on(device, monkeypatch)
+    moves = iter((False, True))
+    train(settings, tmp_path, should_move=lambda: next(moves))
+    device.seen.clear()
+    train(settings, tmp_path)
+    assert max(device.seen) <= 8
+
+
+def test_memory_that_does_not_do_for_two_images_ends_the_trial(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(Small(room=1), monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(settings, tmp_path)

@@ -1,10 +1,12 @@
 """The shared folder of arrays: computed once, never half read, never over budget."""
 
+import dataclasses
 import errno
 import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,29 @@ def test_every_type_comes_back_to_the_bit(tmp_path: Path, dtype: str) -> None:
 def test_writing_to_the_rows_changes_no_file(tmp_path: Path) -> None:
     get(Store(tmp_path, 2**20)).zero_()
     assert torch.equal(get(Store(tmp_path, 2**20), make=refuse), expected())
+
+
+def test_several_threads_fill_an_entry_with_the_same_rows_each_chunk_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+    both = threading.Barrier(2, timeout=120)
+
+    def make(begin: int, end: int) -> Tensor:
+        asked.append(begin)
+        if begin < 2 * 10:
+            both.wait()  # two chunks are in the making at the same time
+        return expected(begin, end)
+
+    layout = dataclasses.replace(LAYOUT, chunk_rows=10)
+    got = Store(tmp_path, 2**20).get("a", layout, make, worth=1.0, facts={}, threads=2)
+    assert got is not None
+    assert torch.equal(got, expected())
+    assert sorted(asked) == [begin for begin, _ in layout.chunks()]
+    assert layout.chunks()[:2] == [(0, 10), (10, 20)]
+
+
+def test_what_a_thread_cannot_compute_is_said_to_who_asked_for_the_rows(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="were computed again"):
+        Store(tmp_path, 2**20).get("a", LAYOUT, refuse, worth=1.0, facts={}, threads=3)
 
 
 def test_two_processes_that_race_compute_each_chunk_once(tmp_path: Path) -> None:

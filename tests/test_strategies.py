@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.profiler import profile
 
 from finetune import backbones, strategies, weights
 from finetune.backbones import Backbone
@@ -81,6 +82,27 @@ def test_gradients_reach_trunk_and_head_and_nothing_else(strategy: str) -> None:
     F.cross_entropy(model(images), labels).backward()
     for key, parameter in model.named_parameters():
         assert (parameter.grad is None) == (not parameter.requires_grad) == key.startswith("prefix."), key
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
+def test_trained_activations_are_not_copied_for_their_gradient(name: str) -> None:
+    """Not one clone in a step, and the gradients that torch's own model has, to the bit."""
+    images, labels = batch(4, 32)
+    gradients = []
+    for frozen in (False, True):  # so the second one's blocks are as torchvision has them
+        of = backbone(name)
+        blocks = of.blocks if frozen else build("load", of, frozen_layers=0).trunk
+        blocks.train().requires_grad_(True)
+        with profile() as seen:
+            torch.manual_seed(0)
+            F.cross_entropy(blocks(images).mean((2, 3)), labels).backward()
+        clones = sum(event.count for event in seen.key_averages() if event.key == "aten::clone")
+        gradients.append([p.grad for p in blocks.parameters()])
+        inner = [m for m in blocks.modules() if isinstance(m, nn.Hardtanh | nn.SiLU | nn.Hardswish)]
+        assert inner
+        assert (clones >= len(inner)) == frozen
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
 
 
 def test_the_prefix_stays_in_evaluation_mode_and_the_rest_follows() -> None:

@@ -27,16 +27,20 @@ class Average:
         self.decay = decay
         self.state = {name: tensor.detach().clone() for name, tensor in model.trained_state().items()}
         self._model = model
+        pairs = [(self.state[name], tensor) for name, tensor in model.trained_state().items()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._counters, self._counted = [c for c, _ in counters], [now for _, now in counters]
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averages, self._weights = [a for a, _ in floating], [w for _, w in floating]
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Take in the weights after so many optimiser steps."""
         weight = 1 - min(self.decay, (1 + steps) / (WARM_UP + steps))
-        for name, tensor in self._model.trained_state().items():
-            if tensor.is_floating_point():
-                self.state[name].lerp_(tensor, weight)
-            else:
-                self.state[name].copy_(tensor)
+        if self._averages:
+            torch._foreach_lerp_(self._averages, self._weights, weight)
+        if self._counters:
+            torch._foreach_copy_(self._counters, self._counted)  # one launch on a GPU, not one for each
 
     @contextmanager
     def applied(self) -> Iterator[None]:

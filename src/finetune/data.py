@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,7 +102,7 @@ class ImageData:
         weights = [example.weight for example in self._catalog.splits[split]]
         return None if set(weights) <= {1.0} else torch.tensor(weights, dtype=torch.float32)
 
-    def batch(self, split: str, indices: Tensor, *, view: int | None = None) -> Tensor:
+    def batch(self, split: str, indices: Tensor, *, view: int | None = None, pinned: bool = False) -> Tensor:
         """Return the images at `indices` of a split, uint8 (B, 3, S, S).
 
         Args:
@@ -111,6 +110,7 @@ class ImageData:
             indices: int64 (B,) on the CPU, each in 0..N-1; repetitions are allowed.
             view: None: as for evaluation. v: training view v, a pure function of (data.seed, the
                 image's path, v): randomly cropped, mirrored and altered as far as the settings say.
+            pinned: in memory from which a GPU copies them while it computes.
 
         Raises:
             DataError: an image cannot be read.
@@ -126,22 +126,25 @@ class ImageData:
         crops, flips = self._data.crop_scale < 1, self._data.horizontal_flip
         augments = self._data.augment != "none"
         if view is None or not (crops or flips or augments):
-            return self._decoded.evaluation(split, rows)
+            return self._decoded.evaluation(split, rows, pinned=pinned)
         mirrored = self._flips(split, view)[indices]
         if not (crops or augments):
-            images = self._decoded.evaluation(split, rows)
+            images = self._decoded.evaluation(split, rows, pinned=pinned)
             images[mirrored] = images[mirrored].flip(-1)
             return images
         examples = [self._catalog.splits[split][row] for row in rows]
         draws = [pixels.draws_of(self._data.seed, example.path, view) for example in examples]
         for draw in draws:
             draw.random()  # told whether to mirror
-        images = self._crops(examples, draws) if crops else self._decoded.evaluation(split, rows)
+        if crops:
+            images = self._crops(examples, draws, pinned=pinned)
+        else:
+            images = self._decoded.evaluation(split, rows, pinned=pinned)
         if flips:
             images[mirrored] = images[mirrored].flip(-1)
         if augments:
             images = torch.stack(list(self._decoders.map(augment.trivial, images, draws)))
-        return images
+        return images.pin_memory() if pinned and augments else images
 
     def sheet(self, split: str, view: int | None) -> Sheet:
         """Return the sheet that has a view of a split; None: the images as for evaluation."""
@@ -169,7 +172,9 @@ class ImageData:
         images = self.size(split)
         return torch.arange(images) + images * self._flips(split, view)
 
-    def sheet_pixels(self, split: str, sheet: Sheet, begin: int, end: int, batch: int) -> Iterator[Tensor]:
+    def sheet_pixels(
+        self, split: str, sheet: Sheet, begin: int, end: int, batch: int, *, pinned: bool = False
+    ) -> Iterator[Tensor]:
         """Yield rows `begin` to `end` of a sheet, uint8 (B, 3, S, S), decoded ahead of the caller.
 
         Raises:
@@ -177,7 +182,7 @@ class ImageData:
         """
         rows = torch.arange(begin, end).split(batch)
         images = self.size(split)
-        batches = self.batches(split, [part % images for part in rows], view=sheet.view)
+        batches = self.batches(split, [part % images for part in rows], view=sheet.view, pinned=pinned)
         for part, (found, _) in zip(rows, batches, strict=True):
             mirrored = part >= images
             found[mirrored] = found[mirrored].flip(-1)
@@ -196,11 +201,12 @@ class ImageData:
         return self._mirrored[split, view]
 
     def batches(
-        self, split: str, order: Iterable[Tensor], *, view: int | None = None
+        self, split: str, order: Iterable[Tensor], *, view: int | None = None, pinned: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images uint8 (B, 3, S, S) and labels int64 (B,) for each index tensor of `order`.
 
         The next batches are made in threads while the caller computes; closing the iterator drops them.
+        `pinned`: in memory from which a GPU copies them while it computes.
 
         Raises:
             DataError: an image cannot be read; raised in the place of its batch.
@@ -208,9 +214,13 @@ class ImageData:
         labels = self.labels(split)
         ahead: deque[tuple[Tensor, Future[Tensor]]] = deque()
         maker = ThreadPoolExecutor(1, "batches")  # its own: decoders that wait for decoders would hang
+
+        def make(indices: Tensor) -> Tensor:
+            return self.batch(split, indices, view=view, pinned=pinned)
+
         try:
             for indices in order:
-                ahead.append((labels[indices], maker.submit(self.batch, split, indices, view=view)))
+                ahead.append((labels[indices], maker.submit(make, indices)))
                 if len(ahead) > BATCHES_AHEAD:
                     answers, images = ahead.popleft()
                     yield images.result(), answers
@@ -219,14 +229,15 @@ class ImageData:
         finally:
             maker.shutdown(cancel_futures=True)
 
-    def _crops(self, examples: Sequence[Example], draws: Sequence[random.Random]) -> Tensor:
+    def _crops(self, examples: Sequence[Example], draws: Sequence[random.Random], *, pinned: bool) -> Tensor:
         side, scale = self._data.image_size, self._data.crop_scale
 
         def crop(example: Example, draw: random.Random) -> Pixels:
             image = self._decoded.for_crops(example)
             return pixels.resize(image, pixels.random_box(image.width, image.height, scale, draw), side)
 
-        images = np.empty((len(examples), 3, side, side), dtype=np.uint8)
+        whole = torch.empty((len(examples), 3, side, side), dtype=torch.uint8, pin_memory=pinned)
+        images = whole.numpy()
         for place, cut in enumerate(self._decoders.map(crop, examples, draws)):
             images[place] = cut
-        return torch.from_numpy(images)
+        return whole

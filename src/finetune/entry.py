@@ -15,8 +15,10 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ class Layout:
     """Of one row."""
     dtype: str
     """A key of DTYPES."""
+    chunk_rows: int | None = None
+    """Rows of a chunk; None: as many as CHUNK_BYTES and CHUNK_ROWS allow."""
 
     @property
     def row_bytes(self) -> int:
@@ -57,7 +61,7 @@ class Layout:
 
     def chunks(self) -> list[tuple[int, int]]:
         """Return first row and end of each chunk."""
-        step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, self.row_bytes)))
+        step = self.chunk_rows or max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, self.row_bytes)))
         return [(begin, min(begin + step, self.rows)) for begin in range(0, self.rows, step)]
 
 
@@ -118,8 +122,11 @@ class Entry:
         _sized(self.sums, 8 * len(self.layout.chunks()))
         _sized(self.part, self.layout.bytes)
 
-    def fill(self, make: Make, about: Mapping[str, Any]) -> None:
-        """Compute every chunk that nobody has computed, waiting for those that others compute."""
+    def fill(self, make: Make, about: Mapping[str, Any], *, threads: int = 1) -> None:
+        """Compute every chunk that nobody has computed, waiting for those that others compute.
+
+        With several threads, one chunk is read or written while another is computed.
+        """
         chunks = self.layout.chunks()
         with ExitStack() as files:
             try:
@@ -128,22 +135,29 @@ class Entry:
                 return  # finished by another process, or removed, since we looked
             todo = list(range(len(chunks)))
             while todo:
-                others = []
-                for number in todo:
-                    with _claim(sums, number, wait=False) as mine:
-                        if not mine:
-                            others.append(number)
-                        elif not _known(sums, number):
-                            begin, end = chunks[number]
-                            rows = make(begin, end)
-                            _write(part, begin * self.layout.row_bytes, rows)
-                            _note(sums, number, _sum(rows))
+                one = partial(self._chunk, make, sums, part, chunks)
+                if threads == 1:
+                    mine = [one(number) for number in todo]
+                else:
+                    with ThreadPoolExecutor(threads, "fill") as pool:
+                        mine = list(pool.map(one, todo))
+                others = [number for number, done in zip(todo, mine, strict=True) if not done]
                 if others:
                     with _claim(sums, others[0], wait=True):
                         pass  # whoever had it is done, or dead
                 todo = others
             with _claim(sums, len(chunks), wait=True):
                 self._finish([_known(sums, number) - 1 for number in range(len(chunks))], about)
+
+    def _chunk(self, make: Make, sums: Any, part: Any, chunks: list[tuple[int, int]], number: int) -> bool:
+        """Compute a chunk unless it is there; False if another process is at it."""
+        with _claim(sums, number, wait=False) as mine:
+            if mine and not _known(sums, number):
+                begin, end = chunks[number]
+                rows = make(begin, end)
+                _write(part, begin * self.layout.row_bytes, rows)
+                _note(sums, number, _sum(rows))
+            return mine
 
     def _finish(self, sums: list[int], about: Mapping[str, Any]) -> None:
         """Give the filled file its name, unless another process has done so."""

@@ -11,14 +11,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finetune import folding, passes
+from finetune import copies, folding, passes
 from finetune.data import ImageData, Sheet
 from finetune.entry import Layout
 from finetune.passes import Pass
@@ -30,6 +31,12 @@ from finetune.weights import Pretrained
 
 FORMAT = 2
 """Of what an entry holds; part of its key."""
+RESIDENT_BYTES = 512 * 2**20
+"""Stored rows of a split up to this size are read from the GPU's own memory."""
+GPU_CHUNK_ROWS, GPU_CHUNK_BYTES = 512, 128 * 2**20
+"""Most that one chunk of an entry has where a GPU computes it."""
+GPU_THREADS = 3
+"""That fill an entry: one gathers images, the GPU computes for another, the last one writes."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Inputs:
         self._source = source
         self._mean = torch.tensor(source.mean, device=device)
         self._std = torch.tensor(source.std, device=device)
+        self._batch = passes.batch_of(settings.precision, device)
         usual = passes.usual(settings.precision, device)
         self._passes = {True: usual, False: usual}
         """How frozen blocks are run: for training images (True), for others (False)."""
@@ -128,7 +136,7 @@ class Inputs:
         if split == "test":
             cut = None  # it is read once, for one model
         if cut is not None and (split, sheet.name) not in self._feeds:
-            self._feeds[split, sheet.name] = self._rows(split, sheet, cut)
+            self._feeds[split, sheet.name] = self._near(self._rows(split, sheet, cut))
         rows = self._feeds.get((split, sheet.name))
         return Feed(self, split, view, self._passes[training], cut.blocks if cut else 0, rows)
 
@@ -140,7 +148,8 @@ class Inputs:
             how: the frozen blocks are run.
             behind: at most the number of frozen blocks.
         """
-        h = self._activations(x, how, behind, len(self.model.prefix)).float()
+        with passes.rounding(self.settings.precision):
+            h = self._activations(x, how, behind, len(self.model.prefix)).float()
         return self.model.reduce(h)
 
     def images(self, pixels: Tensor) -> Tensor:
@@ -157,8 +166,8 @@ class Inputs:
         if begin == end:
             return x
         how = replace(how, compiled=False)  # every trial would compile its own
-        run = how.run_padded if self.exact else how.run
-        return run(self._blocks(how, begin, end), x)
+        blocks = self._blocks(how, begin, end)
+        return how.run_padded(blocks, x, self._batch) if self.exact else how.run(blocks, x)
 
     def _blocks(self, how: Pass, begin: int, end: int) -> Callable[[Tensor], Tensor]:
         """Return frozen blocks number `begin` to `end` for this pass; to make them ready takes a moment."""
@@ -196,35 +205,66 @@ class Inputs:
         training = sheet.training
         how, key = self._passes[training], partial(self._key, split, sheet)
         layout = partial(self._layout, rows=sheet.rows, training=training)
-        below = 0
-        lower: Tensor | None = None
+        cuda = self.device.type == "cuda"
+        most = layout(cut.blocks).chunk_rows or self._batch
+        batch = max(passes.BATCH, min(self._batch, most))  # no batch is larger than a chunk and filled up
+        looking = Lock()
+
+        @cache
+        def lower() -> tuple[int, Tensor | None]:
+            for blocks in range(cut.blocks - 1, 0, -1):
+                rows = self._store.peek(key(blocks), layout(blocks))
+                if rows is not None:
+                    return blocks, rows
+            return 0, None
 
         def make(begin: int, end: int) -> Tensor:
-            nonlocal below, lower
-            if lower is None and below == 0:
-                below = -1  # looked for once, where something is to be computed at all
-                for blocks in range(cut.blocks - 1, 0, -1):
-                    lower = self._store.peek(key(blocks), layout(blocks))
-                    if lower is not None:
-                        below = blocks
-                        break
-            if lower is not None:
-                parts = ((self.read(x, below), below) for x in lower[begin:end].split(passes.BATCH))
+            with looking:  # once, where something is to be computed at all
+                below, rows = lower()
+            parts: Iterator[Tensor]
+            if rows is not None:
+                parts = map(partial(self.read, blocks=below), rows[begin:end].split(batch))
             else:
-                parts = (
-                    (self.images(x), 0)
-                    for x in self.data.sheet_pixels(split, sheet, begin, end, passes.BATCH)
-                )
-            made = [self._made(x, how, seen, cut.blocks) for x, seen in parts]
+                pixels = self.data.sheet_pixels(split, sheet, begin, end, batch, pinned=cuda)
+                parts = copies.aside(pixels, self.images, self.device)
+            made = [self._made(x, how, below, cut.blocks, batch) for x in parts]
             whole = torch.cat(made).to(getattr(torch, layout(cut.blocks).dtype)).cpu()
             return whole.permute(0, 2, 3, 1) if self._is_turned(cut.blocks) else whole
 
         facts = {"backbone": self.settings.backbone, "blocks": cut.blocks, "split": split, "view": sheet.name}
         facts |= {"images": self.data.size(split), "data": self.data.fingerprint[:12]}
-        return self._store.get(key(cut.blocks), layout(cut.blocks), make, worth=cut.worth, facts=facts)
+        # Around all threads: one that ends would give the others its precision back.
+        with passes.rounding(self.settings.precision):
+            return self._store.get(
+                key(cut.blocks),
+                layout(cut.blocks),
+                make,
+                worth=cut.worth,
+                facts=facts,
+                threads=self._threads(how),
+            )
 
-    def _made(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
-        h = how.run_padded(self._blocks(how, begin, end), x)
+    def _near(self, rows: Tensor | None) -> Tensor | None:
+        """Return stored rows where they are read fastest: on the GPU, if they are few."""
+        if rows is None or self.device.type != "cuda" or rows.nbytes > RESIDENT_BYTES:
+            return rows
+        return rows.to(self.device)
+
+    def _threads(self, how: Pass) -> int:
+        """Return how many threads fill an entry; torch.compile is not made for several."""
+        return GPU_THREADS if self.device.type == "cuda" and not how.compiled else 1
+
+    def _made(self, x: Tensor, how: Pass, begin: int, end: int, batch: int) -> Tensor:
+        blocks = self._blocks(how, begin, end)
+        try:
+            h = how.run_padded(blocks, x, batch)
+        except torch.OutOfMemoryError:
+            if batch <= passes.BATCH:
+                raise
+            h = None
+        if h is None:  # behind the error, which holds what the pass had allocated
+            torch.cuda.empty_cache()
+            h = how.run_padded(blocks, x, passes.BATCH)
         return self.model.reduce(h.float()) if self._is_pooled(end) else h
 
     def _is_pooled(self, blocks: int) -> bool:
@@ -238,12 +278,19 @@ class Inputs:
     def _layout(self, blocks: int, rows: int, training: bool) -> Layout:
         costs = self._costs
         if self._is_pooled(blocks):
-            return Layout(rows=rows, shape=(self.model.pooled_features,), dtype="float32")
+            return self._chunked(Layout(rows=rows, shape=(self.model.pooled_features,), dtype="float32"))
         half = costs.half[blocks] and training and self._passes[training].dtype == "bfloat16"
         shape = costs.shapes[blocks]
         if self._is_turned(blocks):
             shape = (*shape[1:], shape[0])
-        return Layout(rows=rows, shape=shape, dtype="bfloat16" if half else "float32")
+        return self._chunked(Layout(rows=rows, shape=shape, dtype="bfloat16" if half else "float32"))
+
+    def _chunked(self, layout: Layout) -> Layout:
+        """Return the layout with chunks as large as the device wants them."""
+        if self.device.type != "cuda":
+            return layout
+        most = max(1, min(GPU_CHUNK_ROWS, GPU_CHUNK_BYTES // layout.row_bytes))
+        return replace(layout, chunk_rows=most)
 
     def _key(self, split: str, sheet: Sheet, blocks: int) -> str:
         """Return the name of an entry: a hash of all that decides its content."""
@@ -261,7 +308,7 @@ class Inputs:
             "image_size": settings.data.image_size,
             "view": sheet.name,
             "pass": asdict(self._passes[sheet.training]),
-            "batch": passes.BATCH,
+            "batch": self._batch,
             "machine": passes.machine(self.device),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
@@ -290,13 +337,15 @@ class Feed:
         """
         data = self.inputs.data
         if self.rows is None:
-            for pixels, _ in data.batches(self.split, order, view=self.view):
-                yield self.inputs.images(pixels)
+            device = self.inputs.device
+            batches = data.batches(self.split, order, view=self.view, pinned=device.type == "cuda")
+            yield from copies.aside((pixels for pixels, _ in batches), self.inputs.images, device)
             return
         places = data.places(self.split, self.view)
-        for indices in order:
-            rows = self.rows.index_select(0, indices if places is None else places[indices])
-            yield self.inputs.read(rows, self.blocks).float()
+        numbers = torch.cat(list(order))
+        numbers = (numbers if places is None else places[numbers]).to(self.rows.device)
+        for indices in numbers.split([len(batch) for batch in order]):
+            yield self.inputs.read(self.rows.index_select(0, indices), self.blocks).float()
 
     def finish(self, x: Tensor) -> Tensor:
         """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""

@@ -97,9 +97,11 @@ def train(
         history = _history(run, keep)
     for past in history.epochs:
         report({"kind": "epoch"} | past)
+        run.parts = int(past.get("accumulate", run.parts))
     for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
         begin = time.perf_counter()
-        loss = run.train_epoch(epoch, should_stop)
+        with passes.rounding(settings.precision):
+            loss = run.train_epoch(epoch, should_stop)
         if loss is None:
             history.save_best()
             return Outcome("stopped", epoch - 1)
@@ -111,6 +113,8 @@ def train(
         rates = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
         speed = {"seconds": seconds, "images_per_second": run.data.size("train") / seconds}
         metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
+        if run.parts != settings.accumulate:
+            metrics["accumulate"] = run.parts
         history.add(metrics)
         report({"kind": "epoch"} | metrics)
         if any(run.world.agree(should_move())) and epoch < settings.epochs:
@@ -178,6 +182,8 @@ class Run:
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.mixing = augment.mixing(settings)
         self.scores = Scores(self.data.classes, world.device)
+        self.parts = settings.accumulate
+        """That a share of a batch is computed in: as the settings say, more where memory was short."""
         self.step_model = self._parallel()
         self.weights_sha256 = source.sha256
 
@@ -224,7 +230,9 @@ class Run:
             self.rates.step()
             if self.average:
                 self.average.update(self.rates.steps)
-            look = world.device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == len(whole)
+            look = world.device.type == "cpu" or (step + 1) % LOOK_EVERY == 0 or step + 1 == len(whole)
+            if world.size > 1 and not look:
+                continue  # to agree, workers wait for their devices
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
             if bad:
                 raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
@@ -252,11 +260,26 @@ class Run:
         return parts
 
     def _backward(self, feed: Feed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
-        """Add the gradient of scale * the sum of losses, in `accumulate` parts; return that sum.
+        """Add the gradient of scale * the sum of losses, in `parts` parts; return that sum.
 
-        Workers exchange gradients once, with the last part.
+        Where the GPU has no room for a part, all later ones are half as large. Batch norms that had seen
+        the part by then see it again.
         """
-        model, count = self.step_model, self.settings.accumulate
+        while True:
+            try:
+                return self._in_parts(feed, x, targets, scale)
+            except torch.OutOfMemoryError:
+                if 2 * self.parts >= len(x) or self.world.size > 1:  # the other workers wait for this one
+                    raise
+            # Only here, behind the error, nobody holds what the step had allocated.
+            self.parts *= 2
+            optimize.clear(self.optimizer)
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Do what `_backward` says; workers exchange gradients once, with the last part."""
+        model, count = self.step_model, self.parts
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
         sums = []
         for number, (some, wanted) in enumerate(parts, 1):
@@ -290,19 +313,16 @@ class Run:
         world = self.world
         mine = shares.split(self.data.size(split), world.rank, world.size, BATCH)
         feed = self.inputs.feed(split)
-        labels = self.data.labels(split).to(world.device)
-        batches = zip(feed.batches(mine), (labels[batch] for batch in mine), strict=True)
+        own = self.data.labels(split)[world.rank :: world.size].to(world.device)
+        labels = own.split([len(batch) for batch in mine])
+        batches = zip(feed.batches(mine), labels, strict=True)
         self.model.eval()
-        with self._autocast():
+        with self._autocast(), passes.rounding(self.settings.precision):
             return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores)
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
-        shuffle = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
-        size, workers = self.settings.data.batch_size, self.world.size
-        if self.settings.imbalance == "balanced_sampling":
-            return order.balanced_batches(self.labels, size, shuffle, workers=workers)
-        return order.batches(self.data.size("train"), size, shuffle, workers=workers)
+        return order_of(self.settings, self.labels, epoch, workers=self.world.size)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         usual = passes.usual(self.settings.precision, self.world.device)
@@ -349,6 +369,15 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
     )
     model.head.to(device)  # the blocks are there
     return model
+
+
+def order_of(settings: TrialSettings, labels: Tensor, epoch: int, *, workers: int = 1) -> list[Tensor]:
+    """Return an epoch's batches of image numbers, over all workers, for the training images' labels."""
+    shuffle = torch.Generator().manual_seed(_mix(settings.seed, epoch))
+    size = settings.data.batch_size
+    if settings.imbalance == "balanced_sampling":
+        return order.balanced_batches(labels, size, shuffle, workers=workers)
+    return order.batches(len(labels), size, shuffle, workers=workers)
 
 
 def _seed(seed: int, device: torch.device) -> None:

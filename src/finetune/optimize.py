@@ -110,9 +110,10 @@ def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) 
     compiler: with it the call took 139 us instead of 81 for a head of 64 units (one core, by hand).
     """
     for group, begin in zip(optimizer.param_groups, starts, strict=True):
-        for parameter, start in zip(group["params"], begin, strict=False):  # no starts: no pull
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - start, alpha=group["l2_sp"])
+        pulled = [(p, s) for p, s in zip(group["params"], begin, strict=False) if p.grad is not None]
+        if pulled:  # no starts: no pull
+            apart = torch._foreach_sub([p for p, _ in pulled], [s for _, s in pulled])
+            torch._foreach_add_([p.grad for p, _ in pulled], apart, alpha=group["l2_sp"])
     if clip_norm:
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
     inspect.unwrap(type(optimizer).step)(optimizer)

@@ -15,7 +15,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,9 @@ from finetune import folding
 BATCH = 32
 """Images per pass of frozen blocks whose result is stored. Features depend in their last bits on the
 batch size, not on the place in the batch or the other images in it (measured for eight families)."""
+GPU_BATCH = 256
+"""The same on a GPU, which is idle half the time with BATCH (docs/decisions.md). With `exact` it is BATCH
+there, too: fresh batches are then filled up to it."""
 FASTER = 1.25
 """A pass must beat the plain one by this factor to be taken: more than two measurements differ."""
 ROUNDING = 1e-3
@@ -87,14 +90,14 @@ class Pass:
         with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
             return blocks(x)
 
-    def run_padded(self, blocks: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the same in batches of BATCH, the last one filled up with copies of an image.
+    def run_padded(self, blocks: Callable[[Tensor], Tensor], x: Tensor, batch: int = BATCH) -> Tensor:
+        """Return the same in batches of one size, the last one filled up with copies of an image.
 
         So a row of the result depends on that row of `x` alone, to the last bit.
         """
         parts = []
-        for part in x.split(BATCH):
-            missing = BATCH - len(part)
+        for part in x.split(batch):
+            missing = batch - len(part)
             if missing:
                 layout = torch.channels_last if has_channels_last(part) else torch.contiguous_format
                 filled = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
@@ -138,6 +141,25 @@ def usual(precision: str, device: torch.device) -> Pass:
     cuda = device.type == "cuda"
     half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     return Pass("bfloat16" if half else "float32")
+
+
+def batch_of(precision: str, device: torch.device) -> int:
+    """Return how many images pass at once through frozen blocks whose result is stored."""
+    return GPU_BATCH if device.type == "cuda" and precision != "exact" else BATCH
+
+
+@contextlib.contextmanager
+def rounding(precision: str) -> Iterator[None]:
+    """Inside, convolutions on GPUs compute in float32 where `precision` is `exact`.
+
+    By torch's default they round what they read to ten bits (TF32); matrix products do not.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before and precision != "exact"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def has_channels_last(h: Tensor) -> bool:

@@ -46,7 +46,14 @@ class Store:
         self.root, self.budget_bytes = root, budget_bytes
 
     def get(
-        self, key: str, layout: Layout, make: Make, *, worth: float, facts: Mapping[str, Any]
+        self,
+        key: str,
+        layout: Layout,
+        make: Make,
+        *,
+        worth: float,
+        facts: Mapping[str, Any],
+        threads: int = 1,
     ) -> Tensor | None:
         """Return all rows of an entry (rows, *shape), mapped, computing those that nobody has yet.
 
@@ -58,6 +65,7 @@ class Store:
             make: computes rows; called for chunks that no other process computes.
             worth: seconds saved per byte, to compare it with other entries.
             facts: about the entry, for people.
+            threads: that call `make` at the same time.
 
         Returns:
             None where the budget, or the disk, has no room for it.
@@ -67,7 +75,7 @@ class Store:
             while (found := entry.open()) is None:
                 if not self._make_room(entry, worth):
                     return None
-                entry.fill(make, {"worth": worth, "facts": dict(facts)})
+                entry.fill(make, {"worth": worth, "facts": dict(facts)}, threads=threads)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

@@ -34,6 +34,8 @@ class TransferModel(nn.Module):
         self.prefix = backbone.blocks[:frozen].requires_grad_(False).eval()
         self.trunk = backbone.blocks[frozen:].requires_grad_(True)
         self.head = head.requires_grad_(True)
+        for part in (self.trunk, self.head):
+            _keep_inputs(part)
         self.pooled_features = backbone.features
         self.waiting = 0
         """Leading blocks of the trunk that are frozen for now."""
@@ -239,6 +241,16 @@ def category_relationship(
             "Add images of these classes or leave the classes out."
         )
     return sums / counts[:, None]
+
+
+def _keep_inputs(part: nn.Module) -> None:
+    """Let activations write elsewhere whose gradient needs what they read: in place, torch copies that first.
+
+    The answer is the same to the bit. ReLU's gradient needs its output alone: it stays in place.
+    """
+    for module in part.modules():
+        if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish | nn.Hardsigmoid):  # ReLU6 is a Hardtanh
+            module.inplace = False
 
 
 def _cut(backbone: Backbone, frozen_layers: int) -> int:

@@ -1,0 +1,325 @@
+"""Is it right on a GPU: each check returns what it found, with `ok`; `python -m benchmarks.gpu` prints it."""
+
+import collections
+import dataclasses
+import multiprocessing
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu_setup import Setup, say
+from finetune import backbones, loop, passes
+from finetune.history import Keep
+from finetune.loop import Run, World
+from finetune.passes import Pass
+from finetune.settings import ALL, TrialSettings
+
+Found = dict[str, Any]
+
+FAMILIES = {
+    **{"mobilenet_v2": 128, "resnet18": 128, "vgg11": 96, "squeezenet1_0": 128, "densenet121": 128},
+    **{"googlenet": 128, "shufflenet_v2_x0_5": 128, "mobilenet_v3_small": 128, "efficientnet_b0": 128},
+    **{"efficientnet_v2_s": 96, "regnet_y_400mf": 128, "convnext_tiny": 96, "vit_b_16": 224, "swin_t": 96},
+    **{"maxvit_t": 224, "inception_v3": 128, "mnasnet0_5": 128, "alexnet": 128},
+}
+"""One model of each family, and the side of its images in pixels."""
+QUICK = ("shufflenet_v2_x0_5", "squeezenet1_0")
+EXACT_WITHIN, AUTO_WITHIN = 1e-3, 3e-2
+"""Largest relative difference of features to the CPU's: float32, and bfloat16."""
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+
+
+def frozen(setup: Setup) -> Found:
+    """Frozen blocks keep their parameters and buffers to the bit while the others train."""
+    ok = True
+    ways: dict[str, dict[str, Any]] = {
+        "half": {"frozen_layers": 10},
+        "thawed": {"frozen_layers": 10, "unfreeze_epochs": 1},
+        "average": {"frozen_layers": 10, "ema_decay": 0.9, "l2_sp": 0.01, "strategy": "fuse"},
+    }
+    for name, options in ways.items():
+        settings = setup.trial("mobilenet_v2", setup.digits(), weights=setup.digit_weights(), **options)
+        run = Run(settings, setup.world)
+        before = {k: v.clone() for k, v in run.model.prefix.state_dict().items()}
+        trained = {k: v.clone() for k, v in run.model.trained_state().items()}
+        for epoch in (1, 2):
+            run.train_epoch(epoch, lambda: False)
+        same = all(torch.equal(v, before[k]) for k, v in run.model.prefix.state_dict().items())
+        moved = any(not torch.equal(v, trained[k]) for k, v in run.model.trained_state().items())
+        say(f"frozen, {name}: blocks bit-equal {same}, others moved {moved}")
+        ok = ok and same and moved
+    return {"ok": ok}
+
+
+@torch.no_grad()
+def features(setup: Setup) -> Found:
+    """Features on the device against the CPU's, by family; stored ones against fresh ones."""
+    ways = {"exact": ("exact", Pass()), "tf32": ("float32", Pass()), "auto": ("auto", Pass("bfloat16"))}
+    table: dict[str, dict[str, float]] = {}
+    for name in QUICK if setup.quick else FAMILIES:
+        torch.manual_seed(0)
+        side = FAMILIES[name]
+        model = backbones.build(name).requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        draws = torch.Generator().manual_seed(1)
+        images = torch.randn(setup.size(8, 2), 3, side, side, generator=draws)
+        images = images.contiguous(memory_format=torch.channels_last)
+        expected = model.pool(Pass().run(model.blocks, images))
+        model.to(setup.device)
+        x = images.to(setup.device)
+        table[name] = {}
+        for way, (precision, how) in ways.items():
+            with passes.rounding(precision):
+                found = model.pool(how.run(model.blocks, x).float()).cpu()
+            table[name][way] = float((found - expected).norm() / expected.norm())
+        numbers = "  ".join(f"{way} {value:.1e}" for way, value in table[name].items())
+        say(f"features, {name:20} {numbers}")
+    most = {way: max(values[way] for values in table.values()) for way in ways}
+    equal = stored_equal_fresh(setup)
+    ok = most["exact"] < EXACT_WITHIN and most["auto"] < AUTO_WITHIN and equal
+    return {"ok": ok, "most": most, "stored_equal_fresh": equal, "by_family": table}
+
+
+def stored_equal_fresh(setup: Setup) -> bool:
+    """True if stored features are those that are computed now, to the bit, with `precision: exact`."""
+    settings = setup.trial(
+        "mobilenet_v2", setup.digits(), weights=setup.digit_weights(), frozen_layers=ALL, precision="exact"
+    )
+    order = [torch.arange(start, start + 20) for start in (0, 20, 40)]
+    found = []
+    for place in (setup.store("right-features"), None):
+        feed = Run(settings, setup.world, place).inputs.feed("train", view=0)
+        found.append(torch.cat([feed.finish(x) for x in feed.batches(order)]).cpu())
+        say(f"features, {'stored' if feed.rows is not None else 'fresh'}: {feed.how}")
+    return torch.equal(*found)
+
+
+def precision(setup: Setup) -> Found:
+    """Validation accuracy after training in float32 and in bfloat16: within the spread of seeds."""
+    kinds: dict[str, TrialSettings] = {}
+    half = {"frozen_layers": 10, "learning_rate": 0.03, "epochs": setup.size(6, 1)}
+    kinds["digits"] = setup.trial("mobilenet_v2", setup.digits(), weights=setup.digit_weights(), **half)
+    if setup.images and setup.weights:
+        given = dataclasses.replace(kinds["digits"].weights, source=None, file=str(setup.weights))
+        data = setup.real_data(batch_size=64)
+        kinds["images"] = setup.trial(
+            "mobilenet_v2",
+            data,
+            weights=given,
+            **(half | {"epochs": setup.size(3, 1), "learning_rate": 0.01}),
+        )
+    ok, table = True, {}
+    for name, settings in kinds.items():
+        scores: dict[str, list[float]] = {}
+        for how in ("float32", "bfloat16"):
+            for seed in range(setup.size(2, 1)):
+                one = dataclasses.replace(settings, precision=how, seed=seed)
+                ends = train(one, setup, f"precision-{name}-{how}-{seed}")
+                scores.setdefault(how, []).append(ends[-1]["val/accuracy"])
+        whole, halved = (torch.tensor(scores[how]) for how in ("float32", "bfloat16"))
+        images = Run(settings, setup.world).data.size("val")
+        chance = float((whole.mean() * (1 - whole.mean()) / images).clamp(min=1e-5).sqrt())
+        apart = float((halved.mean() - whole.mean()).abs())
+        table[name] = scores | {"apart": apart, "standard_error": chance}
+        say(f"precision, {name}: {scores}, means apart {apart:.4f}, one standard error {chance:.4f}")
+        ok = ok and apart < 3 * chance
+    return {"ok": ok, **table}
+
+
+def seed(setup: Setup) -> Found:
+    """The same seed gives the same epochs; where it does not, which operators forbid it."""
+    table: dict[str, Any] = {}
+    names = ("mobilenet_v2",) if setup.quick else ("mobilenet_v2", "convnext_tiny", "vit_b_16")
+    for name in names:
+        side = setup.size(224 if name == "vit_b_16" else 64, 32)
+        data = setup.photo_data(image_size=side, batch_size=setup.size(64, 8))
+        settings = setup.trial(name, data, dropout=0.2, seed=3)
+        states = []
+        for _ in range(2):
+            run = Run(settings, setup.world)
+            _few_batches(run, setup.size(6, 2))
+            run.train_epoch(1, lambda: False)
+            states.append({k: v.cpu() for k, v in run.model.trained_state().items()})
+        first, second = states
+        differ = [k for k, v in first.items() if not torch.equal(v, second[k])]
+        named = nondeterministic(settings, setup)
+        table[name] = {"equal": not differ, "differing_tensors": len(differ), "operators": named}
+        say(f"seed, {name}: equal {not differ} ({len(differ)} tensors differ), operators: {named or 'none'}")
+    return {"ok": all(row["equal"] or row["operators"] for row in table.values()), **table}
+
+
+def nondeterministic(settings: TrialSettings, setup: Setup) -> list[str]:
+    """Return the operators of an epoch and an evaluation that torch says are not deterministic."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run = Run(settings, setup.world)
+            _few_batches(run, 2)
+            run.train_epoch(1, lambda: False)
+            run.evaluate("val")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    messages = {str(w.message) for w in told if "determin" in str(w.message)}
+    # cuBLAS means several streams at a time; training has one.
+    return sorted(m.split(" does not have")[0][:120] for m in messages if "CuBLAS" not in m)
+
+
+def memory(setup: Setup) -> Found:
+    """Where memory is short, a step is taken in parts: the same loss but for rounding."""
+    data = setup.photo_data(batch_size=setup.size(128, 8))
+    settings = setup.trial("resnet18", data, learning_rate=1e-3, optimizer="adamw", precision="float32")
+    with _short_of_memory(setup, 1.0):
+        whole = Run(settings, setup.world)
+        _few_batches(whole, 3)
+        expected = whole.train_epoch(1, lambda: False)
+        del whole
+    with _short_of_memory(setup, 2.0 * 2**30):
+        short = Run(settings, setup.world)
+        _few_batches(short, 3)
+        found = short.train_epoch(1, lambda: False)
+    assert expected is not None
+    assert found is not None
+    apart = abs(found - expected) / expected
+    say(f"memory: {short.parts} parts, loss {found:.4f}, with memory enough {expected:.4f}")
+    needed = short.parts > 1 or setup.device.type == "cpu"
+    return {"ok": needed and apart < 0.05, "parts": short.parts, "loss_apart": apart}
+
+
+@contextmanager
+def _short_of_memory(setup: Setup, room: float) -> Iterator[None]:
+    """Leave so many bytes of the device's memory to this process; 1: all of it."""
+    if setup.device.type != "cuda":
+        yield
+        return
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(setup.device).total_memory
+    taken = torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction(1.0 if room == 1 else (taken + room) / whole)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+def processes(setup: Setup) -> Found:
+    """Two processes on one device give what one gives alone, and together take less time than in turn."""
+    settings = setup.trial(
+        "mobilenet_v2",
+        setup.digits(),
+        weights=setup.digit_weights(),
+        frozen_layers=10,
+        epochs=setup.size(6, 1),
+    )
+    setup_args = dataclasses.asdict(setup) | {"device": str(setup.device)}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(time.sleep, (0.5, 0.5)))  # both start
+        list(pool.map(_train_there, [settings] * 2, [setup_args] * 2, ["warm-0", "warm-1"]))
+        alone, last = pool.submit(_train_there, settings, setup_args, "alone").result(timeout=120)
+        began = time.perf_counter()
+        both = list(pool.map(_train_there, [settings] * 2, [setup_args] * 2, ["two-0", "two-1"]))
+        together = time.perf_counter() - began
+    equal = all(end["val/loss"] == last["val/loss"] for _, end in both)
+    close = all(abs(end["val/accuracy"] - last["val/accuracy"]) < 0.05 for _, end in both)
+    say(f"processes: alone {alone:.2f} s, both {together:.2f} s, equal {equal}, close {close}")
+    return {
+        "ok": close,
+        "equal": equal,
+        "alone": alone,
+        "both": together,
+        "two_over_one": 2 * alone / together,
+    }
+
+
+def _train_there(settings: TrialSettings, setup_args: Mapping[str, Any], name: str) -> tuple[float, Found]:
+    setup = Setup(**{**setup_args, "device": torch.device(setup_args["device"])})
+    began = time.perf_counter()
+    ends = train(settings, setup, name)
+    return time.perf_counter() - began, ends[-1]
+
+
+def syncs(setup: Setup) -> Found:
+    """What waits for the device, per step: as torch warns of it by line, and as the profiler counts it."""
+    table: dict[str, Any] = {}
+    kept = setup.store("right-syncs")
+    data = setup.photo_data(batch_size=setup.size(32, 8), horizontal_flip=True)
+    ways: dict[str, tuple[dict[str, Any], Any]] = {
+        "trained": ({"clip_norm": 1.0, "ema_decay": 0.9, "mix": "mixup"}, None),
+        "frozen": ({"frozen_layers": 10}, None),
+        "head": ({"frozen_layers": ALL, "dropout": 0.2}, kept),
+    }
+    for name, (options, place) in ways.items():
+        run = Run(setup.trial("mobilenet_v2", data, **options), setup.world, place)
+        _few_batches(run, setup.size(20, 3))
+        run.train_epoch(1, lambda: False)
+        run.evaluate("val")
+        steps = setup.size(20, 3)
+        lines = _waits_by_line(lambda run=run: run.train_epoch(2, lambda: False), setup)
+        lines_val = _waits_by_line(lambda run=run: run.evaluate("val"), setup)
+        counts = _profiled(lambda run=run: run.train_epoch(3, lambda: False), setup)
+        waits = sum(counts.get(wait, 0) for wait in WAITS)
+        table[name] = {"steps": steps, "lines": lines, "evaluation": lines_val, "profiled": counts}
+        say(f"syncs, {name}: {waits} in {steps} steps, profiler {counts}")
+        for line, count in (*lines.items(), *((f"evaluation {k}", v) for k, v in lines_val.items())):
+            say(f"    {count} x {line}")
+    ok = all(max(row["lines"].values(), default=0) < row["steps"] for row in table.values())
+    return {"ok": ok, **table}
+
+
+def _waits_by_line(call: Any, setup: Setup) -> dict[str, int]:
+    if setup.device.type != "cuda":
+        call()
+        return {}
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = [f"{Path(w.filename).name}:{w.lineno}" for w in told if "synchroniz" in str(w.message)]
+    return dict(collections.Counter(found).most_common(12))
+
+
+def _profiled(call: Any, setup: Setup) -> dict[str, int]:
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.device.type == "cuda" else [])]
+    with profile(activities=kinds) as seen:
+        call()
+        setup.clock()
+    names = (*WAITS, "cudaMemcpyAsync", "cudaLaunchKernel", "aten::item", "aten::_local_scalar_dense")
+    counts = {event.key: event.count for event in seen.key_averages()}
+    copies = {name: count for name, count in counts.items() if name.startswith("Memcpy")}
+    return {name: counts[name] for name in names if name in counts} | copies
+
+
+def _few_batches(run: Run, count: int) -> None:
+    """Shorten the epochs of a run."""
+    whole = run._order
+    run._order = lambda epoch: whole(epoch)[:count]  # type: ignore[method-assign]
+
+
+def train(settings: TrialSettings, setup: Setup, name: str) -> list[dict[str, Any]]:
+    """Train a whole trial; return its epochs."""
+    folder = setup.scratch / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("best", "last"):
+        with suppress(FileNotFoundError):
+            (folder / file).unlink()
+    keep = Keep(metric="val/accuracy", mode="max", best=folder / "best", last=folder / "last")
+    said: list[dict[str, Any]] = []
+    loop.train(settings, keep=keep, report=said.append, world=World(device=setup.device))
+    return [message for message in said if message["kind"] == "epoch"]
+
+
+PARTS = {
+    **{"frozen": frozen, "features": features, "precision": precision, "seed": seed},
+    **{"memory": memory, "syncs": syncs, "processes": processes},
+}
