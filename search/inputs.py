@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from finetune import catalog, filesystems, metrics
 from finetune.catalog import Catalog
@@ -38,21 +40,28 @@ def scan(config: StudyConfig, *, lenient: bool = False) -> Catalog:
     return images
 
 
-def check_fit(config: StudyConfig) -> None:
-    """Look into local weights files, in a process of its own: this one starts without torch.
+def check_fit(config: StudyConfig) -> Callable[[], None]:
+    """Begin to look into local weights files, in a process of its own: this one starts without torch.
 
-    Raises:
-        WeightsError: one does not fit its backbone.
+    Return a function that waits for the answer; it raises a WeightsError if a file does not fit its
+    backbone.
     """
     given = {name: config.model.weights_of(name) for name in config.backbones}
     local = set(needs.weight_files(config))
     files = [(name, weights) for name, weights in given.items() if weights in local]
     if not files:
-        return
-    asked = json.dumps([sys.path, files])
-    done = subprocess.run([sys.executable, "-c", _FIT], input=asked, capture_output=True, text=True)
-    if done.returncode == _MISFIT:  # whatever else happens there, such as a lack of memory, trials tell
-        raise WeightsError(done.stdout.strip())
+        return lambda: None
+    asked, words = json.dumps([sys.path, files]), [sys.executable, "-c", _FIT]
+    pool = ThreadPoolExecutor(1)
+    looking = pool.submit(subprocess.run, words, input=asked, capture_output=True, text=True)
+    pool.shutdown(wait=False)
+
+    def judge() -> None:
+        done = looking.result()
+        if done.returncode == _MISFIT:  # whatever else happens there, such as a lack of memory, trials tell
+            raise WeightsError(str(done.stdout).strip())
+
+    return judge
 
 
 _MISFIT = 3

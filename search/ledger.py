@@ -6,6 +6,7 @@ a crash the storage holds every trial as it was moments before.
 """
 
 import copy
+import dataclasses
 import json
 import sqlite3
 import threading
@@ -26,7 +27,7 @@ from search import config_file, reads, snapshot, storage
 from search.errors import RecordLost, SearchError, StudyError
 from search.layout import StudyFolder, trial_id
 from search.mirror import Mirror
-from search.record import StudyRecord, TrialRecord, check_types
+from search.record import StudyFacts, StudyRecord, TrialRecord, check_types
 from search.storage import STUDY_NAME, open_storage
 
 PAUSE_SECONDS = 0.2
@@ -282,7 +283,10 @@ def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]
         if STUDY_NAME not in optuna.get_all_study_names(stored):
             raise sqlite3.DatabaseError(f"no study named '{STUDY_NAME}'")
         study = optuna.load_study(storage=stored, study_name=STUDY_NAME)
-        return [_checked(trial) for trial in study.get_trials(deepcopy=False)], study.user_attrs
+        facts = study.user_attrs
+        known = {field.name for field in dataclasses.fields(StudyFacts)} & set(facts)
+        check_types(StudyFacts(**{name: facts[name] for name in known}))
+        return [_checked(trial) for trial in study.get_trials(deepcopy=False)], facts
     finally:
         storage.let_go(stored)
 

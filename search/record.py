@@ -91,6 +91,15 @@ class StudyRecord:
         return min(done, key=lambda t: (sign * t.metrics["best"][self.metric], t.number), default=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyFacts:
+    """The facts about a whole study that its storage holds, beside others."""
+
+    state: str = "running"
+    seconds: float = 0.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
 def standing(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the trials without the interrupted ones that another one has gone on with.
 
@@ -101,7 +110,7 @@ def standing(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if not (trial.interrupted and trial.number in continued)]
 
 
-def check_types(record: TrialRecord | StudyRecord) -> None:
+def check_types(record: TrialRecord | StudyRecord | StudyFacts) -> None:
     """Hold a record that was read from a file to its types, as no view of it does.
 
     Raises:
@@ -118,5 +127,5 @@ def check_types(record: TrialRecord | StudyRecord) -> None:
 
 _TYPES = {
     kind: {name: TypeAdapter(hint) for name, hint in get_type_hints(kind).items()}
-    for kind in (TrialRecord, StudyRecord)
+    for kind in (TrialRecord, StudyRecord, StudyFacts)
 }

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -55,11 +55,11 @@ def run(config: StudyConfig) -> StudyRecord:
     """
     provenance.check_code()
     _check_room_here(config)
+    check_fit = inputs.check_fit(config)  # answers while the images are listed and Ray starts
     images = inputs.scan(config)
     warn_of(images)
-    inputs.check_fit(config)
     with _new_folder(config) as folder:
-        return _search(config, folder, images)
+        return _search(config, folder, images, check_fit)
 
 
 def warn_of(images: Catalog) -> None:
@@ -120,7 +120,9 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
         raise
 
 
-def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyRecord:
+def _search(
+    config: StudyConfig, folder: StudyFolder, images: Catalog, check_fit: Callable[[], None] = lambda: None
+) -> StudyRecord:
     if os.environ.get(provenance.JOB_VARIABLE):  # for whoever looks at the job from a laptop
         print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
     folder.check_room()
@@ -130,6 +132,7 @@ def _search(config: StudyConfig, folder: StudyFolder, images: Catalog) -> StudyR
         plan = needs.capacity(config, [node.resources for node in up])
         expected = preflight.expect(folder.marker, images, needs.weight_files(config), gpu=plan.gpu)
         expected = preflight.check(expected, up)
+        check_fit()
         warm = Slots(
             plan,
             folder.slots,

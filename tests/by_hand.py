@@ -28,9 +28,12 @@ def run_of(folder: StudyFolder, *, space: dict[str, Any] | None = None, **study:
     results_of = {"results": str(folder.root.parent)}
     config = StudyConfig.from_dict(merged(STUDY | results_of, {"study": study, "space": space or {}}))
     folder.config.write_text(config.to_yaml())
-    warm: Any = SimpleNamespace(plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False), exchange=Exchange())
+    nothing = {"lost": lambda: None, "news": lambda: (1, [])}
+    warm: Any = SimpleNamespace(
+        plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False), exchange=Exchange(), **nothing
+    )
     images = catalog.scan(needs.data_settings(config))
-    return StudyRun(config, folder, images, warm, {"slot-0": {"blocks": {"shufflenet_v2_x0_5": 18}}})
+    return StudyRun(config, folder, images, warm, {"slot-0": {}})
 
 
 def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str, Any]:

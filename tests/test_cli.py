@@ -69,7 +69,7 @@ def test_every_mistake_of_a_config_is_told_at_once_with_its_place(command: list[
     done = call(command, "check", path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert f"{path}:3:3: unknown key 'trails' in 'study'. Did you mean 'trials'?" in done.stderr
+    assert f"{path}:3:3: unknown key 'trails' in 'study'. Did you mean 'trials'" in done.stderr
     assert f"{path}:7:" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -11,7 +11,7 @@ from finetune.decode import decode
 from finetune.errors import CheckpointError, DataError
 from finetune.filesystems import is_network, open_binary, type_of
 from finetune.kinds import Files
-from search import ledger
+from search import ledger, storage
 
 MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -64,11 +64,11 @@ def test_a_mount_point_may_have_any_name(mounts: Path, point: str, written: str)
 
 def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image.png")
-    with pytest.raises(DataError, match="OSError: it is a folder, pipe or device, not a file"):
+    with pytest.raises(DataError, match=r"OSError: .* a named pipe, not a file"):
         decode(tmp_path / "image.png")
-    with pytest.raises(DataError, match="it is a folder, pipe or device, not a file"):
+    with pytest.raises(DataError, match="a named pipe, not a file"):
         Files(str(tmp_path)).sample("image.png")
-    with pytest.raises(CheckpointError, match="it is a folder, pipe or device, not a file"):
+    with pytest.raises(CheckpointError, match="a named pipe, not a file"):
         checkpoint.read(tmp_path / "image.png")
     with pytest.raises(OSError, match="not a file"):
         open_binary("/dev/zero")
@@ -83,7 +83,7 @@ def test_the_record_keeps_a_write_ahead_log_on_local_disks_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: bool, mode: str
 ) -> None:
     """SQLite's write-ahead log does not work over a network file system."""
-    monkeypatch.setattr(ledger, "is_network", lambda path: network)
+    monkeypatch.setattr(storage, "is_network", lambda path: network)
     with ledger.open_storage(tmp_path / "optuna.db").engine.connect() as connection:
         assert connection.exec_driver_sql("pragma journal_mode").scalar() == mode
     with sqlite3.connect(tmp_path / "optuna.db") as again:

@@ -88,13 +88,15 @@ def test_a_weights_file_that_is_not_there(small_study: Make, tmp_path: Path, pla
     assert f"model.weights: {location} must be a readable file on every node, got {got}" in told
 
 
-def test_a_weights_file_of_another_backbone(small_study: Make, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_weights_file_of_another_backbone(small_study: Make, tmp_path: Path, local_ray: None) -> None:
+    """`run` looks into the file while Ray starts; it is refused before the first slot."""
     torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), tmp_path / "w.pth")
     right, wrong = ({"backbone": name, "weights": str(tmp_path / "w.pth")} for name in (
         "shufflenet_v2_x0_5", "squeezenet1_1"))  # fmt: skip
     told = refusal(small_study(model=wrong), WeightsError)
     assert "must hold exactly the weights of torchvision's squeezenet1_1, got" in told
-    inputs.check_fit(small_study(model=right))
+    inputs.check_fit(small_study(model=right))()
 
 
 def test_more_workers_than_images_of_a_split(small_study: Make, tmp_path: Path) -> None:

@@ -254,8 +254,8 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "numbers": (changed({"classes": [1, 2]}), "got classes that are no list of names"),
     "three": (changed({"classes": ["a", "b", "c"]}), "must be whole and fit together"),
     "backbone": (changed({"backbone": "resnet81"}), "must be whole and fit together, got .*resnet81"),
-    "a pipe of weights": (pipe("model.safetensors"), "it is a folder, pipe or device"),
-    "a pipe of facts": (pipe("model.yaml"), "it is a folder, pipe or device"),
+    "a pipe of weights": (pipe("model.safetensors"), "a named pipe, not a file"),
+    "a pipe of facts": (pipe("model.yaml"), "a named pipe, not a file"),
 }
 
 

@@ -280,6 +280,7 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggeste
         keep_checkpoints=2,
         left=6,
         slots=1,
+        lost=lambda: None,
     )
     return watch, suggested
 

@@ -19,7 +19,7 @@ def write(results: Path) -> StudyFolder:
     folder = StudyFolder.create(results, "pets")
     config = StudyConfig.from_dict(
         {
-            "study": {"name": folder.root.name, "trials": 2 * TRIALS},
+            "study": {"name": folder.root.name, "trials": 2 * TRIALS, "epochs": 3},
             "data": {"kind": "digits", "classes": ["0", "1"], "image_size": 32},
             "results": str(results),
         }
