@@ -34,7 +34,8 @@ def take(path: Path) -> sqlite3.Connection:
     """
     path = Path(os.path.realpath(path))  # the files beside it stand where the file itself is
     if not path.is_file():
-        raise StudyError(f"{path}: a record must be a file, got something else. Restore it from a copy.")
+        got = "something else" if path.exists() else "no such file"
+        raise StudyError(f"{path}: a record must be a file, got {got}. Restore it from a copy.")
     for _ in range(_TRIES):
         before = _state(path)
         try:
