@@ -258,6 +258,16 @@ def test_best_weights_that_are_of_no_use_send_a_trial_to_its_start(
     assert checkpoint.read(part.best)[1]["metrics"]["epoch"] in (1, 2, 3, 4)
 
 
+def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
+    """The SHA-256 of pretrained weights tells whether a trial may go on with them."""
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(7)}
+    facts = {"settings": {"x": 1}, "more": [1, 2]}
+    for number in range(20):
+        checkpoint.write(tmp_path / str(number), tensors, facts)
+        assert checkpoint.read(tmp_path / str(number))[1] == facts
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(20)}) == 1
+
+
 def test_two_workers_begin_anew_together(settings: TrialSettings, tmp_path: Path) -> None:
     """Neither may wait for the other in an epoch that the other one skips."""
     script = Path(__file__).parent / "two_workers.py"

@@ -19,14 +19,18 @@ from torch import Tensor
 from finetune.errors import CheckpointError
 from finetune.filesystems import no_pipe
 
+CHECKSUM = "crc32"
+"""Name of the fact that `write` adds and `read` takes away."""
+
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write `tensors` and the JSON-able `facts` to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = {"facts": json.dumps(dict(facts)), "crc32": _checksum(contiguous)}
-    save_file(contiguous, temporary, metadata=told)
+    # One text: safetensors writes several in any order, and equal checkpoints are to be equal files.
+    told = json.dumps({**facts, CHECKSUM: _checksum(contiguous)})
+    save_file(contiguous, temporary, metadata={"facts": told})
     os.replace(temporary, path)
 
 
@@ -39,16 +43,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(no_pipe(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            told = file.metadata()
-            facts = json.loads(told["facts"])
-        if told.get("crc32", "") not in ("", _checksum(tensors)):  # older files have none
+            facts = json.loads(file.metadata()["facts"])
+        if facts.pop(CHECKSUM, None) not in (None, _checksum(tensors)):  # older files have none
             raise ValueError("other tensors than were written")
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: a checkpoint must be there, got no file. Was the trial's checkpoint removed? "
             "Run the trial again with `run --only-trial N`."
         ) from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: a checkpoint must be a whole safetensors file with facts, got {error}. "
             "Delete it and run the trial again."
