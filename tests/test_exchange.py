@@ -268,7 +268,7 @@ def test_what_happens_just_before_somebody_waits_is_not_missed() -> None:
         bell = work.Bell()
         waiting = asyncio.ensure_future(bell.wait())
         bell.ring()
-        await asyncio.wait_for(waiting, timeout=5)
+        await waiting
 
     play(scene)
 
@@ -278,8 +278,9 @@ def test_the_driver_can_tell_since_when_the_keeper_is_silent() -> None:
         await asyncio.sleep(0.02)
         silent = await exchange.pulse()
         assert silent >= 0.02
+        begun = asyncio.get_running_loop().time()
         await exchange.wanted()
-        assert await exchange.pulse() < silent
+        assert await exchange.pulse() <= asyncio.get_running_loop().time() - begun
 
     play(scene)
 
