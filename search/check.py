@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune import file_cache, inspect_data
-from search import inputs, needs, nodes
+from search import capacity, inputs, needs, nodes
 from search.nodes import Resources
 from search.space import DATA_FIELDS, Space
 from search.study import StudyConfig
@@ -43,7 +43,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
             origin[name] = weights.describe(name, wanted)
     copies = file_cache.here()
     up = resources()
-    slots = needs.capacity(config, up)
+    slots = capacity.plan(config, up)
     study, features = config.study, needs.feature_settings(config)
     said = config.model_dump(mode="json")
     return {
@@ -73,7 +73,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
 
 def resources() -> list[Resources]:
     """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
-    if needs.is_here():
+    if capacity.is_here():
         return [nodes.here()]
     from search.runner import connected
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from finetune import catalog, filesystems, metrics
 from finetune.catalog import Catalog
 from finetune.errors import DataError, WeightsError
-from search import needs
+from search import capacity, needs
 from search.errors import StudyError
 from search.sections import Pretraining
 from search.space import Space
@@ -94,7 +94,7 @@ def source_images(config: StudyConfig, backbone: str) -> Catalog:
 def _check_folders(config: StudyConfig) -> None:
     """Raise a StudyError if results cannot be written, or where the study runs here what is cached."""
     folders = {"results": (config.results, "--results DIR")}
-    if needs.is_here():
+    if capacity.is_here():
         cache = str(needs.cache_dir())
         folders["the cache"] = (cache, "XDG_CACHE_HOME=DIR")
         folders["features.dir"] = (config.features.dir or cache, "--set features.dir=DIR")

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from finetune.catalog import Catalog
 from finetune.errors import FinetuneError
 from search import (
+    capacity,
     changes,
     config_file,
     export,
@@ -97,8 +98,8 @@ def resume(root: Path) -> StudyRecord:
 
 def _check_room_here(config: StudyConfig) -> None:
     """Raise a CapacityError if the slots do not fit, where this can be known before Ray is started."""
-    if needs.is_here():
-        needs.capacity(config, [nodes.here()])
+    if capacity.is_here():
+        capacity.plan(config, [nodes.here()])
 
 
 @contextlib.contextmanager
@@ -129,7 +130,7 @@ def _search(
     with _alone(folder), connected():
         began = time.monotonic()
         up = nodes.up()
-        plan = needs.capacity(config, [node.resources for node in up])
+        plan = capacity.plan(config, [node.resources for node in up])
         expected = preflight.expect(folder.marker, images, needs.weight_files(config), gpu=plan.gpu)
         expected = preflight.check(expected, up)
         check_fit()
