@@ -292,7 +292,11 @@ class TestStudy:
         done = call(command, "resume", folder, "--json", env=env)
         assert (done.returncode, done.stdout) == (0, shown), done.stderr
         after = contents(folder)
-        assert {path.split("/")[0] for path in changed(before, after)} <= {"best", "optuna.db"}
+        assert {path.split("/")[0] for path in changed(before, after)} <= {
+            "best",
+            "optuna.db",
+            "test_reads.jsonl",
+        }
         assert after["best/model.safetensors"] == before["best/model.safetensors"]
 
 
