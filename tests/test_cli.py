@@ -213,7 +213,7 @@ class TestStudy:
         done = call(command, "predict", folder / "best", tmp_path / "val", "--json")
         assert done.returncode == 0, done.stderr
         rows = json.loads(done.stdout)
-        assert all(row.keys() == {"path", "class", "probability", "top"} for row in rows)
+        assert all(row.keys() == {"path", "class", "probability", "top", "error"} for row in rows)
         right = sum(Path(row["path"]).parent.name == row["class"] for row in rows)
         card = yaml.safe_load((folder / "best" / "model.yaml").read_text())
         record = json.loads(call(command, "results", folder, "--json").stdout)
