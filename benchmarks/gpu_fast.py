@@ -214,6 +214,11 @@ def _steps(setup: Setup, names: Sequence[str], *, batch: int, steps: int, graphs
         row: dict[str, float] = {}
         ours = Ours(name, setup, batch=batch, steps=steps)
         row["ours"] = ours.rate(setup)
+        if graphs and setup.device.type == "cuda":
+            ours.run.replays.on = True
+            row["ours_replayed"] = ours.rate(setup)
+            row["recorded"] = ours.run.replays.records
+            ours.run.replays.drop()
         row["bare"] = ours.bare_rate(setup)
         del ours
         reference = Reference(name, setup, batch=batch, steps=steps)

@@ -183,6 +183,35 @@ def nondeterministic(settings: TrialSettings, setup: Setup) -> list[str]:
     return sorted(m.split(" does not have")[0][:120] for m in messages if "CuBLAS" not in m)
 
 
+def graphs(setup: Setup) -> Found:
+    """Steps that are replayed train as steps that are launched: losses, and every bit of the weights."""
+    table: dict[str, Any] = {}
+    ok = True
+    data = setup.photo_data(image_size=setup.size(64, 32), batch_size=setup.size(32, 8))
+    usual = {"dropout": 0.2, "ema_decay": 0.9, "clip_norm": 1.0}
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "trained": ("mobilenet_v2", usual | {"mix": "mixup"}),
+        "thawed": ("mobilenet_v2", usual | {"frozen_layers": 10, "unfreeze_epochs": 1}),
+        "random": ("convnext_tiny", usual | {"optimizer": "adamw", "learning_rate": 1e-4}),
+    }
+    for name, (backbone, options) in ways.items():
+        settings = setup.trial(backbone, data, **options)
+        ends = []
+        for on in (False, True):
+            run = Run(settings, setup.world)
+            run.replays.on = on and setup.device.type == "cuda"
+            losses = [run.train_epoch(epoch, lambda: False) for epoch in (1, 2)]
+            ends.append((losses, {k: v.cpu() for k, v in run.model.trained_state().items()}))
+        (launched, first), (replayed, second) = ends
+        differ = [k for k, v in first.items() if not torch.equal(v, second[k])]
+        apart = max(abs(a / b - 1) for a, b in zip(replayed, launched, strict=True) if a and b)
+        recorded = run.replays.records or setup.device.type == "cpu"
+        table[name] = {"recorded": recorded, "differing_tensors": len(differ), "loss_apart": apart}
+        say(f"graphs, {name}: {table[name]}, losses {launched} and {replayed}")
+        ok = ok and recorded and apart < 1e-2
+    return {"ok": ok, **table}
+
+
 def memory(setup: Setup) -> Found:
     """Where memory is short, a step is taken in parts: the same loss but for rounding, without batch norm."""
     data = setup.photo_data(batch_size=setup.size(128, 8))
@@ -336,5 +365,5 @@ def train(settings: TrialSettings, setup: Setup, name: str) -> list[dict[str, An
 
 PARTS = {
     **{"frozen": frozen, "features": features, "precision": precision, "seed": seed},
-    **{"memory": memory, "syncs": syncs, "processes": processes, "families": families},
+    **{"graphs": graphs, "memory": memory, "syncs": syncs, "processes": processes, "families": families},
 }

@@ -9,7 +9,7 @@ Shapes: B images of a batch, N images of a split, C, H, W of activations, D pool
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -345,6 +345,11 @@ class Feed:
         numbers = (numbers if places is None else places[numbers]).to(self.rows.device)
         for indices in numbers.split([len(batch) for batch in order]):
             yield self.inputs.read(self.rows.index_select(0, indices), self.blocks).float()
+
+    @property
+    def kind(self) -> Hashable:
+        """Say what `finish` does: feeds of one kind do the same."""
+        return self.how, self.blocks, self.rows is None
 
     def finish(self, x: Tensor) -> Tensor:
         """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, augment, backbones, optimize, order, passes, strategies
+from finetune import assets, augment, backbones, graphs, optimize, order, passes, strategies
 from finetune.averaging import Average
 from finetune.data import ImageData
 from finetune.errors import NonFiniteLoss
@@ -159,6 +160,9 @@ class Run:
         self.parts = settings.accumulate
         """That a share of a batch is computed in: as the settings say, more where memory was short."""
         self.step_model = self._parallel()
+        replays = graphs.ON and world.device.type == "cuda" and world.size == 1
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.replays = graphs.Replays(trained, on=replays and settings.precision != "exact")
         self.weights_sha256 = source.sha256
 
     def effective(self) -> dict[str, Any]:
@@ -239,17 +243,19 @@ class Run:
         """
         while True:
             try:
-                return self._in_parts(feed, x, targets, scale)
+                step = partial(self._in_parts, feed)
+                return self.replays.take(step, (feed.kind, self.model.waiting), x, targets, scale)
             except torch.OutOfMemoryError:
                 if 2 * self.parts >= len(x) or self.world.size > 1:  # the other workers wait for this one
                     raise
             # Only here, behind the error, nobody holds what the step had allocated.
             self.parts *= 2
+            self.replays.drop()
             optimize.clear(self.optimizer)
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float | Tensor) -> Tensor:
         """Do what `_backward` says; workers exchange gradients once, with the last part."""
         model, count = self.step_model, self.parts
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
