@@ -240,7 +240,7 @@ def _steps(setup: Setup, names: Sequence[str], *, batch: int, steps: int, graphs
 def compiled(setup: Setup) -> Found:
     """The same, compiled: what it costs before the first step and gives in each."""
     table: dict[str, dict[str, float]] = {}
-    for name in models(setup) if setup.quick else ("resnet50", "vit_b_16"):
+    for name in models(setup) if setup.quick else ("vit_b_16", "resnet50"):
         row: dict[str, float] = {}
         for which, kind in (("ours", Ours), ("reference", Reference)):
             training: Any = kind(

@@ -33,7 +33,7 @@ FORMAT = 2
 """Of what an entry holds; part of its key."""
 RESIDENT_BYTES = 512 * 2**20
 """Stored rows of a split up to this size are read from the GPU's own memory."""
-GPU_CHUNK_ROWS, GPU_CHUNK_BYTES = 512, 128 * 2**20
+GPU_CHUNK_ROWS, GPU_CHUNK_BYTES = 256, 128 * 2**20
 """Most that one chunk of an entry has where a GPU computes it."""
 GPU_THREADS = 3
 """That fill an entry: one gathers images, the GPU computes for another, the last one writes."""
