@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu [--images DIR --weights FILE] [--quick] [--only PART ...] [--out FILE]
 
-right.*  frozen blocks, features against the CPU's, bfloat16 against float32, repetition, too little memory,
-         two processes, what waits for the device
+right.*  frozen blocks, features against the CPU's, bfloat16 against float32, repetition, replayed steps, too
+         little memory, two processes, what waits for the device
 fast.*   steps of training against a plain loop as torchvision's and timm's scripts have it, extraction of
          features against a bare forward pass, decoding, heads side by side, heads in closed form
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("right.frozen", "right.features", "right.seed", "right.memory", "right.syncs")
+PARTS = ("right.frozen", "right.features", "right.seed", "right.memory", "right.syncs", "right.graphs")
 PARTS += ("fast.heads", "fast.exact", "fast.steps", "fast.small", "fast.extraction", "fast.pipeline")
 
 

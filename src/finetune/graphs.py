@@ -6,6 +6,7 @@ as shapes and addresses stay; the optimiser's step is not part of it, since its 
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,10 @@ class Recorded:
         self.parameters = parameters
         here = torch.cuda.current_stream(x.device)
         self.graph = torch.cuda.CUDAGraph()
-        recording = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
+        # Other threads go on allocating memory meanwhile.
+        recording = torch.cuda.graph(self.graph, stream=_stream(x.device), capture_error_mode="thread_local")
         try:
-            with torch.cuda.device(x.device), recording:  # other threads go on allocating memory meanwhile
+            with torch.cuda.device(x.device), recording:
                 self.loss = step(self.x, self.targets, self.scale)
         finally:
             torch.cuda.set_stream(here)  # a failed recording leaves its own behind
@@ -47,6 +49,11 @@ class Recorded:
             p.grad = gradient
         self.graph.replay()
         return self.loss
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class Replays:
