@@ -282,6 +282,8 @@ def processes(setup: Setup) -> Found:
 
 def _train_there(settings: TrialSettings, setup_args: Mapping[str, Any], name: str) -> tuple[float, Found]:
     setup = Setup(**{**setup_args, "device": torch.device(setup_args["device"])})
+    if setup.device.type == "cpu":
+        torch.set_num_threads(1)
     began = time.perf_counter()
     ends = train(settings, setup, name)
     return time.perf_counter() - began, ends[-1]
