@@ -23,6 +23,8 @@ WITH_IMAGES = (
     *("head_search", "augmented_search", "mixed_search"),
     *("same_answer", "extraction", "second_search"),
 )
+BY_HAND = ("gpu",)
+"""Entered on another machine's results (benchmarks/gpu_report.py)."""
 PACKAGES = ("ray", "torch", "torchvision", "optuna")
 
 
@@ -64,7 +66,7 @@ def enter(name: str, command: list[str], output: str) -> None:
     section = f"## {name}\n\n{today}, `{shown}`\n\n```text\n{output.strip()}\n```\n"
     sections = _sections()
     sections[name] = section
-    order = [*WITHOUT_IMAGES, *WITH_IMAGES]
+    order = [*WITHOUT_IMAGES, *WITH_IMAGES, *BY_HAND]
     text = _head() + "\n" + "\n".join(sections[n] for n in order if n in sections)
     RESULTS.write_text(text, encoding="utf-8")
 

@@ -119,6 +119,20 @@ def test_packs_fit_in_the_memory_they_are_given(folder: Path) -> None:
     assert whole == list(range(40))
 
 
+def test_on_a_gpu_all_widths_go_together_until_memory_ends_the_widest_among_themselves(folder: Path) -> None:
+    heads = [head(folder, s, learning_rate=0.05, head_size=(0, 20, 30, 100)[s % 4]) for s in range(40)]
+    pixels = data(heads[0], folder)
+    elsewhere = dataclasses.replace(pixels, train=pixels.train.to("meta"))  # not a CPU
+    assert [len(pack) for pack in fused.packs(heads, elsewhere)] == [10, 30]
+    widths = [
+        [heads[number].head_size for number in pack] for pack in fused.packs(heads, elsewhere, 2 * 10**7)
+    ]
+    flat = [width for pack in widths for width in pack]
+    assert len(widths) > 2
+    assert flat == sorted(flat)
+    assert {len({width > 0 for width in pack}) for pack in widths} == {1}
+
+
 def test_what_cannot_be_fused_is_refused(folder: Path) -> None:
     mixed = head(folder, 0, learning_rate=0.05, ema_decay=0.9)
     with pytest.raises(ValueError, match="fused heads: must be"):

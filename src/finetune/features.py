@@ -9,7 +9,7 @@ Shapes: B images of a batch, N images of a split, C, H, W of activations, D pool
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ FORMAT = 2
 """Of what an entry holds; part of its key."""
 RESIDENT_BYTES = 512 * 2**20
 """Stored rows of a split up to this size are read from the GPU's own memory."""
-GPU_CHUNK_ROWS, GPU_CHUNK_BYTES = 512, 128 * 2**20
+GPU_CHUNK_ROWS, GPU_CHUNK_BYTES = 256, 128 * 2**20
 """Most that one chunk of an entry has where a GPU computes it."""
 GPU_THREADS = 3
 """That fill an entry: one gathers images, the GPU computes for another, the last one writes."""
@@ -346,6 +346,11 @@ class Feed:
         numbers = (numbers if places is None else places[numbers]).to(self.rows.device)
         for indices in numbers.split([len(batch) for batch in order]):
             yield self.inputs.read(self.rows.index_select(0, indices), self.blocks).float()
+
+    @property
+    def kind(self) -> Hashable:
+        """Say what `finish` does: feeds of one kind do the same."""
+        return self.how, self.blocks, self.rows is None
 
     def finish(self, x: Tensor) -> Tensor:
         """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune import loop, optimize
+from finetune import loop, optimize, order
 from finetune.evaluate import BATCH
 from finetune.head import MLPHead
 from finetune.losses import Loss
@@ -112,10 +112,17 @@ def train(heads: Sequence[TrialSettings], data: Stored, *, pack_bytes: int = PAC
 
 
 def packs(heads: Sequence[TrialSettings], data: Stored, pack_bytes: int = PACK_BYTES) -> list[list[int]]:
-    """Return the numbers of the heads that train together: alike in their steps, of similar width."""
+    """Return the numbers of the heads that train together: alike in their steps, of similar width.
+
+    A step of a pack costs a GPU milliseconds of launches however few heads it has: there, all widths that
+    fit in `pack_bytes` go together, sorted, so that few are filled up far (docs/decisions.md).
+    """
     alike: dict[tuple[object, ...], list[int]] = {}
-    for number, head in enumerate(heads):
-        wide = head.head_size and 2 ** math.ceil(math.log2(head.head_size))  # padded to less than twice
+    together = data.train.device.type != "cpu"
+    for number in sorted(range(len(heads)), key=lambda n: heads[n].head_size if together else 0):
+        head = heads[number]
+        doubled = head.head_size and 2 ** math.ceil(math.log2(head.head_size))  # padded to less than twice
+        wide = bool(head.head_size) if together else doubled
         key = (head.optimizer, head.data.batch_size, head.epochs, wide)
         alike.setdefault(key, []).append(number)
     found = []
@@ -144,8 +151,11 @@ class Pack:
             Loss(head, data.labels, data.weights, classes=data.classes, device=torch.device("cpu"))
             for head in heads
         ]
+        self.shares = self._column([head.dropout for head in heads])[:, None, None]
+        self._words: dict[tuple[int, int], Tensor] = {}
+        self.drops = any(head.dropout for head in heads)
         self.seeds = _scrambled(self._column([head.seed for head in heads], torch.int64))
-        steps = len(loop.order_of(heads[0], data.labels, 1))
+        steps = len(order.epoch_batches(heads[0], data.labels, 1))
         self.optimizer = _Optimizer(self.parameters, heads, steps)
 
     def train(self) -> list[Trained]:
@@ -177,7 +187,7 @@ class Pack:
     def _epoch(self, epoch: int) -> Tensor:
         """Take an epoch's steps; return each head's (weighted) mean loss (T,), as before each step."""
         data, heads = self.data, self.heads
-        orders = [loop.order_of(head, data.labels, epoch) for head in heads]
+        orders = [order.epoch_batches(head, data.labels, epoch) for head in heads]
         images = torch.stack([torch.cat(batches) for batches in orders])  # (T, images of the epoch)
         places = data.places(data.view(epoch))
         rows = (images if places is None else places[images]).to(self.device)
@@ -208,18 +218,23 @@ class Pack:
 
     def _dropout(self, epoch: int, step: int) -> Callable[[Tensor], Tensor]:
         """Return what drops activations (T, B, F), each head's by its own seed alone."""
-        shares = self._column([head.dropout for head in self.heads])[:, None, None]
-        if not any(head.dropout for head in self.heads):
+        if not self.drops:
             return lambda h: h
+        shares = self.shares
         seeds = _scrambled(self.seeds + (epoch << 32) + step)[:, None, None]
 
         def drop(h: Tensor) -> Tensor:
-            places = torch.arange(h.shape[1], device=h.device)[:, None] << 20
-            places = places + torch.arange(h.shape[2], device=h.device)  # (B, F)
-            draws = (_scrambled(seeds + _scrambled(places)) >> 40).abs() / 2.0**23  # 0 <= draw <= 1
+            draws = (_scrambled(seeds + self._places(*h.shape[1:])) >> 40).abs() / 2.0**23  # 0 <= draw <= 1
             return h * (draws >= shares) / (1 - shares)
 
         return drop
+
+    def _places(self, batch: int, width: int) -> Tensor:
+        """Return a random word for each place of a batch's activations, int64 (B, F)."""
+        if (batch, width) not in self._words:
+            rows = torch.arange(batch, device=self.device)[:, None] << 20
+            self._words[batch, width] = _scrambled(rows + torch.arange(width, device=self.device))
+        return self._words[batch, width]
 
     @torch.no_grad()
     def _scores(self) -> dict[str, Tensor]:

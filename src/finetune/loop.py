@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune import assets, augment, backbones, optimize, order, passes, shares, strategies
+from finetune import assets, augment, backbones, graphs, optimize, order, passes, shares, strategies
 from finetune.averaging import Average
 from finetune.data import ImageData
 from finetune.errors import CheckpointError, NonFiniteLoss
@@ -185,6 +186,9 @@ class Run:
         self.parts = settings.accumulate
         """That a share of a batch is computed in: as the settings say, more where memory was short."""
         self.step_model = self._parallel()
+        replays = graphs.ON and world.device.type == "cuda" and world.size == 1
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.replays = graphs.Replays(trained, on=replays and settings.precision != "exact")
         self.weights_sha256 = source.sha256
 
     def effective(self) -> dict[str, Any]:
@@ -211,7 +215,7 @@ class Run:
         """Return the (weighted) mean training loss, or None if told to stop between two batches."""
         settings, world = self.settings, self.world
         # Every epoch seeds itself: going on after an interruption needs no generator's state.
-        _seed(_mix(settings.seed, epoch, world.rank), world.device)
+        _seed(order.mixed_seed(settings.seed, epoch, world.rank), world.device)
         self._thaw(epoch)
         self.model.train()
         whole = self._order(epoch)
@@ -267,17 +271,19 @@ class Run:
         """
         while True:
             try:
-                return self._in_parts(feed, x, targets, scale)
+                step = partial(self._in_parts, feed)
+                return self.replays.take(step, (feed.kind, self.model.waiting), x, targets, scale)
             except torch.OutOfMemoryError:
                 if 2 * self.parts >= len(x) or self.world.size > 1:  # the other workers wait for this one
                     raise
             # Only here, behind the error, nobody holds what the step had allocated.
             self.parts *= 2
+            self.replays.drop()
             optimize.clear(self.optimizer)
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float | Tensor) -> Tensor:
         """Do what `_backward` says; workers exchange gradients once, with the last part."""
         model, count = self.step_model, self.parts
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
@@ -322,7 +328,7 @@ class Run:
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
-        return order_of(self.settings, self.labels, epoch, workers=self.world.size)
+        return order.epoch_batches(self.settings, self.labels, epoch, workers=self.world.size)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         usual = passes.usual(self.settings.precision, self.world.device)
@@ -371,28 +377,11 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
     return model
 
 
-def order_of(settings: TrialSettings, labels: Tensor, epoch: int, *, workers: int = 1) -> list[Tensor]:
-    """Return an epoch's batches of image numbers, over all workers, for the training images' labels."""
-    shuffle = torch.Generator().manual_seed(_mix(settings.seed, epoch))
-    size = settings.data.batch_size
-    if settings.imbalance == "balanced_sampling":
-        return order.balanced_batches(labels, size, shuffle, workers=workers)
-    return order.batches(len(labels), size, shuffle, workers=workers)
-
-
 def _seed(seed: int, device: torch.device) -> None:
     """Seed what training draws from; `torch.manual_seed` also keeps a stack trace, for devices to come."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _mix(*parts: int) -> int:
-    """Return one seed from several numbers: 63 bits, different for different parts."""
-    mixed = 0
-    for part in parts:
-        mixed = (mixed * 0x9E3779B97F4A7C15 + part + 1) % 2**63  # Knuth's multiplicative constant, 64 bits
-    return mixed
 
 
 def _non_finite(which: str, value: float, epoch: int, settings: TrialSettings, batch: int = 0) -> str:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from finetune.settings import TrialSettings
+
 
 def batches(images: int, size: int, shuffle: torch.Generator, *, workers: int = 1) -> list[Tensor]:
     """Return an epoch's batches of image numbers, in random order.
@@ -49,3 +51,20 @@ def _split(order: Tensor, size: int, workers: int) -> list[Tensor]:
     parts = list(order.split(size))
     least = max(workers, size / 2)
     return parts[:-1] if len(parts) > 1 and len(parts[-1]) < least else parts
+
+
+def epoch_batches(settings: TrialSettings, labels: Tensor, epoch: int, *, workers: int = 1) -> list[Tensor]:
+    """Return an epoch's batches of image numbers, over all workers, for the training images' labels."""
+    shuffle = torch.Generator().manual_seed(mixed_seed(settings.seed, epoch))
+    size = settings.data.batch_size
+    if settings.imbalance == "balanced_sampling":
+        return balanced_batches(labels, size, shuffle, workers=workers)
+    return batches(len(labels), size, shuffle, workers=workers)
+
+
+def mixed_seed(*parts: int) -> int:
+    """Return one seed from several numbers: 63 bits, different for different parts."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed * 0x9E3779B97F4A7C15 + part + 1) % 2**63  # Knuth's multiplicative constant, 64 bits
+    return mixed
