@@ -28,7 +28,7 @@ lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/mypy
 
 schema: $(READY)  ## write configs/schema.json and docs/config.md again, after a key of the config has changed
-	$(BIN)/python -m search.schema
+	$(BIN)/python -m search.config.schema
 
 bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick --images DIR --weights FILE"
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray import tune as ray_tune
 
-from search import tuner
+from search.driver import tuner
 
 POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 CONCURRENT = 2

@@ -4,8 +4,8 @@
     python -m benchmarks.early_stopping RESULTS_DIR [--trials 24] [--orders 1000]
 
 Draws many short studies from the recorded trials, in random order and without the baselines, and judges
-them by the rule of `search.stopping`, with its rivals set by strategy or all in one. Trials run one after
-another here; in a study several run at a time, and the first ones of each strategy face fewer rivals.
+them by the rule of `search.suggest.stopping`, with its rivals set by strategy or all in one. Trials run one
+after another here; in a study several run at a time, and the first ones of each strategy face fewer rivals.
 
 regret   best value of all recorded trials minus that of the trials that ran to their end; mean
 epochs   that the short study trained; mean
@@ -22,10 +22,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import report
-from search.layout import StudyFolder
-from search.ledger import read_study
-from search.record import StudyRecord, TrialRecord
-from search.stopping import EarlyStopping
+from search.record.ledger import read_study
+from search.record.records import StudyRecord, TrialRecord
+from search.record.study_folder import StudyFolder
+from search.suggest.stopping import EarlyStopping
 
 EVERYONE = "everyone"
 

@@ -3,7 +3,7 @@
     python -m benchmarks.extraction [--images DIR --weights FILE] [--quick]
 
 default  torchvision transforms on PIL images in a `DataLoader`, the model in evaluation mode, float32
-kept     the same in a process that keeps the memory which torch gives back, as slots do (search/slots.py)
+kept     the same in a process that keeps the memory which torch gives back, as slots do (slots.py)
 ours     an empty store, filled in such a process: decoding in threads, the pass that the probe found,
          written to disk
 bfloat16 ours with `precision: bfloat16`, which `auto` takes where it changes features by little
@@ -29,10 +29,10 @@ from benchmarks import report
 from benchmarks.mixed_search import by_block
 from benchmarks.patterns import usual_loader
 from benchmarks.workload import suggestions, workload
-from finetune import assets, loop
-from finetune.data import ImageData
+from finetune.images.batches import ImageData
 from finetune.settings import FeatureSettings, TrialSettings
-from search.slots import KEPT_MEMORY
+from finetune.training import loop, shared
+from search.slots.slots import KEPT_MEMORY
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         middle = {name: report.median(values) for name, values in rates.items()}
         size = settings.data.image_size
         counts, _ = by_block(
-            assets.pristine(settings, torch.device("cpu")).blocks, torch.zeros(1, 3, size, size)
+            shared.pristine(settings, torch.device("cpu")).blocks, torch.zeros(1, 3, size, size)
         )
         share = middle["bfloat16"] * sum(counts) / peak()
         print(f"{settings.backbone}, {size} pixels, {sum(counts) / 1e6:.0f} million multiply-adds per image")
@@ -93,7 +93,7 @@ def process(environment: Mapping[str, str]) -> Iterator[Callable[..., float]]:
 def usual_way(settings: TrialSettings) -> float:
     """Return images per second of torch's usual way."""
     loader, images = usual_loader(settings, "train", training=False)
-    model = assets.pristine(settings, torch.device("cpu"))
+    model = shared.pristine(settings, torch.device("cpu"))
     began = time.perf_counter()
     with torch.no_grad():
         for x, _ in loader:
@@ -109,7 +109,7 @@ def our_way(settings: TrialSettings, folder: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     features = FeatureSettings(folder=str(folder), budget_bytes=2**33, trials=1000)
     run = loop.Run(settings, loop.World(), features)
-    data: Any = ImageData(assets.catalog.scan(settings.data), settings.data)  # nothing decoded yet
+    data: Any = ImageData(shared.catalog.scan(settings.data), settings.data)  # nothing decoded yet
     run.data = run.inputs.data = data
     began = time.perf_counter()
     feed = run.inputs.feed("train", view=0)

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_setup import CLASSES, Setup, say
-from finetune import assets, catalog, exact, fused, optimize, order, passes
-from finetune.data import ImageData
-from finetune.loop import Run
-from finetune.losses import Loss
+from finetune.frozen import execution
+from finetune.images import catalog, order
+from finetune.images.batches import ImageData
 from finetune.settings import ALL, TrialSettings
+from finetune.training import exact_heads, fused_heads, optimize, shared
+from finetune.training.loop import Run
+from finetune.training.losses import Loss
 
 Found = dict[str, Any]
 Batches = list[tuple[Tensor, Tensor]]
@@ -263,12 +265,12 @@ def extraction(setup: Setup) -> Found:
     for name in models(setup) if setup.quick else ("resnet50", "vit_b_16", "mobilenet_v2"):
         side, row = setup.size(224, 32), dict[str, float]()
         settings = setup.trial(name, setup.photo_data(), frozen_layers=ALL, epochs=5)
-        blocks = assets.pristine(settings, setup.device).blocks
+        blocks = shared.pristine(settings, setup.device).blocks
         bare: dict[int, float] = {}
         for batch in (setup.quick and (8,)) or (32, 256, 512):
             x = torch.rand(batch, 3, side, side, device=setup.device)
             x = x.contiguous(memory_format=torch.channels_last)
-            how = passes.usual("auto", setup.device)
+            how = execution.usual("auto", setup.device)
             bare[batch] = batch / setup.seconds(partial(how.run, blocks, x))
         row |= {f"bare_{batch}": rate for batch, rate in bare.items()}
         row["ours"] = _fill(settings, setup)
@@ -338,19 +340,19 @@ def heads(setup: Setup) -> Found:
     )
     settings = dataclasses.replace(settings, precision="float32")
     run = Run(settings, setup.world, setup.store("fast-heads"))
-    data = fused.stored(run)
+    data = fused_heads.stored(run)
     count = min(1000, len(data.labels))
     data = dataclasses.replace(data, labels=data.labels[:count], places=lambda view: None)
     data = _learnable(data)
     row: dict[str, float] = {"images": count, "features": data.train.shape[1]}
     few = _heads(settings, setup.size(4, 2))
-    fused.train(few, data)  # warm
+    fused_heads.train(few, data)  # warm
     alone = setup.seconds(lambda: [_alone(head, run, data) for head in few], rounds=2, warm=1) / len(few)
     row["alone_per_head"] = alone
     for number in (8, 16) if setup.quick else (64, 256, 1000):
         many = _heads(settings, number)
         began = setup.clock()
-        found = fused.train(many, data)
+        found = fused_heads.train(many, data)
         row[f"fused_{number}"] = setup.clock() - began
         row[f"gain_{number}"] = alone * number / row[f"fused_{number}"]
         best = max(trained.epochs[-1]["val/accuracy"] for trained in found)
@@ -358,7 +360,7 @@ def heads(setup: Setup) -> Found:
             f"heads: {number} in {row[f'fused_{number}']:.2f} s, alone {alone * 1000:.0f} ms each: "
             f"{row[f'gain_{number}']:.1f} times, best accuracy {best:.3f}"
         )
-    together = fused.train(few, data)
+    together = fused_heads.train(few, data)
     apart = max(
         abs(t.epochs[-1]["train/loss"] - _alone(head, run, data)) / t.epochs[-1]["train/loss"]
         for t, head in zip(together, few, strict=True)
@@ -370,7 +372,7 @@ def heads(setup: Setup) -> Found:
     return {"ok": (min(gains) >= 10 or setup.device.type == "cpu") and apart < 1e-2, **row}
 
 
-def _learnable(data: fused.Stored) -> fused.Stored:
+def _learnable(data: fused_heads.Stored) -> fused_heads.Stored:
     """Return features of the same shapes in which the classes lie apart: there is something to learn."""
     draws = torch.Generator().manual_seed(0)
     means = 0.08 * torch.randn(data.classes, data.train.shape[1], generator=draws)
@@ -397,10 +399,10 @@ def _heads(settings: TrialSettings, count: int) -> list[TrialSettings]:
     return found
 
 
-def _alone(head: TrialSettings, run: Run, data: fused.Stored) -> float:
+def _alone(head: TrialSettings, run: Run, data: fused_heads.Stored) -> float:
     """Train one head as the training loop does, on features on the device; return its last training loss."""
     device = run.world.device
-    new = fused.initial(head, data.train.shape[1], data.classes).to(device)
+    new = fused_heads.initial(head, data.train.shape[1], data.classes).to(device)
     optimizer = optimize.optimizer([("head", list(new.parameters()))], head)
     starts = optimize.starts(optimizer)
     labels = data.labels
@@ -450,15 +452,15 @@ def exactly(setup: Setup) -> Found:
                 moved, wanted = x.to(where), labels.to(where)
 
                 def solve(moved: Tensor = moved, wanted: Tensor = wanted, dtype: Any = dtype) -> Tensor:
-                    y = exact.targets(wanted, CLASSES).to(dtype)
-                    weights = exact.balanced(wanted, CLASSES).to(dtype)
-                    return exact.ridge(moved, y, penalties, weights=weights)(moved[:500])
+                    y = exact_heads.targets(wanted, CLASSES).to(dtype)
+                    weights = exact_heads.balanced(wanted, CLASSES).to(dtype)
+                    return exact_heads.ridge(moved, y, penalties, weights=weights)(moved[:500])
 
                 row[name] = setup.seconds(solve, rounds=1 if where == "cpu" else 3, warm=1)
                 answers[name] = solve().cpu().double()
                 if images <= 2000:
-                    signs = exact.targets(wanted, CLASSES).to(dtype)
-                    kernel = partial(exact.kernel_ridge, moved, signs, penalties, gamma=0.01)
+                    signs = exact_heads.targets(wanted, CLASSES).to(dtype)
+                    kernel = partial(exact_heads.kernel_ridge, moved, signs, penalties, gamma=0.01)
                     row[f"kernel_{name}"] = setup.seconds(kernel, rounds=1)
         truth = answers[f"cpu_float64_{images}x{features}"]
         for name, found in answers.items():

@@ -15,11 +15,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_setup import Setup, say
-from finetune import backbones, loop, passes
-from finetune.history import Keep
-from finetune.loop import Run, World
-from finetune.passes import Pass
+from finetune.frozen import execution
+from finetune.frozen.execution import Pass
+from finetune.model import backbones
 from finetune.settings import ALL, TrialSettings
+from finetune.training import loop
+from finetune.training.history import Keep
+from finetune.training.loop import Run, World
 
 Found = dict[str, Any]
 
@@ -88,7 +90,7 @@ def _features(setup: Setup, names: Sequence[str]) -> Found:
         x = images.to(setup.device)
         table[name] = {}
         for way, (precision, how) in ways.items():
-            with passes.rounding(precision):
+            with execution.rounding(precision):
                 found = model.pool(how.run(model.blocks, x).float()).cpu()
             table[name][way] = float((found - expected).norm() / expected.norm())
         numbers = "  ".join(f"{way} {value:.1e}" for way, value in table[name].items())

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from finetune import loop
 from finetune.settings import DataSettings, FeatureSettings, SourceSettings, TrialSettings, WeightsSettings
+from finetune.training import loop
 
 CLASSES = 8
 PHOTO_SIDE = 256

@@ -25,10 +25,10 @@ import optuna
 import torch
 
 from benchmarks import report
-from finetune import loop
 from finetune.settings import FeatureSettings, TrialSettings
-from search.space import Space
-from search.study import StudyConfig
+from finetune.training import loop
+from search.config.study import StudyConfig
+from search.suggest.space import Space
 
 BACKBONE = "mobilenet_v2"
 METRIC = "val/balanced_accuracy"

@@ -4,8 +4,8 @@
 
 layout   a step of training and a pass in evaluation, float32, with the channels first (torch's usual layout)
          and last, alternating; one model of each family, random weights
-frozen   milliseconds per image of all blocks with `finetune.passes`' options, and the seconds that compiling
-         took; of the families that have something to fold
+frozen   milliseconds per image of all blocks with `finetune.frozen.execution`' options, and the seconds that
+         compiling took; of the families that have something to fold
 
 One thread, the fastest of a few passes each, since other processes only ever slow one down.
 """
@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import report
-from finetune import backbones, folding, passes
-from finetune.passes import BATCH, Pass
+from finetune.frozen import execution, folding
+from finetune.frozen.execution import BATCH, Pass
+from finetune.model import backbones
 
 SIDES = {
     **{"mobilenet_v2": 128, "resnet18": 128, "vgg11": 96, "squeezenet1_0": 128, "densenet121": 128},
@@ -91,7 +92,7 @@ def frozen(name: str, side: int) -> dict[str, float]:
         return {}
     images = torch.rand(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
     ways = {"float32": Pass(), "bfloat16": Pass("bfloat16")}
-    if passes.can_fold(blocks, images):
+    if execution.can_fold(blocks, images):
         ways |= {"folded": Pass(folded=True), "bfloat16 folded": Pass("bfloat16", folded=True)}
     if name in COMPILED:
         ways["compiled"] = Pass("bfloat16", compiled=True)

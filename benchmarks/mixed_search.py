@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import patterns, report
 from benchmarks.workload import ours, suggestions, workload
-from finetune import assets, loop
-from finetune.data import ImageData
+from finetune.images.batches import ImageData
 from finetune.settings import TrialSettings
+from finetune.training import loop, shared
 
 TRIALS, EPOCHS = 24, 3
 SPACE = {"strategy": ["replace", "load", "fuse"]}
@@ -40,7 +40,7 @@ def main() -> None:
             load.forget()
             seconds["ours"].append(ours(config).whole)
         middle = {name: report.median(values) for name, values in seconds.items()}
-        data = assets.images(trials[0].data)
+        data = shared.images(trials[0].data)
         plain, least = work(trials, data)
         speedup, bound = middle["P+"] / middle["ours"], plain / least
         print(

@@ -12,10 +12,11 @@ from unittest import mock
 import optuna
 import ray
 
-from search import runner, slots, tuner
-from search.layout import StudyFolder
-from search.ledger import STUDY_NAME, open_storage
-from search.study import StudyConfig
+from search.config.study import StudyConfig
+from search.driver import runner, tuner
+from search.record.ledger import STUDY_NAME, open_storage
+from search.record.study_folder import StudyFolder
+from search.slots import slots
 
 Result = TypeVar("Result")
 
@@ -71,9 +72,10 @@ def _run(config: StudyConfig, worker: Callable[[dict[str, Any]], None]) -> Any:
 
 def serve(config: dict[str, Any], *, epochs: int) -> None:
     """Serve trials like a real worker, but report made-up epochs at once instead of training."""
-    from finetune import catalog, worker
-    from finetune.loop import Outcome
-    from search.trial import CHECKED, CHECKED_OF_DATA
+    from finetune import worker
+    from finetune.images import catalog
+    from finetune.training.loop import Outcome
+    from search.driver.trial import CHECKED, CHECKED_OF_DATA
 
     fingerprint = functools.cache(lambda data: catalog.scan(data).fingerprint)
 

@@ -8,7 +8,7 @@ P+   the same with what an expert would turn: images decoded once per trial and 
      2 s, no preemption watcher, drivers that take no CPU. Reusing Tune's actors is not among them: with a
      Train run inside, the next trial fails ("Could not re-use actor").
 
-Both train the same models as ours (`finetune.strategies`), with the same optimiser and schedule, on one
+Both train the same models as ours (`finetune.model.strategies`), with the same optimiser and schedule, on one
 thread per worker, two trials at a time. What they do not have: warm workers, and features of frozen blocks
 that trials share.
 """
@@ -23,12 +23,14 @@ from torch import Tensor
 from torchvision import transforms
 
 from benchmarks import documented, noop
-from finetune import assets, catalog, loop, optimize, order, passes
-from finetune.data import ImageData
-from finetune.passes import Pass
-from finetune.pixels import CROP_SHARE, normalise
+from finetune.frozen import execution
+from finetune.frozen.execution import Pass
+from finetune.images import catalog, order
+from finetune.images.batches import ImageData
+from finetune.images.pixels import CROP_SHARE, normalise
 from finetune.settings import TrialSettings
-from search.slots import KEPT_MEMORY
+from finetune.training import loop, optimize, shared
+from search.slots.slots import KEPT_MEMORY
 
 
 def seconds_per_trial(trials: Sequence[TrialSettings], *, tuned: bool) -> float:
@@ -52,7 +54,7 @@ def train_documented(config: dict[str, Any]) -> None:
 def usual_loader(settings: TrialSettings, split: str, *, training: bool) -> tuple[Any, int]:
     """Return torch's usual `DataLoader` over a split, with torchvision's transforms, and its images."""
     images = catalog.scan(settings.data)
-    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, "cpu")
+    source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, "cpu")
     side, scale = settings.data.image_size, settings.data.crop_scale
     steps: list[Any] = [transforms.Resize((side, side))]
     if training and scale < 1:
@@ -79,7 +81,7 @@ def train_tuned(config: dict[str, Any]) -> None:
     """P+'s training function."""
     settings = TrialSettings.from_dict(config["settings"])
     images = catalog.scan(settings.data)
-    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, "cpu")
+    source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, "cpu")
     data, frozen_pass = ImageData(images, settings.data), Pass(**config["frozen_pass"])
 
     def batches(split: str, parts: list[Tensor], view: int | None) -> Iterable[tuple[Tensor, Tensor]]:
@@ -132,7 +134,7 @@ def _train(settings: TrialSettings, data: ImageData, train: Any, val: Any, *, fo
 def fastest_pass(settings: TrialSettings) -> Pass:
     """Return the faster of float32 and autocast to bfloat16, however much it rounds (P+ need not look)."""
     torch.set_num_threads(1)
-    blocks = assets.pristine(settings, torch.device("cpu")).blocks
+    blocks = shared.pristine(settings, torch.device("cpu")).blocks
     size = settings.data.image_size
     images = torch.rand(settings.data.batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
-    return min((Pass(), Pass("bfloat16")), key=lambda how: passes.fastest_run(blocks, how, images))
+    return min((Pass(), Pass("bfloat16")), key=lambda how: execution.fastest_run(blocks, how, images))

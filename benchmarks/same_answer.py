@@ -17,9 +17,9 @@ from scipy.stats import kendalltau
 
 from benchmarks import report
 from benchmarks.workload import Workload, suggestions, workload
-from finetune import loop
-from finetune.history import Keep
 from finetune.settings import FeatureSettings, TrialSettings
+from finetune.training import loop
+from finetune.training.history import Keep
 
 EPOCHS = 3
 SPACE = {"strategy": ["replace", "load", "fuse"]}
@@ -68,7 +68,7 @@ def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> di
     keep.last.unlink(missing_ok=True)  # of the trial before, which is complete
     loop.train(settings, keep=keep, report=told.append, features=features)
     model = loop.Run(dataclasses.replace(settings, precision="exact"), loop.World())
-    from finetune import checkpoint
+    from finetune.disk import checkpoint
 
     model.model.load_trained_state(checkpoint.read(paths["best"])[0])
     model.model.eval()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import noop, report
-from search.sampler import StudySearcher
+from search.suggest.sampler import StudySearcher
 
 EPOCHS = 3
 CONCURRENT = 2

@@ -27,7 +27,7 @@ from ray import tune as ray_tune
 
 from benchmarks import documented, noop, report
 from benchmarks.documented import CONCURRENT
-from search import tuner
+from search.driver import tuner
 
 EPOCHS = 3
 APART_SECONDS = 2.0

@@ -22,14 +22,15 @@ import optuna
 import psutil
 import ray
 
-from finetune import catalog
+from finetune.images import catalog
 from finetune.settings import TrialSettings
-from search import needs, runner, tuner
-from search.layout import StudyFolder
-from search.ledger import STUDY_NAME, open_storage
-from search.record import StudyRecord
-from search.space import Space
-from search.study import StudyConfig
+from search.config import resolve
+from search.config.study import StudyConfig
+from search.driver import runner, tuner
+from search.record.ledger import STUDY_NAME, open_storage
+from search.record.records import StudyRecord
+from search.record.study_folder import StudyFolder
+from search.suggest.space import Space
 
 SLOTS = 2
 QUICK_IMAGES = 256
@@ -122,7 +123,7 @@ def suggestions(config: StudyConfig) -> list[TrialSettings]:
     space = Space(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.study.seed))
-    where = str(needs.cache_dir())
+    where = str(resolve.cache_dir())
     return [
         space.settings(space.suggest(study.ask()), number=number, cache_dir=where)
         for number in range(config.study.trials)
@@ -197,4 +198,4 @@ def _times(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
 
 def count_images(config: StudyConfig) -> int:
     """Return the number of training images."""
-    return len(catalog.scan(needs.data_settings(config)).splits["train"])
+    return len(catalog.scan(resolve.data_settings(config)).splits["train"])

@@ -23,10 +23,11 @@ def run(config: Any, **options: Any) -> Any:
     # Imported here so that `import search` costs nothing in the processes that run trials.
     import os
 
-    from finetune.filesystems import is_url
-    from search import config_file, runner
-    from search.problems import ConfigErrors, Place, Problem
-    from search.study import StudyConfig, overrides
+    from finetune.disk.filesystems import is_url
+    from search.config import config_file
+    from search.config.problems import ConfigErrors, Place, Problem
+    from search.config.study import StudyConfig, overrides
+    from search.driver import runner
 
     if isinstance(config, StudyConfig):
         if options:

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from finetune.errors import FinetuneError, clipped
-from search import cluster_commands, results
-from search.cluster_commands import Address, Cluster, Wait
+from search.cluster import commands
+from search.cluster.commands import Address, Cluster, Wait
 from search.commands import (
     Backbone,
     Budget,
@@ -32,12 +32,13 @@ from search.commands import (
     print_json,
     say,
 )
+from search.config.problems import ConfigErrors
+from search.config.study import StudyConfig
 from search.errors import CapacityError, ClusterError, PreflightError, SearchError, StudyError
-from search.layout import StudyFolder
-from search.problems import ConfigErrors
-from search.record import StudyRecord
-from search.study import StudyConfig
-from search.terminal import console, print_line
+from search.record.records import StudyRecord
+from search.record.study_folder import StudyFolder
+from search.views import table
+from search.views.terminal import console, print_line
 
 PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
 """How this process was called: by the command that pip installs, or as a module."""
@@ -80,8 +81,8 @@ def run(
     if only_trial is not None:
         _run_only(wanted, loaded, only_trial, as_json)
         return
-    from search import begun as begun_studies
-    from search import runner
+    from search.driver import runner
+    from search.record import studies as begun_studies
 
     begun = begun_studies.find(loaded) if go_on else None
     if begun is None:
@@ -94,7 +95,7 @@ def run(
 
 def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -> None:
     """Run one trial again, of the study whose record lies beside the config file or where it says."""
-    from search.only import run_only
+    from search.driver.rerun import run_only
 
     beside = StudyFolder(Path(str(wanted.config)).resolve().parent)
     is_beside = wanted.results is None and beside.database.exists()
@@ -105,8 +106,10 @@ def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -
 
 def go_on_with(folder: StudyFolder, as_json: bool) -> None:
     """Go on with a study that a config has begun, or show it where it has finished."""
-    from search import config_file, ledger, runner
-    from search.study_run import is_over
+    from search.config import config_file
+    from search.driver import runner
+    from search.driver.study_run import is_over
+    from search.record import ledger
 
     trials, facts = ledger.read(folder.database)
     if is_over(trials, facts, config_file.load(folder.config).study):
@@ -126,11 +129,11 @@ def resume(
 ) -> None:
     """Go on with an interrupted study: here, or as a job of a cluster."""
     if address or cluster:
-        cluster_commands.resume_there(str(folder), address, cluster, wait=wait, as_json=as_json)
+        commands.resume_there(str(folder), address, cluster, wait=wait, as_json=as_json)
         return
     if wait:
         raise typer.BadParameter("--wait goes with --cluster or --address")
-    from search import runner
+    from search.driver import runner
 
     finish(runner.resume(folder), as_json)
 
@@ -164,9 +167,9 @@ def results_command(
         raise typer.BadParameter("--history goes with --json")
     if address or cluster:
         flags = ["--json"] * as_json + ["--history"] * history
-        cluster_commands.results_there(str(folder), flags, address, cluster)
+        commands.results_there(str(folder), flags, address, cluster)
         return
-    from search import ledger
+    from search.record import ledger
 
     record = ledger.read_study(StudyFolder.open(folder))
     show(record, as_json, history=history)
@@ -188,7 +191,7 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check config, every image, weights and capacity without training, and print the plan."""
-    from search import check as checker
+    from search.driver import check as checker
 
     options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
     wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
@@ -212,7 +215,7 @@ def blocks(
     as_json: JsonFlag = False,
 ) -> None:
     """List the blocks of a backbone, which frozen_layers counts, with parameters and output shapes."""
-    from search import blocks as lister
+    from search.views import blocks as lister
 
     listed = lister.listing(name, image_size)
     if as_json:
@@ -232,19 +235,19 @@ def cache(
     as_json: JsonFlag = False,
 ) -> None:
     """List what this node keeps for later trials: features, decoded images, copies of far files."""
-    from search import cache as keeper
-    from search.needs import cache_dir
+    from search.config.resolve import cache_dir
+    from search.views import cache as cache_view
 
     if folder is not None:
-        keeper.check(folder)
+        cache_view.check(folder)
     place = folder or cache_dir() / "features"
     if clear:
-        say(f"{keeper.clear(place, copies=folder is None) / 2**20:.1f} MiB freed")
-    listed = keeper.listing(place)
+        say(f"{cache_view.clear(place, copies=folder is None) / 2**20:.1f} MiB freed")
+    listed = cache_view.listing(place)
     if as_json:
         print_json(listed)
     elif not clear:
-        keeper.show(listed)
+        cache_view.show(listed)
 
 
 @app.command()
@@ -255,7 +258,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write the best model, or that of another trial, with its card; reads the test split."""
-    from search.export import export_trial
+    from search.views.export import export_trial
 
     facts = export_trial(StudyFolder.open(folder), trial, to)
     if as_json:
@@ -281,7 +284,7 @@ def predict(
     ] = None,
 ) -> None:
     """Classify images with an exported model; 1 where some of them cannot be read."""
-    from search import predictions
+    from search.views import predictions
 
     if as_json and csv is not None:
         raise typer.BadParameter("give --json or --csv, one of them")
@@ -302,9 +305,9 @@ def predict(
 def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
     """Print a record on stdout, for machines or for people."""
     if as_json:
-        print_json(results.to_json(record, history=history))
+        print_json(table.to_json(record, history=history))
     else:
-        results.show(record, console())
+        table.show(record, console())
 
 
 def shown_path(path: str) -> str:
@@ -313,7 +316,7 @@ def shown_path(path: str) -> str:
     return shlex.quote(path if relative.startswith("..") else relative)
 
 
-cluster_commands.register(app)
+commands.register(app)
 
 
 def main() -> int:

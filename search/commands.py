@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from finetune import safe_text
-from search import config_file
-from search.study import StudyConfig, overrides
-from search.terminal import console, print_line
+from search.config import config_file
+from search.config.study import StudyConfig, overrides
+from search.views.terminal import console, print_line
 
 
 class Exit(IntEnum):

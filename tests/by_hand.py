@@ -3,15 +3,15 @@
 from types import SimpleNamespace
 from typing import Any
 
-from finetune import catalog
-from search import needs
-from search.layout import StudyFolder
-from search.ledger import Ledger
-from search.sampler import Planned, StudySearcher
-from search.slots import SlotPlan
-from search.space import Space
-from search.study import StudyConfig
-from search.study_run import StudyRun
+from finetune.images import catalog
+from search.config import resolve
+from search.config.study import StudyConfig
+from search.driver.study_run import StudyRun
+from search.record.ledger import Ledger
+from search.record.study_folder import StudyFolder
+from search.slots.slots import SlotPlan
+from search.suggest.sampler import Planned, StudySearcher
+from search.suggest.space import Space
 from tests.small import STUDY, merged
 
 
@@ -32,7 +32,7 @@ def run_of(folder: StudyFolder, *, space: dict[str, Any] | None = None, **study:
     warm: Any = SimpleNamespace(
         plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False), exchange=Exchange(), **nothing
     )
-    images = catalog.scan(needs.data_settings(config))
+    images = catalog.scan(resolve.data_settings(config))
     return StudyRun(config, folder, images, warm, {"slot-0": {}})
 
 

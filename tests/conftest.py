@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from search.study import StudyConfig
+from search.config.study import StudyConfig
 from tests import time_limit
 from tests.small import STUDY, merged
 
@@ -81,7 +81,7 @@ def local_ray(ray_folder: str) -> Iterator[None]:
     """A Ray with two CPUs, in a temp folder of its own, gone after the module's tests."""
     import ray
 
-    from search import tuner
+    from search.driver import tuner
 
     tuner.quieten()
     ray.init(
@@ -115,7 +115,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise AssertionError("nothing is to do: Ray must not start")
 
-    from search import runner
+    from search.driver import runner
 
     monkeypatch.setattr(runner, "connected", refuse)
 

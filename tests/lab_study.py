@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from search.layout import StudyFolder
-from search.ledger import read_study
-from search.results import to_json
+from search.record.ledger import read_study
+from search.record.study_folder import StudyFolder
+from search.views.table import to_json
 from tests import lab as labs
 from tests import small
 from tests.machine import Machine

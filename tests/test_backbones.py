@@ -4,9 +4,9 @@ import torchvision
 from torch import nn
 from torchvision.ops.misc import Permute
 
-from finetune import backbones
 from finetune.errors import BackboneError
-from finetune.known_backbones import OUTLINES
+from finetune.model import backbones
+from finetune.model.known_backbones import OUTLINES
 
 # The members that differ in kind from the one of their family in test_families.
 MODELS = {"vgg11_bn": 32, "resnet50": 33, "squeezenet1_0": 64, "mobilenet_v3_large": 33, "mnasnet0_75": 33}

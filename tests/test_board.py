@@ -15,7 +15,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
-from search.board import Board
+from search.views.tensorboard import Board
 
 FUSE = {"strategy": "fuse", "learning_rate": 0.0125, "frozen_layers": 3, "horizontal_flip": True}
 LOAD = {"strategy": "load", "learning_rate": 0.5, "head_size": None}
@@ -167,7 +167,7 @@ def test_an_epoch_writes_one_event_however_many_there_are(tmp_path: Path, board:
 
 def test_the_driver_loads_no_torch() -> None:
     code = (
-        "import sys, search.board, search.results, search.progress;"
+        "import sys, search.views.tensorboard, search.views.table, search.views.progress;"
         "sys.exit(str({'torch', 'torchvision', 'tensorflow', 'tensorboardX'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

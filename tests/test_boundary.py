@@ -1,4 +1,4 @@
-"""The one-way street: search decides, finetune trains, and only one file of finetune knows Ray."""
+"""The one-way streets: search decides, finetune trains, and within each no floor imports one above it."""
 
 import ast
 import sys
@@ -11,18 +11,45 @@ from tests.processes import finish
 ROOT = Path(__file__).parents[1]
 FINETUNE = sorted((ROOT / "src" / "finetune").rglob("*.py"))
 TORCH_FREE = (
-    "search.runner",
-    "search.trial",
-    "search.exchange",
-    "search.slots",
-    "search.watch",
-    "search.ledger",
-    "search.results",
-    "search.inputs",
+    "search.driver.runner",
+    "search.driver.trial",
+    "search.slots.exchange",
+    "search.slots.slots",
+    "search.driver.callback",
+    "search.record.ledger",
+    "search.views.table",
+    "search.driver.inputs",
     "search.__main__",
-    "finetune.known_backbones",
+    "finetune.model.known_backbones",
     "finetune.metrics",
 )
+
+
+FLOORS = {
+    "search": [
+        {"errors"},
+        {"provenance"},
+        {"config"},
+        {"record"},
+        {"suggest", "slots"},
+        {"views"},
+        {"commands", "driver"},
+        {"cluster"},
+        {"__main__"},
+    ],
+    "finetune": [
+        {"errors", "safe_text", "settings"},
+        {"metrics"},
+        {"disk"},
+        {"images"},
+        {"model"},
+        {"frozen"},
+        {"training"},
+        {"model_folder"},
+        {"worker"},
+    ],
+}
+"""Package -> its rooms, floor by floor; a room imports its own and those of the floors below."""
 
 
 def imported(path: Path) -> set[str]:
@@ -62,3 +89,22 @@ for module in {TORCH_FREE!r}:
 """
     done = finish(sys.executable, "-c", code, env={"PYTHONPATH": f"{ROOT}:{ROOT}/src"})
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("package", "path"),
+    [
+        pytest.param(package, path, id=path.relative_to(ROOT).as_posix())
+        for package, folder in (("search", ROOT / "search"), ("finetune", ROOT / "src" / "finetune"))
+        for path in sorted(folder.rglob("*.py"))
+        if path != folder / "__init__.py"  # what users import may know everything
+    ],
+)
+def test_no_room_imports_one_of_a_floor_above(package: str, path: Path) -> None:
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS[package]) for room in rooms}
+    folder = next(parent for parent in path.parents if parent.name == package)
+    room = path.relative_to(folder).parts[0].removesuffix(".py")
+    parts = [name.split(".") for name in imported(path) if name.startswith(f"{package}.")]
+    others = {names[1] for names in parts} - {room}
+    assert {room, *others} <= set(floor_of), "a new room: give it a floor"
+    assert [other for other in sorted(others) if floor_of[other] >= floor_of[room]] == []

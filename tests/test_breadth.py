@@ -15,15 +15,16 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.errors import WeightsError
-from search import check, results, runner
-from search.layout import StudyFolder
-from search.study import StudyConfig
+from search.config.study import StudyConfig
+from search.driver import check, runner
+from search.record.study_folder import StudyFolder
+from search.views import table
 from tests.torchvision_copies import eurosat
 
 Make = Callable[..., StudyConfig]
 
 CLASSES = 24
-"""More than search.record.RECALLS_OF_AN_EPOCH."""
+"""More than search.record.records.RECALLS_OF_AN_EPOCH."""
 BLOCKS = {"shufflenet_v2_x0_5": 18, "squeezenet1_1": 9}
 FROZEN = {("shufflenet_v2_x0_5", 0.5): 9, ("shufflenet_v2_x0_5", 0.97): 17,
           ("squeezenet1_1", 0.5): 5, ("squeezenet1_1", 0.97): 9}  # fmt: skip
@@ -98,7 +99,7 @@ def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blo
         digest = hashlib.sha256(weights[name].read_bytes()).hexdigest()
         assert trial.effective["weights_sha256"] == digest
         assert trial.effective["frozen_blocks"] == FROZEN[name, share]
-        assert results._cell(trial, "frozen_layers") == f"{trial.effective['frozen_blocks']} ({share})"
+        assert table._cell(trial, "frozen_layers") == f"{trial.effective['frozen_blocks']} ({share})"
     assert {trial.params["backbone"] for trial in record.trials} == set(BLOCKS)
     assert {trial.params["frozen_layers"] for trial in record.trials} == {0.5, 0.97}
 
@@ -125,7 +126,7 @@ def test_a_study_of_a_manifest_counts_what_it_left_out_and_bounds_the_recalls(
     assert record.provenance["images"] == {"train": 47, "val": 24, "test": 0}
     recalls = {f"val/recall/kind {label:02}" for label in range(CLASSES)}
     folder = StudyFolder(Path(record.folder))
-    for trial in results.to_json(record, history=True)["trials"]:
+    for trial in table.to_json(record, history=True)["trials"]:
         for which in ("best", "last"):
             assert {name for name in trial["metrics"][which] if "recall" in name} == recalls
         for epoch in trial["history"]:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune import catalog
-from finetune.catalog import Catalog, scan
-from finetune.decode import UPRIGHT, decode
 from finetune.errors import DataError
+from finetune.images import catalog
+from finetune.images.catalog import Catalog, scan
+from finetune.images.decode import UPRIGHT, decode
+from finetune.images.splits import take_from_train
 from finetune.settings import DataSettings
-from finetune.splits import take_from_train
 
 
 def put(root: Path, *paths: str) -> Path:
@@ -185,7 +185,7 @@ def test_a_catalog_travels_by_pickle(tmp_path: Path) -> None:
 
 def test_scanning_imports_neither_torch_nor_torchvision() -> None:
     code = (
-        "import sys; from finetune.catalog import scan; from finetune.settings import DataSettings; "
+        "import sys; from finetune.images.catalog import scan; from finetune.settings import DataSettings; "
         "scan(DataSettings(kind='digits')); "
         "print(*{'torch', 'torchvision'} & set(sys.modules))"
     )

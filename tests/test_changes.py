@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import yaml
 
-from search import changes, ledger, runner
+from search.config.study import StudyConfig
+from search.driver import runner
+from search.driver.study_run import to_do
 from search.errors import StudyError
-from search.layout import StudyFolder
-from search.ledger import Ledger
-from search.record import TrialRecord
-from search.sampler import Planned, make
-from search.space import Space
-from search.study import StudyConfig
-from search.study_run import to_do
+from search.record import changes, ledger
+from search.record.ledger import Ledger
+from search.record.records import TrialRecord
+from search.record.study_folder import StudyFolder
+from search.suggest.sampler import Planned, make
+from search.suggest.space import Space
 from tests.by_hand import run_of, suggest
 from tests.small import STUDY, merged
 

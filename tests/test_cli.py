@@ -201,11 +201,11 @@ class TestStudy:
     def test_the_best_model_predicts_what_validation_said_to_the_image(
         self, command: list[str], study: Study, tmp_path: Path
     ) -> None:
-        from finetune import catalog
-        from search import config_file, needs
+        from finetune.images import catalog
+        from search.config import config_file, resolve
 
         folder = study[0]
-        images = catalog.scan(needs.data_settings(config_file.load(folder / "study.yaml")))
+        images = catalog.scan(resolve.data_settings(config_file.load(folder / "study.yaml")))
         for number, example in enumerate(images.splits["val"]):
             place = tmp_path / "val" / images.classes[example.label]
             place.mkdir(parents=True, exist_ok=True)
@@ -371,8 +371,8 @@ def until(stream: Any, *, count: int) -> list[str]:
 
 
 def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_path: Path) -> None:
-    from finetune.entry import Layout
-    from finetune.store import Store
+    from finetune.disk.array_file import Layout
+    from finetune.disk.array_store import Store
 
     layout = Layout(rows=4, shape=(3,), dtype="float32")
     facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}
@@ -419,7 +419,7 @@ def test_a_folder_that_is_no_cache_is_refused_and_left_as_it_is(
 
 def write_digits(folder: Path, count: int) -> None:
     """Write about so many pictures of the digits 5 to 7, one folder per class."""
-    from finetune import catalog
+    from finetune.images import catalog
     from finetune.settings import DataSettings
 
     images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))

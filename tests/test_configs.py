@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from search.config_file import load
-from search.schema import PAGE_FILE, page, text
-from search.study import SCHEMA_FILE, StudyConfig
-from search.yaml_text import Text
+from search.config.config_file import load
+from search.config.schema import PAGE_FILE, page, text
+from search.config.study import SCHEMA_FILE, StudyConfig
+from search.config.yaml_text import Text
 
 CONFIGS = sorted(SCHEMA_FILE.parent.glob("*.yaml"))
 
@@ -47,7 +47,7 @@ def test_every_config_fits_the_schema(path: Path) -> None:
 
 
 def test_the_schema_on_disk_is_current_and_documents_every_key() -> None:
-    assert SCHEMA_FILE.read_text(encoding="utf-8") == text(), "run: python -m search.schema"
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == text(), "run: python -m search.config.schema"
     schema = StudyConfig.model_json_schema()
     for part in (schema, *schema["$defs"].values()):
         for name, key in part["properties"].items():
@@ -59,5 +59,5 @@ def test_the_page_of_all_keys_is_current() -> None:
 
 
 def test_reading_a_config_imports_no_torch() -> None:
-    code = "import sys, search.config_file, search.space; sys.exit('torch' in sys.modules)"
+    code = "import sys, search.config.config_file, search.suggest.space; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=SCHEMA_FILE.parents[1], check=True)

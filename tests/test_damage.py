@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from search import ledger, status
+from search.cluster import status
 from search.errors import StudyError
-from search.layout import StudyFolder
+from search.record import ledger
+from search.record.study_folder import StudyFolder
 from tests.written import Make, call, everything, write
 
 ROOT = Path(__file__).parents[1]

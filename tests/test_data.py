@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from finetune import pixels
-from finetune.catalog import scan
-from finetune.data import ImageData
+from finetune.disk.array_store import Store
 from finetune.errors import DataError
-from finetune.pixels import load_image, normalise
+from finetune.images import pixels
+from finetune.images.batches import ImageData
+from finetune.images.catalog import scan
+from finetune.images.pixels import load_image, normalise
 from finetune.settings import DataSettings
-from finetune.store import Store
 
 SIDE = 24
 SIZES = [(60, 60), (41, 97), (97, 41), (10, 600), (1, 1), (24, 24), (7, 5), (200, 150)]
@@ -231,7 +231,9 @@ def test_each_file_is_decoded_once(
 ) -> None:
     decoded: list[Path] = []
     decode: Callable[[Path], Image.Image] = pixels.decode
-    monkeypatch.setattr("finetune.kinds.decode", lambda path, *size: decoded.append(path) or decode(path))
+    monkeypatch.setattr(
+        "finetune.images.sources.decode", lambda path, *size: decoded.append(path) or decode(path)
+    )
     data = make(root, **changes)
     for view in range(3):
         data.batch("train", torch.tensor([1, 2]), view=view)

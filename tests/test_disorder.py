@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search.exchange import Exchange
+from search.slots.exchange import Exchange
 
 EPOCHS = [1, 2, 3]
 JOBS = 8

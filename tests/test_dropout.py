@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.dropout import Dropout, swap_dropout
+from finetune.model.dropout import Dropout, swap_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])

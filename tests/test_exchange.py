@@ -8,8 +8,8 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-from search import training, work
-from search.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
+from search.slots import job_state, train_run
+from search.slots.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
 
 def play(scene: Callable[[Exchange], Awaitable[None]], retries: int = 2) -> None:
@@ -265,7 +265,7 @@ def test_what_happens_just_before_somebody_waits_is_not_missed() -> None:
     """Else a stopped study waits its full time for trials that are saved already."""
 
     async def scene(exchange: Exchange) -> None:
-        bell = work.Bell()
+        bell = job_state.Bell()
         waiting = asyncio.ensure_future(bell.wait())
         bell.ring()
         await waiting
@@ -599,7 +599,7 @@ def test_a_job_that_a_slot_leaves_behind_when_it_ends_is_tried_again() -> None:
 
 def test_what_a_trial_raised_is_told_from_what_happened_to_its_workers() -> None:
     """The first fails it; after anything else it is tried again."""
-    raised = training.how_lost(ValueError("no such class"), RuntimeError("[gloo] Connection closed by peer"))
+    raised = train_run.how_lost(ValueError("no such class"), RuntimeError("[gloo] Connection closed by peer"))
     assert raised == {"lost": False, "parted": True, "raised": True}
     for happened in (
         ActorDiedError(),
@@ -607,7 +607,7 @@ def test_what_a_trial_raised_is_told_from_what_happened_to_its_workers() -> None
         WorkerHealthCheckFailedError("a health check failed", ActorDiedError()),
         RuntimeError("NCCL communicator was aborted"),
     ):
-        assert not training.how_lost(happened)["raised"], happened
+        assert not train_run.how_lost(happened)["raised"], happened
     ended = WorkerGroupError("the workers failed", {1: ValueError("b"), 0: ValueError("a")})
-    assert [str(error) for error in training.failures(ended)] == ["a", "b"]
-    assert training.failures(ActorDiedError()) != []
+    assert [str(error) for error in train_run.failures(ended)] == ["a", "b"]
+    assert train_run.failures(ActorDiedError()) != []

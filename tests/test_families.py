@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from finetune import backbones, strategies, weights
-from finetune.backbones import Backbone
 from finetune.errors import BackboneError
+from finetune.model import backbones, strategies, weights
+from finetune.model.backbones import Backbone
+from finetune.model.strategies import TransferModel
 from finetune.settings import ALL, Strategy, WeightsSettings
-from finetune.strategies import TransferModel
-from search import blocks as lister
+from search.views import blocks as lister
 
 # The smallest of each family, with small images that it can read.
 SMALLEST = {
@@ -303,7 +303,7 @@ def test_building_on_meta_draws_no_random_numbers() -> None:
 
 def test_the_docs_table_is_what_the_command_writes() -> None:
     page = Path(__file__).parents[1] / "docs" / "models.md"
-    assert page.read_text() == lister.document(), "run: python -m search.blocks > docs/models.md"
+    assert page.read_text() == lister.document(), "run: python -m search.views.blocks > docs/models.md"
 
 
 def test_the_listing_names_blocks_with_counts_and_shapes() -> None:

@@ -17,13 +17,14 @@ import ray
 import ray.cloudpickle
 from ray.exceptions import RaySystemError
 
-from search import keeper, nodes, runner, slots, watch
+from search.config.study import StudyConfig
+from search.driver import callback, runner
 from search.errors import SlotsLost
-from search.exchange import Exchange
-from search.layout import StudyFolder
-from search.ledger import read_study
-from search.record import StudyRecord
-from search.study import StudyConfig
+from search.record.ledger import read_study
+from search.record.records import StudyRecord
+from search.record.study_folder import StudyFolder
+from search.slots import nodes, slots, supervisor
+from search.slots.exchange import Exchange
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 Make = Callable[..., StudyConfig]
@@ -126,9 +127,9 @@ def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes
 @contextlib.contextmanager
 def at_first_result(monkeypatch: pytest.MonkeyPatch, folder: Path, title: str) -> Iterator[None]:
     """Kill a process once the driver hears of the first epoch; its trial goes on only then."""
-    enter = watch.Watch.on_trial_result
+    enter = callback.Watch.on_trial_result
 
-    def kill(self: watch.Watch, *args: Any, **info: Any) -> None:
+    def kill(self: callback.Watch, *args: Any, **info: Any) -> None:
         enter(self, *args, **info)
         if not (folder / "killed").exists():
             process = process_of(title)
@@ -142,7 +143,7 @@ def at_first_result(monkeypatch: pytest.MonkeyPatch, folder: Path, title: str) -
             time.sleep(0.05)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watch.Watch, "on_trial_result", kill)
+        patch.setattr(callback.Watch, "on_trial_result", kill)
         plant(patch, once(folder, 2, wait_for_it))
         yield
     assert (folder / "killed").exists()
@@ -187,12 +188,12 @@ def test_a_keeper_outlives_a_ray_that_does_not_answer_for_a_moment_but_not_for_l
             raise RaySystemError(ConnectionError("the state service starts again"))
         return frozenset()
 
-    monkeypatch.setattr(keeper, "MISSES_AT_MOST", 5)
-    monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "MISSES_AT_MOST", 5)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(nodes, "about_to_go", about_to_go)
     exchange = ray.remote(Exchange).options(max_concurrency=100).remote()
     too_large = slots.SlotPlan(slots=1, workers=1, cpus=1000, gpu=False)
-    kept = keeper.Keeper(exchange, too_large, str(tmp_path), {}, slots.serve, None)
+    kept = supervisor.Keeper(exchange, too_large, str(tmp_path), {}, slots.serve, None)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(kept.run)
         deadline = time.monotonic() + WATCHDOG_SECONDS

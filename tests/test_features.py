@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import assets, loop, passes
-from finetune.features import Inputs
-from finetune.history import Keep
-from finetune.passes import BATCH, Pass
-from finetune.pixels import normalise
+from finetune.disk.array_store import Store
+from finetune.frozen import execution
+from finetune.frozen.execution import BATCH, Pass
+from finetune.frozen.features import Inputs
+from finetune.images.pixels import normalise
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
-from finetune.store import Store
-from search import needs
-from search.study import StudyConfig
+from finetune.training import loop, shared
+from finetune.training.history import Keep
+from search.config import resolve
+from search.config.study import StudyConfig
 from tests.small import merged
 
 MANY = 10_000
@@ -155,7 +156,7 @@ def test_how_many_trials_share_features_is_read_off_the_space(
     sections: dict[str, Any], images: float, views: float
 ) -> None:
     base = {"study": {"name": "s", "trials": 8}, "data": {"path": "/images"}, "model": {"backbone": "vgg16"}}
-    found = needs.feature_settings(StudyConfig.from_dict(merged(base, sections)))
+    found = resolve.feature_settings(StudyConfig.from_dict(merged(base, sections)))
     assert (found.alike, found.alike_views) == (pytest.approx(images), pytest.approx(views))
 
 
@@ -223,7 +224,7 @@ def test_what_decides_the_features_is_in_their_key(settings: Any, features: Feat
 def test_a_view_is_the_same_image_stored_or_not(settings: Any) -> None:
     """The sheet that features are computed of holds just the pixels that training would see."""
     for changes in ({"horizontal_flip": True}, {"crop_scale": 0.5}, {"augment": "trivial"}, {}):
-        data = assets.images(settings(data={"horizontal_flip": False} | changes).data)
+        data = shared.images(settings(data={"horizontal_flip": False} | changes).data)
         for view in (0, 1, 5):
             sheet, places = data.sheet("train", view), data.places("train", view)
             pixels = torch.cat(list(data.sheet_pixels("train", sheet, 0, sheet.rows, BATCH)))
@@ -237,17 +238,17 @@ def test_files_are_looked_at_once_however_trials_see_them(
 ) -> None:
     """With a range of crops every trial sees the images in its own way."""
     scans: list[DataSettings] = []
-    scan = assets.catalog.scan
-    monkeypatch.setattr(assets.catalog, "scan", lambda data: scans.append(data) or scan(data))
+    scan = shared.catalog.scan
+    monkeypatch.setattr(shared.catalog, "scan", lambda data: scans.append(data) or scan(data))
     seen = {"image_size": 48, "horizontal_flip": False, "crop_scale": 0.5, "augment": "trivial", "views": 2}
     ways = [{}, *({name: value} for name, value in seen.items())]
-    found = [assets.images(settings(data=way | {"seed": 77}).data) for way in ways]
+    found = [shared.images(settings(data=way | {"seed": 77}).data) for way in ways]
     assert len(scans) == 1
     for way, images in zip(ways, found, strict=True):
         given = settings(data=way | {"seed": 77}).data
         assert images.fingerprint == scan(given).fingerprint  # nothing that was left out counts there
         assert images.batch("train", torch.tensor([0]), view=0).shape[-1] == given.image_size
-    assert assets.images(settings(data={"seed": 78}).data).fingerprint != found[0].fingerprint
+    assert shared.images(settings(data={"seed": 78}).data).fingerprint != found[0].fingerprint
 
 
 def test_a_frozen_batch_norm_in_training_mode_would_be_caught(
@@ -319,7 +320,7 @@ def test_the_batch_that_features_are_computed_in_and_who_fills_the_store_change_
 ) -> None:
     """As on a GPU: larger batches, threads that fill the store together, one precision around them."""
     seen: list[bool] = []
-    rounding = passes.rounding
+    rounding = execution.rounding
 
     @contextlib.contextmanager
     def told(precision: str) -> Iterator[None]:
@@ -327,8 +328,8 @@ def test_the_batch_that_features_are_computed_in_and_who_fills_the_store_change_
             seen.append(torch.backends.cudnn.allow_tf32)
             yield
 
-    monkeypatch.setattr(passes, "rounding", told)
-    monkeypatch.setattr(passes, "batch_of", lambda precision, device: 48)
+    monkeypatch.setattr(execution, "rounding", told)
+    monkeypatch.setattr(execution, "batch_of", lambda precision, device: 48)
     monkeypatch.setattr(Inputs, "_threads", lambda self, how: 3)
     trial = settings(strategy="fuse", frozen_layers=12)
     assert learned(train(trial, tmp_path / "stored", features)) == learned(
@@ -343,15 +344,15 @@ def test_features_of_another_batch_size_are_another_entry(
     store = Store(Path(features.folder), 1)
     train(settings(epochs=1), tmp_path / "a", features)
     first = {entry["key"] for entry in store.entries()}
-    monkeypatch.setattr(passes, "batch_of", lambda precision, device: 48)
+    monkeypatch.setattr(execution, "batch_of", lambda precision, device: 48)
     train(settings(epochs=1), tmp_path / "b", features)
     assert len({entry["key"] for entry in store.entries()} - first) == 2  # training images, others
 
 
 def test_a_gpu_takes_large_batches_but_not_where_fresh_ones_are_filled_up_to_them() -> None:
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert passes.batch_of("auto", gpu) == passes.GPU_BATCH > BATCH
-    assert [passes.batch_of("exact", gpu), passes.batch_of("auto", cpu)] == [BATCH, BATCH]
+    assert execution.batch_of("auto", gpu) == execution.GPU_BATCH > BATCH
+    assert [execution.batch_of("exact", gpu), execution.batch_of("auto", cpu)] == [BATCH, BATCH]
 
 
 def test_auto_runs_frozen_blocks_as_fast_as_it_can_in_training_only(
@@ -402,8 +403,8 @@ def test_much_work_is_compiled_where_that_is_faster(
     settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled blocks give the features of eager ones, up to rounding; whether they win is the machine's."""
-    monkeypatch.setattr(passes, "COMPILE_FROM_SECONDS", 0.0)
-    monkeypatch.setattr(passes, "FASTER", 1e-9)  # it wins, if there is a compiler
+    monkeypatch.setattr(execution, "COMPILE_FROM_SECONDS", 0.0)
+    monkeypatch.setattr(execution, "FASTER", 1e-9)  # it wins, if there is a compiler
     run = loop.Run(settings(precision="auto"), loop.World(), features)
     assert run.inputs._passes[True].compiled == (shutil.which("g++") is not None)
     assert not run.inputs._passes[False].compiled
@@ -421,7 +422,7 @@ def test_what_cannot_be_compiled_is_run_as_it_is(
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(passes, "COMPILE_FROM_SECONDS", 0.0)
+    monkeypatch.setattr(execution, "COMPILE_FROM_SECONDS", 0.0)
     monkeypatch.setattr(torch, "compile", fails)
     run = loop.Run(settings(precision="auto"), loop.World(), features)
     assert not run.inputs._passes[True].compiled

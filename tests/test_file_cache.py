@@ -13,13 +13,15 @@ import torch
 import torchvision
 from PIL import Image
 
-from finetune import catalog, file_cache, filesystems, weights
-from finetune.data import ImageData
+from finetune.disk import file_cache, filesystems
+from finetune.disk.file_cache import FileCache
 from finetune.errors import DataError, WeightsError
-from finetune.file_cache import FileCache
+from finetune.images import catalog
+from finetune.images.batches import ImageData
+from finetune.model import weights
 from finetune.settings import DataSettings, WeightsSettings
-from search import needs
-from search.study import StudyConfig
+from search.config import resolve
+from search.config.study import StudyConfig
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_a_process_keeps_to_the_budget_that_it_is_told(
 
 def test_the_budget_of_a_config_and_that_of_the_code_alone_are_the_same() -> None:
     config = StudyConfig.from_folder("flowers")
-    assert needs.copies_bytes(config) == file_cache.BUDGET_BYTES
+    assert resolve.copies_bytes(config) == file_cache.BUDGET_BYTES
 
 
 def test_a_file_that_changed_is_fetched_again_and_a_broken_fetch_leaves_nothing(

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import filesystems, weights
+from finetune.disk import filesystems
 from finetune.errors import CheckpointError, WeightsError
-from search import inputs, predictions
+from finetune.model import weights
+from search.config.study import StudyConfig
+from search.driver import inputs
 from search.errors import StudyError
-from search.layout import StudyFolder
-from search.study import StudyConfig
+from search.record.study_folder import StudyFolder
+from search.views import predictions
 
 ROOT = Path(__file__).parents[1]
 READERS = """

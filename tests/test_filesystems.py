@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from finetune import checkpoint
-from finetune.decode import decode
+from finetune.disk import checkpoint
+from finetune.disk.filesystems import is_network, open_binary, type_of
 from finetune.errors import CheckpointError, DataError
-from finetune.filesystems import is_network, open_binary, type_of
-from finetune.kinds import Files
-from search import ledger, storage
+from finetune.images.decode import decode
+from finetune.images.sources import Files
+from search.record import ledger, storage
 
 MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

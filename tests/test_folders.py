@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from finetune.catalog import Catalog, scan
 from finetune.errors import DataError
+from finetune.images.catalog import Catalog, scan
 from finetune.settings import DataSettings
-from search import check, runner
-from search.sections import Study
-from search.study import StudyConfig
+from search.config.sections import Study
+from search.config.study import StudyConfig
+from search.driver import check, runner
 
 
 def put(root: Path, *folders: str, count: int = 5) -> Path:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import checkpoint, fused, loop
-from finetune.history import Keep
+from finetune.disk import checkpoint
 from finetune.settings import DataSettings, FeatureSettings, SourceSettings, TrialSettings, WeightsSettings
+from finetune.training import fused_heads, loop
+from finetune.training.history import Keep
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +44,8 @@ def stored(settings: TrialSettings, folder: Path) -> FeatureSettings:
     return FeatureSettings(folder=str(folder / "features"), budget_bytes=2**30, trials=1000)
 
 
-def data(settings: TrialSettings, folder: Path) -> fused.Stored:
-    return fused.stored(loop.Run(settings, loop.World(), stored(settings, folder)))
+def data(settings: TrialSettings, folder: Path) -> fused_heads.Stored:
+    return fused_heads.stored(loop.Run(settings, loop.World(), stored(settings, folder)))
 
 
 def one_by_one(settings: TrialSettings, folder: Path, number: int) -> tuple[list[dict[str, float]], Any]:
@@ -77,7 +78,7 @@ def test_each_head_of_a_pack_is_the_head_that_the_training_loop_trains(folder: P
         dataclasses.replace(h, learning_rate=h.learning_rate / 10) if h.optimizer != "sgd" else h
         for h in heads
     ]
-    found = fused.train(heads, data(heads[0], folder))
+    found = fused_heads.train(heads, data(heads[0], folder))
     for number, (settings, together) in enumerate(zip(heads, found, strict=True)):
         alone, state = one_by_one(settings, folder, number)
         for name in ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy"):
@@ -90,19 +91,19 @@ def test_each_head_of_a_pack_is_the_head_that_the_training_loop_trains(folder: P
 def test_a_head_with_dropout_is_the_same_in_any_pack(folder: Path) -> None:
     heads = [head(folder, s, learning_rate=0.05, dropout=d) for s, d in enumerate((0.5, 0.2, 0.0))]
     pixels = data(heads[0], folder)
-    together = fused.train(heads, pixels)
+    together = fused_heads.train(heads, pixels)
     for settings, one in zip(heads, together, strict=True):
-        (alone,) = fused.train([settings], pixels)
+        (alone,) = fused_heads.train([settings], pixels)
         assert [m["val/loss"] for m in alone.epochs] == pytest.approx(
             [m["val/loss"] for m in one.epochs], rel=1e-4
         )
-    without = fused.train([dataclasses.replace(heads[0], dropout=0.0)], pixels)[0]
+    without = fused_heads.train([dataclasses.replace(heads[0], dropout=0.0)], pixels)[0]
     assert without.epochs[-1]["train/loss"] < together[0].epochs[-1]["train/loss"]
 
 
 def test_dropout_drops_the_share_it_is_told_and_keeps_the_mean(folder: Path) -> None:
     heads = [head(folder, s, learning_rate=0.05, dropout=d) for s, d in enumerate((0.5, 0.2))]
-    pack = fused.Pack(heads, data(heads[0], folder))
+    pack = fused_heads.Pack(heads, data(heads[0], folder))
     ones = torch.ones(2, 400, 500)
     dropped = pack._dropout(1, 0)(ones)
     assert (dropped == 0).float().mean(dim=(1, 2)).tolist() == pytest.approx([0.5, 0.2], abs=0.005)
@@ -113,9 +114,9 @@ def test_dropout_drops_the_share_it_is_told_and_keeps_the_mean(folder: Path) -> 
 def test_packs_fit_in_the_memory_they_are_given(folder: Path) -> None:
     heads = [head(folder, s, learning_rate=0.05, head_size=(0, 20, 30, 100)[s % 4]) for s in range(40)]
     pixels = data(heads[0], folder)
-    assert [len(pack) for pack in fused.packs(heads, pixels)] == [10, 20, 10]
-    assert max(len(pack) for pack in fused.packs(heads, pixels, pack_bytes=4 * 2**20)) < 10
-    whole = sorted(number for pack in fused.packs(heads, pixels, 1) for number in pack)
+    assert [len(pack) for pack in fused_heads.packs(heads, pixels)] == [10, 20, 10]
+    assert max(len(pack) for pack in fused_heads.packs(heads, pixels, pack_bytes=4 * 2**20)) < 10
+    whole = sorted(number for pack in fused_heads.packs(heads, pixels, 1) for number in pack)
     assert whole == list(range(40))
 
 
@@ -123,9 +124,10 @@ def test_on_a_gpu_all_widths_go_together_until_memory_ends_the_widest_among_them
     heads = [head(folder, s, learning_rate=0.05, head_size=(0, 20, 30, 100)[s % 4]) for s in range(40)]
     pixels = data(heads[0], folder)
     elsewhere = dataclasses.replace(pixels, train=pixels.train.to("meta"))  # not a CPU
-    assert [len(pack) for pack in fused.packs(heads, elsewhere)] == [10, 30]
+    assert [len(pack) for pack in fused_heads.packs(heads, elsewhere)] == [10, 30]
     widths = [
-        [heads[number].head_size for number in pack] for pack in fused.packs(heads, elsewhere, 2 * 10**7)
+        [heads[number].head_size for number in pack]
+        for pack in fused_heads.packs(heads, elsewhere, 2 * 10**7)
     ]
     flat = [width for pack in widths for width in pack]
     assert len(widths) > 2
@@ -136,4 +138,4 @@ def test_on_a_gpu_all_widths_go_together_until_memory_ends_the_widest_among_them
 def test_what_cannot_be_fused_is_refused(folder: Path) -> None:
     mixed = head(folder, 0, learning_rate=0.05, ema_decay=0.9)
     with pytest.raises(ValueError, match="fused heads: must be"):
-        fused.train([mixed], data(mixed, folder))
+        fused_heads.train([mixed], data(mixed, folder))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune import graphs, loop
-from finetune.graphs import EAGER_STEPS, Replays
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from finetune.training import graphs, loop
+from finetune.training.graphs import EAGER_STEPS, Replays
 
 
 class Fake:

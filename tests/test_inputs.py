@@ -11,9 +11,10 @@ import torch
 import torchvision
 
 from finetune.errors import DataError, WeightsError
-from search import check, inputs, nodes, runner
+from search.config.study import StudyConfig
+from search.driver import check, inputs, runner
 from search.errors import CapacityError, PreflightError
-from search.study import StudyConfig
+from search.slots import nodes
 
 Make = Callable[..., StudyConfig]
 

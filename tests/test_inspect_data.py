@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune import inspect_data
-from finetune.catalog import scan
 from finetune.errors import DataError
+from finetune.images import inspection
+from finetune.images.catalog import scan
 from finetune.settings import DataSettings
-from search import check
 from search.__main__ import check as check_command
 from search.__main__ import guarded
-from search.study import StudyConfig
+from search.config.study import StudyConfig
+from search.driver import check
 
 SIDE = 40
 noise = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def report(root: Path, **changes: Any) -> dict[str, Any]:
-    return inspect_data.inspect(scan(DataSettings(kind="folder", path=str(root), **changes)))
+    return inspection.inspect(scan(DataSettings(kind="folder", path=str(root), **changes)))
 
 
 def copy(root: Path, one: str, other: str) -> None:
@@ -132,7 +132,7 @@ def test_clean_data_has_no_findings_and_is_described(root: Path) -> None:
     assert found["images"]["val"] == {"cat": 4, "dog": 4}
     assert (found["imbalance"], found["sides"]) == (1.0, {"shortest": 40, "median": 40, "longest": 40})
     assert json.loads(json.dumps(found))["classes"] == ["cat", "dog"]
-    assert inspect_data.lines(found)[0] == "train: 12 images: cat 6, dog 6"
+    assert inspection.lines(found)[0] == "train: 12 images: cat 6, dog 6"
 
 
 def test_one_copy_among_many_is_a_warning_and_not_an_error(root: Path) -> None:
@@ -155,7 +155,7 @@ def test_check_lists_links_to_nothing_with_the_other_broken_files(root: Path) ->
     data = DataSettings(kind="folder", path=str(root))
     with pytest.raises(DataError, match=r"gone\.png: the file must be readable, got FileNotFoundError"):
         scan(data)
-    found = inspect_data.inspect(scan(data, lenient=True))["findings"]
+    found = inspection.inspect(scan(data, lenient=True))["findings"]
     assert [(f["check"], f["count"]) for f in found] == [("unreadable", 2)]
     assert [image.split(": ")[0].removeprefix(f"{root}/") for image in found[0]["images"]] == [
         "train/cat/0.png",
@@ -169,10 +169,10 @@ def test_weights_of_a_manifest_are_told(root: Path) -> None:
     settings = DataSettings(
         kind="manifest", path=str(root / "images.csv"), validation_share=0.1, test_share=0.1
     )
-    found = inspect_data.inspect(scan(settings))
+    found = inspection.inspect(scan(settings))
     weights = [example.weight for example in scan(settings).splits["train"]]
     assert found["weights"] == {"smallest": min(weights), "largest": max(weights)}
-    assert f"weights of training images: {min(weights):g} to {max(weights):g}" in inspect_data.lines(found)
+    assert f"weights of training images: {min(weights):g} to {max(weights):g}" in inspection.lines(found)
 
 
 def test_errors_come_first_and_long_lists_are_cut(root: Path) -> None:
@@ -180,7 +180,7 @@ def test_errors_come_first_and_long_lists_are_cut(root: Path) -> None:
     broken(root)
     found = report(root)
     assert [f["grade"] for f in found["findings"]] == ["error", "note"]
-    text = inspect_data.lines(found)
+    text = inspection.lines(found)
     assert text[-1] == "  ... and 22 more"
     assert text[-2].startswith("  train/cat/")
     assert text[-2].endswith(": 8 x 8")
@@ -193,7 +193,7 @@ def test_inspecting_imports_neither_torch_nor_torchvision() -> None:
         "inspect_data.inspect(catalog.scan(S(kind='digits'))); "
         "print(*{'torch', 'torchvision'} & set(sys.modules))"
     )
-    source = str(Path(inspect_data.__file__).parents[1])
+    source = str(Path(inspection.__file__).parents[1])
     assert (
         subprocess.check_output([sys.executable, "-c", code], env={"PYTHONPATH": source}, text=True) == "\n"
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from search import provenance, upload
+from search import provenance
+from search.cluster import upload
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 600

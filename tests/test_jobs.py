@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from search import jobs
+from search.cluster import jobs
 from search.errors import ClusterError
 
 LINES = [f"epoch {number}\n" for number in range(100)]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune import checkpoint
+from finetune.disk import checkpoint
 from search.provenance import code_hash
 from tests import lab as labs
 from tests import machine

@@ -18,10 +18,10 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from search import ledger
 from search.errors import RecordLost, StudyError
-from search.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
-from search.sampler import make
+from search.record import ledger
+from search.record.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
+from search.suggest.sampler import make
 from tests import mounts
 from tests.waiting import eventually
 
@@ -309,11 +309,11 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
     script = """
         import sys
         from pathlib import Path
-        from search.board import Board
+        from search.views.tensorboard import Board
         from search.errors import RecordLost
-        from search.ledger import Ledger
-        from search.sampler import make
-        from search.study_run import Clock, StudyRun
+        from search.record.ledger import Ledger
+        from search.suggest.sampler import make
+        from search.driver.study_run import Clock, StudyRun
         folder = sys.argv[1]
         book = Ledger(Path(folder, "optuna.db"), mode="max", sampler=make("random", seed=0))
         trial = book.ask()

@@ -17,10 +17,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from finetune import checkpoint, loop, model_folder
+from finetune import model_folder
+from finetune.disk import checkpoint
 from finetune.errors import DataError, NonFiniteLoss
-from finetune.history import Keep
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
+from finetune.training import loop
+from finetune.training.history import Keep
 from tests.processes import finish
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from finetune import order
-from finetune.losses import Loss
+from finetune.images import order
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from finetune.training.losses import Loss
 
 SIZES = (40, 10, 3)
 LABELS = torch.tensor([c for c, size in enumerate(SIZES) for _ in range(size)])

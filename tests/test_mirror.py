@@ -11,8 +11,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
-from search.ledger import open_storage
-from search.mirror import Mirror
+from search.record.ledger import open_storage
+from search.record.sqlite import Mirror
 
 TABLES = {
     "trials": "number, study_id, state, datetime_start, datetime_complete",

@@ -13,13 +13,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from finetune import loop, model_folder
+from finetune import model_folder
 from finetune.errors import CheckpointError
-from finetune.history import Keep
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
-from search import predictions
+from finetune.training import loop
+from finetune.training.history import Keep
 from search.__main__ import app, guarded
 from search.errors import StudyError
+from search.views import predictions
 
 
 @pytest.fixture(scope="module")

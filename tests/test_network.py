@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from search import network
+from search.slots import network
 
 
 def test_the_interface_of_an_address_is_found() -> None:

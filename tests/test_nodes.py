@@ -17,13 +17,16 @@ import torch
 from ray._private.state import state
 from ray.cluster_utils import Cluster
 
-from finetune import catalog
-from finetune.history import Keep
+from finetune.images import catalog
 from finetune.settings import DataSettings
-from search import needs, nodes, preflight, slots, spot, tuner
+from finetune.training.history import Keep
+from search.cluster import spot
+from search.config import resolve
+from search.config.study import StudyConfig
+from search.driver import tuner
 from search.errors import PreflightError, StudyError
-from search.space import Space
-from search.study import StudyConfig
+from search.slots import nodes, preflight, slots
+from search.suggest.space import Space
 from tests.waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -138,7 +141,7 @@ class Driver:
         """Start a trial that would run for hours."""
         self.warm.wait()
         space = Space(self.config)
-        settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(needs.cache_dir()))
+        settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(resolve.cache_dir()))
         paths = {which: self.folder / f"{name}.{which}" for which in ("best", "last")}
         keep = vars(Keep(metric="val/accuracy", mode="max", **paths, **options))
         self.heard[name] = []
@@ -146,7 +149,7 @@ class Driver:
             "id": name,
             "kind": "train",
             "settings": json.loads(json.dumps(settings.to_dict() | {"epochs": 100_000})),
-            "features": dataclasses.asdict(needs.feature_settings(self.config)),
+            "features": dataclasses.asdict(resolve.feature_settings(self.config)),
             "keep": {key: str(value) if isinstance(value, Path) else value for key, value in keep.items()},
         }
         self.call("submit", job)

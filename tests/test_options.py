@@ -10,10 +10,10 @@ import ray
 import typer.main
 
 import search
-from search import runner
 from search.__main__ import app, guarded
-from search.problems import ConfigErrors
-from search.study import StudyConfig
+from search.config.problems import ConfigErrors
+from search.config.study import StudyConfig
+from search.driver import runner
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 WITH_DATA = "--data", "--backbone", "--weights", "--trials", "--budget"
@@ -123,7 +123,7 @@ def test_options_of_python_win_over_a_config_file_and_are_refused_beside_a_whole
 def test_the_line_that_check_ends_with_runs_the_study_that_was_checked(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from search import check
+    from search.driver import check
 
     checked: list[StudyConfig] = []
     ran: list[StudyConfig] = []

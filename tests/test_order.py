@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune import order
+from finetune.images import order
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from finetune import folding, passes, weights
-from finetune.folding import FoldedConvolution
-from finetune.passes import Costs, Pass
+from finetune.frozen import execution, folding
+from finetune.frozen.execution import Costs, Pass
+from finetune.frozen.folding import FoldedConvolution
+from finetune.model import weights
 from finetune.settings import WeightsSettings
 
 CPU = torch.device("cpu")
@@ -37,15 +38,15 @@ IN_PARTS = ("googlenet", "inception_v3")
 @pytest.mark.parametrize("name", [*FOLDED, *IN_PARTS, "squeezenet1_0"])
 def test_folded_blocks_do_less_and_answer_alike_at_any_cut(name: str) -> None:
     whole = blocks(name)
-    images = passes._images(96 if name == "inception_v3" else 64, CPU)[:2]
-    assert passes.can_fold(whole, images)
+    images = execution._images(96 if name == "inception_v3" else 64, CPU)[:2]
+    assert execution.can_fold(whole, images)
     for begin, end in ((0, len(whole)), (0, 2), (2, len(whole))):
         part, x = whole[begin:end], whole[:begin](images)
         folded = Pass(folded=True).ready(part)
         assert isinstance(folded, nn.Module)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
         assert calls(folded, x) < calls(part, x)
-        assert passes._distance(folded(x), part(x)) < 1e-4
+        assert execution._distance(folded(x), part(x)) < 1e-4
     assert not any(isinstance(module, FoldedConvolution) for module in whole.modules())  # it is a copy
 
 
@@ -54,18 +55,18 @@ def test_folded_blocks_take_images_of_another_size_and_number() -> None:
     whole = blocks("mobilenet_v2")
     folded = Pass(folded=True).ready(whole)
     for count, side in ((2, 64), (5, 64), (3, 96), (1, 33)):
-        images = passes._images(side, CPU)[:count]
-        assert passes._distance(folded(images), whole(images)) < 1e-4
+        images = execution._images(side, CPU)[:count]
+        assert execution._distance(folded(images), whole(images)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_half_precision_rounds_folded_blocks_as_plain_ones(name: str) -> None:
-    whole, images = blocks(name), passes._images(64, CPU)[:4]
+    whole, images = blocks(name), execution._images(64, CPU)[:4]
     half, expected = Pass("bfloat16"), whole(images)
     folded = dataclasses.replace(half, folded=True)
     made = folded.run(folded.ready(whole), images)
     assert made.dtype == torch.bfloat16
-    assert passes._distance(made, expected) < 2 * passes._distance(half.run(whole, images), expected)
+    assert execution._distance(made, expected) < 2 * execution._distance(half.run(whole, images), expected)
 
 
 def test_sums_and_activations_are_taken_in() -> None:
@@ -79,7 +80,7 @@ def test_sums_and_activations_are_taken_in() -> None:
 def test_blocks_that_cannot_be_traced_or_have_nothing_to_fold_are_left_alone(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert not passes.can_fold(blocks(name), passes._images(64, CPU))
+    assert not execution.can_fold(blocks(name), execution._images(64, CPU))
     assert capfd.readouterr() == ("", "")
 
 
@@ -93,28 +94,28 @@ def test_without_kernels_batch_norms_alone_are_folded(
 ) -> None:
     name = "is_available" if lacks is torch.backends.mkldnn else "_is_mkldnn_bf16_supported"
     monkeypatch.setattr(lacks, name, lambda: False)
-    whole, images = blocks("resnet18"), passes._images(64, CPU)[:2]
-    assert passes.can_fold(whole, images)
+    whole, images = blocks("resnet18"), execution._images(64, CPU)[:2]
+    assert execution.can_fold(whole, images)
     how = Pass("bfloat16" if dtype == torch.bfloat16 else "float32", folded=True)
     ready = how.ready(whole)
     assert isinstance(ready, nn.Module)
     assert {type(module) for module in ready.modules()}.isdisjoint({FoldedConvolution, nn.BatchNorm2d})
-    assert passes._distance(how.run(ready, images), whole(images)) < 0.1
+    assert execution._distance(how.run(ready, images), whole(images)) < 0.1
 
 
 def test_a_fold_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     fold = folding.fold
     wrong = lambda part, dtype: nn.Sequential(fold(part, dtype), nn.Softplus())  # noqa: E731
     monkeypatch.setattr(folding, "fold", wrong)
-    assert not passes.can_fold(blocks("shufflenet_v2_x0_5"), passes._images(64, CPU))
+    assert not execution.can_fold(blocks("shufflenet_v2_x0_5"), execution._images(64, CPU))
 
 
 def test_bfloat16_is_taken_only_where_it_rounds_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "FASTER", 1e-9)  # it would win by its speed
+    monkeypatch.setattr(execution, "FASTER", 1e-9)  # it would win by its speed
     assert costs(tmp_path / "little").fastest == Pass("bfloat16", folded=True)
-    monkeypatch.setattr(passes, "HALF_ROUNDING", 1e-9)
+    monkeypatch.setattr(execution, "HALF_ROUNDING", 1e-9)
     assert costs(tmp_path / "much").fastest == Pass(folded=True)
     asked = costs(tmp_path / "asked", precision="bfloat16")
     assert asked.fastest == Pass("bfloat16", folded=True)
@@ -160,13 +161,13 @@ def test_compiling_that_fails_leaves_the_pass_that_was_found(
         raise RuntimeError("no compiler")
 
     eager = costs(tmp_path)
-    monkeypatch.setattr(passes, "COMPILE_FROM_SECONDS", 0.0)
+    monkeypatch.setattr(execution, "COMPILE_FROM_SECONDS", 0.0)
     monkeypatch.setattr(torch, "compile", broken)
     assert costs(tmp_path) == eager
 
 
 def costs(folder: Path, *, precision: str = "auto") -> Costs:
-    return passes.costs(
+    return execution.costs(
         lambda: blocks("shufflenet_v2_x0_5"),
         "shufflenet_v2_x0_5",
         "random",

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from finetune import catalog
+from finetune.images import catalog
 from finetune.settings import DataSettings
-from search import preflight
-from search.nodes import Node
-from search.preflight import Expected
+from search.slots import preflight
+from search.slots.nodes import Node
+from search.slots.preflight import Expected
 
 NODE = Node("ab" * 28, "10.0.0.7", {"CPU": 4.0, "GPU": 1.0})
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from search import process, runner, tuner
+from search.driver import process, runner, tuner
 
 ROOT = Path(__file__).parents[1]
 

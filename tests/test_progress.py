@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search.progress import Progress
-from search.record import TrialRecord
+from search.record.records import TrialRecord
+from search.views.progress import Progress
 
 METRIC = "val/accuracy"
 
@@ -146,7 +146,7 @@ def test_an_epoch_is_cheap_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -
 
 def test_progress_leaves_stdout_to_results_and_a_pipe_without_control_characters() -> None:
     code = (
-        "from search.progress import Progress;"
+        "from search.views.progress import Progress;"
         "bar = Progress(study='s', planned=2, epochs=1, metric='m', mode='max', slots=1);"
         "bar.start(); bar.trial_started('a', {}); bar.trial_epoch('a', 1, {'m': 1.0});"
         "bar.trial_ended('a', 'COMPLETE', {'m': 1.0}); bar.stop()"

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from search import ledger, sampler, snapshot, status
-from search.layout import StudyFolder
-from search.ledger import Ledger
+from search.cluster import status
+from search.record import ledger, snapshot
+from search.record.ledger import Ledger
+from search.record.study_folder import StudyFolder
+from search.suggest import sampler
 from tests import mounts
 from tests.written import TRIALS, Make, call, everything, write
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import search
 from search.__main__ import Exit, app
-from search.config_file import load
-from search.study import StudyConfig
+from search.config.config_file import load
+from search.config.study import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,13 +8,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune import loop
-from finetune.history import Keep
-from search import ledger, reads, sampler
-from search.layout import StudyFolder, write_text
-from search.ledger import Ledger
-from search.space import Space
-from search.study import StudyConfig
+from finetune.training import loop
+from finetune.training.history import Keep
+from search.config.study import StudyConfig
+from search.record import ledger, reads
+from search.record.ledger import Ledger
+from search.record.study_folder import StudyFolder, write_text
+from search.suggest import sampler
+from search.suggest.space import Space
 from tests import mounts
 from tests.written import call, everything
 

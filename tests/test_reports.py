@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from finetune import worker
-from search.layout import StudyFolder
-from search.sampler import Planned
-from search.space import Space
-from search.study import StudyConfig
-from search.study_run import StudyRun
+from search.config.study import StudyConfig
+from search.driver.study_run import StudyRun
+from search.record.study_folder import StudyFolder
+from search.suggest.sampler import Planned
+from search.suggest.space import Space
 from tests import small
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search.layout import write_text
-from search.record import StudyRecord, TrialRecord
-from search.results import comparison, failures, ranked, show, to_csv, to_json
-from search.status import of_record
-from search.terminal import clean, print_line, seconds_text
-from search.trial import compact
+from search.cluster.status import of_record
+from search.driver.trial import compact
+from search.record.records import StudyRecord, TrialRecord
+from search.record.study_folder import write_text
+from search.views.table import comparison, failures, ranked, show, to_csv, to_json
+from search.views.terminal import clean, print_line, seconds_text
 
 METRIC = "val/accuracy"
 RECIPE = {"strategy": "replace", "learning_rate": 0.001, "head_size": 1024, "frozen_layers": -1}
@@ -301,7 +301,7 @@ def test_formulas_and_names_that_are_no_utf8_are_text_in_the_table_and_the_log(t
 
 
 def test_a_pipe_gets_no_control_characters_whatever_the_environment_says() -> None:
-    code = "from search.terminal import *; out = console(); print_line(out, 'x' * 300, style='red'); "
+    code = "from search.views.terminal import *; out = console(); print_line(out, 'x' * 300, style='red'); "
     code += "print_table(out, ['a', 'b'], [['1', '22']], frozenset('a'))"
     env = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "40"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
@@ -309,7 +309,7 @@ def test_a_pipe_gets_no_control_characters_whatever_the_environment_says() -> No
 
 
 def test_no_color_means_no_colour_on_a_terminal() -> None:
-    script = "import sys; sys.stdout.isatty = lambda: True; from search.terminal import *; "
+    script = "import sys; sys.stdout.isatty = lambda: True; from search.views.terminal import *; "
     script += "print_line(console(), 'plain', style='bold red')"
     for no_color, expected in (("1", "plain\n"), ("", "\x1b[1;31mplain\x1b[0m\n")):
         env = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm-256color"}

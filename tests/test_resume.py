@@ -12,19 +12,22 @@ from typing import Any
 import pytest
 import yaml
 
-from search import config_file, ledger, results, runner
-from search.board import Board
+from search.config import config_file
+from search.config.study import StudyConfig
+from search.driver import runner
+from search.driver.callback import Watch
+from search.driver.study_run import is_over
+from search.driver.trial import SlotTrial
 from search.errors import SearchError, StudyError
-from search.kept import Kept
-from search.layout import StudyFolder
-from search.ledger import Ledger
-from search.progress import Progress
-from search.record import TrialRecord
-from search.sampler import Suggested, make
-from search.study import StudyConfig
-from search.study_run import is_over
-from search.trial import SlotTrial
-from search.watch import Watch
+from search.record import ledger
+from search.record.kept import Kept
+from search.record.ledger import Ledger
+from search.record.records import TrialRecord
+from search.record.study_folder import StudyFolder
+from search.suggest.sampler import Suggested, make
+from search.views import table
+from search.views.progress import Progress
+from search.views.tensorboard import Board
 from tests.by_hand import Exchange, run_of
 from tests.files import contents
 from tests.small import merged
@@ -135,7 +138,7 @@ def finished(small_study: Make) -> StudyFolder:
         (path / "file").write_text("as it was")
     folder.lock.touch()
     model(folder)
-    results.to_csv(ledger.read_study(folder), folder.table)
+    table.to_csv(ledger.read_study(folder), folder.table)
     return folder
 
 

@@ -17,14 +17,16 @@ import ray
 from PIL import Image
 
 import search
-from finetune import checkpoint
-from finetune.history import Keep
-from search import needs, runner, slots, tuner, watch
+from finetune.disk import checkpoint
+from finetune.training.history import Keep
+from search.config import resolve
+from search.config.study import StudyConfig
+from search.driver import callback, runner, tuner
+from search.driver.trial import SlotTrial
 from search.errors import SearchError, SettingsIgnored
-from search.layout import StudyFolder
-from search.ledger import read_study
-from search.study import StudyConfig
-from search.trial import SlotTrial
+from search.record.ledger import read_study
+from search.record.study_folder import StudyFolder
+from search.slots import slots
 from tests import torchless
 from tests.waiting import eventually
 
@@ -139,9 +141,9 @@ def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
 ) -> None:
     """The process that stands for the trial in Tune dies; its slot trains on, and another process asks it."""
     killed = tmp_path / "killed"
-    enter = watch.Watch.on_trial_result
+    enter = callback.Watch.on_trial_result
 
-    def kill_the_first(self: watch.Watch, *args: Any, **info: Any) -> None:
+    def kill_the_first(self: callback.Watch, *args: Any, **info: Any) -> None:
         if not killed.exists():
             os.kill(info["result"]["pid"], signal.SIGKILL)
             killed.touch()
@@ -155,7 +157,7 @@ def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
 
         torchless.train(job, wait_and_report)
 
-    monkeypatch.setattr(watch.Watch, "on_trial_result", kill_the_first)
+    monkeypatch.setattr(callback.Watch, "on_trial_result", kill_the_first)
     plant(monkeypatch, last_epoch_waits)
     record = runner.run(
         small_study(
@@ -223,13 +225,13 @@ def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
 
     plant(monkeypatch, fail_late)
     processes: set[int] = set()
-    enter = watch.Watch.on_trial_result
+    enter = callback.Watch.on_trial_result
 
-    def note(self: watch.Watch, *args: Any, **info: Any) -> None:
+    def note(self: callback.Watch, *args: Any, **info: Any) -> None:
         processes.add(info["result"]["pid"])
         enter(self, *args, **info)
 
-    monkeypatch.setattr(watch.Watch, "on_trial_result", note)
+    monkeypatch.setattr(callback.Watch, "on_trial_result", note)
     record = runner.run(
         small_study(study={"trials": 4}, resources={"slots": 1}, early_stopping={"enabled": False})
     )
@@ -396,17 +398,17 @@ def test_a_trial_of_a_study_that_is_stopped_is_saved_with_the_epoch_it_was_in(
 
 
 def job(config: StudyConfig, name: str, folder: Path) -> dict[str, Any]:
-    from search.space import Space
+    from search.suggest.space import Space
 
     space = Space(config)
-    settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(needs.cache_dir()))
+    settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(resolve.cache_dir()))
     keep = Keep(metric="val/accuracy", mode="max", best=folder / f"{name}.best", last=folder / f"{name}.last")
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(keep).items()}
     return {
         "id": name,
         "kind": "train",
         "settings": json.loads(json.dumps(settings.to_dict())),
-        "features": dataclasses.asdict(needs.feature_settings(config)),
+        "features": dataclasses.asdict(resolve.feature_settings(config)),
         "keep": facts,
     }
 

@@ -13,9 +13,9 @@ from PIL import Image
 from rich.console import Console
 
 from finetune import safe_text
-from search import terminal
 from search.__main__ import app, guarded
 from search.commands import print_json
+from search.views import terminal
 
 ESCAPES = ["\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "a\rb", "a\nb", "\x7f", "\u202egnp.exe", "\x08\x08"]
 

@@ -11,7 +11,7 @@ PICKLES = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpic
 YAML_MAKERS = {"load", "load_all", "unsafe_load", "unsafe_load_all", "full_load", "full_load_all"}
 ALLOWED = {
     # What Tune wrote a moment ago, in this session, about our own trial function's failure.
-    ("search/watch.py", "cloudpickle.loads"),
+    ("search/driver/callback.py", "cloudpickle.loads"),
 }
 
 

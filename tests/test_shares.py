@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import loop, order
 from finetune.errors import DataError
-from finetune.history import Keep
-from finetune.loop import Run, World
+from finetune.images import order
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from finetune.training import loop
+from finetune.training.history import Keep
+from finetune.training.loop import Run, World
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from search import keeper, nodes, slots, tuner
+from search.config.problems import ConfigErrors
+from search.config.study import StudyConfig
+from search.driver import tuner
 from search.errors import CapacityError
-from search.problems import ConfigErrors
-from search.study import StudyConfig
+from search.slots import nodes, slots, supervisor
 
 GPU_NODE = {"CPU": 4.0, "GPU": 1.0}
 
@@ -85,27 +86,29 @@ def test_a_slot_on_a_node_that_goes_is_replaced_before_it_is_gone() -> None:
     shape = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=False)
     there = {"slot-0": ["A"], "slot-1": ["B"]}
     both, joined = [node("A"), node("B")], [node("B"), node("C")]
-    assert keeper.need(shape, 2, there, both) == keeper.Need(start=0, ask=0)
-    assert keeper.need(shape, 2, there, [node("B")]) == keeper.Need(start=0, ask=1)
-    assert keeper.need(shape, 2, there, joined) == keeper.Need(start=1, ask=0)
+    assert supervisor.need(shape, 2, there, both) == supervisor.Need(start=0, ask=0)
+    assert supervisor.need(shape, 2, there, [node("B")]) == supervisor.Need(start=0, ask=1)
+    assert supervisor.need(shape, 2, there, joined) == supervisor.Need(start=1, ask=0)
     started = there | {"slot-2": []}  # it is not placed yet
-    assert keeper.need(shape, 2, started, joined) == keeper.Need(start=0, ask=0)
-    assert keeper.need(shape, 2, started | {"slot-2": ["C"]}, joined) == keeper.Need(start=0, ask=0)
+    assert supervisor.need(shape, 2, started, joined) == supervisor.Need(start=0, ask=0)
+    assert supervisor.need(shape, 2, started | {"slot-2": ["C"]}, joined) == supervisor.Need(start=0, ask=0)
 
 
 def test_a_slot_that_spans_a_node_that_goes_is_replaced_as_a_whole() -> None:
     shape = slots.SlotPlan(slots=1, ask=1, workers=2, cpus=1, gpu=False)
     there = {"slot-0": ["A", "B"]}
-    assert keeper.need(shape, 1, there, [node("B")]) == keeper.Need(start=0, ask=1)
-    assert keeper.need(shape, 1, there, [node("B"), node("C")]) == keeper.Need(start=1, ask=0)
+    assert supervisor.need(shape, 1, there, [node("B")]) == supervisor.Need(start=0, ask=1)
+    assert supervisor.need(shape, 1, there, [node("B"), node("C")]) == supervisor.Need(start=1, ask=0)
 
 
 def test_no_more_is_started_or_asked_for_than_there_is_use_for() -> None:
     shape = slots.SlotPlan(slots=8, ask=4, workers=1, cpus=1, gpu=False)
-    assert keeper.need(shape, 8, {}, [node("A", 16)]) == keeper.Need(start=8, ask=0)
-    assert keeper.need(shape, 1, {"slot-0": ["A"], "slot-1": ["A"]}, [node("A", 2)]) == keeper.Need(0, 0)
+    assert supervisor.need(shape, 8, {}, [node("A", 16)]) == supervisor.Need(start=8, ask=0)
+    assert supervisor.need(shape, 1, {"slot-0": ["A"], "slot-1": ["A"]}, [node("A", 2)]) == supervisor.Need(
+        0, 0
+    )
     refused = [{"CPU": 1.0}]  # another one like it is not asked for
-    assert keeper.need(shape, 8, {}, [], refused) == keeper.Need(start=0, ask=3)
+    assert supervisor.need(shape, 8, {}, [], refused) == supervisor.Need(start=0, ask=3)
 
 
 class Endless(Searcher):

@@ -10,12 +10,12 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, TrialSettings, WeightsSettings
-from search import sampler
-from search.ledger import Ledger
-from search.record import TrialRecord
-from search.space import Space, trial_seed
-from search.study import StudyConfig
-from search.study_run import to_do
+from search.config.study import StudyConfig
+from search.driver.study_run import to_do
+from search.record.ledger import Ledger
+from search.record.records import TrialRecord
+from search.suggest import sampler
+from search.suggest.space import Space, trial_seed
 
 BLOCKS = {"vgg13": 10, "efficientnet_b0": 18}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from search import spot
+from search.cluster import spot
 from tests.waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parent))

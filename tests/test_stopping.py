@@ -4,8 +4,8 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from search.record import TrialRecord
-from search.stopping import EarlyStopping
+from search.record.records import TrialRecord
+from search.suggest.stopping import EarlyStopping
 
 
 def rule(**changes: Any) -> EarlyStopping:

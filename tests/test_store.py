@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.entry import CHUNK_ROWS, Layout
-from finetune.store import IDLE_SECONDS, TAG, Store
+from finetune.disk.array_file import CHUNK_ROWS, Layout
+from finetune.disk.array_store import IDLE_SECONDS, TAG, Store
 
 ROWS = 5 * CHUNK_ROWS + 7
 LAYOUT = Layout(rows=ROWS, shape=(3, 2), dtype="float32")

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from finetune import backbones, strategies, weights
-from finetune.backbones import Backbone
 from finetune.errors import BackboneError, CheckpointError
+from finetune.model import backbones, strategies, weights
+from finetune.model.backbones import Backbone
+from finetune.model.strategies import TransferModel
 from finetune.settings import ALL, Strategy, WeightsSettings
-from finetune.strategies import TransferModel
 
 CLASSES = ("a", "b", "c", "d")
 STRATEGIES: tuple[Strategy, ...] = ("replace", "load", "fuse")

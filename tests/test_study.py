@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from search.config_file import load
-from search.domain import PerStrategy, Range
-from search.problems import ConfigErrors
-from search.sections import Pretraining
-from search.study import StudyConfig
+from search.config.config_file import load
+from search.config.domain import PerStrategy, Range
+from search.config.problems import ConfigErrors
+from search.config.sections import Pretraining
+from search.config.study import StudyConfig
 
 MINIMAL: dict[str, Any] = {"study": {"name": "flowers"}, "data": {"path": "./flowers"}}
 

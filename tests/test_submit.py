@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
-from search import begun, cluster, config_file, jobs, ledger, provenance, sampler, status, submit, upload
+from search import provenance
+from search.cluster import connect, jobs, status, submit, upload
+from search.cluster.jobs import Job
+from search.config import config_file
+from search.config.problems import ConfigErrors
+from search.config.study import StudyConfig
 from search.errors import ClusterError
-from search.jobs import Job
-from search.layout import StudyFolder, write_text
-from search.problems import ConfigErrors
-from search.study import StudyConfig
+from search.record import ledger, studies
+from search.record.study_folder import StudyFolder, write_text
+from search.suggest import sampler
 from tests.processes import finish
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +112,7 @@ def test_the_upload_is_the_code_and_nothing_else_of_the_checkout() -> None:
 
 
 def test_images_results_and_caches_in_the_checkout_stay_there(tmp_path: Path) -> None:
-    code = ["search/run.py", "src/finetune/loop.py", "src/finetune/backbones/parts.py"]
+    code = ["search/run.py", "src/finetune/training/loop.py", "src/finetune/backbones/parts.py"]
     rest = ["data/cat.jpg", "results/pets/optuna.db", "cache/w.safetensors", "src/finetune.egg-info/x"]
     rest += ["search/__pycache__/run.cpython-311.pyc", ".git/config", ".venv/bin/python", "tests/t.py"]
     for name in code + rest:
@@ -171,34 +175,34 @@ def test_a_config_finds_the_study_that_it_has_begun_and_no_other(tmp_path: Path)
     values = {"study": STUDY["study"], "data": {"path": "/shared/pets"}, "results": str(tmp_path)}
     config = StudyConfig.from_dict(values)
     assert mine.root.name == "pets-2"
-    assert begun.find(config) == mine
+    assert studies.find(config) == mine
     later = begin(tmp_path, "pets")
     os.utime(later.database, (2e9, 2e9))
-    assert begun.find(config) == later
+    assert studies.find(config) == later
     begin(tmp_path, "petsv2")  # a study of its own, although its config differs by the name alone
     os.utime((tmp_path / "petsv2" / "optuna.db"), (3e9, 3e9))
-    assert begun.find(config) == later
+    assert studies.find(config) == later
     other = {**values, "study": {**STUDY["study"], "seed": 5}}
-    assert begun.find(StudyConfig.from_dict(other)) is None
+    assert studies.find(StudyConfig.from_dict(other)) is None
 
 
 def test_a_study_that_is_not_gone_on_with_is_named_with_the_reason(tmp_path: Path) -> None:
     mine = begin(tmp_path, "pets")
     begin(tmp_path, "cats")
     values = {"study": STUDY["study"], "data": {"path": "/shared/pets"}, "results": str(tmp_path)}
-    line = begun.near(StudyConfig.from_dict({**values, "study": {**STUDY["study"], "trials": 7}}))
+    line = studies.near(StudyConfig.from_dict({**values, "study": {**STUDY["study"], "trials": 7}}))
     trials = STUDY["study"]["trials"]
     assert line == (
         f"{mine.root}: this study was begun with study.trials {trials} instead of 7, so a new "
         f"one begins. To go on with it, change its study.yaml and run `python -m search resume {mine.root}`"
     )
     other = {**values, "data": {"kind": "digits"}, "resources": {"slots": 1}, "space": {"dropout": 0.1}}
-    line = begun.near(StudyConfig.from_dict({**other, "study": {**STUDY["study"], "seed": 5}}))
+    line = studies.near(StudyConfig.from_dict({**other, "study": {**STUDY["study"], "seed": 5}}))
     assert line is not None
     assert "study.seed 0 instead of 5, data.kind 'folder' instead of 'digits'" in line
     assert "2 more, so a new one begins" in line
     unknown = {**values, "study": {**STUDY["study"], "name": "dogs"}}
-    assert begun.near(StudyConfig.from_dict(unknown)) is None
+    assert studies.near(StudyConfig.from_dict(unknown)) is None
 
 
 def test_status_reads_how_far_each_study_of_a_folder_is(tmp_path: Path, command: list[str]) -> None:
@@ -296,15 +300,15 @@ def test_the_token_is_read_where_ray_reads_it_and_its_file_made_private(
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / ".ray" / "auth_token"
     with pytest.raises(ClusterError, match=r"auth_token: .*got no such file.*umask 077; ray get-auth-token"):
-        cluster.token()
+        connect.token()
     write_text(path, "secret\n")
     path.chmod(0o644)
-    assert cluster.token() == "secret"
+    assert connect.token() == "secret"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
-    assert cluster.token() == "other"
+    assert connect.token() == "other"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert cluster.token() is None
+    assert connect.token() is None
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torchvision import datasets
 
-from finetune.catalog import Catalog, scan
-from finetune.data import ImageData
 from finetune.errors import DataError
+from finetune.images.batches import ImageData
+from finetune.images.catalog import Catalog, scan
+from finetune.images.torchvision_sets import NO_DOWNLOAD, SETS
 from finetune.settings import DataSettings
-from finetune.torchvision_sets import NO_DOWNLOAD, SETS
 from tests.torchvision_copies import FORMATS, LABELS, eurosat, fashion, usps
 
 

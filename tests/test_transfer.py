@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search import config_file, results, runner
-from search.record import StudyRecord, TrialRecord
-from search.study import SCHEMA_FILE
+from search.config import config_file
+from search.config.study import SCHEMA_FILE
+from search.driver import runner
+from search.record.records import StudyRecord, TrialRecord
+from search.views import table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 CONFIGS = SCHEMA_FILE.parent
@@ -75,7 +77,7 @@ def test_a_whole_search_on_flowers_finds_a_good_model(seed: int, tmp_path: Path,
     weights = material / "weights" / "mobilenet_v2.pth"
     record = study_of("flowers.yaml", tmp_path, model__weights=weights, **said)
     assert len(record.trials) == 24
-    results.show(record, Console(width=150))
+    table.show(record, Console(width=150))
     assert accuracy(record.best) >= 0.88
 
 
@@ -86,5 +88,5 @@ def test_the_same_search_from_random_weights_finds_a_far_worse_one(tmp_path: Pat
     said = {"data__path": material / "data" / "flowers5", "model__weights": "none", "study__trials": 6}
     said |= {"study__baselines": "[]", "space__strategy": "[replace, fuse]"}
     record = study_of("flowers.yaml", tmp_path, **said)
-    results.show(record, Console(width=150))
+    table.show(record, Console(width=150))
     assert accuracy(record.best) < 0.75  # .88 with ImageNet's weights; standard error: .03

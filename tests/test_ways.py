@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from finetune import augment, checkpoint, loop, optimize
-from finetune.averaging import Average
-from finetune.history import Keep
+from finetune.disk import checkpoint
+from finetune.images import augment
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
+from finetune.training import loop, optimize
+from finetune.training.averaging import Average
+from finetune.training.history import Keep
+from search.driver.trial import check_effective
 from search.errors import SettingsIgnored
-from search.space import FIELDS, USED_BY
-from search.trial import check_effective
+from search.suggest.space import FIELDS, USED_BY
 
 BLOCKS = 18
 """Of shufflenet_v2_x0_5."""

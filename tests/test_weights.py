@@ -12,8 +12,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune import weights
 from finetune.errors import BackboneError, WeightsError
+from finetune.model import weights
 from finetune.settings import DataSettings, SourceSettings, WeightsSettings
 
 NAME = "squeezenet1_1"

@@ -14,8 +14,8 @@ from typing import Any
 import ray
 import ray.cloudpickle
 
-from search import slots
-from search.trial import CHECKED, CHECKED_OF_DATA
+from search.driver.trial import CHECKED, CHECKED_OF_DATA
+from search.slots import slots
 
 NOT_IMPORTED = "not imported"
 BLOCKS = 18
@@ -97,7 +97,7 @@ def told(epoch: int) -> dict[str, Any]:
 
 
 def worker(train: Train = train) -> Callable[[dict[str, Any]], None]:
-    """Return what to put in the place of `search.slots.serve`."""
+    """Return what to put in the place of `search.slots.slots.serve`."""
     for module in {__name__, train.__module__}:
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     return lambda config: serve(config, train)

@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from search import sampler
 from search.__main__ import app, guarded
-from search.layout import StudyFolder, write_text
-from search.ledger import Ledger
-from search.study import StudyConfig
+from search.config.study import StudyConfig
+from search.record.ledger import Ledger
+from search.record.study_folder import StudyFolder, write_text
+from search.suggest import sampler
 
 TRIALS = 6
 Make = Callable[..., StudyFolder]

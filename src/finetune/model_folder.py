@@ -17,17 +17,19 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune import assets, backbones, checkpoint, loop, strategies
+from finetune.disk import checkpoint
+from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError, DataError
-from finetune.evaluate import BATCH
-from finetune.filesystems import no_pipe
-from finetune.findings import listed
-from finetune.kinds import EXTENSIONS
-from finetune.loop import World
-from finetune.pixels import load_image, normalise
+from finetune.images.findings import listed
+from finetune.images.pixels import load_image, normalise
+from finetune.images.sources import EXTENSIONS
+from finetune.model import backbones, strategies
+from finetune.model.strategies import TransferModel
 from finetune.safe_text import markdown
 from finetune.settings import FeatureSettings, TrialSettings
-from finetune.strategies import TransferModel
+from finetune.training import loop, shared
+from finetune.training.evaluate import BATCH
+from finetune.training.loop import World
 
 FORMAT = 1
 FILES = ("model.safetensors", "model.yaml", "README.md")
@@ -140,7 +142,7 @@ def _is_ours(path: Path) -> bool:
 
 def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     settings = run.settings
-    source = assets.pretrained(settings.backbone, settings.weights, settings.cache_dir, run.world.device.type)
+    source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, run.world.device.type)
     prints = {"data_fingerprint": run.data.fingerprint, "weights_sha256": source.sha256}
     return {
         "format": FORMAT,

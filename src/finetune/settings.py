@@ -140,7 +140,7 @@ class TrialSettings:
     label_smoothing: float = 0.0
     """Share of each label spread over all classes; not used by `focal`."""
     imbalance: Imbalance = "none"
-    """What is done about classes of unequal size; `finetune.losses` has the formulas."""
+    """What is done about classes of unequal size; `finetune.training.losses` has the formulas."""
     focal_gamma: float = 2.0
     """Of `focal`: how strongly images that are classified well are discounted; 0: not at all."""
     class_balanced_beta: float = 0.999

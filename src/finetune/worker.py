@@ -1,7 +1,7 @@
 """One worker of a slot: take a trial, train it, take the next. The only file here that imports Ray.
 
 A slot is one long-lived Ray Train run; `slot_loop` is its training function. Trials come from
-an exchange actor (search/exchange.py) and everything a trial says goes back there.
+an exchange actor (search/slots/exchange.py) and everything a trial says goes back there.
 """
 
 import math
@@ -21,11 +21,13 @@ import torchvision
 from ray.train.collective import broadcast_from_rank_zero
 
 import finetune
-from finetune import file_cache, loop, model_folder
+from finetune import model_folder
+from finetune.disk import file_cache
 from finetune.errors import FinetuneError, NonFiniteLoss
-from finetune.history import Keep
-from finetune.loop import World
 from finetune.settings import FeatureSettings, TrialSettings
+from finetune.training import loop
+from finetune.training.history import Keep
+from finetune.training.loop import World
 
 STOP_POLL_SECONDS = 0.02
 """Between two looks whether the trial was stopped, so that a look per batch costs nothing."""

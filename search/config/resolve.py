@@ -1,0 +1,73 @@
+"""Turn a StudyConfig into the settings objects that the rest of the code takes."""
+
+import os
+from pathlib import Path
+
+from finetune.disk.filesystems import is_url
+from finetune.settings import DataSettings, FeatureSettings
+from search.config.domain import choices, values_of
+from search.config.sections import RANDOM_WEIGHTS, is_weights_file
+from search.config.study import StudyConfig
+
+
+def data_settings(config: StudyConfig) -> DataSettings:
+    """Return what decides which images the study has and how they are split."""
+    data = config.data
+    return DataSettings(
+        **data.images,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        seed=config.study.seed,
+    )
+
+
+def cache_dir() -> Path:
+    """Return where a node keeps downloaded and source-pretrained weights."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+
+
+def feature_settings(config: StudyConfig) -> FeatureSettings:
+    """Return where the nodes keep features of frozen blocks."""
+    said = config.features
+    return FeatureSettings(
+        folder=said.dir or str(cache_dir() / "features"),
+        budget_bytes=int(said.budget_gib * 2**30),
+        mode=said.mode,
+        trials=config.study.trials,
+        alike=_alike(config, "backbone", "image_size"),
+        alike_views=_alike(config, "backbone", "image_size", "crop_scale", "horizontal_flip", "augment")
+        * _unmixed(config),
+    )
+
+
+def _alike(config: StudyConfig, *fields: str) -> float:
+    """Return the share of trials in which these fields are what they are in any one of them."""
+    if all(config.model.weights_of(backbone) == RANDOM_WEIGHTS for backbone in config.backbones):
+        return 0.0  # random weights are each trial's own
+    said = {**dict(config.data), **dict(config.model)}
+    share = 1.0
+    for field in fields:
+        share /= choices(said[field])
+    return share
+
+
+def _unmixed(config: StudyConfig) -> float:
+    """Return the share of trials that blend no images: the others read no stored ones in training."""
+    ways = values_of(config.space.mix)
+    return ways.count("none") / len(ways)
+
+
+def copies_bytes(config: StudyConfig) -> int:
+    """Return what copies of far files may take on each node."""
+    return int(config.data.copies_gib * 2**30)
+
+
+def weight_locations(config: StudyConfig) -> list[str]:
+    """Return the paths and URLs of a study's weight files."""
+    given = [config.model.weights_of(backbone) for backbone in config.backbones]
+    return [str(weights) for weights in given if is_weights_file(weights)]
+
+
+def weight_files(config: StudyConfig) -> list[str]:
+    """Return the weight files of a study that lie on a disk."""
+    return [location for location in weight_locations(config) if not is_url(location)]

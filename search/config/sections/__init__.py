@@ -1,0 +1,26 @@
+"""The sections of a config file, a module for each: what a key means, which values it takes, its default."""
+
+from search.config.sections.data import Data, Images, Source
+from search.config.sections.features import Features
+from search.config.sections.model import RANDOM_WEIGHTS, Model, Pretraining, is_weights_file
+from search.config.sections.paths import FilePath
+from search.config.sections.resources import Resources
+from search.config.sections.space import SpaceSection
+from search.config.sections.stopping import EarlyStopping
+from search.config.sections.study import Study
+
+__all__ = [
+    "RANDOM_WEIGHTS",
+    "Data",
+    "EarlyStopping",
+    "Features",
+    "FilePath",
+    "Images",
+    "Model",
+    "Pretraining",
+    "Resources",
+    "Source",
+    "SpaceSection",
+    "Study",
+    "is_weights_file",
+]

@@ -1,0 +1,122 @@
+"""`data`: which images there are, and how the model sees them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from finetune.disk.filesystems import is_url
+from finetune.errors import did_you_mean
+from finetune.images.torchvision_sets import NO_DOWNLOAD, SETS
+from finetune.settings import OnError
+from search.config.domain import AugmentName, Count, Names, Pixels, Scale, Section, Switch, refused
+from search.config.sections.paths import FilePathOrUrl
+
+Kind = Literal["folder", "manifest", "torchvision", "digits"]
+Classes = Annotated[Names, Field(min_length=2)]
+
+
+class Images(Section):
+    """Which images a task has."""
+
+    kind: Kind = "folder"
+    """`folder`: one folder per class; `manifest`: a CSV or Parquet file with the columns image, label and,
+    if wanted, split and weight; `torchvision`: one of its sets; `digits`: scikit-learn's, no download."""
+    name: str | None = None
+    """For kind `torchvision`: the set by torchvision's class, such as CIFAR10 or Flowers102."""
+    path: FilePathOrUrl | None = None
+    """The folder with the images, or the manifest, both also as a URL (s3://...); or the folder with the
+    torchvision sets. What a URL or a network file system holds is copied once to each node's own disk."""
+    download: bool = False
+    """For kind `torchvision`: fetch the set where it is not below `path`."""
+    classes: Classes | None = None
+    """Use only these classes, in this order; null: all."""
+    on_error: OnError = "fail"
+    """A broken image: `fail` stops the trial that reads it and names it; `skip` decodes all images once
+    at the start, leaves out the broken ones and counts them in the record."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits(cls, name: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if kind == "torchvision" and name not in SETS:
+            got = "nothing" if name is None else repr(name)
+            raise refused("must name one of torchvision's sets", got, did_you_mean(name or "", SETS))
+        if name is not None and kind not in ("torchvision", None):
+            raise refused("goes with kind 'torchvision'", repr(name), "Delete it, or change `kind`.")
+        return name
+
+    @field_validator("path")
+    @classmethod
+    def _path_fits(cls, path: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if path is None and kind in _PATHS:
+            raise refused(f"must be given for kind '{kind}'", "nothing", f"Add {_PATHS[kind]}.")
+        if path is not None and is_url(path) and kind == "torchvision":
+            fix = "Write a path, or use kind 'folder' or 'manifest'."
+            raise refused("must be a folder of this machine for kind 'torchvision'", repr(path), fix)
+        return path
+
+    @field_validator("download")
+    @classmethod
+    def _download_fits(cls, download: bool, info: ValidationInfo) -> bool:
+        if download and info.data.get("kind") not in ("torchvision", None):
+            raise refused("goes with kind 'torchvision'", "true", "Delete it, or change `kind`.")
+        if download and info.data.get("name") in NO_DOWNLOAD:
+            fix = "Put its files below `path`."
+            raise refused(f"torchvision cannot download {info.data['name']}", "true", fix)
+        return download
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """What says which images there are, by the names of `DataSettings`."""
+        return {field: getattr(self, field) for field in Images.model_fields}
+
+
+_PATHS = {
+    "folder": "the folder of the images",
+    "manifest": "the CSV or Parquet file",
+    "torchvision": "the folder of the sets",
+}
+"""Kind -> what its path is; the others take none."""
+
+
+class Data(Images):
+    """Which images the new task has, and how the model sees them."""
+
+    image_size: Pixels = 224
+    """Side of the square that the model sees, in pixels."""
+    batch_size: Count = 32
+    """Images per optimiser step, over all workers of a trial together."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training images taken for validation where no `val` split is given."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share taken for the test where neither `val` nor `test` is given."""
+    horizontal_flip: Switch = True
+    """Mirror half of the training images; false for digits, letters and everything with a direction."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Different views of each training image, taken in turn by the epochs; 0: a new one each epoch."""
+    crop_scale: Scale = 1.0
+    """Smallest share of the image's area that a random crop keeps; 1.0: no random crop."""
+    augment: AugmentName = "none"
+    """`trivial`: TrivialAugment, one random operation of random strength per training image."""
+    copies_gib: Annotated[float, Field(ge=0)] = 50.0
+    """On each node, for copies of images and weights behind URLs or on network storage, of all studies
+    together; those used longest ago make room. 0: they are read where they are."""
+
+    @field_validator("test_share")
+    @classmethod
+    def _training_images_are_left(cls, share: float, info: ValidationInfo) -> float:
+        total = share + info.data.get("validation_share", 0.0)
+        if total >= 1:
+            rule = "validation_share and test_share together must be below 1"
+            raise refused(rule, f"{total:g}", "Lower one of them.")
+        return share
+
+
+class Source(Images):
+    """A task to pretrain the backbone on, once; the result is kept in the cache."""
+
+    epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over the source images."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """Peak rate of SGD with momentum 0.9 and a cosine schedule."""

@@ -1,0 +1,114 @@
+"""`study`: what is searched for, and for how long."""
+
+import re
+import unicodedata
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
+
+from finetune.errors import did_you_mean
+from finetune.metrics import ALWAYS, LESS_IS_BETTER, TOP5, VAL_RECALL, VALIDATION
+from search.config.domain import Section, refused
+
+METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
+"""What a study may optimise, beside the recall of a class; the images may not tell the last one."""
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+Mode = Literal["max", "min"]
+Baseline = Literal["recipe", "scratch"]
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS and not (name.startswith(VAL_RECALL) and len(name) > len(VAL_RECALL)):
+        known = did_you_mean(name, [*METRICS, f"{VAL_RECALL}<class>"])
+        raise refused("must be a metric that every epoch reports", repr(name), known)
+    return unicodedata.normalize("NFC", name)  # as the catalog names the classes
+
+
+def _mode_of(metric: str) -> "Mode":
+    return "min" if metric in LESS_IS_BETTER else "max"
+
+
+def _budget(text: object) -> object:
+    if not re.fullmatch(r"\d+(\.\d+)?[smh]", str(text)) or not float(str(text)[:-1]):
+        raise refused("must be a number above 0 with s, m or h", repr(text), "Write 90s, 10m or 2h.")
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        rule = "must be a folder name of at most 64 letters, digits, `.`, `_` and `-`"
+        raise refused(rule, repr(text), "Rename it, such as flowers-2.")
+    return text
+
+
+Metric = Annotated[
+    str,
+    AfterValidator(_metric),
+    WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{VAL_RECALL}.+"}]}),
+]
+
+
+class Study(Section):
+    """What is searched for, and for how long."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    """Names the study's folder: `<results>/<name>`."""
+    metric: Metric = "val/accuracy"
+    """What the search optimises, also `val/recall/<class>`; a trial counts with its best epoch."""
+    mode: Mode = Field(default_factory=lambda study: _mode_of(study.get("metric", "")))
+    """Left out: `min` for val/loss and val/ece, `max` for the others."""
+    trials: Annotated[int, Field(ge=1)] = 24
+    """How many settings are tried, baselines included."""
+    epochs: Annotated[int, Field(ge=1)] = 8
+    """Passes over the training images of a trial that is not stopped early."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampler, of the split and, with the trial's number, of each trial."""
+    budget: Annotated[str, BeforeValidator(_budget)] | None = None
+    """Wall time for all trials, counted from when the first slot is up: `90s`, `10m`, `2h`; null: no limit.
+    Then no new trial starts, and those that run, baselines too, are stopped after their epoch. It is one for
+    the study: what its earlier runs used is gone when it is resumed."""
+    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = Field(
+        default_factory=lambda study: get_args(Baseline)[: study.get("trials", 2)],
+        json_schema_extra={"default": list(get_args(Baseline))},
+    )
+    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights.
+    Left out: both, or the first where study.trials is 1."""
+    warm_start: bool = True
+    """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
+    judged and learned from like sampled trials."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Who suggests: Optuna's TPE, or chance."""
+    isolation: Literal["slot", "process"] = "slot"
+    """Where trials run: one after another in warm slots, or each in processes of its own (slow)."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a trial is tried again, from its last checkpoint, whose worker dies; then it fails."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 5
+    """Models of the best trials that stay on disk."""
+
+    @field_validator("mode")
+    @classmethod
+    def _mode_fits_metric(cls, mode: Mode, info: ValidationInfo) -> Mode:
+        metric = info.data.get("metric")
+        if metric is not None and mode != _mode_of(metric):
+            raise refused(f"{metric} cannot be optimised this way", repr(mode), "Delete `mode`: it follows.")
+        return mode
+
+    @field_validator("baselines")
+    @classmethod
+    def _baselines_fit(cls, names: tuple[Baseline, ...], info: ValidationInfo) -> tuple[Baseline, ...]:
+        trials = info.data.get("trials")
+        if len(set(names)) < len(names):
+            raise refused("must name each baseline once", list(names), "Delete the second one.")
+        if trials is not None and len(names) > trials:
+            raise refused(
+                f"must be at most as many as study.trials ({trials})",
+                list(names),
+                "Ask for more trials, or write [] for no baselines.",
+            )
+        return names
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds; None: no limit."""
+        return None if self.budget is None else float(self.budget[:-1]) * SECONDS[self.budget[-1]]

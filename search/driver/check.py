@@ -1,0 +1,140 @@
+"""Look before a study runs: data, weights, backbone and capacity, without training anything."""
+
+from typing import Any
+
+from finetune.disk import file_cache
+from finetune.images import inspection
+from search.config import resolve
+from search.config.study import StudyConfig
+from search.driver import inputs
+from search.slots import capacity, nodes
+from search.slots.nodes import Resources
+from search.suggest.space import DATA_FIELDS, Space
+
+UNITS = {
+    "image_size": "pixels",
+    "batch_size": "images",
+    "head_size": "hidden units",
+    "frozen_layers": "blocks",
+    "warmup_epochs": "epochs",
+    "unfreeze_epochs": "epochs",
+}
+KEPT = {"features": "features of frozen blocks", "copies": "copies of far images and weights"}
+
+
+def plan(config: StudyConfig) -> dict[str, Any]:
+    """Return what a run of this config would do.
+
+    Raises:
+        FinetuneError: images or weights are not as the config says.
+        CapacityError: the slots do not fit on this machine (or on the cluster of RAY_ADDRESS).
+    """
+    # Torch is needed to look at weights and backbones; the other commands start without it.
+    from finetune.model import weights
+
+    file_cache.limit(resolve.copies_bytes(config))
+    images = inputs.scan(config, lenient=True)
+    space = Space(config)
+    origin = {}
+    for name in config.backbones:
+        wanted = space.weights(config.model.weights_of(name), config.least_image_size)
+        if wanted.source is not None:
+            source = inputs.source_images(config, name)
+            count = len(source.splits["train"])
+            origin[name] = f"to be pretrained on {count} images of {', '.join(source.classes)}"
+        else:
+            origin[name] = weights.describe(name, wanted)
+    copies = file_cache.here()
+    up = resources()
+    slots = capacity.plan(config, up)
+    study, features = config.study, resolve.feature_settings(config)
+    said = config.model_dump(mode="json")
+    return {
+        "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
+        "data": inspection.inspect(images),
+        "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
+        "space": said["space"],
+        "seen": {field: said["data"][field] for field in DATA_FIELDS},
+        "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
+        "slots": {
+            "count": min(slots.slots, slots.fit(up)),
+            "asked_for": slots.ask,
+            "workers": slots.workers,
+            "cpus_per_worker": slots.cpus,
+            "gpu": slots.gpu,
+        },
+        "kept": {
+            "features": {
+                "dir": features.folder,
+                "bytes": 0 if features.mode == "off" else features.budget_bytes,
+            },
+            "copies": {"dir": str(copies.root), "bytes": copies.budget_bytes},
+        },
+        "results": str(config.folder),
+    }
+
+
+def resources() -> list[Resources]:
+    """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
+    if capacity.is_here():
+        return [nodes.here()]
+    from search.driver.runner import connected
+
+    with connected():
+        return [node.resources for node in nodes.up()]
+
+
+def lines(planned: dict[str, Any]) -> list[str]:
+    """Return the plan for people."""
+    study, slots = planned["study"], planned["slots"]
+    worker = f"{counted(slots['workers'], 'worker')} of {counted(slots['cpus_per_worker'], 'CPU')}"
+    text = [
+        f"study {study['name']}: {counted(study['trials'], 'trial')} of up to "
+        f"{counted(study['epochs'], 'epoch')}, best {study['metric']} wins",
+        f"slots: {slots['count']}, each {worker}" + (" and a GPU each" if slots["gpu"] else ", no GPU"),
+    ]
+    if slots["asked_for"] > slots["count"]:
+        text.append(f"more nodes are asked for, for {counted(slots['asked_for'], 'slot')}")
+    text += inspection.lines(planned["data"])
+    for name, model in planned["model"].items():
+        text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")
+    for section, values in (("data", planned["seen"]), ("space", planned["space"])):
+        text += [f"{section}.{key}: {in_words(value, UNITS.get(key, ''))}" for key, value in values.items()]
+    stop = planned["early_stopping"]
+    grace = counted(stop["grace"], "epoch")
+    text.append(f"early stopping: every trial gets {grace}" if stop["enabled"] else "no early stopping")
+    for what, kept in planned["kept"].items():
+        text.append(f"{KEPT[what]}: up to {kept['bytes'] / 2**30:g} GiB on each node, in {kept['dir']}")
+    return [*text, f"results: {planned['results']}"]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 epoch` or `2 epochs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_words(said: Any, unit: str = "") -> str:
+    """Return what a searched key says, as JSON values, for people: `0.001 to 0.1 (logarithmic)`."""
+    if isinstance(said, dict) and "low" in said:
+        ends = f"{in_words(said['low'])} to {in_words(said['high'], unit)}"
+        if said["step"] is not None:
+            return f"{ends} in steps of {in_words(said['step'])}"
+        return f"{ends} (logarithmic)" if said["log"] else ends
+    if isinstance(said, dict):
+        given = {name: value for name, value in said.items() if value is not None}
+        return "; ".join(f"{name} {in_words(value, unit)}" for name, value in given.items())
+    if isinstance(said, list):
+        *others, last = said
+        before = ", ".join(map(in_words, others))
+        return f"{before} or {in_words(last, unit)}" if others else in_words(last, unit)
+    if isinstance(said, bool):
+        return str(said).lower()
+    if isinstance(said, str):
+        return said
+    share = "of the " if isinstance(said, float) and unit == "blocks" else ""
+    return f"{said:g} {share}{unit}".rstrip()
+
+
+def errors(planned: dict[str, Any]) -> list[str]:
+    """Return what stands in the way of a run."""
+    return [finding["text"] for finding in planned["data"]["findings"] if finding["grade"] == "error"]

@@ -1,0 +1,68 @@
+"""Run one trial alone, in this process, without Ray: for a debugger, and to see a failure again."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from search.config.resolve import cache_dir, copies_bytes, feature_settings
+from search.config.study import StudyConfig
+from search.driver.trial import compact
+from search.errors import StudyError
+from search.record import ledger
+from search.record.study_folder import StudyFolder
+from search.suggest.space import Space
+
+
+def run_only(
+    folder: StudyFolder, config: StudyConfig, number: int, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Train trial `number` of a study again; return its last epoch's metrics.
+
+    The record is not changed; weights go to a temporary folder.
+
+    Args:
+        folder: the study's.
+        config: of the study.
+        number: of the trial.
+        say: gets what is reported, line by line.
+
+    Raises:
+        StudyError: the study has no such trial.
+        FinetuneError: what the trial failed with.
+    """
+    import torch
+
+    from finetune.disk import file_cache
+    from finetune.training import loop
+    from finetune.training.history import Keep
+
+    trials = {trial.number: trial for trial in ledger.read_study(folder).trials}
+    if number not in trials:
+        raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")
+    trial = trials[number]
+    settings = Space(config).settings_of(trial, cache_dir=str(cache_dir()))
+    say(f"{trial.id}: {settings}")
+    history: list[dict[str, float]] = []
+
+    def report(message: dict[str, Any]) -> None:
+        if message.pop("kind") == "epoch":
+            history.append(message)
+            told = compact(message, config.study.metric)
+            say("  ".join(f"{k} {v:.4g}" for k, v in told.items() if k != "recalls"))
+        else:
+            say(f"effective: {message}")
+
+    torch.set_num_threads(config.resources.cpus_per_worker)  # as a slot's worker does: same bits
+    file_cache.limit(copies_bytes(config))
+    device = torch.device("cuda" if torch.cuda.is_available() and config.resources.gpu else "cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        keep = Keep(
+            metric=config.study.metric,
+            mode=config.study.mode,
+            best=Path(scratch) / "best.safetensors",
+            last=Path(scratch) / "last.safetensors",
+        )
+        world = loop.World(device=device)
+        loop.train(settings, keep=keep, report=report, world=world, features=feature_settings(config))
+    return history[-1]

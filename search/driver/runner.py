@@ -1,0 +1,250 @@
+"""Run a study from its config to its record: slots, search, export of the best model."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import ray
+from filelock import FileLock, Timeout
+from ray.exceptions import RayError
+
+from finetune.errors import FinetuneError
+from finetune.images.catalog import Catalog
+from search import provenance
+from search.config import config_file, resolve
+from search.config.study import StudyConfig
+from search.driver import inputs, process, tuner
+from search.driver.study_run import StudyRun, is_over
+from search.errors import SearchError, SlotsLost, StudyError
+from search.record import changes, ledger, reads
+from search.record.kept import Kept
+from search.record.records import StudyRecord
+from search.record.study_folder import StudyFolder, write_text
+from search.slots import capacity, nodes, preflight, slots, train_run
+from search.slots.slots import Slots
+from search.views import export, table
+from search.views.terminal import console, print_line
+
+LOCK_SECONDS = 2.0
+"""`status` holds the lock for a moment, to see whether a study runs."""
+
+
+def run(config: StudyConfig) -> StudyRecord:
+    """Run a new study and return its record; what is found on the way is in its results folder.
+
+    Raises:
+        DataError, WeightsError: images or weights are not as the config says.
+        SearchError: the slots do not fit or did not start, or a worker ignored its settings.
+    """
+    provenance.check_code()
+    _check_room_here(config)
+    check_fit = inputs.check_fit(config)  # answers while the images are listed and Ray starts
+    images = inputs.scan(config)
+    warn_of(images)
+    with _new_folder(config) as folder:
+        return _search(config, folder, images, check_fit)
+
+
+def warn_of(images: Catalog) -> None:
+    """Tell of images that lie there and are not used, and of what else a person should know of them."""
+    for finding in images.findings:
+        if finding.grade == "warning":
+            print_line(console(stderr=True), f"warning: data: {finding.text}")
+
+
+def resume(root: Path) -> StudyRecord:
+    """Go on with an interrupted study; one that is over is only shown, and exported if that is missing.
+
+    Raises:
+        StudyError: there is no study at `root`, another process runs it, or its images changed.
+    """
+    provenance.check_code()
+    folder = StudyFolder.open(root)
+    config = config_file.load(folder.config)
+    trials, facts = ledger.read(folder.database) if folder.database.exists() else ([], {})
+    changes.check(config, facts, trials, folder.config)
+    if is_over(trials, facts, config.study):
+        with _alone(folder):
+            return _complete(config, folder)
+    _check_room_here(config)
+    images = inputs.scan(config)
+    # There is none if its first run died before the first trial.
+    before = facts.get("provenance", {}).get("data_fingerprint", images.fingerprint)
+    if before != images.fingerprint:
+        raise StudyError(
+            f"{folder.root}: a study must go on with the images it began with (fingerprint {before[:12]}), "
+            f"got others ({images.fingerprint[:12]}). Restore them, or run a new study."
+        )
+    return _search(config, folder, images)
+
+
+def _check_room_here(config: StudyConfig) -> None:
+    """Raise a CapacityError if the slots do not fit, where this can be known before Ray is started."""
+    if capacity.is_here():
+        capacity.plan(config, [nodes.here()])
+
+
+@contextlib.contextmanager
+def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
+    """Make a new study's folder; nothing is left of it where the start is refused."""
+    results = Path(config.results)
+    made = [folder for folder in (results, *results.parents) if not folder.exists()]
+    folder = StudyFolder.create(results, config.study.name)
+    try:
+        named = config.study.model_copy(update={"name": folder.root.name})
+        write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
+        yield folder
+    except BaseException:
+        if not folder.database.exists():  # it is made once slots are up
+            shutil.rmtree(folder.root, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another study may have come to lie there
+                for empty in made:
+                    empty.rmdir()
+        raise
+
+
+def _search(
+    config: StudyConfig, folder: StudyFolder, images: Catalog, check_fit: Callable[[], None] = lambda: None
+) -> StudyRecord:
+    if os.environ.get(provenance.JOB_VARIABLE):  # for whoever looks at the job from a laptop
+        print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
+    folder.check_room()
+    with _alone(folder), connected():
+        began = time.monotonic()
+        up = nodes.up()
+        plan = capacity.plan(config, [node.resources for node in up])
+        expected = preflight.expect(folder.marker, images, resolve.weight_files(config), gpu=plan.gpu)
+        expected = preflight.check(expected, up)
+        check_fit()
+        warm = Slots(
+            plan,
+            folder.slots,
+            copies_bytes=resolve.copies_bytes(config),
+            expected=expected,
+            retries=config.study.retries,
+        )
+        problem = None
+        try:
+            fits = plan.fit(node.resources for node in up) > 0
+            tell = partial(print, file=sys.stderr)
+            if not fits:
+                tell("no node has room for a slot yet: waiting for one to join")
+            facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS, tell=tell)
+            study = StudyRun(config, folder, images, warm, facts)
+            try:
+                state = study.search()
+            finally:
+                study.close(time.monotonic() - began)
+            if state == "finished":
+                problem = _export_best(study)
+        finally:
+            warm.close()
+        study.watch.sweep()
+    record = ledger.read_study(folder)
+    table.to_csv(record, folder.table)
+    if problem is not None:
+        raise _not_exported(folder, problem)
+    return record
+
+
+def _export_best(study: StudyRun) -> str | None:
+    """Have a slot write the model folder of the best trial; it reads the test split.
+
+    Returns why that failed, or None.
+    """
+    folder, warm = study.folder, study.warm
+    record = ledger.read_study(folder)
+    if record.best is None:
+        return None
+    now = study.space.settings_now(record.best, cache_dir=str(resolve.cache_dir()))
+    job = {
+        "id": "export",
+        "kind": "export",
+        "checkpoint": str(folder.best_weights(record.best.id)),
+        "to": str(folder.best),
+        "provenance": record.provenance
+        | {"study": record.name, "trial": record.best.id}
+        | reads.enter(folder, record, record.best.id),
+        "settings": None if now is None else now.to_dict(),
+        "features": dataclasses.asdict(resolve.feature_settings(study.config)),
+    }
+    try:
+        warm.get(warm.exchange.submit.remote(job))
+        heard = 0
+        while True:
+            for message in warm.get(warm.exchange.receive.remote("export", heard)):
+                heard += 1
+                if message["kind"] == "end":
+                    return str(message["error"]) if message["state"] == "failed" else None
+    except (RayError, SlotsLost) as error:
+        return f"no answer from its slot ({train_run.first_words(error)})"
+
+
+def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
+    """Return the record of a study that is over; what its folder lacks is made, in this process."""
+    record = ledger.read_study(folder)
+    if record.best is not None and not export.is_whole(folder.best, record.best.id):
+        study = config.study
+        kept = Kept(
+            folder, metric=study.metric, mode=study.mode, count=study.keep_checkpoints, earlier=record.trials
+        )
+        kept.sweep(record.trials)
+        try:
+            export.export_trial(folder, None, folder.best)
+        except FinetuneError as error:
+            raise _not_exported(folder, str(error)) from error
+    if not folder.table.exists() or folder.table.stat().st_mtime < folder.database.stat().st_mtime:
+        table.to_csv(record, folder.table)  # the same file, unless the driver died before it
+    return record
+
+
+def _not_exported(folder: StudyFolder, problem: str) -> SearchError:
+    return SearchError(
+        f"{folder.best}: the best model must be exported, got {problem.removesuffix('.')}. "
+        f"The record is whole: see to that, then `python -m search resume {folder.root}` exports it."
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: StudyFolder) -> Iterator[None]:
+    """Hold the study for this process.
+
+    Raises:
+        StudyError: another process holds it.
+    """
+    lock = FileLock(folder.lock, timeout=LOCK_SECONDS)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise StudyError(
+            f"{folder.root}: a study must be run by one process at a time, got a second. Wait for the first."
+        ) from None
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS, the Ray that is running in this process, or start one here.
+
+    What that changes in this process is given back: it may be a notebook.
+    """
+    quiet = process.environment(tuner.QUIET, override=False)
+    with quiet, process.levels("ray", "ray.tune"), process.stoppable():
+        tuner.quieten()
+        if ray.is_initialized():
+            yield
+            return
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        local = {"include_dashboard": False} if address == "local" else {}
+        with process.not_for_children():
+            preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -1,0 +1,181 @@
+"""One trial as Tune sees it: a light process that borrows a slot and forwards what it reports.
+
+It imports neither torch nor torchvision, so starting its process costs little, and with
+`reuse_actors=True` one process serves many trials.
+"""
+
+import json
+import math
+import traceback
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.tune import Trainable
+from ray.tune.result import DONE, RESULT_DUPLICATE
+
+from search.errors import SettingsIgnored
+from search.record.records import RECALL, RECALLS_OF_AN_EPOCH
+
+CHECKED = (
+    *("strategy", "head_size", "dropout", "backbone", "optimizer", "momentum", "weight_decay"),
+    *("schedule", "warmup_epochs", "label_smoothing", "imbalance", "focal_gamma", "class_balanced_beta"),
+    *("logit_adjustment_tau", "unfreeze_epochs", "l2_sp", "ema_decay", "clip_norm", "accumulate"),
+    *("mix", "mix_alpha"),
+)
+CHECKED_OF_DATA = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
+"""Settings, and those below `data`, that the worker reads back from what it built under the same name."""
+SHOWN = 5
+"""Settings that an error names; it counts all."""
+
+
+class SlotTrial(Trainable):
+    """Has one suggestion after another trained in a slot, reporting each epoch to Tune.
+
+    A class, since Tune needs two threads, a queue and one call more per trial for a function. The slot is
+    given back by the watch, in the driver: this process may be killed, and it waits while Tune thinks.
+    `config` holds `job`: what a slot needs to train it, as JSON.
+    """
+
+    exchange: Any = None
+    """The actor that hands trials to slots; set in a subclass (tuner.py)."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take note of the trial's job, which a slot may have begun by now.
+
+        Nothing is asked yet: Tune may drop this process and set the trial up in another one, which would
+        never hear what this one was told.
+        """
+        self._job = json.loads(config["job"])
+        self._heard: deque[dict[str, Any]] = deque()
+        self._facts: dict[str, Any] = {}
+        self._count = 0
+        """Messages heard so far; a process that takes the place of one that died hears all again."""
+        self._answer: Any = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with the next trial."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Return the next epoch's metrics, waiting for it, or the end.
+
+        The end of a trial that failed holds `failed`, the worker's reason, and `trace`; also `ignored`, if
+        the worker used other settings than the job's. At an exception Tune would drop this process, and the
+        epochs that came in one answer with the end.
+        """
+        try:
+            while True:
+                while not self._heard:
+                    self._ask()
+                result = self._hear(self._heard.popleft())
+                if result is not None:
+                    return result
+        except SettingsIgnored as error:
+            return {DONE: True, "failed": str(error), "trace": traceback.format_exc(), "ignored": True}
+
+    def _ask(self) -> None:
+        """Wait for what there is to hear, and ask for what comes after it."""
+        self._answer = self._answer or self.exchange.run.remote(self._job)
+        heard = ray.get(self._answer)
+        self._heard.extend(heard)
+        self._count += len(heard)
+        over = self._has_ended
+        self._answer = None if over else self.exchange.receive.remote(self._job["id"], self._count)
+
+    def train_buffered(self, *_: Any) -> list[dict[str, Any]]:
+        """Return the next epoch and every one after it that is there already: nobody waits for more."""
+        results = [self.train()]
+        while self._heard and RESULT_DUPLICATE not in results[-1]:
+            results.append(self.train())
+        return results
+
+    def log_result(self, result: dict[str, Any]) -> None:
+        """Leave out what Tune knows, as it sent it; each result travels and is kept."""
+        result.pop("config", None)
+
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self._heard) and self._heard[-1]["kind"] == "end"
+
+    def _hear(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        match message.pop("kind"):
+            case "started":
+                self._facts = {"slot": message["slot"], "retries": message["retries"]}
+            case "note":
+                self._facts["note"] = message["text"]
+            case "effective":
+                check_effective(self._job, message)
+                self._facts["effective"] = json.dumps(message)
+            case "epoch":
+                facts, self._facts = self._facts, {}  # once is enough
+                return compact(message, self._job["keep"]["metric"]) | facts
+            case "end" if message["state"] == "failed":
+                retries = message.get("retries", self._facts.get("retries"))
+                told = {} if retries is None else {"retries": retries}
+                return told | {DONE: True, "failed": message["error"], "trace": message["trace"]}
+            case "end":
+                return {RESULT_DUPLICATE: True}
+        return None
+
+
+def compact(epoch: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return an epoch's metrics with the recalls of many classes as one text, `recalls`.
+
+    Tune, TensorBoard and the record handle each metric of each epoch: with 1,000 classes that would be
+    1,000 values. The text holds class -> recall as JSON; `metric`, which the study optimises, stays.
+    """
+    recalls = {name: value for name, value in epoch.items() if name.startswith(RECALL)}
+    if len(recalls) <= RECALLS_OF_AN_EPOCH:
+        return dict(epoch)
+    rest = {name: value for name, value in epoch.items() if name not in recalls or name == metric}
+    return rest | {"recalls": json.dumps(recalls)}
+
+
+def check_effective(job: Mapping[str, Any], effective: Mapping[str, Any]) -> None:
+    """Compare what the worker used with what it was given.
+
+    Raises:
+        SettingsIgnored: they differ; the message names every setting with both values.
+    """
+    settings = job["settings"]
+    given = {name: settings[name] for name in CHECKED if name in job["params"]}
+    given |= {name: settings["data"][name] for name in CHECKED_OF_DATA if name in job["params"]}
+    used = {name: effective.get(name) for name in given}
+    given |= {"data_fingerprint": job["data_fingerprint"], "epochs": settings["epochs"]}
+    used |= {name: effective.get(name) for name in ("data_fingerprint", "epochs")}
+    every = effective.get("blocks")
+    given["frozen_layers"] = every if settings["frozen_layers"] < 0 else settings["frozen_layers"]  # ALL: -1
+    used["frozen_layers"] = effective.get("frozen_blocks")
+    given |= _rates(settings, effective["learning_rates"])
+    used |= {_rate_of(group): rate for group, rate in effective["learning_rates"].items()}
+    differ = sorted(name for name in used if not _same(given[name], used[name]))
+    if differ:
+        told = [f"{name} {used[name]!r} instead of {given[name]!r}" for name in differ[:SHOWN]]
+        more = [f"{len(differ) - SHOWN} more"] * (len(differ) > SHOWN)  # a rate for each of many blocks
+        raise SettingsIgnored(
+            f"trial: the worker must train with the suggested settings, got {', '.join(told + more)}. "
+            "Do the workers run another version of the code?"
+        )
+
+
+def _rates(settings: Mapping[str, Any], groups: Iterable[str]) -> dict[str, float]:
+    """The peak rate of each parameter group; the backbone's come in the order of its blocks."""
+    blocks = [group for group in groups if group.startswith("blocks.")]
+    share = {
+        group: settings["backbone_rate"] * settings["layer_decay"] ** distance
+        for distance, group in enumerate(reversed(blocks), 1)
+    }
+    return {_rate_of(group): settings["learning_rate"] * share.get(group, 1.0) for group in groups}
+
+
+def _rate_of(group: str) -> str:
+    return "learning_rate" if group == "head" else f"learning_rate of {group}"
+
+
+def _same(given: Any, used: Any) -> bool:
+    if isinstance(given, float) or isinstance(used, float):
+        return isinstance(used, int | float) and math.isclose(given, used, rel_tol=1e-6, abs_tol=1e-12)
+    return bool(given == used)

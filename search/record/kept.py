@@ -1,0 +1,53 @@
+"""Which trials' weights stay in a study's folder: the best ones, over all runs of the study."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from search.record.records import TrialRecord
+from search.record.study_folder import StudyFolder
+
+_Entry = tuple[bool, float, int, str]
+"""Complete trials sort first, then the better ones, then the earlier ones."""
+
+
+class Kept:
+    """The best `count` trials that have weights, those of earlier runs included."""
+
+    def __init__(
+        self, folder: StudyFolder, *, metric: str, mode: str, count: int, earlier: Iterable[TrialRecord]
+    ) -> None:
+        self._folder, self._count = folder, count
+        self._sign = 1.0 if mode == "max" else -1.0
+        ranked = sorted(
+            self._entry(trial.number, trial.id, trial.state == "COMPLETE", trial.metrics["best"][metric])
+            for trial in earlier
+            if trial.state in ("COMPLETE", "PRUNED") and metric in trial.metrics["best"]
+        )
+        # One whose weights are gone takes no other one's place.
+        self._entries = list(islice((e for e in ranked if folder.best_weights(e[-1]).exists()), count))
+
+    def add(self, number: int, trial_id: str, *, complete: bool, value: float) -> None:
+        """Enter a trial that ended, and remove the weights of the one that it displaces."""
+        self._entries = sorted([*self._entries, self._entry(number, trial_id, complete, value)])
+        for *_, dropped in self._entries[self._count :]:
+            self._folder.best_weights(dropped).unlink(missing_ok=True)
+        del self._entries[self._count :]
+
+    def sweep(self, trials: Sequence[TrialRecord]) -> None:
+        """Remove what no trial needs any more; slots may write late, so call it last.
+
+        An interrupted trial keeps its files until another one goes on with it.
+        """
+        kept = {entry[-1] for entry in self._entries}
+        continued = {trial.continues for trial in trials}
+        for trial in trials:
+            if trial.state not in ("COMPLETE", "PRUNED", "FAIL"):
+                continue
+            if trial.interrupted and trial.number not in continued:
+                continue
+            self._folder.last_weights(trial.id).unlink(missing_ok=True)
+            if trial.id not in kept:
+                self._folder.best_weights(trial.id).unlink(missing_ok=True)
+
+    def _entry(self, number: int, trial_id: str, complete: bool, value: float) -> _Entry:
+        return not complete, -self._sign * value, number, trial_id

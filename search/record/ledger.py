@@ -1,0 +1,375 @@
+"""The record of a study: an Optuna study in memory for speed, and the same in a file for good.
+
+The sampler reads memory; a thread brings the storage up to date a few times a second, in one
+transaction. So the search loop waits for no commit (24 ms for all of a trial's, on SQLite), and after
+a crash the storage holds every trial as it was moments before.
+"""
+
+import copy
+import dataclasses
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from search.config import config_file
+from search.errors import RecordLost, SearchError, StudyError
+from search.record import reads, snapshot, storage
+from search.record.records import StudyFacts, StudyRecord, TrialRecord, check_types
+from search.record.sqlite import Mirror
+from search.record.storage import STUDY_NAME, open_storage
+from search.record.study_folder import StudyFolder, trial_id
+
+PAUSE_SECONDS = 0.2
+"""Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
+WAITING = 500
+"""Trials at most that wait to be written."""
+ON_DISK_ONLY = ("history", "effective")
+"""The long facts of an ended trial: no sampler reads them, and memory would grow with every trial."""
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+# It warns of a damaged record before it fails on it.
+optuna.logging.get_logger("optuna.storages._rdb.storage").setLevel(optuna.logging.ERROR)
+
+
+@contextmanager
+def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
+    """Raise what keeps the record from being written as a `fault`."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
+        raise fault(
+            f"{path}: the record must be writable while a study runs, got {_reason(error)}. "
+            "What it has is whole: see to the disk, then resume."
+        ) from error
+
+
+class Ledger:
+    """What was suggested and what came of it. Not for several drivers at once."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        mode: str,
+        sampler: optuna.samplers.BaseSampler,
+        learned: Callable[[FrozenTrial], FrozenTrial] = lambda trial: trial,
+    ) -> None:
+        """Open the record, and make it where there is none.
+
+        Args:
+            path: its file.
+            mode: `max` or `min`.
+            sampler: what suggests.
+            learned: gives an earlier trial as the sampler is to see it.
+        """
+        direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+        self._path = path
+        self._study = optuna.create_study(direction=direction, sampler=sampler)
+        with _writing(path, StudyError):
+            if not path.exists():
+                storage.make(path, direction)
+            self._storage = open_storage(path)
+            try:
+                self._stored = self._take_up(learned)
+            except BaseException:
+                storage.let_go(self._storage)
+                raise
+        self._mirror = Mirror(self._storage, self._stored._study_id)
+        self._open: dict[int, optuna.Trial] = {}
+        self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
+        self._writing = self._hurried = False
+        self._wake = threading.Condition()
+        self._closing = False
+        self._failure: Exception | None = None
+        self._writer = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
+        self._writer.start()
+
+    def _take_up(self, learned: Callable[[FrozenTrial], FrozenTrial]) -> optuna.Study:
+        """Enter the earlier trials into memory, and return the stored study."""
+        earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        fail_orphans(earlier)
+        self._study.add_trials([_short(learned(trial)) for trial in earlier.get_trials(deepcopy=False)])
+        # Another one: Optuna's keeps every trial that it has read.
+        return optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial so far, as memory has it."""
+        return self._study.get_trials(deepcopy=False)
+
+    def ask(self, enqueued: Mapping[str, Any] | None = None) -> optuna.Trial:
+        """Open a trial for `Space.suggest`; `enqueued` fixes searched parameters by Optuna's names."""
+        if enqueued is not None:
+            self._study.enqueue_trial(dict(enqueued))
+        trial = self._study.ask()
+        self._open[trial.number] = trial
+        return trial
+
+    def suggested(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Enter what was suggested for an open trial, with JSON-able facts about it."""
+        for name, value in attributes.items():
+            self._open[number].set_user_attr(name, value)
+        self._mark(self._open[number])
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Enter the metric after an epoch (counted from 1)."""
+        self._open[number].report(value, epoch)
+        self._mark(self._open[number])
+
+    def end(
+        self,
+        number: int,
+        state: str,
+        value: float | None,
+        attributes: Mapping[str, Any],
+        *,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Close a trial as COMPLETE (with its best value), PRUNED or FAIL, with facts about it.
+
+        `then` is called, from another thread, once the file has it: only then may it be announced.
+        """
+        trial = self._open.pop(number)
+        for name, fact in attributes.items():
+            if name not in ON_DISK_ONLY:
+                trial.set_user_attr(name, fact)
+        self._study.tell(trial, value if state == "COMPLETE" else None, TrialState[state])
+        self._mark(trial, then, attributes)
+
+    def is_open(self, number: int) -> bool:
+        """True while the trial has been asked for and not ended."""
+        return number in self._open
+
+    def records(self) -> list[TrialRecord]:
+        """Return every trial so far as a plain record."""
+        return [to_record(trial) for trial in self.trials]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `set_fact` kept."""
+        return self._stored.user_attrs
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Keep a JSON-able fact about the whole study."""
+        with _writing(self._path, RecordLost):
+            self._stored.set_user_attr(name, value)
+
+    def close(self) -> None:
+        """Write what is left and let go of the file.
+
+        Raises:
+            Exception: what kept the writer from writing.
+        """
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        self._writer.join()
+        storage.let_go(self._storage)
+        if self._failure:
+            raise self._failure
+
+    def flush(self) -> None:
+        """Wait until the file has all that was entered."""
+        with self._wake:
+            self._hurried = True
+            self._wake.notify_all()
+            self._wake.wait_for(lambda: self._failure or not (self._dirty or self._writing))
+            self._hurried = False
+
+    def _mark(
+        self,
+        trial: optuna.Trial,
+        then: Callable[[], None] = lambda: None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Hand a trial as it is now to the writer, with facts that memory does not keep."""
+        # Optuna goes on writing into these dicts while the writer reads: it gets copies of its own.
+        now = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        now.params, now.distributions = dict(now.params), dict(now.distributions)
+        now.intermediate_values = dict(now.intermediate_values)
+        now.system_attrs = dict(now.system_attrs)
+        now.user_attrs = {**now.user_attrs, **facts}
+        with self._wake:
+            # Whoever enters faster than the disk takes waits here, or memory would have no bound.
+            self._wake.wait_for(lambda: self._failure or len(self._dirty) < WAITING)
+            if self._failure:
+                raise self._failure
+            self._dirty[now.number] = now, then
+            self._wake.notify_all()
+
+    def _write_forever(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    self._writing = False
+                    self._wake.notify_all()
+                    self._wake.wait_for(lambda: self._dirty or self._closing)
+                    if not self._dirty:
+                        return
+                    dirty, self._dirty, self._writing = self._dirty, {}, True
+                    self._wake.notify_all()
+                self._write(dirty)
+                with self._wake:  # short trials begin and end meanwhile, and are then written once
+                    self._wake.wait_for(lambda: self._hurried or self._closing, timeout=PAUSE_SECONDS)
+        except Exception as error:  # the search loop raises it at its next entry
+            with self._wake:
+                self._failure = error
+                self._wake.notify_all()
+
+    def _write(self, dirty: Mapping[int, tuple[FrozenTrial, Callable[[], None]]]) -> None:
+        with _writing(self._path, RecordLost):
+            self._mirror.write([dirty[number][0] for number in sorted(dirty)])
+        for _, then in dirty.values():
+            then()
+
+
+def _short(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial without the long facts."""
+    short = copy.copy(trial)
+    short.user_attrs = {name: fact for name, fact in trial.user_attrs.items() if name not in ON_DISK_ONLY}
+    return short
+
+
+def fail_orphans(study: optuna.Study) -> None:
+    """Fail the trials that a dead driver left running.
+
+    A RUNNING trial that nobody runs would bias TPE, which counts it as a bad one (constant liar).
+    """
+    for orphan in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
+        facts = {"error": "interrupted: the study's driver died", "interrupted": True}
+        for name, fact in facts.items():
+            study._storage.set_trial_user_attr(orphan._trial_id, name, fact)
+        study.tell(orphan.number, state=TrialState.FAIL)
+
+
+def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
+    """Return the trials and the study's facts that a storage holds; it may be in use, and is not changed.
+
+    Raises:
+        StudyError: the file is damaged, or of something else than a study.
+    """
+    try:
+        with closing(snapshot.take(path)) as memory:
+            return _read(memory)
+    except StudyError:
+        raise
+    except Exception as error:  # SQLite, Optuna and json each say in their own way that a file is damaged
+        raise StudyError(
+            f"{path}: the record must be one that this version wrote, whole, got {_reason(error)}. "
+            "Restore it from a copy."
+        ) from error
+
+
+def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]]:
+    (found,) = memory.execute("pragma integrity_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found.splitlines()[-1])
+    try:
+        stored = storage.over(lambda: memory, StaticPool, skip_table_creation=True)
+    except RuntimeError:
+        raise sqlite3.DatabaseError("tables of another version of Optuna") from None
+    try:
+        if STUDY_NAME not in optuna.get_all_study_names(stored):
+            raise sqlite3.DatabaseError(f"no study named '{STUDY_NAME}'")
+        study = optuna.load_study(storage=stored, study_name=STUDY_NAME)
+        facts = study.user_attrs
+        known = {field.name for field in dataclasses.fields(StudyFacts)} & set(facts)
+        check_types(StudyFacts(**{name: facts[name] for name in known}))
+        return [_checked(trial) for trial in study.get_trials(deepcopy=False)], facts
+    finally:
+        storage.let_go(stored)
+
+
+def _checked(trial: FrozenTrial) -> TrialRecord:
+    try:
+        record = to_record(trial)
+        check_types(record)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{trial_id(trial.number)}: {error}") from error
+    return record
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a line what is wrong with a file that cannot be read."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    error = getattr(error, "orig", None) or error
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (sqlite3.Error, TypeError)) else f"{type(error).__name__}: {text}"
+
+
+def read_study(folder: StudyFolder) -> StudyRecord:
+    """Return the record of the study in a results folder.
+
+    Raises:
+        StudyError: the folder has no record yet, or one that is damaged.
+    """
+    config = config_file.load(folder.config)
+    if not folder.database.exists():
+        raise StudyError(f"{folder.root}: a study must have begun to be read, got no optuna.db. Resume it.")
+    trials, facts = read(folder.database)
+    state = facts.get("state", "running")
+    if state == "running" and not folder.is_held():
+        state = "interrupted"  # its driver died
+    record = StudyRecord(
+        name=config.study.name,
+        metric=config.study.metric,
+        mode=config.study.mode,
+        planned=config.study.trials,
+        epochs=config.study.epochs,
+        state=state,
+        seconds=facts.get("seconds", 0.0),
+        provenance=facts.get("provenance", {}),
+        trials=tuple(trials),
+        folder=str(folder.root),
+        test_reads=reads.of(folder),
+    )
+    try:
+        check_types(record)
+    except TypeError as error:
+        raise StudyError(f"{folder.database}: {error}. Restore it from a copy.") from None
+    return record
+
+
+def to_record(trial: FrozenTrial) -> TrialRecord:
+    """Return the plain record of an Optuna trial."""
+    facts = trial.user_attrs
+    return TrialRecord(
+        number=trial.number,
+        id=trial_id(trial.number),
+        state=trial.state.name,
+        params=facts.get("params", {}),
+        baseline=facts.get("baseline"),
+        metrics=_metrics(facts),
+        epochs=facts.get("epochs", len(trial.intermediate_values)),
+        seconds=facts.get("seconds", 0.0),
+        error=facts.get("error"),
+        note=facts.get("note"),
+        log=facts.get("log"),
+        interrupted=facts.get("interrupted", False),
+        continues=facts.get("continues"),
+        seed_of=facts.get("seed_of"),
+        slot=facts.get("slot"),
+        retries=facts.get("retries", 0),
+        effective=facts.get("effective", {}),
+        history=facts.get("history", []),
+    )
+
+
+def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return metrics of the best and the last epoch; recalls of many classes are stored as one text each."""
+    recalls = facts.get("recalls", {})
+    metrics: dict[str, dict[str, float]] = {"best": {}, "last": {}} | facts.get("metrics", {})
+    return {name: values | json.loads(recalls.get(name, "{}")) for name, values in metrics.items()}

@@ -1,0 +1,38 @@
+"""How many slots a study may have on the machine or cluster that it is started on."""
+
+import os
+from collections.abc import Sequence
+
+import ray
+
+from search.config.study import StudyConfig
+from search.slots import nodes, slots
+from search.slots.nodes import Resources
+from search.slots.slots import SlotPlan
+
+
+def plan(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
+    """Return the slots of a study on a machine or cluster whose nodes have these resources."""
+    wanted = config.resources
+    return slots.plan(
+        up,
+        slots=wanted.slots,
+        workers=wanted.workers_per_trial,
+        cpus=wanted.cpus_per_worker,
+        gpu=wanted.gpu,
+        gpu_per_worker=wanted.gpu_per_worker,
+        trials=config.study.trials,
+        may_come=nodes.may_come() if is_cluster() else (),
+        grows=is_cluster() or len(up) > 1,
+        once=config.study.isolation == "process",
+    )
+
+
+def is_cluster() -> bool:
+    """True if the study joins a Ray that was started for more than it: nodes may come and go."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def is_here() -> bool:
+    """True if the study starts a Ray of its own on this machine, so that nobody has to be asked."""
+    return not is_cluster() and not ray.is_initialized()

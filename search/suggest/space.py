@@ -1,0 +1,356 @@
+"""Define by run: the strategy first, then only what that strategy uses.
+
+Optuna knows a value by its field's name (`head_size`), followed by the strategy where the config
+says something else for each one (`learning_rate/fuse`), and by the backbone where its number of
+blocks ends the range (`frozen_layers/fuse/vgg16`): so one name never has two ranges. Shares of blocks have
+one range for all backbones.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
+
+from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
+from search.config.domain import ALL_WORD, Domain, PerStrategy, Range, Value
+from search.config.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
+from search.config.study import NOT_USED, StudyConfig
+from search.record.records import TrialRecord
+from search.suggest.baselines import BASELINES, START_FROZEN, START_NEAR, STARTS
+
+DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
+# What decides which other fields are used is decided before them.
+_FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix", "l2_sp")
+FIELDS = (*_FIRST, *(field for field in SpaceSection.model_fields if field not in _FIRST), *DATA_FIELDS)
+_DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
+_OF_TRAINED_BLOCKS = ("backbone_rate", "layer_decay", "unfreeze_epochs")
+USED_BY = {
+    "momentum": ("optimizer", "sgd"),
+    "focal_gamma": ("imbalance", "focal"),
+    "class_balanced_beta": ("imbalance", "class_balanced"),
+    "logit_adjustment_tau": ("imbalance", "logit_adjustment"),
+}
+"""Field -> the field and the value of it without which it is not used."""
+
+_NOTHING: Mapping[str, Value] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One field of one trial, whose strategy and backbone are known."""
+
+    field: str
+    name: str
+    """Optuna's."""
+    domain: Domain | None
+    """What the config says; None: nothing for this strategy, which is not searched."""
+    blocks: int | None
+    """Of the trial's backbone."""
+
+    def ask(self, trial: optuna.Trial) -> Any:
+        """The fixed value, or Optuna's."""
+        domain = self.domain
+        if isinstance(domain, tuple):
+            return trial.suggest_categorical(self.name, domain)
+        if not isinstance(domain, Range):
+            return self.usual()
+        low, high, step = domain.low, domain.high, domain.step
+        if isinstance(low, int):
+            return trial.suggest_int(self.name, low, high, log=domain.log, step=step or 1)
+        return trial.suggest_float(self.name, low, high, log=domain.log, step=step)
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """Optuna's, of a field that is searched."""
+        domain = self.domain
+        if isinstance(domain, tuple):
+            return CategoricalDistribution(domain)
+        if not isinstance(domain, Range):
+            raise TypeError(f"{self.field} is not searched")
+        if isinstance(domain.low, int):
+            return IntDistribution(domain.low, domain.high, domain.log, domain.step or 1)
+        return FloatDistribution(domain.low, domain.high, domain.log, domain.step)
+
+    @property
+    def is_searched(self) -> bool:
+        """True if Optuna is asked."""
+        return isinstance(self.domain, tuple | Range)
+
+    def held(self, value: Any) -> Value | None:
+        """`value` as the sampler writes it; None where the sampler cannot come to it."""
+        if isinstance(self.domain, tuple):
+            return next((choice for choice in self.domain if choice == value), None)
+        if isinstance(self.domain, Range):
+            number = self._of_blocks(value) if self.field == "frozen_layers" else value
+            return number if number is not None and self.domain.reaches(number) else None
+        return None
+
+    def _of_blocks(self, value: Any) -> int | float | None:
+        """A number of blocks, a share of them or `all` in the unit of the range; None if it has none."""
+        if value is None or self.blocks is None or not isinstance(self.domain, Range):
+            return None
+        if isinstance(self.domain.low, float):
+            return value if isinstance(value, float) else count_frozen(value, self.blocks) / self.blocks
+        return None if isinstance(value, float) else count_frozen(value, self.blocks)
+
+    def numbers(self, near: int) -> Sequence[Any]:
+        """Return the sampler's choices for `frozen_layers`; of an even range of shares the one for `near`."""
+        if not isinstance(self.domain, Range):
+            return self.domain if isinstance(self.domain, tuple) else ()
+        low, high, step = self.domain.low, self.domain.high, self.domain.step
+        if isinstance(low, int):
+            return range(low, high + 1, step or 1)
+        if step is None:
+            return [min(max(low, near / (self.blocks or 1)), high)]
+        return [low + number * step for number in range(round((high - low) / step) + 1)]
+
+    def usual(self, wanted: Any = None) -> Any:
+        """`wanted` where the sampler can come to it, or the first value that the config names."""
+        if self.domain is None or self.held(wanted) is not None:
+            return wanted
+        if isinstance(self.domain, tuple):
+            return self.domain[0]
+        return self.domain.low if isinstance(self.domain, Range) else self.domain
+
+
+_Answer = Callable[[_Question], Any]
+
+
+class Space:
+    """Everything a study may try."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self._config = config
+        self._blocks = config.blocks
+        said = {**dict(config.data), **dict(config.model), **dict(config.space)}
+        self._domains: dict[str, Domain] = {field: said[field] for field in FIELDS}
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Ask Optuna for every value that the trial's strategy uses.
+
+        Returns:
+            Every used field by its plain name, those that the config fixes included.
+
+        """
+        return self._walk(lambda question: question.ask(trial))
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """True if `suggest` could return `params`.
+
+        A trial that is set and not held, such as the recipe with Adam where only SGD is searched, must
+        be kept from the sampler, which would credit its score to the values it does know.
+        """
+        if "weights" in params or params.get("strategy") not in self._config.strategies:
+            return False
+        try:
+            questions = self._questions(params)
+        except KeyError:  # of a study whose config was changed
+            return False
+        return all(
+            q.held(params[q.field]) is not None if q.is_searched else params[q.field] == q.usual()
+            for q in questions
+        )
+
+    def enqueue_params(self, params: Mapping[str, Any]) -> dict[str, Value]:
+        """What to hand to `study.enqueue_trial` so that `suggest` returns `params`, which it must hold."""
+        held = {q.name: q.held(params[q.field]) for q in self._questions(params) if q.is_searched}
+        return {name: value for name, value in held.items() if value is not None}
+
+    def learned(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a trial of the record as this space would have suggested it: the config may have changed.
+
+        One that it does not hold has no parameters then, so that the sampler learns nothing of it.
+        """
+        params = trial.user_attrs.get("params", {})
+        asked = [q for q in self._questions(params) if q.is_searched] if self.holds(params) else []
+        held = {q.name: q.held(params[q.field]) for q in asked}
+        distributions = {q.name: q.distribution for q in asked}
+        if (held, distributions) == (trial.params, trial.distributions):
+            return trial
+        now = copy.copy(trial)
+        now.params, now.distributions = held, distributions
+        return now
+
+    def sampled(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`params` as the record has them once they were suggested: 9 of 18 blocks may be a share of 0.5."""
+        if not self.holds(params):
+            return params
+        held = self.plain(self.enqueue_params(params))
+        return {**params, **held}
+
+    def _questions(self, params: Mapping[str, Any]) -> list[_Question]:
+        """Every question that leads to `params`."""
+        asked: list[_Question] = []
+
+        def answer(question: _Question) -> Any:
+            asked.append(question)
+            return params[question.field]
+
+        self._walk(answer)
+        return asked
+
+    def baseline(self, name: str) -> dict[str, Any]:
+        """Every value of a baseline, so that nothing of it is sampled.
+
+        How the images are seen is the default where the study allows it, else the first that it names.
+        """
+        fixed = BASELINES[name]
+        wanted = {**_DEFAULTS, "backbone": self._config.backbones[0]}
+        return self._walk(lambda q: fixed.get(q.field, q.usual(wanted.get(q.field))), fixed)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The first trial of each strategy, where the sampler can come to all that `STARTS` says of it."""
+        found = []
+        for strategy in self._config.strategies:
+            wanted = {"strategy": strategy, **STARTS[strategy]}
+            params = self._walk(partial(_started, wanted, START_FROZEN[strategy]))
+            frozen = _is_near(params, START_FROZEN[strategy], self._blocks[params["backbone"]])
+            if frozen and all(params.get(field) == value for field, value in wanted.items()):
+                found.append(params)
+        return found
+
+    def settings(self, params: Mapping[str, Any], *, number: int, cache_dir: str) -> TrialSettings:
+        """Everything that trial `number` trains with.
+
+        Args:
+            params: by plain names, as `suggest` and `baseline` return them; those that the config
+                fixes may be missing.
+            number: order of suggestion, from 0.
+            cache_dir: absolute path of the nodes' cache.
+
+        """
+        values = self._walk(lambda q: params[q.field] if q.field in params else _fixed(q), params)
+        frozen, blocks = values["frozen_layers"], self._blocks[values["backbone"]]
+        values["frozen_layers"] = ALL if frozen == ALL_WORD else count_frozen(frozen, blocks)
+        study, said = self._config.study, self._config.data
+        data = DataSettings(
+            **said.images,
+            validation_share=said.validation_share,
+            test_share=said.test_share,
+            views=said.views,
+            seed=study.seed,
+            **{field: values.pop(field) for field in DATA_FIELDS},
+        )
+        weights = values.pop("weights", self._config.model.weights_of(values["backbone"]))
+        return TrialSettings(
+            data=data,
+            weights=self.weights(weights, data.image_size),
+            epochs=study.epochs,
+            precision=self._config.model.precision,
+            seed=trial_seed(study.seed, number),
+            cache_dir=cache_dir,
+            **values,
+        )
+
+    def settings_of(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings:
+        """Everything that a trial of the record trained with, at the places where its parts lie now."""
+        first = trial.number if trial.seed_of is None else trial.seed_of
+        return self.settings(trial.params, number=first, cache_dir=cache_dir)
+
+    def settings_now(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings | None:
+        """The same, or None of a trial that the study would not make any more: its config was changed."""
+        try:
+            return self.settings_of(trial, cache_dir=cache_dir)
+        except KeyError:
+            return None
+
+    @staticmethod
+    def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+        """Optuna's `params` by the names of their fields, as the record shows them."""
+        return {name.split("/")[0]: value for name, value in params.items()}
+
+    def _walk(self, answer: _Answer, fixed: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+        """The answers to every question that the answers before it leave open."""
+        params: dict[str, Any] = {}
+        for field in FIELDS:
+            if self._is_used(field, params):
+                params[field] = answer(self._question(field, params))
+        return {**params, "weights": fixed["weights"]} if "weights" in fixed else params
+
+    def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
+        if field in USED_BY:
+            other, value = USED_BY[field]
+            return bool(params[other] == value)
+        if field == "label_smoothing":
+            return bool(params["imbalance"] != "focal")
+        if field == "weight_decay":  # under `load` there is nothing that `l2_sp` does not pull already
+            return not (params["strategy"] == "load" and params.get("l2_sp"))
+        if field == "mix_alpha":
+            return bool(params["mix"] != "none")
+        if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and params["strategy"] == "replace"):
+            blocks = self._blocks[params["backbone"]]
+            return count_frozen(params["frozen_layers"], blocks) < blocks
+        return field not in NOT_USED.get(params.get("strategy", ""), ())
+
+    def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
+        name, domain = field, self._domains[field]
+        if isinstance(domain, PerStrategy):
+            name, domain = f"{name}/{params['strategy']}", getattr(domain, params["strategy"])
+        blocks = self._blocks[params["backbone"]] if "backbone" in params else None
+        if isinstance(domain, Range) and domain.high == ALL_WORD and blocks is not None:
+            step = domain.step or 1
+            high = domain.low + (blocks - domain.low) // step * step
+            domain = domain.model_copy(update={"high": high})
+            name = f"{name}/{params['backbone']}" if len(self._config.backbones) > 1 else name
+        return _Question(field, name, domain, blocks)
+
+    def weights(self, weights: str | Pretraining, image_size: int) -> WeightsSettings:
+        """What `model.weights` says of one backbone, as the workers read it."""
+        if isinstance(weights, str):
+            if weights == RANDOM_WEIGHTS:
+                return WeightsSettings()
+            return (
+                WeightsSettings(file=weights) if is_weights_file(weights) else WeightsSettings(name=weights)
+            )
+        source, seed = weights.source, self._config.study.seed
+        flip = _Question("", "", self._config.data.horizontal_flip, None).usual(True)
+        data = DataSettings(**source.images, image_size=image_size, horizontal_flip=flip, seed=seed)
+        epochs, rate = source.epochs, source.learning_rate
+        return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
+
+
+def _started(wanted: Mapping[str, Value], frozen: float, question: _Question) -> Any:
+    """What a start wants, where that is searched; else what the config says or names first."""
+    if not question.is_searched:
+        return question.usual()
+    if question.field == "frozen_layers" and question.blocks is not None:
+        count, blocks = int(question.blocks * frozen), question.blocks
+        return min(question.numbers(count), key=lambda said: abs(count_frozen(said, blocks) - count))
+    return question.usual(wanted.get(question.field))
+
+
+def _is_near(params: Mapping[str, Any], share: float, blocks: int) -> bool:
+    """True if `params` freeze about this share of the blocks; all of them, if the share is 1."""
+    missed = abs(count_frozen(params["frozen_layers"], blocks) - int(blocks * share))
+    return missed <= (0 if share == 1 else max(1, int(blocks * START_NEAR)))
+
+
+def count_frozen(said: int | float | str, blocks: int) -> int:
+    """How many of the `blocks` leading blocks `frozen_layers` freezes: a share is rounded, a half up."""
+    if said == ALL_WORD:
+        return blocks
+    return math.floor(said * blocks + 0.5) if isinstance(said, float) else int(said)
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The seed of trial `number`: 32 bits of NumPy's SeedSequence, whose mixing never changes."""
+    return int(np.random.SeedSequence((study_seed, number)).generate_state(1)[0])
+
+
+def _fixed(question: _Question) -> Any:
+    if isinstance(question.domain, tuple | Range):
+        raise KeyError(question.field)
+    return question.domain

@@ -1,0 +1,1 @@
+"""What people see of a record: table, TensorBoard, progress, exported models, predictions."""

@@ -1,0 +1,102 @@
+"""What a backbone is made of, for the command line, and the table of all backbones for the docs.
+
+The table is written by `python -m search.views.blocks > docs/models.md`.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.model import backbones
+from finetune.model.backbones import Backbone
+from search.views.terminal import console, print_line, print_table
+
+_INTRODUCTION = """\
+# Supported models
+
+Every image classifier of torchvision, by torchvision's name.
+This page is written by `python -m search.views.blocks > docs/models.md`.
+
+- **blocks**: the units that `frozen_layers` counts, from 0 to all. `python -m search blocks NAME` lists them.
+- **features**: channels of the pooled activations behind the last block, which a new head reads.
+- **parameters**: blocks and source FC for 1000 classes, without auxiliary classifiers.
+- **image_size**: what the model can read. ViT has position embeddings for the size that its weights are made
+  for (`IMAGENET1K_V1` and `SWAG_LINEAR` 224, `SWAG_E2E` 384 to 518 pixels) and interpolates them for others.
+
+| model | blocks | features | parameters | image_size |
+|---|---:|---:|---:|---|
+"""
+
+
+def listing(name: str, image_size: int) -> dict[str, Any]:
+    """Return the blocks of backbone `name` with parameter counts and output shapes; builds no weights.
+
+    Shapes are of one image, without the batch.
+
+    Raises:
+        BackboneError: there is no such backbone, or it cannot read images of this size.
+    """
+    backbone = _outline(name)
+    h = torch.empty(1, 3, image_size, image_size, device="meta")
+    blocks = []
+    for block_name, block in zip(backbone.block_names, backbone.blocks, strict=True):
+        h = block(h)
+        blocks.append({"name": block_name, "parameters": _parameters(block), "output": list(h.shape[1:])})
+    return {
+        "backbone": name,
+        "image_size": image_size,
+        "blocks": blocks,
+        "features": backbone.features,
+        "source_fc": {
+            "parameters": _parameters(backbone.source_fc),
+            "output": list(backbone.source_fc(h).shape[1:]),
+        },
+        "parameters": _parameters(backbone),
+    }
+
+
+def show(listed: dict[str, Any]) -> None:
+    """Print what `listing` gave as a table, in the order in which an image meets the blocks."""
+    rows = [
+        (str(i), block["name"], f"{block['parameters']:,}", _shape(block["output"]))
+        for i, block in enumerate(listed["blocks"], start=1)
+    ]
+    fc = listed["source_fc"]
+    rows.append(("", "(source FC)", f"{fc['parameters']:,}", _shape(fc["output"])))
+    out = console()
+    header = ("frozen_layers", "block", "parameters", "output")
+    print_table(out, header, rows, right=frozenset({"frozen_layers", "parameters"}))
+    print_line(
+        out,
+        f"{listed['backbone']}: {len(listed['blocks'])} blocks, {listed['features']} features, "
+        f"{listed['parameters']:,} parameters; shapes for images of {listed['image_size']} pixels",
+    )
+
+
+def document() -> str:
+    """Return the docs' page of all backbones in Markdown."""
+    return _INTRODUCTION + "".join(_row(name) for name in backbones.names())
+
+
+def _row(name: str) -> str:
+    backbone = _outline(name)
+    counts = f"{len(backbone.blocks)} | {backbone.features} | {_parameters(backbone):,}"
+    return f"| {name} | {counts} | {backbone.sides} |\n"
+
+
+def _outline(name: str) -> Backbone:
+    with torch.device("meta"):
+        return backbones.build(name).eval()
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _shape(sizes: list[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
+if __name__ == "__main__":
+    print(document(), end="")

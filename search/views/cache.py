@@ -1,0 +1,75 @@
+"""What this node keeps for later trials: features of frozen blocks, decoded images, copies of far files."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune.disk import file_cache
+from search.errors import StudyError
+from search.views.terminal import console, print_line, print_table
+
+
+def check(folder: Path) -> None:
+    """Raise a StudyError unless a study kept features in this folder."""
+    from finetune.disk.array_store import TAG, Store
+
+    if not Store(folder, 0).is_marked():
+        got = f"one without our {TAG}" if folder.is_dir() else "no folder"
+        raise StudyError(
+            f"{folder}: --dir must be the features.dir of a study, got {got}. Nothing was touched: "
+            "correct it, or leave it out for this node's own cache."
+        )
+
+
+def listing(folder: Path) -> dict[str, Any]:
+    """Return the folder of features, its bytes and entries, the last used first; and of copies the sum."""
+    from finetune.disk.array_store import Store
+
+    entries = [
+        {"key": e["key"], "bytes": e["bytes"], "idle_seconds": round(time.time() - e["used"]), **e["facts"]}
+        for e in Store(folder, 0).entries()
+    ]
+    copies = file_cache.here()
+    files, size = copies.usage()
+    return {
+        "dir": str(folder),
+        "bytes": sum(e["bytes"] for e in entries),
+        "entries": entries,
+        "copies": {"dir": str(copies.root), "bytes": size, "files": files},
+    }
+
+
+def clear(folder: Path, *, copies: bool) -> int:
+    """Remove all features, and the copies of far files if told to; return the bytes that were freed.
+
+    A running study computes anew what it needs.
+    """
+    from finetune.disk.array_store import Store
+
+    return Store(folder, 0).clear() + (file_cache.here().clear() if copies else 0)
+
+
+def show(listed: dict[str, Any]) -> None:
+    """Print what `listing` gave as a table."""
+    out = console()
+    header = ("MiB", "used", "what", "split", "images", "data")
+    rows = [
+        (
+            f"{e['bytes'] / 2**20:.1f}",
+            f"{e['idle_seconds'] / 60:.0f} min ago",
+            _words(e),
+            *(str(e.get(fact, "-")) for fact in ("split", "images", "data")),
+        )
+        for e in listed["entries"]
+    ]
+    print_table(out, header, rows, right=frozenset({"MiB", "used", "images"}))
+    print_line(out, f"{listed['dir']}: {len(rows)} entries, {listed['bytes'] / 2**20:.1f} MiB")
+    copies = listed["copies"]
+    what = f"{copies['files']} copies of far files, {copies['bytes'] / 2**20:.1f} MiB"
+    print_line(out, f"{copies['dir']}: {what}")
+
+
+def _words(entry: dict[str, Any]) -> str:
+    if "backbone" not in entry:
+        return "decoded images"
+    return f"{entry['backbone']} behind {entry.get('blocks', '?')} blocks, {entry.get('view', '?')}"

@@ -1,0 +1,70 @@
+"""Make a model folder of a trial, in this process: the best trial's is made by the study itself."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.config import config_file, resolve
+from search.errors import StudyError
+from search.record import ledger, reads
+from search.record.records import StudyRecord, TrialRecord
+from search.record.study_folder import StudyFolder
+from search.suggest.space import Space
+
+
+def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str, Any]:
+    """Write the model folder of trial `number`, or of the best, and return what its model.yaml says.
+
+    Raises:
+        StudyError: the study has no such trial, or none that completed; or `to` cannot take a model.
+        CheckpointError: the trial's weights were not kept.
+    """
+    record = ledger.read_study(folder)
+    trial = _chosen(record, number)
+    import torch
+
+    from finetune import model_folder
+    from finetune.errors import FinetuneError
+    from finetune.training.loop import World
+
+    config = config_file.load(folder.config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    entered = reads.enter(folder, record, trial.id)
+    provenance = record.provenance | {"study": record.name, "trial": trial.id} | entered
+    now = Space(config).settings_now(trial, cache_dir=str(resolve.cache_dir()))
+    try:
+        return model_folder.write(
+            folder.best_weights(trial.id), to, provenance, world=World(device=device), now=now
+        )
+    except FinetuneError:
+        reads.withdraw(folder, entered)
+        raise
+
+
+def is_whole(model: Path, trial: str) -> bool:
+    """True if `model` is the whole model folder of a study's `trial`."""
+    try:
+        facts = yaml.safe_load((model / "model.yaml").read_text(encoding="utf-8"))
+        provenance = facts["provenance"]
+        digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return False
+    # README.md is written last.
+    same = (provenance.get("trial"), provenance.get("model_sha256")) == (trial, digest)
+    return same and (model / "README.md").is_file()
+
+
+def _chosen(record: StudyRecord, number: int | None) -> TrialRecord:
+    if number is None:
+        if record.best is None:
+            raise StudyError(
+                f"{record.folder}: a trial must have completed to be exported, got none. "
+                "See `results` for why, or name one with --trial."
+            )
+        return record.best
+    for trial in record.trials:
+        if trial.number == number:
+            return trial
+    raise StudyError(f"{record.folder}: --trial must be one of 0 to {len(record.trials) - 1}, got {number}.")

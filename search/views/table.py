@@ -1,0 +1,274 @@
+"""Views of a study's record: the ranked table, the verdict, the failures, JSON and CSV."""
+
+import csv
+import json
+import math
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from finetune import safe_text
+from search.record.records import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord, standing
+from search.views.terminal import clean, print_line, print_table, seconds_text
+
+_HEADER = ("rank", "trial", "state", "strategy", "learning rate", "head size", "frozen layers")
+_RIGHT = frozenset({"rank", "learning rate", "head size", "frozen layers", "epochs", "seconds"})
+_CSV_FIRST = ("number", "id", "state", "baseline", "epochs", "seconds")
+_CSV_LAST = ("slot", "error", "log")
+_INTERRUPTED = "interrupted"
+"""Shown as the state of a trial that failed only because the study was interrupted."""
+_ALL_BLOCKS = -1
+"""`finetune.settings.ALL`: every block of the backbone is frozen."""
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Trials that failed for the same reason."""
+
+    cause: str
+    """The first trial's own words."""
+    trials: tuple[TrialRecord, ...]
+
+
+def ranked(study: StudyRecord) -> list[TrialRecord]:
+    """Return the trials that stand best first: COMPLETE, then PRUNED, FAIL, RUNNING, WAITING.
+
+    Ties: the earlier one.
+    """
+    sign = -1.0 if study.mode == "max" else 1.0
+
+    def key(trial: TrialRecord) -> tuple[int, float, int]:
+        value = _score(study, trial)
+        return STATES.index(trial.state), math.inf if value is None else sign * value, trial.number
+
+    return sorted(standing(study.trials), key=key)
+
+
+def failures(study: StudyRecord) -> list[Failures]:
+    """Return the failed trials by cause, the most frequent first; numbers and paths make no difference.
+
+    An interrupted one has not failed: `resume` goes on with it.
+    """
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in study.trials:
+        if trial.state == "FAIL" and not trial.interrupted:
+            groups.setdefault(_normalised(_cause(trial)), []).append(trial)
+    found = [Failures(_cause(trials[0]), tuple(trials)) for trials in groups.values()]
+    return sorted(found, key=lambda group: (-len(group.trials), group.trials[0].number))
+
+
+def comparison(study: StudyRecord) -> list[str]:
+    """Return what the search gained over the baselines, and how far to trust it, one line each."""
+    best = study.best
+    if best is None:
+        return [f"best: none, no trial completed with {study.metric}"]
+    metrics = best.metrics["best"]
+    epoch = f" at epoch {metrics['epoch']:.0f}" if "epoch" in metrics else ""
+    strategy = f" ({_cell(best, 'strategy')})"
+    lines = [f"best: {best.id}{strategy}, {study.metric} {_number(metrics[study.metric])}{epoch}"]
+    lines += [_against(study, best, baseline) for baseline in ("recipe", "scratch")]
+    complete = sum(trial.state == "COMPLETE" for trial in study.trials)
+    lines.append(
+        f"caution: chosen on validation as the best of {complete}, so expect less on new images; "
+        + _test_split(study)
+    )
+    return lines
+
+
+def show(study: StudyRecord, out: Console) -> None:
+    """Print the ranked table, the comparison with the baselines and the failures."""
+    trials = standing(study.trials)
+    states = Counter(_state(trial) for trial in trials)
+    counts = [f"{states[state]} {state}" for state in (*STATES, _INTERRUPTED) if states[state]]
+    print_line(
+        out,
+        f"study {study.name}: {study.state}, {len(trials)} of {study.planned} trials "
+        f"({', '.join(counts) or 'none started'}), {seconds_text(study.seconds)}",
+        style="bold",
+    )
+    score = f"best {study.metric}"
+    header = (*_HEADER, score, "epochs", "seconds")
+    rows = [_row(study, rank, trial) for rank, trial in enumerate(ranked(study), start=1)]
+    print_table(out, header, rows, _RIGHT | {score})
+    for line in comparison(study):
+        print_line(out, line)
+    for group in failures(study):
+        _show_failures(study, group, out)
+
+
+def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
+    """Return the record as plain JSON values; a number that is not finite becomes null.
+
+    Args:
+        study: The record.
+        history: Give each trial's `history` too, every epoch's metrics.
+
+    """
+    trials = {trial.number: _trial_json(trial, history) for trial in study.trials}
+    best = study.best
+    facts = {name: value for name, value in vars(study).items() if name != "trials"}
+    return {
+        "study": _plain(facts),
+        "best": None if best is None else trials[best.number],
+        "trials": list(trials.values()),
+    }
+
+
+def to_csv(study: StudyRecord, path: Path) -> None:
+    """Write one row per trial that stands, a column per parameter and metric seen.
+
+    A reader never sees half a file.
+    """
+    rows = [_csv_row(trial) for trial in standing(study.trials)]
+    seen = dict.fromkeys(column for row in rows for column in row)
+    spread = [c for prefix in ("params.", "best.", "last.") for c in seen if c.startswith(prefix)]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _state(trial: TrialRecord) -> str:
+    return _INTERRUPTED if trial.interrupted else trial.state
+
+
+def _score(study: StudyRecord, trial: TrialRecord) -> float | None:
+    value = trial.metrics["best"].get(study.metric)
+    return None if value is None or math.isnan(value) else value
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _cell(trial: TrialRecord, name: str) -> str:
+    """Return a parameter as text; where it was not searched, what the worker used; `-` where unused."""
+    value = trial.params.get(name, trial.effective.get(name))
+    if value is None:
+        return "-"
+    if name == "frozen_layers" and value == _ALL_BLOCKS:
+        return "all"
+    if name == "frozen_layers" and isinstance(value, float) and "frozen_blocks" in trial.effective:
+        return f"{trial.effective['frozen_blocks']} ({value:.3g})"  # what the share came to
+    return f"{value:.3g}" if isinstance(value, float) else clean(value)
+
+
+def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
+    score = _score(study, trial)
+    return [
+        str(rank) if trial.state == "COMPLETE" and score is not None else "-",
+        f"{trial.id} {trial.baseline}" if trial.baseline else trial.id,
+        _state(trial),
+        *(_cell(trial, name) for name in ("strategy", "learning_rate", "head_size", "frozen_layers")),
+        "-" if score is None else _number(score),
+        str(trial.epochs),
+        f"{trial.seconds:.1f}",
+    ]
+
+
+def _against(study: StudyRecord, best: TrialRecord, baseline: str) -> str:
+    trial = next((t for t in standing(study.trials) if t.baseline == baseline), None)
+    if trial is None:
+        return f"against {baseline}: not run"
+    if trial.number == best.number:
+        return f"against {baseline}: the best is the {baseline} itself; the search found nothing better"
+    score = _score(study, trial)
+    if trial.state == "FAIL" and not trial.interrupted:
+        return f"against {baseline}: it failed ({trial.id}: {_cause(trial)}), so there is nothing to compare"
+    if trial.state != "COMPLETE" or score is None:
+        return f"against {baseline}: it has no final score ({trial.id}: {_state(trial)})"
+    gain = _gain(study, best.metrics["best"][study.metric], score)
+    return f"against {baseline}: {gain} ({trial.id}, {_number(score)})"
+
+
+def _test_split(study: StudyRecord) -> str:
+    """Return how far the test split can still tell what to expect."""
+    if study.provenance.get("images", {}).get("test") == 0:
+        return "there is no test split to measure it on"
+    if not study.test_reads:
+        return f"'{_command('export', study.folder)}' measures it on the test split, which was not read yet"
+    trials = ", ".join(dict.fromkeys(read["trial"] or "unknown" for read in study.test_reads))
+    times = "once" if len(study.test_reads) == 1 else f"{len(study.test_reads)} times"
+    return f"the test split was read {times}, for {clean(trials)}"
+
+
+def _gain(study: StudyRecord, best: float, other: float) -> str:
+    """Return a difference; a metric to maximise that lies within 0..1 is a share and told in points."""
+    if best == other:
+        return "no difference"
+    if study.mode == "max" and 0 <= other <= best <= 1:
+        return f"+{100 * (best - other):.2f} points"
+    return f"{best - other:+.4f}"
+
+
+def _cause(trial: TrialRecord) -> str:
+    lines = (trial.error or "").strip().splitlines()
+    return clean(lines[0]) if lines else "no reason recorded"
+
+
+def _normalised(cause: str) -> str:
+    cause = re.sub(r"(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\",;:)\]]+", "PATH", cause)
+    return re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", "N", cause)
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["python", "-m", "search", *words])
+
+
+def _show_failures(study: StudyRecord, group: Failures, out: Console) -> None:
+    first, count = group.trials[0], len(group.trials)
+    rerun = _command("run", str(Path(study.folder) / "study.yaml"), "--only-trial", str(first.number))
+    print_line(out, f"{count} trial{'s'[: count > 1]} failed: {group.cause}", style="red")
+    print_line(out, f"  trials  {', '.join(str(trial.number) for trial in group.trials)}")
+    print_line(out, f"  log     {clean(first.log or 'none kept')}")
+    print_line(out, f"  rerun   {rerun}")
+
+
+def _trial_json(trial: TrialRecord, history: bool) -> dict[str, Any]:
+    facts = {name: value for name, value in vars(trial).items() if history or name != "history"}
+    plain: dict[str, Any] = _plain(facts)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return dicts with string keys, lists, strings and finite numbers; whatever else as its text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _csv_row(trial: TrialRecord) -> dict[str, Any]:
+    row = {name: safe_text.cell(getattr(trial, name)) for name in _CSV_FIRST + _CSV_LAST}
+    spread: Iterable[tuple[str, Mapping[str, Any]]] = [("params", trial.params), *trial.metrics.items()]
+    for prefix, values in spread:
+        row |= {f"{prefix}.{name}": _csv_cell(value) for name, value in _few(values).items()}
+    return row
+
+
+def _few(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values with the recalls of many classes as one, class -> recall."""
+    recalls = {name.removeprefix(RECALL): value for name, value in values.items() if name.startswith(RECALL)}
+    if len(recalls) <= RECALLS_OF_AN_EPOCH:
+        return values
+    rest = {name: value for name, value in values.items() if not name.startswith(RECALL)}
+    return rest | {RECALL.rstrip("/"): recalls}
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(_plain(value)) if isinstance(value, (Mapping, list, tuple)) else safe_text.cell(value)

@@ -1,0 +1,1 @@
+"""From folders, manifests and data sets to batches of pixels; nothing here knows of models."""

@@ -1,0 +1,292 @@
+"""Which images there are, their labels, weights and splits.
+
+Imports no torch, so the process that searches can scan, check and count without it; only kind
+`torchvision` needs torchvision's own reader, and with it torch.
+"""
+
+import dataclasses
+import hashlib
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from finetune.errors import DataError, did_you_mean
+from finetune.images.findings import Finding, listed
+from finetune.images.folders import folder
+from finetune.images.manifest import manifest
+from finetune.images.sources import EXTENSIONS, SPLITS, Given, Reader, Source, digits
+from finetune.images.splits import missing_shares, take_from_train
+from finetune.images.torchvision_sets import torchvision_set
+from finetune.settings import DataSettings
+
+KINDS: dict[str, Callable[[DataSettings], Source]] = {
+    "folder": folder,
+    "manifest": manifest,
+    "torchvision": torchvision_set,
+    "digits": digits,
+}
+THREADS = min(8, os.cpu_count() or 1)
+"""That read images at the same time; Pillow decodes outside the interpreter's lock."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and its class."""
+
+    path: str
+    """Relative to the source's folder, with `/`; or an absolute path, a URL, a name such as `digits/17`."""
+    label: int
+    """Index into the catalog's classes."""
+    weight: float = 1.0
+    """How much the image counts in the training loss; only a manifest says anything but 1."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A broken image that was left out."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The images of one data set, by split. Made by `scan`."""
+
+    kind: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, tuple[Example, ...]]
+    """`train`, `val` and `test`, each sorted by label, then path; only `test` may be empty."""
+    made: tuple[str, ...]
+    """The splits that were not given but taken from `train` by the seed."""
+    skipped: tuple[Skipped, ...]
+    """Broken images, sorted by path; empty unless `data.on_error` is `skip`."""
+    whole: bool
+    """True: the images show their object from edge to edge, and evaluation sees them uncropped."""
+    fingerprint: str
+    """SHA-256 over kind, classes in order, and of every image its split, class, path, weight (unless
+    1), size in bytes and its first and last 4 KiB. An edit that keeps the size and touches only the
+    middle of a file is not seen; modification times do not count, so a copy has the same fingerprint."""
+    reader: Reader = field(repr=False, compare=False)
+    findings: tuple[Finding, ...] = field(default=(), compare=False)
+    """What a person should know about what was taken and what was not; `inspect_data` has more."""
+
+    def open(self, example: Example, at_least: int | None = None) -> Image.Image:
+        """Return the image as RGB, upright; `at_least` as in `finetune.images.decode.decode`.
+
+        Raises:
+            DataError: the file is missing, broken or refused; names the file and the reason.
+        """
+        return self.reader.open(example.path, at_least)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of images per split and class, zeros included."""
+        counts = {split: dict.fromkeys(self.classes, 0) for split in self.splits}
+        for split, examples in self.splits.items():
+            for example in examples:
+                counts[split][self.classes[example.label]] += 1
+        return counts
+
+
+def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
+    """Return the catalog of the images `data` names; missing splits are made from `data.seed`.
+
+    Only `val` given: the test split stays empty. Only `test` given: `val` is taken from `train`.
+    With `on_error: skip` every image is decoded once, here, so that all workers leave out the same
+    ones (a worker that left out others would have another fingerprint, and the trial would fail).
+
+    Args:
+        data: which images.
+        lenient: take files that cannot be read, such as links to nothing, for images, too, so that
+            `finetune.images.inspection` can list all of them; their fingerprint is not that of a study.
+
+    Raises:
+        DataError: the images or `data` are contradictory; the message names what to change.
+    """
+    if data.kind not in KINDS:
+        raise DataError(
+            f"data.kind: must name a kind of data, got {data.kind!r}. {did_you_mean(data.kind, KINDS)}"
+        )
+    _check_utf8("data.path", [data.path or ""])
+    where = data.path or data.kind
+    source = _with_one_form(KINDS[data.kind](data))
+    classes = _choose_classes(where, source, data.classes)
+    _check_utf8(f"{where}: names of classes", classes)
+    chosen: Given = {
+        split: {name: found.get(name, ()) for name in classes} for split, found in source.given.items()
+    }
+    skipped: tuple[Skipped, ...] = ()
+    if data.on_error == "skip":
+        chosen, skipped = _leave_out_broken(chosen, source.reader)
+    _check_images(f"{where} without {len(skipped)} broken images" if skipped else where, chosen)
+    shares = missing_shares(data, chosen)
+    if shares:
+        chosen = take_from_train(chosen, shares, data.seed)
+        if not any(chosen["val"].values()):
+            raise DataError(
+                f"{where}: validation needs a class with two images or more, got one image per class. "
+                "Add images, or a 'val' split."
+            )
+    splits = _examples(chosen, classes, source.weights or {})
+    return Catalog(
+        kind=data.kind,
+        classes=classes,
+        splits=splits,
+        made=tuple(shares),
+        skipped=skipped,
+        whole=source.whole,
+        fingerprint=_fingerprint(data.kind, classes, splits, source.reader, lenient=lenient),
+        reader=source.reader,
+        findings=source.findings,
+    )
+
+
+def _check_utf8(what: str, names: Iterable[str]) -> None:
+    """Raise a DataError for a name that no YAML, JSON or TensorBoard file can hold."""
+    wrong = [repr(os.fsencode(name))[1:] for name in names if not name.isascii() and not _is_utf8(name)]
+    if wrong:
+        raise DataError(f"{what}: must be UTF-8, got {listed(wrong)}. Rename, such as with convmv.")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _form(name: str) -> str:
+    """Return the one form of a name whose accents may be characters of their own (macOS) or not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _with_one_form(source: Source) -> Source:
+    """Return a source whose classes are named in one Unicode form; two that look alike are one class."""
+    given: dict[str, dict[str, list[str]]] = {}
+    forms: dict[str, set[str]] = {}
+    for split, found in source.given.items():
+        merged = given.setdefault(split, {})
+        for name, paths in found.items():
+            merged.setdefault(_form(name), []).extend(paths)
+            forms.setdefault(_form(name), set()).add(name)
+    double = sorted(name for name, spelt in forms.items() if len(spelt) > 1)
+    findings = source.findings
+    if double:
+        text = (
+            f"names of classes should have one Unicode form, got two of {listed(double)}. "
+            "They are taken for one class each: rename one of them."
+        )
+        findings = (*findings, Finding("note", "two_forms", text, count=len(double)))
+    classes = None if source.classes is None else tuple(dict.fromkeys(map(_form, source.classes)))
+    return dataclasses.replace(source, given=given, classes=classes, findings=findings)
+
+
+def _choose_classes(where: str, source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the classes in label order; those of `val` and `test` must be among those of `train`."""
+    known = source.given["train"]
+    wanted = None if wanted is None else tuple(_form(name) for name in wanted)
+    if wanted is None:
+        for split, found in source.given.items():
+            strange = sorted(set(found) - set(known))
+            if strange:
+                raise DataError(
+                    f"{where}: every class of '{split}' must be one of 'train', got {', '.join(strange)}. "
+                    "Rename or remove them, or choose with data.classes."
+                )
+    classes = (source.classes or tuple(sorted(known))) if wanted is None else wanted
+    for name in classes:
+        if name not in known:
+            raise DataError(
+                f"data.classes: every name must be a class of {where}, got {name!r}. "
+                f"{did_you_mean(name, known)}"
+            )
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"data.classes: a class may stand once, got {', '.join(twice)} again. Remove the repetition."
+        )
+    if len(classes) < 2:
+        raise DataError(
+            f"{where}: at least 2 classes are needed, got {len(classes)} ({', '.join(classes) or 'none'}). "
+            "Put the images into one folder per class: ROOT/CLASS/*.jpg or ROOT/train/CLASS/*.jpg."
+        )
+    return classes
+
+
+def _leave_out_broken(chosen: Given, reader: Reader) -> tuple[Given, tuple[Skipped, ...]]:
+    """Return `chosen` without the images that cannot be read, and these."""
+
+    def reason(path: str) -> str | None:
+        try:
+            reader.open(path)
+        except DataError as error:
+            return str(error)
+        return None
+
+    paths = sorted({path for found in chosen.values() for paths in found.values() for path in paths})
+    with ThreadPoolExecutor(THREADS, "scan") as pool:
+        reasons = dict(zip(paths, pool.map(reason, paths), strict=True))
+    kept = {
+        split: {name: [path for path in paths if reasons[path] is None] for name, paths in found.items()}
+        for split, found in chosen.items()
+    }
+    return kept, tuple(Skipped(path, why) for path, why in reasons.items() if why is not None)
+
+
+def _check_images(where: str, chosen: Given) -> None:
+    for split, found in chosen.items():
+        if not any(found.values()):
+            raise DataError(
+                f"{where}: '{split}' must hold images, got none. Use files that end in "
+                f"{', '.join(sorted(EXTENSIONS))}, or remove the split."
+            )
+    empty = [name for name, paths in chosen["train"].items() if not paths]
+    if empty:
+        raise DataError(
+            f"{where}: every class needs an image to train on, got none for {', '.join(map(repr, empty))}. "
+            "Add images, remove the empty folders, or choose with data.classes."
+        )
+
+
+def _examples(
+    chosen: Given, classes: Iterable[str], weights: Mapping[str, float]
+) -> dict[str, tuple[Example, ...]]:
+    return {
+        split: tuple(
+            Example(path, label, weights.get(path, 1.0))
+            for label, name in enumerate(classes)
+            for path in sorted(chosen.get(split, {}).get(name, ()))
+        )
+        for split in SPLITS
+    }
+
+
+def _fingerprint(
+    kind: str,
+    classes: tuple[str, ...],
+    splits: Mapping[str, tuple[Example, ...]],
+    reader: Reader,
+    *,
+    lenient: bool,
+) -> str:
+    def sample(example: Example) -> tuple[int, str]:
+        try:
+            size, content = reader.sample(example.path)
+        except DataError:
+            if not lenient:
+                raise
+            size, content = 0, b""
+        return size, hashlib.sha256(content).hexdigest()
+
+    digest = hashlib.sha256(repr((kind, classes)).encode())
+    with ThreadPoolExecutor(THREADS, "scan") as pool:
+        for split in SPLITS:
+            for example, sampled in zip(splits[split], pool.map(sample, splits[split]), strict=True):
+                row = (split, example.label, example.path, *sampled)
+                digest.update(repr(row if example.weight == 1 else (*row, example.weight)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""Read a data set as a careful colleague would, before it costs anything. Imports no torch.
+
+`inspect` reads and decodes every image of a catalog once, in threads, and tells what it finds:
+    error     training would stop, or its score would mean nothing
+    warning   training works, but somebody should look
+    note      good to know
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from finetune.errors import DataError
+from finetune.images.catalog import THREADS, Catalog, Example
+from finetune.images.findings import GRADES, SHOWN, Finding, Grade, listed
+
+IMBALANCE = 10.0
+"""Images of the largest class per image of the smallest from which on a warning is due."""
+TINY_SIDE = 32
+"""Pixels; ImageNet's backbones halve an image five times, so less than this ends below one pixel."""
+HUGE_PIXELS = 50_000_000
+"""Beyond a photograph of today's cameras; decoding one takes about a second."""
+LEAKED_SHARE = 0.01
+"""Of the images of a split, also in another: the most its score can be off by. More is an error."""
+SHOWN_BESIDE = 3
+"""Images that people are shown of a warning or a note; `check --json` has SHOWN."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One image after a look at it."""
+
+    split: str
+    example: Example
+    digest: str
+    """SHA-256 of the file's bytes, or of the pixels of an image that is no file; empty if unreadable."""
+    size: tuple[int, int]
+    """Width, height in pixels, upright."""
+    problem: str
+    """Why it cannot be read; empty if it can."""
+
+
+def inspect(catalog: Catalog) -> dict[str, Any]:
+    """Return plain values, ready for JSON, that say what the images of a catalog are like.
+
+    `classes`, `images` (split -> class -> count), `made_splits`, `fingerprint`, `imbalance` (largest
+    class per smallest, in training images), `sides` (shortest, median and longest side in pixels, None
+    if no image can be read), `weights` (smallest and largest of the training images', None if all are 1) and
+    `findings` (grade, check, text, images, count), errors first.
+    """
+    tasks = [(split, example) for split, examples in catalog.splits.items() for example in examples]
+    with ThreadPoolExecutor(THREADS, "inspect") as pool:
+        seen = list(pool.map(lambda task: _look(catalog, *task), tasks))
+    counts = catalog.counts()
+    found = [
+        *_unreadable(seen, catalog),
+        *_copies(seen, catalog),
+        *_class_findings(counts),
+        *_sizes(seen),
+        *catalog.findings,
+    ]
+    sides = sorted(side for image in seen if not image.problem for side in image.size)
+    return {
+        "classes": list(catalog.classes),
+        "images": counts,
+        "made_splits": list(catalog.made),
+        "fingerprint": catalog.fingerprint,
+        "imbalance": round(_imbalance(counts["train"]), 2),
+        "sides": {"shortest": sides[0], "median": median(sides), "longest": sides[-1]} if sides else None,
+        "weights": _weights(catalog),
+        "findings": [asdict(finding) for finding in sorted(found, key=lambda f: GRADES.index(f.grade))],
+    }
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """Return what `inspect` found, for people."""
+    text = []
+    for split, counts in report["images"].items():
+        made = " (taken from the training images by the seed)" if split in report["made_splits"] else ""
+        per_class = listed([f"{name} {count}" for name, count in counts.items()])
+        text.append(f"{split}: {sum(counts.values())} images{made}: {per_class}")
+    sides = report["sides"]
+    if sides:
+        text.append(
+            f"sides: {sides['shortest']} to {sides['longest']} pixels, median {sides['median']:g}; "
+            f"largest class : smallest class = {report['imbalance']:g} : 1"
+        )
+    if report["weights"]:
+        text.append("weights of training images: {smallest:g} to {largest:g}".format(**report["weights"]))
+    for finding in report["findings"]:
+        text.append(f"{finding['grade']}: {finding['text']}")
+        told = finding["images"][: SHOWN if finding["grade"] == "error" else SHOWN_BESIDE]
+        text += [f"  {image}" for image in told]
+        if told and len(told) < finding["count"]:
+            text.append(f"  ... and {finding['count'] - len(told)} more")
+    return text
+
+
+def _look(catalog: Catalog, split: str, example: Example) -> _Seen:
+    try:
+        image = catalog.open(example)
+        content = catalog.reader.content(example.path)
+    except DataError as error:
+        return _Seen(split, example, "", (0, 0), str(error))
+    return _Seen(split, example, hashlib.sha256(content).hexdigest(), image.size, "")
+
+
+def _unreadable(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
+    broken = [image.problem for image in seen if image.problem]
+    if broken:
+        yield _finding(
+            "error",
+            "unreadable",
+            f"every image must be readable, got {len(broken)} that are not. "
+            "Replace or remove them, or leave them out with `data.on_error: skip`.",
+            broken,
+        )
+    if catalog.skipped:
+        yield _finding(
+            "warning",
+            "skipped",
+            f"broken images are left out, got {len(catalog.skipped)}. Replace them if you can.",
+            [image.reason for image in catalog.skipped],
+        )
+
+
+def _copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
+    """Tell of images with equal bytes: in two splits, under two labels, or twice in a class."""
+    by_content: dict[str, list[_Seen]] = defaultdict(list)
+    for image in seen:
+        if not image.problem:
+            by_content[image.digest].append(image)
+    copies = [group for group in by_content.values() if len(group) > 1]
+    leaks = [group for group in copies if len({image.split for image in group}) > 1]
+    if leaks:
+        shares = _leaked_shares(leaks, catalog)
+        told = ", ".join(f"{share:.1%} of {split}" for split, share in shares.items())
+        yield _finding(
+            "error" if max(shares.values()) > LEAKED_SHARE else "warning",
+            "in_two_splits",
+            f"an image must be in one split, got {len(leaks)} in two or more, by the bytes of the file "
+            f"({told}). Remove the copies: a score on them says nothing about new images.",
+            [_places(group) for group in leaks],
+        )
+    contradictory = [group for group in copies if len({image.example.label for image in group}) > 1]
+    if contradictory:
+        yield _finding(
+            "warning",
+            "two_labels",
+            f"an image must have one label, got {len(contradictory)} under two or more. Keep the right one.",
+            [_places(group) for group in contradictory],
+        )
+    twice = [group for group in copies if len({(i.split, i.example.label) for i in group}) == 1]
+    if twice:
+        yield _finding(
+            "note",
+            "twice",
+            f"images count as often as they are there, got {len(twice)} more than once in a split and "
+            "class. Remove the copies unless they are meant.",
+            [_places(group) for group in twice],
+        )
+
+
+def _leaked_shares(leaks: Iterable[Sequence[_Seen]], catalog: Catalog) -> dict[str, float]:
+    """Return of `val` and `test`, where they are concerned, the share of images also in another split."""
+    leaked: dict[str, int] = defaultdict(int)
+    for group in leaks:
+        for image in group:
+            leaked[image.split] += 1
+    return {split: leaked[split] / len(catalog.splits[split]) for split in ("val", "test") if leaked[split]}
+
+
+def _places(group: Sequence[_Seen]) -> str:
+    return " = ".join(f"{image.example.path} ({image.split})" for image in group)
+
+
+def _class_findings(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    for split in ("val", "test"):
+        missing = [name for name, count in counts[split].items() if not count]
+        if missing and len(missing) < len(counts[split]):
+            rule = f"'{split}' should hold every class, got none of"
+            fix = "Its score says nothing about them: add images."
+            yield _of_classes("missing_class", rule, missing, fix)
+    ratio = _imbalance(counts["train"])
+    if ratio > IMBALANCE:
+        ordered = sorted(counts["train"], key=counts["train"].__getitem__)
+        text = (
+            f"classes should be of similar size, got {ratio:.0f} : 1 ({ordered[-1]} : {ordered[0]}). "
+            "Choose `study.metric: val/balanced_accuracy`, so that small classes count."
+        )
+        yield Finding("warning", "imbalance", text, count=len(ordered))
+    totals = {name: sum(split[name] for split in counts.values()) for name in counts["train"]}
+    single = [name for name, total in totals.items() if total == 1]
+    if single:
+        rule = "a class needs an image to train on and one to validate on, got one for"
+        fix = "Add images, or leave the class out with data.classes."
+        yield _of_classes("single_image", rule, single, fix)
+    same: dict[str, list[str]] = defaultdict(list)
+    for name in totals:
+        same["".join(name.split()).casefold()].append(name)
+    similar = [" and ".join(map(repr, names)) for names in same.values() if len(names) > 1]
+    if similar:
+        rule = "names of classes should differ by more than case and space, got"
+        yield _of_classes("similar_names", rule, similar, "Merge them if they are one class.")
+
+
+def _of_classes(check: str, rule: str, names: Sequence[str], fix: str) -> Finding:
+    return Finding("warning", check, f"{rule} {listed(names)}. {fix}", count=len(names))
+
+
+def _sizes(seen: Sequence[_Seen]) -> Iterator[Finding]:
+    def told(image: _Seen) -> str:
+        return f"{image.example.path}: {image.size[0]} x {image.size[1]}"
+
+    readable = [image for image in seen if not image.problem]
+    tiny = [told(image) for image in readable if min(image.size) < TINY_SIDE]
+    if tiny:
+        rule = f"sides should be {TINY_SIDE} pixels or more, got {len(tiny)} images with less"
+        yield _finding("note", "tiny", f"{rule}. They are enlarged: look whether they show enough.", tiny)
+    huge = [told(image) for image in readable if image.size[0] * image.size[1] > HUGE_PIXELS]
+    if huge:
+        rule = f"images should have {HUGE_PIXELS // 10**6} megapixels or less, got {len(huge)} with more"
+        yield _finding("warning", "huge", f"{rule}. Shrink them once: each is decoded again and again.", huge)
+
+
+def _weights(catalog: Catalog) -> dict[str, float] | None:
+    weights = {example.weight for example in catalog.splits["train"]}
+    return None if weights <= {1.0} else {"smallest": min(weights), "largest": max(weights)}
+
+
+def _finding(grade: Grade, check: str, text: str, images: Sequence[str]) -> Finding:
+    return Finding(grade, check, text, tuple(images[:SHOWN]), len(images))
+
+
+def _imbalance(counts: Mapping[str, int]) -> float:
+    return max(counts.values()) / min(counts.values())

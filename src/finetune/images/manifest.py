@@ -1,0 +1,199 @@
+"""Kind `manifest`: a table that names images, labels, splits and weights. Imports no torch.
+
+    image,label,split,weight
+    photos/0001.jpg,daisy,train,1
+    /data/0002.jpg,tulip,val,1
+    s3://bucket/0003.jpg,tulip,train,0.5
+
+A CSV file (UTF-8, with a header) or a Parquet file; `split` and `weight` may be left out, further
+columns are passed over. The manifest and each image may be a local path or any URL that fsspec opens
+(s3:// and others need their fsspec package); relative paths start at the manifest's folder.
+"""
+
+import csv
+import io
+import math
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.disk.filesystems import is_url
+from finetune.errors import DataError, did_you_mean
+from finetune.images.sources import SPLIT_NAMES, SPLITS, Files, Source, readable
+from finetune.settings import DataSettings
+
+REQUIRED = ("image", "label")
+COLUMNS = (*REQUIRED, "split", "weight")
+SHOWN = 20
+"""Mistakes that an error lists; more are counted."""
+THREADS = 16
+"""That look for images at the same time: they wait for a disk or a network, not for the processor."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, as text; what is left out is empty."""
+
+    line: int
+    """In a CSV file its line, in a Parquet file its number, both from 1."""
+    image: str
+    label: str
+    split: str = ""
+    weight: str = ""
+
+
+def manifest(data: DataSettings) -> Source:
+    """Return the images that the table at `data.path` names.
+
+    Raises:
+        DataError: it cannot be read or rows are wrong: the message tells every mistake, a line each.
+    """
+    if data.path is None:
+        raise DataError("data.path: kind 'manifest' needs a CSV or Parquet file, got None. Name one.")
+    rows = _read(data.path)
+    files = Files(data.path.rpartition("/")[0])
+    mistakes = sorted(_mistakes(rows, files, look=data.on_error == "fail"))
+    if mistakes:
+        lines = [f"{data.path}:{line}: {text}" for line, text in mistakes[:SHOWN]]
+        more = [f"{data.path}: ... and {len(mistakes) - SHOWN} mistakes more."] * (len(mistakes) > SHOWN)
+        raise DataError("\n".join(lines + more))
+    given: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        split = SPLIT_NAMES[row.split.lower()] if row.split else "train"
+        given.setdefault(split, {}).setdefault(row.label, []).append(row.image)
+    if "train" not in given:
+        raise DataError(
+            f"{data.path}: 'split' needs 'train' among its values, got {', '.join(sorted(given)) or 'none'}. "
+            "Add training images, or leave the column out."
+        )
+    return Source(given, files, weights={row.image: float(row.weight) for row in rows if row.weight})
+
+
+def _mistakes(rows: Sequence[Row], files: Files, *, look: bool) -> Iterator[tuple[int, str]]:
+    """Yield (line, text) of all that is wrong with the rows; `look`: also for images that are missing."""
+    some_split = any(row.split for row in rows)
+    first: dict[str, int] = {}
+    there: list[Row] = []
+    for row in rows:
+        yield from ((row.line, text) for text in _cell_mistakes(row, some_split))
+        if not row.image:
+            continue
+        place = _same_place(files.location(row.image))
+        if place in first:
+            at = f"again (first in line {first[place]})"
+            yield row.line, f"an image may stand once, got {row.image!r} {at}. Remove one of the rows."
+        else:
+            first[place] = row.line
+            there.append(row)
+    if look:
+        with ThreadPoolExecutor(THREADS, "look") as pool:
+            for row, exists in zip(there, pool.map(files.exists, [row.image for row in there]), strict=True):
+                if not exists:
+                    fix = "Correct the path, remove the row, or leave such images out (data.on_error: skip)."
+                    yield row.line, f"an image must exist, got no file {files.location(row.image)!r}. {fix}"
+
+
+def _cell_mistakes(row: Row, some_split: bool) -> Iterator[str]:
+    for name in REQUIRED:
+        if not getattr(row, name):
+            yield f"'{name}' must be given, got nothing. Fill it in, or remove the row."
+    if row.split and row.split.lower() not in SPLIT_NAMES:
+        hint = did_you_mean(row.split.lower(), SPLIT_NAMES)
+        yield f"'split' must be one of {', '.join(SPLITS)}, got {row.split!r}. {hint}"
+    if some_split and not row.split:
+        yield "'split' must be given in every row or in none, got nothing. Fill it in."
+    if row.weight and not _is_weight(row.weight):
+        yield f"'weight' must be a number above 0, got {row.weight!r}. Correct it, or leave it empty for 1."
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _same_place(location: str) -> str:
+    """Return one spelling for `a/b.jpg` and `a/../a/b.jpg`."""
+    if not is_url(location):
+        return posixpath.normpath(location)
+    protocol, _, path = location.partition("://")
+    return f"{protocol}://{posixpath.normpath(path)}"
+
+
+def _read(path: str) -> list[Row]:
+    suffix = posixpath.splitext(path)[1].lower()
+    if suffix not in _READERS:
+        raise DataError(
+            f"{path}: a manifest must be a file that ends in {' or '.join(_READERS)}, got {suffix!r}. "
+            "Rename it, or use kind 'folder'."
+        )
+    with readable(path) as file:
+        content = file.read()
+    try:
+        columns, rows = _READERS[suffix](content)
+    except Exception as error:  # pyarrow has errors of its own
+        fix = "Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else "Write it again."
+        raise DataError(
+            f"{path}: a manifest must be a whole table, got {type(error).__name__}: {error}. {fix}"
+        ) from error
+    _check_columns(path, columns)
+    if not rows:
+        raise DataError(f"{path}: a manifest must have rows below its header, got none. Add a row per image.")
+    return [Row(line, **{name: cell for name, cell in row.items() if name in COLUMNS}) for line, row in rows]
+
+
+def _check_columns(path: str, columns: Sequence[str]) -> None:
+    other = next((mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]), None)
+    fix = f"Separate cells with commas, not with {other!r}." if other else "Add it."
+    mistakes = [
+        f"{path}: a manifest must have a column {name!r}, got {', '.join(columns) or 'none'}. {fix}"
+        for name in REQUIRED
+        if name not in columns
+    ]
+    for name in columns:
+        if columns.count(name) > 1:
+            mistakes.append(f"{path}: a column may stand once, got {name!r} again. Remove one of them.")
+        elif name not in COLUMNS and name.strip().lower() in COLUMNS:
+            plain = name.strip().lower()
+            mistakes.append(f"{path}: a column must be spelt {plain!r}, got {name!r}. Rename it.")
+    if mistakes:
+        raise DataError("\n".join(dict.fromkeys(mistakes)))
+
+
+Table = tuple[list[str], list[tuple[int, dict[str, str]]]]
+"""Names of the columns; line and cells of every row."""
+
+
+def _read_csv(content: bytes) -> Table:
+    text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    reader = csv.reader(text, strict=True)
+    columns = next(reader, [])
+    rows = []
+    for cells in reader:
+        if len(cells) > len(columns):
+            raise ValueError(f"{len(cells)} cells in line {reader.line_num}, but {len(columns)} columns")
+        if cells:
+            rows.append((reader.line_num, dict(zip(columns, cells, strict=False))))
+    return columns, [(line, {"image": "", "label": "", **row}) for line, row in rows]
+
+
+def _read_parquet(content: bytes) -> Table:
+    import pyarrow.parquet  # 0.2 s that other kinds need not wait for
+
+    table = pyarrow.parquet.read_table(io.BytesIO(content))
+    columns: list[str] = table.column_names
+    cells = {name: table.column(name).to_pylist() for name in dict.fromkeys(columns) if name in COLUMNS}
+    return columns, [
+        (index + 1, {name: _text(values[index]) for name, values in cells.items()})
+        for index in range(table.num_rows)
+    ]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+_READERS: dict[str, Callable[[bytes], Table]] = {".csv": _read_csv, ".parquet": _read_parquet}

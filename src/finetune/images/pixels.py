@@ -1,0 +1,107 @@
+"""From a decoded image to the square that the model sees, and the random numbers of its views.
+
+Shapes: B images of a batch, S side of the square in pixels.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.images.decode import decode
+
+Pixels = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+"""Left, upper, right, lower edge in pixels of the source image, not rounded."""
+
+CROP_SHARE = 0.875
+"""Of the resized image's side: 224 out of 256, torchvision's reference evaluation."""
+DECODED_SIDE = 2.0
+"""Large JPEGs are decoded at a fraction of their size, at least this multiple of the side that they are
+resized to: as `reducing_gap=2.0` of Pillow's `thumbnail`, which is close to resizing the full image."""
+CROP_RATIOS = (3 / 4, 4 / 3)
+"""Width / height of a random crop, as in torchvision's RandomResizedCrop."""
+CROP_ATTEMPTS = 10
+"""Draws that may stick out of the image before the centre is taken, as in RandomResizedCrop."""
+
+
+def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:
+    """Return one image file as evaluation sees it, uint8 (3, S, S); `whole`: without the centre crop.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    image = decode(Path(path), evaluation_needs(image_size, whole))
+    return torch.from_numpy(evaluation(image, image_size, whole))
+
+
+def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """Return (images / 255 - mean) / std as float32 (B, 3, S, S), on the device of the images.
+
+    In memory the channels come last, as in the weights of every backbone: convolutions run faster so.
+
+    Args:
+        images: uint8 (B, 3, S, S).
+        mean: of each channel, on the scale 0..1; a tensor on the same device saves a copy per batch.
+        std: of each channel, likewise.
+    """
+    mean, std = (
+        torch.as_tensor(value, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        for value in (mean, std)
+    )
+    # Channel by channel, then turned: twice as fast as with three channels side by side.
+    turned = images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return turned.contiguous(memory_format=torch.channels_last)
+
+
+def evaluation_needs(side: int, whole: bool) -> int:
+    """Return how many pixels the shorter side of an image must have when it is decoded."""
+    return math.ceil(DECODED_SIDE * (side if whole else round(side / CROP_SHARE)))
+
+
+def evaluation(image: Image.Image, side: int, whole: bool) -> Pixels:
+    """Return the centre of an image as uint8 (3, S, S), or the whole image.
+
+    The same as resizing the shorter side to round(S / 0.875) and cutting out the centre, but only the
+    centre is resized: sizes need no rounding, and a strip of 6000 x 10 pixels costs no memory.
+    """
+    width, height = image.size
+    if whole:
+        return resize(image, (0, 0, width, height), side)
+    cut = min(width, height) * side / round(side / CROP_SHARE)
+    left, upper = (width - cut) / 2, (height - cut) / 2
+    return resize(image, (left, upper, left + cut, upper + cut), side)
+
+
+def resize(image: Image.Image, box: Box, side: int) -> Pixels:
+    """Return the part of an RGB image inside `box`, antialiased bilinear, as uint8 (3, S, S)."""
+    square = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def random_box(width: int, height: int, scale: float, draw: random.Random) -> Box:
+    """Return a box with a share of the area in [scale, 1] and a ratio in CROP_RATIOS."""
+    low, high = CROP_RATIOS
+    for _ in range(CROP_ATTEMPTS):
+        area = width * height * draw.uniform(scale, 1)
+        ratio = math.exp(draw.uniform(math.log(low), math.log(high)))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        left, upper = draw.random() * (width - w), draw.random() * (height - h)
+        if w <= width and h <= height:
+            return left, upper, min(left + w, width), min(upper + h, height)
+    w, h = min(width, height * high), min(height, width / low)
+    left, upper = (width - w) / 2, (height - h) / 2
+    return left, upper, left + w, upper + h
+
+
+def draws_of(seed: int, path: str, view: int) -> random.Random:
+    """Return the random numbers of one view of one image: to mirror it, then to crop it, then to alter it."""
+    key = f"{seed}\0{view}\0{path}".encode("utf-8", "surrogateescape")
+    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))

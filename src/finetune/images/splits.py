@@ -1,0 +1,61 @@
+"""Which images validate and which test, where nobody said so: taken from the training images by the seed."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from finetune.errors import DataError
+from finetune.images.sources import Given
+from finetune.settings import DataSettings
+
+
+def missing_shares(data: DataSettings, given: Given) -> dict[str, float]:
+    """Return split -> share of `train` for the splits to be made; empty where `val` is given.
+
+    Raises:
+        DataError: the shares leave nothing to train or to validate on.
+    """
+    if "val" in given:
+        return {}
+    val, test = data.validation_share, 0.0 if "test" in given else data.test_share
+    if not 0 < val < 1:
+        raise DataError(
+            f"data.validation_share: must lie between 0 and 1, got {val}. Use 0.2, or give a 'val' split."
+        )
+    if not 0 <= test < 1 - val:
+        raise DataError(
+            f"data.test_share: must be 0 or more and leave images to train on, got {test} beside a "
+            f"validation_share of {val}. Use 0.1."
+        )
+    return {"val": val, "test": test} if test else {"val": val}
+
+
+def take_from_train(
+    given: Given, shares: Mapping[str, float], seed: int
+) -> dict[str, dict[str, Sequence[str]]]:
+    """Return `given` with the splits of `shares` taken out of `train`, class by class.
+
+    Which images go depends on the seed and the paths alone: they are ordered by a hash of both.
+    """
+    splits: dict[str, dict[str, Sequence[str]]] = {split: dict(paths) for split, paths in given.items()}
+    splits.update({split: {} for split in shares})
+    for name, paths in given["train"].items():
+        order = sorted(paths, key=lambda path: _digest(f"{seed}\0{path}"))
+        val, test = split_sizes(len(order), shares["val"], shares.get("test", 0.0))
+        splits["val"][name] = order[:val]
+        if "test" in shares:
+            splits["test"][name] = order[val : val + test]
+        splits["train"][name] = order[val + test :]
+    return splits
+
+
+def split_sizes(images: int, val_share: float, test_share: float) -> tuple[int, int]:
+    """Return how many of a class's images go to val and test.
+
+    The nearest whole numbers, except that one image stays in train and one of two or more goes to val.
+    """
+    val = min(max(1, round(images * val_share)), images - 1)
+    return val, min(round(images * test_share), images - 1 - val)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,215 @@
+"""Cut a torchvision classifier into ordered blocks, pooling and its source FC.
+
+Every model that `torchvision.models.list_models(module=torchvision.models)` names is here, by that
+name; `docs/models.md` lists them, `python -m search blocks NAME` lists the blocks of one.
+
+    parts.py         what all families share, and the rules by which they are cut
+    sequential.py    AlexNet, VGG, SqueezeNet
+    residual.py      ResNet, Wide ResNet, ResNeXt, RegNet, ConvNeXt, DenseNet
+    mobile.py        MobileNet v2 and v3, MNASNet, ShuffleNet v2, EfficientNet v1 and v2
+    inception.py     GoogLeNet, Inception v3: auxiliary classifiers, input transform
+    transformers.py  ViT, Swin v1 and v2, MaxViT
+
+Shapes: B images, (3, S, S) pixels, D features, K source classes.
+"""
+
+import copy
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from finetune.errors import BackboneError, did_you_mean
+from finetune.model.backbones import inception, mobile, residual, sequential, transformers
+from finetune.model.backbones.parts import Family, Split
+from finetune.model.known_backbones import Sides
+
+__all__ = [
+    "Backbone",
+    "build",
+    "check",
+    "check_image_size",
+    "classifier",
+    "current_keys",
+    "image_size",
+    "last_layer",
+    "names",
+    "set_rows",
+    "split",
+]
+
+_FAMILIES: dict[str, Family] = {
+    **sequential.FAMILIES,
+    **residual.FAMILIES,
+    **mobile.FAMILIES,
+    **inception.FAMILIES,
+    **transformers.FAMILIES,
+}
+"""By what the names of a family's models begin with."""
+
+
+class Backbone(nn.Module):
+    """A torchvision classifier in parts; `forward` gives the original model's logits, bit for bit."""
+
+    def __init__(self, name: str, parts: Split) -> None:
+        super().__init__()
+        self.name = name
+        self.block_names = tuple(block for block, _ in parts.blocks)
+        self.blocks = nn.Sequential(*(module for _, module in parts.blocks))
+        self.pool = parts.pool
+        self.source_fc = parts.source_fc
+        self.features = parts.features
+        self.sides = parts.sides
+        # On the first block, which goes wherever the backbone's blocks go.
+        self.blocks[0].register_forward_pre_hook(partial(_check_images, name, parts.sides))
+
+    @property
+    def source_classes(self) -> int:
+        """K: how many classes the source FC tells apart."""
+        return last_layer(self.source_fc).weight.shape[0]
+
+    def fork(self, shared: int, *, source_fc: bool = True) -> "Backbone":
+        """Return this backbone with copies of all but its first `shared` blocks.
+
+        Args:
+            shared: blocks that stay the same modules; negative: all.
+            source_fc: copy the source FC, too.
+        """
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        count = shared if shared >= 0 else len(self.blocks)
+        copied = copy.deepcopy(self.blocks[count:])
+        twin.blocks = nn.Sequential(*self.blocks[:count], *copied)
+        if source_fc:
+            twin.source_fc = copy.deepcopy(self.source_fc)
+        return twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the source's logits (B, K) for images `x` (B, 3, S, S).
+
+        Raises:
+            BackboneError: the model cannot read images of this size.
+        """
+        logits: Tensor = self.source_fc(self.blocks(x))
+        return logits
+
+
+def names() -> list[str]:
+    """Return the names of all torchvision classifiers that can be cut."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    return [name for name in known if _prefixes(name)]
+
+
+def check(name: str) -> None:
+    """Raise a BackboneError unless torchvision has a classifier `name` that can be cut."""
+    known = names()
+    if name not in known:
+        raise BackboneError(
+            f"backbone: must be a torchvision classifier that can be cut, got {name!r}. "
+            + did_you_mean(name, known, show=len(known))
+        )
+
+
+def classifier(name: str, *, source_classes: int = 1000, image_size: int | None = None) -> nn.Module:
+    """Return torchvision's model `name` with random weights from the global generator.
+
+    It has the keys of torchvision's weights files, auxiliary classifiers included, and answers with
+    the logits alone in training, too.
+
+    Args:
+        name: torchvision's.
+        source_classes: K.
+        image_size: side in pixels of the images that the weights are for. It matters to ViT alone, which
+            has a position embedding for each patch of them; None: torchvision's default, 224.
+
+    Raises:
+        BackboneError: there is no such model, or none that can be cut.
+    """
+    family = _family(name)
+    options = {"image_size": image_size} if family.image_size and image_size is not None else {}
+    return family.build(name, source_classes, **options)
+
+
+def image_size(name: str, state: dict[str, Tensor]) -> int | None:
+    """Return the `image_size` that `classifier` needs for weights `state` of model `name`."""
+    of = _family(name).image_size
+    if of is None:
+        return None
+    try:
+        side = of(state)
+    except (KeyError, IndexError, ValueError):  # another model's: whoever loads them says how they differ
+        return None
+    return side if _sides(name).nearest(side) == side else None  # other patches: another model, too
+
+
+def current_keys(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of model `name` by the keys of today's torchvision.
+
+    Files published before a module was renamed (DenseNet, ViT) have older keys.
+    """
+    return _family(name).current_keys(state)
+
+
+def build(name: str, *, source_classes: int = 1000, image_size: int | None = None) -> Backbone:
+    """Return backbone `name` with random weights, drawn from the global generator; as `classifier`.
+
+    Raises:
+        BackboneError: there is no such model, or none that can be cut.
+    """
+    return split(name, classifier(name, source_classes=source_classes, image_size=image_size))
+
+
+def split(name: str, model: nn.Module) -> Backbone:
+    """Return the parts of torchvision's `model`, which was built under `name`; they stay its modules.
+
+    Auxiliary classifiers are left out.
+
+    Raises:
+        BackboneError: there is no such model, or none that can be cut.
+    """
+    return Backbone(name, _family(name).split(model))
+
+
+def check_image_size(name: str, image_size: int) -> None:
+    """Raise a BackboneError unless backbone `name` can read images of this size; builds no weights."""
+    _sides(name).check(name, image_size)
+
+
+@cache
+def _sides(name: str) -> Sides:
+    with torch.device("meta"):
+        return build(name).sides
+
+
+def last_layer(source_fc: nn.Module) -> nn.Linear | nn.Conv2d:
+    """Return the layer of a source FC whose rows are the source classes: a Linear or a 1x1 convolution."""
+    return [m for m in source_fc.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+
+
+def set_rows(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    """Give a source FC's last layer new rows, in place: `weight` (C, ...) and `bias` (C,)."""
+    layer.weight = nn.Parameter(weight)
+    layer.bias = nn.Parameter(bias)
+    if isinstance(layer, nn.Linear):
+        layer.out_features = len(weight)
+    else:
+        layer.out_channels = len(weight)
+
+
+def _family(name: str) -> Family:
+    check(name)
+    return _FAMILIES[_prefixes(name)[-1]]
+
+
+def _prefixes(name: str) -> list[str]:
+    """Return the registered prefixes that `name` begins with, the longest last."""
+    return sorted((prefix for prefix in _FAMILIES if name.startswith(prefix)), key=len)
+
+
+def _check_images(name: str, sides: Sides, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Check the images (B, 3, H, W) that reach the first block; registered as its hook."""
+    if isinstance(inputs[0], Tensor):  # else torch.fx traces the block, with a stand-in
+        for side in inputs[0].shape[2:]:
+            sides.check(name, side)

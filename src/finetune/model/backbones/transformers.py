@@ -1,0 +1,112 @@
+"""Families with attention: ViT, Swin v1 and v2, MaxViT."""
+
+import math
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.model.backbones.parts import Blocks, Family, Split, extended, numbered, pyramid
+from finetune.model.known_backbones import Sides
+
+
+class ClassToken(nn.Module):
+    """The pooling of ViT: the class token, which comes first: (B, T, D) -> (B, D)."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return the first token of `h`."""
+        return h[:, 0]
+
+
+class PatchEmbedding(nn.Module):
+    """The stem of ViT: patches, class token, position embeddings, dropout: (B, 3, S, S) -> (B, T, D).
+
+    The position embeddings belong to the S that the model was built for (torchvision's weights: 224, some
+    of SWAG's 384, 512 or 518). For another S they are interpolated as torchvision's
+    `interpolate_embeddings` does, so every multiple of the patch works.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.conv_proj = model.conv_proj
+        self.class_token = model.class_token  # (1, 1, D)
+        self.pos_embedding = model.encoder.pos_embedding  # (1, T, D)
+        self.dropout = model.encoder.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens of images `x`, the class token first."""
+        patches = self.conv_proj(x)  # (B, D, S / patch, S / patch)
+        tokens = patches.flatten(2).permute(0, 2, 1)  # (B, T - 1, D)
+        first = self.class_token.expand(len(x), -1, -1)
+        embedded: Tensor = self.dropout(
+            torch.cat([first, tokens], dim=1) + self._positions(patches.shape[-1])
+        )
+        return embedded
+
+    def _positions(self, grid: int) -> Tensor:
+        """Return position embeddings for a class token and `grid` x `grid` patches."""
+        positions: Tensor = self.pos_embedding
+        first, patches = positions[:, :1], positions[:, 1:]
+        built_for = math.isqrt(patches.shape[1])
+        if grid == built_for:
+            return positions
+        square = patches.permute(0, 2, 1).unflatten(2, (built_for, built_for))  # (1, D, 14, 14)
+        resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=True)
+        return torch.cat([first, resized.flatten(2).permute(0, 2, 1)], dim=1)
+
+
+def _vit(model: Any) -> Split:
+    """Stem, then one block per encoder layer (Dosovitskiy et al. 2020, arXiv:2010.11929)."""
+    layers: Blocks = [(f"layer{i}", layer) for i, layer in enumerate(model.encoder.layers)]
+    blocks = extended([("stem", PatchEmbedding(model)), *layers], model.encoder.ln)
+    sides = Sides(least=model.patch_size, step=model.patch_size)
+    source_fc = nn.Sequential(ClassToken(), *model.heads)
+    return Split(blocks, source_fc, features=model.hidden_dim, pool=ClassToken(), sides=sides)
+
+
+def _current_vit_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published files have `mlp.linear_1` and `mlp.linear_2` where today's model has `mlp.0` and `mlp.3`."""
+
+    def renamed(key: str) -> str:
+        return re.sub(r"\.mlp\.linear_([12])\.", lambda found: f".mlp.{3 * int(found[1]) - 3}.", key)
+
+    return {renamed(key): tensor for key, tensor in state.items()}
+
+
+def _vit_image_size(state: dict[str, Tensor]) -> int:
+    """The side in pixels of a square of as many patches as there are position embeddings."""
+    grid = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # without the class token's
+    return grid * state["conv_proj.weight"].shape[-1]
+
+
+def _swin(model: Any) -> Split:
+    """One block per window attention and per patch merging, here `downsample1` and so on.
+
+    Version 1 (Liu et al. 2021, arXiv:2103.14030), version 2 (Liu et al. 2021, arXiv:2111.09883). Between
+    blocks the channels come last, (B, h, w, D); the last block ends with the norm and puts them first.
+    """
+    blocks = extended(pyramid(model.features), model.norm, model.permute)
+    source_fc = nn.Sequential(model.avgpool, model.flatten, model.head)
+    return Split(blocks, source_fc, features=model.head.in_features, sides=Sides(least=4))
+
+
+def _maxvit(model: Any) -> Split:
+    """One block per MaxViT layer: convolution, window and grid attention (Tu et al. 2022, arXiv:2204.01697).
+
+    Every stage must divide into 7 x 7 partitions, and torchvision fixes their number when it builds the
+    model for 224 pixels: no other size works. The norm behind the pooling is the source FC's.
+    """
+    blocks: Blocks = [("stem", model.stem)]
+    for number, stage in enumerate(model.blocks, start=1):
+        blocks += numbered(f"stage{number}", stage.layers)
+    features = model.classifier[-1].in_features
+    return Split(blocks, model.classifier, features=features, sides=Sides(least=224, step=224, most=224))
+
+
+FAMILIES = {
+    "vit": Family(_vit, current_keys=_current_vit_keys, image_size=_vit_image_size),
+    "swin": Family(_swin),
+    "maxvit": Family(_maxvit),
+}

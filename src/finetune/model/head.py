@@ -1,0 +1,137 @@
+"""What stands behind the last block: one head per strategy.
+
+A head reads the last block's activations and returns logits, in two steps: `reduce` is what a head does
+first and without weights, pooling as a rule, and `classify` is the rest; behind a frozen backbone the
+reduced activations never change. Its submodule `source_fc`, where a head has one beside new layers, is a
+parameter group of its own; all else in it is the group `head`.
+
+Shapes: B images, D pooled features, K source classes, C classes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from finetune.model.backbones.parts import GlobalAveragePool
+from finetune.model.backbones.transformers import ClassToken
+
+
+class MLPHead(nn.Sequential):
+    """New layers: (B, D) -> (B, C).
+
+    `head_size` hidden units with ReLU, then dropout and the last Linear; 0: dropout and one Linear.
+    """
+
+    def __init__(self, features: int, head_size: int, classes: int, dropout: float) -> None:
+        hidden = [nn.Linear(features, head_size), nn.ReLU()] if head_size else []
+        last = nn.Linear(head_size or features, classes)
+        super().__init__(*hidden, nn.Dropout(dropout), last)
+
+
+class ReplaceHead(nn.Module):
+    """`replace`: the source FC is gone; new layers read the pooled activations."""
+
+    strategy = "replace"
+    pools = True
+    """`reduce` is the backbone's pooling."""
+
+    def __init__(self, pool: nn.Module, new: MLPHead) -> None:
+        super().__init__()
+        self.pool = pool
+        self.new = new
+
+    def reduce(self, h: Tensor) -> Tensor:
+        """Return pooled features (B, D) of the last block's activations `h`."""
+        pooled: Tensor = self.pool(h)
+        return pooled
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        logits: Tensor = self.new(pooled)
+        return logits
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return logits (B, C) for the last block's activations `h`."""
+        return self.classify(self.reduce(h))
+
+
+class LoadHead(nn.Module):
+    """`load`: the source FC itself, its last layer with a row per class of the new task."""
+
+    strategy = "load"
+
+    def __init__(self, pool: nn.Module, new: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+        self.new = new
+        self.pools = begins_with_pool(new)
+
+    def reduce(self, h: Tensor) -> Tensor:
+        """Return pooled features (B, D), or `h` where the source FC does not begin with that pooling."""
+        reduced: Tensor = self.pool(h) if self.pools else h
+        return reduced
+
+    def classify(self, reduced: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        return _behind_pool(self.new, reduced) if self.pools else self.new(reduced)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return logits (B, C) for the last block's activations `h`."""
+        return self.classify(self.reduce(h))
+
+
+class FuseHead(nn.Module):
+    """`fuse`: new layers read the pooled activations (D) and the source FC's softmax (K) side by side.
+
+    The softmax, as the logits themselves are so large beside the features that a rate good for the
+    trunk is too high for the head (figures: docs/decisions.md).
+    """
+
+    strategy = "fuse"
+
+    def __init__(self, pool: nn.Module, source_fc: nn.Module, new: MLPHead) -> None:
+        super().__init__()
+        self.pool = pool
+        self.source_fc = source_fc
+        self.new = new
+        self.pools = begins_with_pool(source_fc)
+
+    def reduce(self, h: Tensor) -> Tensor:
+        """Return pooled features (B, D), or `h` where the source FC does not begin with that pooling."""
+        reduced: Tensor = self.pool(h) if self.pools else h
+        return reduced
+
+    def classify(self, reduced: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        pooled = reduced if self.pools else self.pool(reduced)
+        answers = _behind_pool(self.source_fc, reduced) if self.pools else self.source_fc(reduced)
+        logits: Tensor = self.new(torch.cat([pooled, answers.softmax(dim=1)], dim=1))  # (B, D + K)
+        return logits
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return logits (B, C) for the last block's activations `h`."""
+        return self.classify(self.reduce(h))
+
+
+Head = ReplaceHead | LoadHead | FuseHead
+
+
+def begins_with_pool(source_fc: nn.Module) -> bool:
+    """True if a source FC's first layer is the backbone's own pooling: the mean, or the class token.
+
+    Bit for bit: torch computes AdaptiveAvgPool2d(1) as that mean.
+    """
+    first = source_fc[0] if isinstance(source_fc, nn.Sequential) else source_fc
+    return _is_mean(first) or isinstance(first, GlobalAveragePool | ClassToken)
+
+
+def _behind_pool(source_fc: nn.Module, pooled: Tensor) -> Tensor:
+    """Return what a source FC that begins with its pooling makes of pooled features (B, D)."""
+    assert isinstance(source_fc, nn.Sequential)
+    x = pooled[:, :, None, None] if _is_mean(source_fc[0]) else pooled
+    for layer in source_fc[1:]:
+        x = layer(x)
+    return x
+
+
+def _is_mean(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1))

@@ -1,0 +1,143 @@
+"""Every supported backbone in numbers: its blocks, the images it reads, torchvision's weights for it.
+
+Imports no torch, so the process that searches can check a config against it. `finetune.model.backbones`
+builds and cuts the models themselves; a test builds every one of them and compares.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from finetune.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which square images a model can read, by their side in pixels."""
+
+    least: int = 1
+    step: int = 1
+    """Every side is a multiple of it."""
+    most: int | None = None
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return f"{self.least} pixels"
+        if self.step > 1:
+            return f"a multiple of {self.step} pixels"
+        return f"at least {self.least} pixels" if self.least > 1 else "any number of pixels"
+
+    def nearest(self, side: int) -> int:
+        """Return the side nearest to `side` that works."""
+        rounded = max(self.least, (side + self.step // 2) // self.step * self.step)
+        return rounded if self.most is None else min(rounded, self.most)
+
+    def check(self, name: str, side: int) -> None:
+        """Raise a BackboneError unless model `name` can read images of `side` pixels."""
+        if self.nearest(side) != side:
+            raise BackboneError(
+                f"{name}: image_size must be {self}, got {side}. Set it to {self.nearest(side)}."
+            )
+
+
+_V1 = ("IMAGENET1K_V1",)
+_V2 = ("IMAGENET1K_V1", "IMAGENET1K_V2")
+_SWAG = ("IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_SWAG_LINEAR_V1")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What there is to know about a backbone without building it."""
+
+    blocks: int
+    """The most that can be frozen."""
+    sides: Sides = Sides()
+    weights: tuple[str, ...] = _V1
+    """Names of torchvision's weights; `DEFAULT` is one of them, by another name."""
+
+
+OUTLINES: Mapping[str, Outline] = MappingProxyType(
+    {
+        "alexnet": Outline(5, sides=Sides(63)),
+        "convnext_base": Outline(40, sides=Sides(32)),
+        "convnext_large": Outline(40, sides=Sides(32)),
+        "convnext_small": Outline(40, sides=Sides(32)),
+        "convnext_tiny": Outline(22, sides=Sides(32)),
+        "densenet121": Outline(62, sides=Sides(29)),
+        "densenet161": Outline(82, sides=Sides(29)),
+        "densenet169": Outline(86, sides=Sides(29)),
+        "densenet201": Outline(102, sides=Sides(29)),
+        "efficientnet_b0": Outline(18),
+        "efficientnet_b1": Outline(25, weights=_V2),
+        "efficientnet_b2": Outline(25),
+        "efficientnet_b3": Outline(28),
+        "efficientnet_b4": Outline(34),
+        "efficientnet_b5": Outline(41),
+        "efficientnet_b6": Outline(47),
+        "efficientnet_b7": Outline(57),
+        "efficientnet_v2_l": Outline(81),
+        "efficientnet_v2_m": Outline(59),
+        "efficientnet_v2_s": Outline(42),
+        "googlenet": Outline(12, sides=Sides(15)),
+        "inception_v3": Outline(16, sides=Sides(75)),
+        "maxvit_t": Outline(12, sides=Sides(224, step=224, most=224)),
+        "mnasnet0_5": Outline(19),
+        "mnasnet0_75": Outline(19),
+        "mnasnet1_0": Outline(19),
+        "mnasnet1_3": Outline(19),
+        "mobilenet_v2": Outline(19, weights=_V2),
+        "mobilenet_v3_large": Outline(17, weights=_V2),
+        "mobilenet_v3_small": Outline(13),
+        "regnet_x_16gf": Outline(23, weights=_V2),
+        "regnet_x_1_6gf": Outline(19, weights=_V2),
+        "regnet_x_32gf": Outline(24, weights=_V2),
+        "regnet_x_3_2gf": Outline(26, weights=_V2),
+        "regnet_x_400mf": Outline(23, weights=_V2),
+        "regnet_x_800mf": Outline(17, weights=_V2),
+        "regnet_x_8gf": Outline(24, weights=_V2),
+        "regnet_y_128gf": Outline(28, weights=_SWAG),
+        "regnet_y_16gf": Outline(19, weights=(*_V2, *_SWAG)),
+        "regnet_y_1_6gf": Outline(28, weights=_V2),
+        "regnet_y_32gf": Outline(21, weights=(*_V2, *_SWAG)),
+        "regnet_y_3_2gf": Outline(22, weights=_V2),
+        "regnet_y_400mf": Outline(17, weights=_V2),
+        "regnet_y_800mf": Outline(15, weights=_V2),
+        "regnet_y_8gf": Outline(18, weights=_V2),
+        "resnet101": Outline(34, weights=_V2),
+        "resnet152": Outline(51, weights=_V2),
+        "resnet18": Outline(9),
+        "resnet34": Outline(17),
+        "resnet50": Outline(17, weights=_V2),
+        "resnext101_32x8d": Outline(34, weights=_V2),
+        "resnext101_64x4d": Outline(34),
+        "resnext50_32x4d": Outline(17, weights=_V2),
+        "shufflenet_v2_x0_5": Outline(18),
+        "shufflenet_v2_x1_0": Outline(18),
+        "shufflenet_v2_x1_5": Outline(18),
+        "shufflenet_v2_x2_0": Outline(18),
+        "squeezenet1_0": Outline(9, sides=Sides(21)),
+        "squeezenet1_1": Outline(9, sides=Sides(17)),
+        "swin_b": Outline(28, sides=Sides(4)),
+        "swin_s": Outline(28, sides=Sides(4)),
+        "swin_t": Outline(16, sides=Sides(4)),
+        "swin_v2_b": Outline(28, sides=Sides(4)),
+        "swin_v2_s": Outline(28, sides=Sides(4)),
+        "swin_v2_t": Outline(16, sides=Sides(4)),
+        "vgg11": Outline(8, sides=Sides(32)),
+        "vgg11_bn": Outline(8, sides=Sides(32)),
+        "vgg13": Outline(10, sides=Sides(32)),
+        "vgg13_bn": Outline(10, sides=Sides(32)),
+        "vgg16": Outline(13, sides=Sides(32), weights=(*_V1, "IMAGENET1K_FEATURES")),
+        "vgg16_bn": Outline(13, sides=Sides(32)),
+        "vgg19": Outline(16, sides=Sides(32)),
+        "vgg19_bn": Outline(16, sides=Sides(32)),
+        "vit_b_16": Outline(13, sides=Sides(16, step=16), weights=(*_V1, *_SWAG)),
+        "vit_b_32": Outline(13, sides=Sides(32, step=32)),
+        "vit_h_14": Outline(33, sides=Sides(14, step=14), weights=_SWAG),
+        "vit_l_16": Outline(25, sides=Sides(16, step=16), weights=(*_V1, *_SWAG)),
+        "vit_l_32": Outline(25, sides=Sides(32, step=32)),
+        "wide_resnet101_2": Outline(34, weights=_V2),
+        "wide_resnet50_2": Outline(17, weights=_V2),
+    }
+)
+"""By torchvision's name."""

@@ -1,0 +1,147 @@
+"""What a trial reached so far: its epochs, its best weights, and both on disk."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from finetune.disk import checkpoint
+from finetune.errors import CheckpointError
+from finetune.model.strategies import TransferModel
+from finetune.settings import TrialSettings
+from finetune.training.averaging import Average
+from finetune.training.optimize import Rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """What a trial leaves on disk, and by which metric its best epoch is told."""
+
+    metric: str
+    mode: str
+    best: Path
+    """The trained part of the model at its best epoch."""
+    last: Path
+    """Everything needed to go on, while the trial runs; its epochs, once it is complete."""
+    every_seconds: float = 30.0
+    """Seconds of training between two writes of `last`."""
+
+
+class History:
+    """What the trial reached so far: its epochs, its best weights, and both on disk."""
+
+    def __init__(
+        self,
+        model: TransferModel,
+        optimizer: Optimizer,
+        rates: Rates,
+        settings: TrialSettings,
+        keep: Keep,
+        *,
+        average: Average | None,
+        read: Mapping[str, str | None],
+        leads: bool,
+    ) -> None:
+        self.model, self.optimizer, self.rates = model, optimizer, rates
+        self.settings, self.keep, self.average = settings, keep, average
+        self.read = dict(read)
+        """Hashes of what was read: a checkpoint is of the same data and weights, wherever they lie."""
+        self.leads = leads
+        """This worker writes the files; the others only keep count."""
+        self.epochs: list[dict[str, float]] = []
+        self._best: dict[str, Tensor] = {}
+        self._best_epoch = 0
+        self._unsaved = False
+        self._written = time.monotonic()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take one epoch's metrics; keep the weights if they are the best, and write now and then."""
+        self.epochs.append(metrics)
+        sign = 1.0 if self.keep.mode == "max" else -1.0
+        values = [sign * past[self.keep.metric] for past in self.epochs]
+        if values[-1] > max(values[:-1], default=-math.inf):
+            evaluated = self.average.state if self.average else self.model.trained_state()
+            self._best = {k: v.detach().cpu().clone() for k, v in evaluated.items()}
+            self._best_epoch, self._unsaved = int(metrics["epoch"]), True
+        if time.monotonic() - self._written >= self.keep.every_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Write all that is needed to go on from the last epoch."""
+        self._written = time.monotonic()
+        self.save_best()
+        if self.leads:
+            self._write_last()
+
+    def save_best(self) -> None:
+        """Write the best weights where they are not on disk yet."""
+        if self._unsaved and self.leads:
+            metrics = self.epochs[self._best_epoch - 1]
+            facts = {"settings": self.settings.to_dict(), "metrics": metrics}
+            checkpoint.write(self.keep.best, self._best, facts)
+        self._unsaved = False
+
+    def finish(self) -> None:
+        """Write the best weights, and that no epoch is left: whoever asked for them may not have heard."""
+        self.save_best()
+        if self.leads:
+            checkpoint.write(self.keep.last, {}, self._facts())
+
+    def restore(self) -> list[dict[str, float]]:
+        """Take up an interrupted run of the same trial, if there is one; return its epochs.
+
+        Raises:
+            CheckpointError: its files are damaged or of another trial. The model is then of no use.
+        """
+        if not self.keep.last.exists():
+            return []
+        tensors, facts = checkpoint.read(self.keep.last)
+        try:
+            self._check(facts)
+            if len(facts["history"]) < self.settings.epochs:
+                self._take_up(tensors, facts)
+            self._best, best = checkpoint.read(self.keep.best)
+            self._best_epoch = int(best["metrics"]["epoch"])
+            self.epochs = list(facts["history"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.keep.last}: a checkpoint must hold all that a trial needs to go on, "
+                f"got {type(error).__name__}: {error}. Remove the file to start the trial afresh."
+            ) from error
+        return self.epochs
+
+    def _check(self, facts: Mapping[str, Any]) -> None:
+        written = TrialSettings.from_dict(facts["settings"]).choices()
+        if written != self.settings.choices() or facts.get("read", self.read) != self.read:
+            raise CheckpointError(
+                f"{self.keep.last}: a checkpoint must be of the trial's own settings, data and weights, "
+                f"got those of another. Remove the file to start the trial afresh."
+            )
+
+    def _take_up(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self.model.load_trained_state(_below("model.", tensors))
+        if self.average:
+            for name, tensor in _below("average.", tensors).items():
+                self.average.state[name].copy_(tensor)
+        checkpoint.unpack_optimizer(self.optimizer, tensors, facts["groups"])
+        self.rates.go_to(facts["steps"])
+
+    def _write_last(self) -> None:
+        flat, groups = checkpoint.pack_optimizer(self.optimizer)
+        model = {f"model.{k}": v for k, v in self.model.trained_state().items()}
+        if self.average:
+            model |= {f"average.{k}": v for k, v in self.average.state.items()}
+        facts = self._facts() | {"groups": groups, "steps": self.rates.steps}
+        checkpoint.write(self.keep.last, model | flat, facts)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"settings": self.settings.to_dict(), "read": self.read, "history": self.epochs}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

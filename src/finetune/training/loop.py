@@ -1,0 +1,395 @@
+"""Train one model: from settings to a report per epoch, the best weights and a way to go on.
+
+Shapes: B images of a batch, C classes, H, W pixels.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from finetune.errors import CheckpointError, NonFiniteLoss
+from finetune.frozen import execution
+from finetune.frozen.features import Feed, Inputs
+from finetune.images import augment, order
+from finetune.images.batches import ImageData
+from finetune.metrics import check as check_metric
+from finetune.model import backbones, strategies
+from finetune.model.strategies import TransferModel
+from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
+from finetune.training import graphs, optimize, shared, shares
+from finetune.training.averaging import Average
+from finetune.training.evaluate import BATCH, Scores, evaluate
+from finetune.training.history import History, Keep
+from finetune.training.losses import Loss
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes one message: `{"kind": "effective", ...}` once, then `{"kind": "epoch", "epoch": 1, ...}`.
+
+Between them may come `{"kind": "note", "text": ...}`: something that is to be known of the trial."""
+
+LOOK_EVERY = 20
+"""Batches between two looks at a loss that lies on a GPU; a look waits for the device."""
+
+TARGETS_AT_ONCE = 2**20
+"""Elements of the targets that are made in one go: few calls for small sets, no memory for large ones."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The workers that train one model together, seen from one of them."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether any worker raised it; every worker must call this."""
+        if self.size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in raised.tolist())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: `complete`, `stopped` or `moved` (to go on elsewhere), after so many epochs."""
+
+    state: str
+    epochs: int
+
+
+def train(
+    settings: TrialSettings,
+    *,
+    keep: Keep,
+    report: Report,
+    world: World | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    should_move: Callable[[], bool] = lambda: False,
+    features: FeatureSettings | None = None,
+) -> Outcome:
+    """Train one model and leave its best weights at `keep.best`.
+
+    `features` says where features of frozen blocks are kept, for this trial and others; None: nowhere.
+
+    Where `keep.last` lies from an interrupted run of the same settings, its epochs are reported
+    again and training goes on behind them; the result equals an uninterrupted run. If it is of no use,
+    a `note` says so and training starts anew. `should_stop` is asked between batches, `should_move`
+    between epochs: the run then ends with `keep.last` written.
+
+    Raises:
+        NonFiniteLoss: the loss became NaN or infinite; the message says where.
+        FinetuneError: data, weights or backbone are not as the settings say.
+    """
+    run = Run(settings, world or World(), features)
+    check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
+    history = _history(run, keep)
+    report({"kind": "effective"} | run.effective())
+    if problem := _restore(history, run.world):
+        report({"kind": "note", "text": f"trained from its start: {problem}"})
+        run = Run(settings, run.world, features)
+        history = _history(run, keep)
+    for past in history.epochs:
+        report({"kind": "epoch"} | past)
+        run.parts = int(past.get("accumulate", run.parts))
+    for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
+        begin = time.perf_counter()
+        with execution.rounding(settings.precision):
+            loss = run.train_epoch(epoch, should_stop)
+        if loss is None:
+            history.save_best()
+            return Outcome("stopped", epoch - 1)
+        with run.average.applied() if run.average else nullcontext():
+            scores = {f"val/{name}": value for name, value in run.evaluate("val").items()}
+        if not math.isfinite(scores["val/loss"]):
+            raise NonFiniteLoss(_non_finite("validation", scores["val/loss"], epoch, settings))
+        seconds = time.perf_counter() - begin
+        rates = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
+        speed = {"seconds": seconds, "images_per_second": run.data.size("train") / seconds}
+        metrics = {"epoch": epoch, "train/loss": loss} | scores | rates | speed
+        if run.parts != settings.accumulate:
+            metrics["accumulate"] = run.parts
+        history.add(metrics)
+        report({"kind": "epoch"} | metrics)
+        if any(run.world.agree(should_move())) and epoch < settings.epochs:
+            history.save()
+            return Outcome("moved", epoch)
+    history.finish()
+    return Outcome("complete", settings.epochs)
+
+
+def _history(run: "Run", keep: Keep) -> History:
+    return History(
+        run.model,
+        run.optimizer,
+        run.rates,
+        run.settings,
+        keep,
+        average=run.average,
+        read={"data": run.data.fingerprint, "weights": run.weights_sha256},
+        leads=run.world.rank == 0,
+    )
+
+
+def _restore(history: History, world: World) -> str:
+    """Take up what an interrupted run left; return why that cannot be, the same for all workers."""
+    problem = ""
+    try:
+        history.restore()
+    except CheckpointError as error:
+        problem = str(error)
+    (found,) = world.agree(bool(history.epochs))
+    (failed,) = world.agree(bool(problem) or (found and not history.epochs))
+    return (problem or "a worker could not read its checkpoint") if failed else ""
+
+
+class Run:
+    """The parts of one trial, built afresh: model, optimiser, its rates, order of the images."""
+
+    def __init__(
+        self, settings: TrialSettings, world: World, features: FeatureSettings | None = None
+    ) -> None:
+        self.settings, self.world = settings, world
+        # Before images and weights are read: a size that cannot work costs nothing.
+        backbones.check_image_size(settings.backbone, settings.data.image_size)
+        self.data = shared.images(settings.data, features)
+        source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
+        self.model = build_model(settings, self.data, world.device)
+        self.inputs = Inputs(
+            self.model,
+            self.data,
+            settings,
+            source,
+            world.device,
+            blocks=lambda: shared.pristine(settings, world.device).blocks,
+            stored=features,
+        )
+        self.labels = self.data.labels("train")
+        weights, classes = self.data.weights("train"), len(self.data.classes)
+        self.loss = Loss(settings, self.labels, weights, classes=classes, device=world.device)
+        first = self._order(1)
+        shares.check(settings, self.model, map(len, first), world.size)
+        self.steps = len(first)
+        self.optimizer = optimize.optimizer(self.model.parameter_groups(), settings)
+        self.rates = optimize.Rates(self.optimizer, settings, steps_per_epoch=self.steps)
+        self.starts = optimize.starts(self.optimizer)
+        self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.mixing = augment.mixing(settings)
+        self.scores = Scores(self.data.classes, world.device)
+        self.parts = settings.accumulate
+        """That a share of a batch is computed in: as the settings say, more where memory was short."""
+        self.step_model = self._parallel()
+        replays = graphs.ON and world.device.type == "cuda" and world.size == 1
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.replays = graphs.Replays(trained, on=replays and settings.precision != "exact")
+        self.weights_sha256 = source.sha256
+
+    def effective(self) -> dict[str, Any]:
+        """Return what is really used, read back from the model, the optimiser and the data."""
+        facts = self.model.describe() | optimize.effective(self.optimizer, self.rates)
+        facts |= self.loss.effective() | augment.effective(self.mixing) | self.data.effective()
+        return (
+            facts
+            | self.inputs.effective()
+            | {
+                "ema_decay": self.average.decay if self.average else 0.0,
+                "clip_norm": self.settings.clip_norm,
+                "accumulate": self.settings.accumulate,
+                "unfreeze_epochs": self.settings.unfreeze_epochs,
+                "batch_size": self.settings.data.batch_size,
+                "workers": self.world.size,
+                "device": str(self.world.device),
+                "weights_sha256": self.weights_sha256,
+                "data_fingerprint": self.data.fingerprint,
+            }
+        )
+
+    def train_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> float | None:
+        """Return the (weighted) mean training loss, or None if told to stop between two batches."""
+        settings, world = self.settings, self.world
+        # Every epoch seeds itself: going on after an interruption needs no generator's state.
+        _seed(order.mixed_seed(settings.seed, epoch, world.rank), world.device)
+        self._thaw(epoch)
+        self.model.train()
+        whole = self._order(epoch)
+        mine = [batch[world.rank :: world.size] for batch in whole]
+        # DDP averages gradients over workers: these make the average the mean over all images.
+        sums = self._sums(whole)
+        scales = [world.size / weight for weight in sums]
+        total = torch.zeros((), device=world.device)
+        feed = self.inputs.feed("train", view=self.data.view(epoch))
+        batches = zip(feed.batches(mine), self._targets(mine), scales, strict=True)
+        for step, (x, targets, scale) in enumerate(batches):
+            x, targets = augment.mix(self.mixing, x, targets)
+            optimize.clear(self.optimizer)
+            total += self._backward(feed, x, targets, scale=scale)
+            optimize.step(self.optimizer, self.starts, clip_norm=settings.clip_norm)
+            self.rates.step()
+            if self.average:
+                self.average.update(self.rates.steps)
+            look = world.device.type == "cpu" or (step + 1) % LOOK_EVERY == 0 or step + 1 == len(whole)
+            if world.size > 1 and not look:
+                continue  # to agree, workers wait for their devices
+            stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
+            if bad:
+                raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
+            if stop:
+                return None
+        if world.size > 1:
+            torch.distributed.all_reduce(total)
+            self._average_buffers()
+        return total.item() / sum(sums)
+
+    def _targets(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the targets (B, C) of each batch, on the device, made for many batches in one go."""
+        count = TARGETS_AT_ONCE // (self.loss.classes * self.settings.data.batch_size)
+        for start in range(0, len(order), max(1, count)):
+            some = order[start : start + max(1, count)]
+            images = torch.cat(list(some))
+            targets = self.loss.targets(self.labels[images], self.loss.weights[images])
+            yield from targets.split([len(batch) for batch in some])
+
+    def _sums(self, order: Sequence[Tensor]) -> list[float]:
+        """Return the sum of the images' weights in each batch."""
+        ends = torch.tensor([len(batch) for batch in order]).cumsum(0) - 1
+        sums = self.loss.weights[torch.cat(list(order))].double().cumsum(0)[ends]
+        parts: list[float] = sums.diff(prepend=sums.new_zeros(1)).tolist()
+        return parts
+
+    def _backward(self, feed: Feed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
+        """Add the gradient of scale * the sum of losses, in `parts` parts; return that sum.
+
+        Where the GPU has no room for a part, all later ones are half as large. Batch norms that had seen
+        the part by then see it again.
+        """
+        while True:
+            try:
+                step = partial(self._in_parts, feed)
+                return self.replays.take(step, (feed.kind, self.model.waiting), x, targets, scale)
+            except torch.OutOfMemoryError:
+                if 2 * self.parts >= len(x) or self.world.size > 1:  # the other workers wait for this one
+                    raise
+            # Only here, behind the error, nobody holds what the step had allocated.
+            self.parts *= 2
+            self.replays.drop()
+            optimize.clear(self.optimizer)
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float | Tensor) -> Tensor:
+        """Do what `_backward` says; workers exchange gradients once, with the last part."""
+        model, count = self.step_model, self.parts
+        parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
+        sums = []
+        for number, (some, wanted) in enumerate(parts, 1):
+            waits = number < len(parts) and isinstance(model, DistributedDataParallel)
+            with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                h = feed.finish(some)
+                with self._autocast():
+                    losses = self.loss(model(h), wanted)
+                (losses * scale).backward()
+            sums.append(losses.detach())
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+    def _thaw(self, epoch: int) -> None:
+        """Let those trained blocks train whose turn has come: one more every `unfreeze_epochs` epochs.
+
+        Gradual unfreezing (Howard and Ruder, ACL 2018), the head alone first.
+        """
+        every = self.settings.unfreeze_epochs
+        if every and self.model.thaw((epoch - 1) // every):
+            self.step_model = self._parallel()
+
+    def _parallel(self) -> nn.Module:
+        """Return what the workers step; DDP waits for all gradients that it sees here."""
+        trained = _Trained(self.model)
+        if self.world.size == 1:
+            return trained
+        return DistributedDataParallel(trained, broadcast_buffers=False)
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return loss and metrics of a split; each worker reads its own share of the images."""
+        world = self.world
+        mine = shares.split(self.data.size(split), world.rank, world.size, BATCH)
+        feed = self.inputs.feed(split)
+        own = self.data.labels(split)[world.rank :: world.size].to(world.device)
+        labels = own.split([len(batch) for batch in mine])
+        batches = zip(feed.batches(mine), labels, strict=True)
+        self.model.eval()
+        with self._autocast(), execution.rounding(self.settings.precision):
+            return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores)
+
+    def _order(self, epoch: int) -> list[Tensor]:
+        """Return the epoch's batches of image numbers, over all workers."""
+        return order.epoch_batches(self.settings, self.labels, epoch, workers=self.world.size)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        usual = execution.usual(self.settings.precision, self.world.device)
+        if usual.dtype == "bfloat16":
+            return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _average_buffers(self) -> None:
+        """Give all workers the mean of the trained batch norms' running statistics."""
+        for name, buffer in self.model.moving_statistics().items():
+            for statistic in [buffer, self.average.state[name]] if self.average else [buffer]:
+                torch.distributed.all_reduce(statistic)
+                statistic /= self.world.size
+
+
+class _Trained(nn.Module):
+    """A model behind its frozen blocks: what `TransferModel.features` gave -> logits (B, C)."""
+
+    def __init__(self, model: TransferModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        return self.model.from_features(h)
+
+
+def build_model(settings: TrialSettings, data: ImageData, device: torch.device) -> TransferModel:
+    """Return the model that the settings describe, on `device`, with its pretrained weights."""
+    relation = None
+    if settings.strategy == "load" and settings.weights != WeightsSettings():
+        relation = shared.relationship(settings, device)
+    source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
+    model = strategies.build(
+        settings.strategy,
+        shared.backbone(settings, device),
+        classes=data.classes,
+        head_size=settings.head_size,
+        dropout=settings.dropout,
+        frozen_layers=settings.frozen_layers,
+        relation=relation,
+        source_names=source.classes,
+        seed=settings.seed,
+    )
+    model.head.to(device)  # the blocks are there
+    return model
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what training draws from; `torch.manual_seed` also keeps a stack trace, for devices to come."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _non_finite(which: str, value: float, epoch: int, settings: TrialSettings, batch: int = 0) -> str:
+    where = f"epoch {epoch}" + (f", batch {batch}" if batch else "")
+    return (
+        f"{where}: the {which} loss must stay finite, got {value}. "
+        f"Lower learning_rate (here {settings.learning_rate:.3g}) or add warmup_epochs."
+    )

@@ -1,0 +1,75 @@
+"""How the workers of a trial share the images, and batches that cannot be shared out or trained on.
+
+Shapes: S side of the images in pixels.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from finetune.errors import DataError
+from finetune.model.strategies import TransferModel
+from finetune.settings import TrialSettings
+
+
+def split(images: int, rank: int, workers: int, size: int) -> list[Tensor]:
+    """Return the numbers of the images that worker `rank` evaluates, in batches; none where it has none."""
+    mine = torch.arange(images)[rank::workers]
+    return list(mine.split(size)) if len(mine) else []
+
+
+def check(settings: TrialSettings, model: TransferModel, sizes: Iterable[int], workers: int) -> None:
+    """Raise a DataError for batches of these sizes that cannot be shared out, or not be normalised.
+
+    It is the same on all workers: none of them waits for another one in vain.
+    """
+    sizes = set(sizes)
+    if min(sizes) < workers:
+        size = settings.data.batch_size
+        what = f"data.batch_size {size}" if size < workers else f"{min(sizes)} training images"
+        raise DataError(
+            f"data.batch_size: every worker needs an image of each batch, got {what} for {workers} workers. "
+            "Raise it, add images, or lower resources.workers_per_trial."
+        )
+    shares = {share for size in sizes for share in (size // workers, -(-size // workers))}
+    parts = {len(part) for share in shares for part in torch.empty(share).chunk(settings.accumulate)}
+    if min(parts) > 1:
+        return
+    single = _single_valued(model, settings.data.image_size)
+    if single is not None:
+        per = " per worker" * (workers > 1) + " per accumulated part" * (settings.accumulate > 1)
+        raise DataError(
+            f"data.batch_size: batch norm must train on more than one value per channel, got one image{per} "
+            f"and one pixel of it in {single}. Give each two images or more, enlarge data.image_size, or "
+            "freeze all blocks."
+        )
+
+
+@torch.no_grad()
+def _single_valued(model: TransferModel, side: int) -> str | None:
+    """Return the first trained batch norm that sees one pixel of an image (3, S, S); None: there is none."""
+    names = [*model.block_names[len(model.prefix) :], "head"]
+    found: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(partial(_look, found, name))
+        for name, part in zip(names, [*model.trunk, model.head], strict=True)
+        for module in part.modules()
+        if isinstance(module, _BatchNorm)
+    ]
+    try:
+        if hooks:
+            device = next(model.parameters()).device
+            model.eval()
+            model(torch.zeros(1, 3, side, side, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def _look(found: list[str], name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    if given[0].numel() == given[0].size(1):
+        found.append(name)
