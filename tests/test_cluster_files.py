@@ -116,7 +116,7 @@ def test_every_file_says_how_to_start_use_and_end_it(path: Path) -> None:
     for words in (f"ray up {name}", f"ray down {name}", "(umask 077; ray get-auth-token --generate)"):
         assert words in text
     cluster = "" if name == "cluster.yaml" else f" --cluster {name}"
-    assert f"python -m search submit CONFIG{cluster} (README" in text
+    assert f"python -m search submit CONFIG{cluster} (docs/cluster.md" in text
     assert "EDIT" in text
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -17,9 +18,12 @@ from search.config.study import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FILE_MAP = README.partition("\n## Files\n")[2].partition("```text\n")[2].partition("```")[0]
+CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+FILE_MAP = README.partition("\n## Map\n")[2].partition("```text\n")[2].partition("```")[0]
 COMMANDS = [
-    words for line in README.splitlines() for words in re.findall(r"python -m search (\S[^`#\n]*)", line)
+    words
+    for line in (README + CLUSTER).splitlines()
+    for words in re.findall(r"python -m search (\S[^`#\n]*)", line)
 ]
 
 
@@ -32,21 +36,18 @@ def help_of(*command: str) -> str:
 
 
 def mapped(folder: str) -> list[str]:
-    """Return the files that the map lists below a folder."""
+    """Return the files and packages that the map lists below a folder."""
     below = FILE_MAP.partition(f"{folder}/ ")[2].splitlines()[1:]
-    files = []
-    for line in below:
-        if not line.startswith("  "):
-            break
-        files.append(line.split()[0])
-    return files
+    return [line.split()[0] for line in itertools.takewhile(lambda line: line.startswith("  "), below)]
 
 
 @pytest.mark.parametrize("folder", ["search", "src/finetune"])
-def test_the_file_map_names_every_file_once_and_none_that_is_not_there(folder: str) -> None:
-    there = sorted(path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob("*.py"))
-    assert there
-    assert sorted(mapped(folder)) == there
+def test_the_map_names_every_package_and_every_file_beside_them_once(folder: str) -> None:
+    files = {path.name for path in (ROOT / folder).glob("*.py")}
+    packages = {f"{path.parent.name}/" for path in (ROOT / folder).glob("*/__init__.py")}
+    assert files
+    assert packages
+    assert sorted(mapped(folder)) == sorted(files | packages)
 
 
 def test_each_line_of_the_file_map_says_what_the_file_is() -> None:
