@@ -154,7 +154,7 @@ def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
 ) -> None:
     plant(monkeypatch, lambda config: time.sleep(600))
     plan = slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False)
-    warm = slots.Slots(plan, tmp_path / "slots", ["shufflenet_v2_x0_5"])
+    warm = slots.Slots(plan, tmp_path / "slots")
     killed = threading.Event()
 
     def kill() -> None:

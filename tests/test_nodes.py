@@ -24,7 +24,7 @@ from search.cluster import spot
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import tuner
-from search.errors import PreflightError, StudyError
+from search.errors import PreflightError, SlotsLost
 from search.slots import nodes, preflight, slots
 from search.suggest.space import Space
 from tests.waiting import eventually
@@ -298,12 +298,8 @@ def test_two_slots_share_a_gpu_and_one_that_torch_does_not_see_is_named(
     plan = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=True, gpu_per_worker=0.5)
     study = Driver(small_study(), tmp_path, plan)
     try:
-        with pytest.raises(
-            StudyError, match=r"torch must see the GPU .* got none\. .* resources\.gpu: false"
-        ):
+        with pytest.raises(SlotsLost, match=r"torch must see the GPU .* got none\. .* resources\.gpu: false"):
             study.warm.wait(2)
-        assert [facts["node"] for facts in study.call("status")["ready"].values()] == [node.node_id] * 2
-        assert "GPU" not in free(node)
     finally:
         study.warm.close()
     eventually(lambda: free(node).get("GPU") == 1, "no share of it stays held")

@@ -39,6 +39,18 @@ def plant(monkeypatch: pytest.MonkeyPatch, train: torchless.Train = torchless.tr
     monkeypatch.setattr(slots, "serve", torchless.worker(train))
 
 
+def change_workers(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+    """Have real workers serve trials whose module `finetune.worker` was changed before."""
+
+    def serve(config: dict[str, Any]) -> None:
+        from finetune import worker
+
+        change(worker)
+        worker.slot_loop(config)
+
+    monkeypatch.setattr(slots, "serve", serve)
+
+
 def ray_processes() -> list[psutil.Process]:
     """Return the processes of this test's own Ray that do something; its raylet is a child of ours."""
     found = []
@@ -256,7 +268,7 @@ def test_an_export_that_fails_leaves_a_whole_record_and_resume_makes_up_for_it(
     config = small_study(study={"trials": 3, "keep_checkpoints": 1}, early_stopping={"enabled": False})
     folder = StudyFolder(config.folder)
     with monkeypatch.context() as patch:
-        plant(patch, refuse)
+        change_workers(patch, refuse)
         wanted = r"the best model must be exported, got OSError: no room for a model\. The record is whole"
         with pytest.raises(SearchError, match=wanted):
             runner.run(config)
@@ -452,7 +464,6 @@ def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
         finally:
             stopping.touch()
 
-    plant(monkeypatch)
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(tuner, "SlotTrial", UpTooLate)
         stopped = pool.submit(stop_once_trained)

@@ -235,16 +235,18 @@ def connected() -> Iterator[None]:
     What that changes in this process is given back: it may be a notebook.
     """
     quiet = process.environment(tuner.QUIET, override=False)
-    with quiet, process.levels("ray", "ray.tune"), process.stoppable():
+    with quiet, process.levels("ray", "ray.tune"):
         tuner.quieten()
         if ray.is_initialized():
-            yield
+            with process.stoppable():
+                yield
             return
         address = os.environ.get("RAY_ADDRESS") or "local"
         local = {"include_dashboard": False} if address == "local" else {}
         with process.not_for_children():
             preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
         try:
-            yield
+            with process.stoppable():  # Ray has put its own handlers into place
+                yield
         finally:
             ray.shutdown()

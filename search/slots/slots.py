@@ -208,8 +208,7 @@ class Slots:
         if not status["ready"]:
             why = [f"{name}: {reason}" for name, reason in status["given_up"].items()] + status["notes"]
             raise SlotsLost(
-                f"slots: one must start within {seconds:.0f} s, got none"
-                f"{' (' + '; '.join(why) + ')' if why else ''}. "
+                f"slots: none started{': ' + '; '.join(why) if why else f' within {seconds:.0f} s'}. "
                 "See `ray status` and the worker logs in Ray's session folder."
             )
         facts: dict[str, Any] = status["ready"]
