@@ -189,7 +189,7 @@ def test_scanning_imports_neither_torch_nor_torchvision() -> None:
         "scan(DataSettings(kind='digits')); "
         "print(*{'torch', 'torchvision'} & set(sys.modules))"
     )
-    source = str(Path(catalog.__file__).parents[1])
+    source = str(Path(catalog.__file__).parents[2])
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, env={"PYTHONPATH": source}, text=True) == "\n"
 

@@ -25,6 +25,7 @@ from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.slots import nodes, slots, supervisor
 from search.slots.exchange import Exchange
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 Make = Callable[..., StudyConfig]
@@ -118,6 +119,7 @@ def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes
     assert "\n" not in str(ended.value)
     record = read_study(folder)
     assert record.state == "interrupted"
+    eventually(lambda: ray.available_resources().get("CPU") == 2, "nothing is held of the slots")
     assert all(trial.interrupted for trial in record.trials if trial.state != "COMPLETE")
     again = runner.resume(folder.root)
     assert again.state == "finished"

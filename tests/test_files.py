@@ -23,15 +23,18 @@ READERS = """
 import os, sys
 from pathlib import Path
 
-from finetune import checkpoint, decode, kinds, manifest, model_folder, weights
-from search import config_file
+from finetune import model_folder
+from finetune.disk import checkpoint
+from finetune.images import decode, manifest, sources
+from finetune.model import weights
+from search.config import config_file
 
 folder, place = map(Path, sys.argv[1:])
 readers = {
     "config.yaml": config_file.load,
     "manifest.csv": lambda path: manifest._read(str(path)),
     "image.png": decode.decode,
-    "sample.png": lambda path: kinds.Files(str(folder)).sample(path.name),
+    "sample.png": lambda path: sources.Files(str(folder)).sample(path.name),
     "weights.pth": weights._content,
     "weights.safetensors": weights._content,
     "last.safetensors": checkpoint.read,

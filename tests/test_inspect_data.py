@@ -188,12 +188,12 @@ def test_errors_come_first_and_long_lists_are_cut(root: Path) -> None:
 
 def test_inspecting_imports_neither_torch_nor_torchvision() -> None:
     code = (
-        "import sys; from finetune import catalog, inspect_data; "
+        "import sys; from finetune.images import catalog, inspection; "
         "from finetune.settings import DataSettings as S; "
-        "inspect_data.inspect(catalog.scan(S(kind='digits'))); "
+        "inspection.inspect(catalog.scan(S(kind='digits'))); "
         "print(*{'torch', 'torchvision'} & set(sys.modules))"
     )
-    source = str(Path(inspection.__file__).parents[1])
+    source = str(Path(inspection.__file__).parents[2])
     assert (
         subprocess.check_output([sys.executable, "-c", code], env={"PYTHONPATH": source}, text=True) == "\n"
     )

@@ -116,8 +116,8 @@ def test_a_killed_driver_leaves_its_trials_and_their_orphans_fail_on_the_next_st
     script = textwrap.dedent(f"""
         import signal
         from pathlib import Path
-        from search.ledger import Ledger
-        from search.sampler import make
+        from search.record.ledger import Ledger
+        from search.suggest.sampler import make
         book = Ledger(Path({str(path)!r}), mode="max", sampler=make("random", seed=0))
         for number in range(4):
             trial = book.ask()
@@ -149,8 +149,8 @@ def test_a_trial_that_was_announced_is_in_the_file_even_if_the_driver_is_killed_
     script = textwrap.dedent(f"""
         from functools import partial
         from pathlib import Path
-        from search.ledger import Ledger
-        from search.sampler import make
+        from search.record.ledger import Ledger
+        from search.suggest.sampler import make
         book = Ledger(Path({str(path)!r}), mode="max", sampler=make("random", seed=0))
         while True:
             trial = book.ask()

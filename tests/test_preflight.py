@@ -121,7 +121,7 @@ def test_a_driver_without_a_token_is_told_so_at_once(tmp_path: Path) -> None:
     env |= {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
-        words = [sys.executable, "-c", f"from search import preflight; preflight.join('{address}')"]
+        words = [sys.executable, "-c", f"from search.slots import preflight; preflight.join('{address}')"]
         done = subprocess.run(words, env=env, capture_output=True, text=True)
     line = f"PreflightError: cluster {address}: RAY_AUTH_MODE=token needs a token, got none. Copy its token"
     assert line in done.stderr.splitlines()[-1]

@@ -57,7 +57,7 @@ def test_a_closed_terminal_is_told_once_and_nothing_is_written_to_it() -> None:
     """Shell and kernel both tell; the study says on a terminal that is gone what it has to say."""
     script = textwrap.dedent("""
         import os, signal
-        from search import process
+        from search.driver import process
         with process.stoppable():
             try:
                 print("ready", flush=True)

@@ -52,8 +52,8 @@ def killed(folder: StudyFolder) -> None:
     script = f"""
         import os, signal
         from pathlib import Path
-        from search.ledger import Ledger
-        from search.sampler import make
+        from search.record.ledger import Ledger
+        from search.suggest.sampler import make
         book = Ledger(Path({str(folder.database)!r}), mode="max", sampler=make("random", seed=0))
         trial = book.ask()
         book.suggested(trial.number, {{"params": {{}}}})
@@ -121,9 +121,9 @@ def test_a_study_that_runs_is_read_without_changing_a_byte(study: Make, tmp_path
         import sys
         from pathlib import Path
         from filelock import FileLock
-        from search.layout import StudyFolder
-        from search.ledger import Ledger
-        from search.sampler import make
+        from search.record.study_folder import StudyFolder
+        from search.record.ledger import Ledger
+        from search.suggest.sampler import make
         folder = StudyFolder(Path({str(folder.root)!r}))
         with FileLock(folder.lock):
             book = Ledger(folder.database, mode="max", sampler=make("random", seed=0))
@@ -181,7 +181,7 @@ def test_a_study_is_read_by_somebody_who_may_write_nothing(
     script = f"""
         import os
         from pathlib import Path
-        from search import status
+        from search.cluster import status
         from search.__main__ import app, guarded
         def read(folder):
             assert guarded(lambda: app(["results", folder + "/pets"], standalone_mode=False)) == 0

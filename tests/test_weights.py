@@ -198,7 +198,7 @@ def test_an_unknown_backbone_is_a_backbone_error(settings: WeightsSettings) -> N
 
 def test_a_source_is_not_for_this_function() -> None:
     source = SourceSettings(data=DataSettings(kind="digits"))
-    with pytest.raises(WeightsError, match=r"got source\. .*finetune\.pretrain"):
+    with pytest.raises(WeightsError, match=r"got source\. .*finetune\.model\.pretrain"):
         weights.load(NAME, WeightsSettings(source=source))
 
 

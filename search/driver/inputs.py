@@ -71,7 +71,7 @@ _MISFIT = 3
 _FIT = f"""
 import json, sys
 sys.path[:], files = json.load(sys.stdin)
-from finetune import weights
+from finetune.model import weights
 from finetune.errors import FinetuneError
 from finetune.settings import WeightsSettings
 try:

@@ -1,6 +1,7 @@
 """The nodes of a Ray cluster: those that are up, those about to go, and those its autoscaler may add."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ HEAD = "node:__internal_head__"
 """A resource that only Ray's head node has."""
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster's whole config on the head, for the autoscaler there."""
+
+LOOK_SECONDS = 0.1
+"""Between two looks whether actors are dead."""
 
 Resources = Mapping[str, float]
 """Ray's names (CPU, GPU) -> how much of it."""
@@ -76,6 +80,25 @@ def free(actor: str) -> None:
         group = PlacementGroupTableData.FromString(entry)
         if group.creator_actor_id.hex() == actor and group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def free_children(actor: str, seconds: float) -> None:
+    """Remove the placement groups of the actors that a dead actor had started, once these are dead, too.
+
+    Args:
+        actor: id of the dead one.
+        seconds: to wait for its children at most.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        actors = state.actors()
+        at = actors[actor]["Address"]
+        children = {name: one["State"] for name, one in actors.items() if one["OwnerAddress"] == at}
+        if set(children.values()) <= {"DEAD"} or time.monotonic() > end:
+            break
+        time.sleep(LOOK_SECONDS)
+    for child in children:
+        free(child)
 
 
 def may_come(bootstrap: Path = BOOTSTRAP) -> list[Resources]:

@@ -19,7 +19,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from finetune.disk import file_cache
 from search.errors import CapacityError, SlotsLost
-from search.slots import train_run
+from search.slots import nodes, train_run
 from search.slots.exchange import Exchange
 from search.slots.nodes import HEAD, Resources
 from search.slots.preflight import Expected
@@ -282,10 +282,13 @@ class Slots:
         try:
             ray.get(self.exchange.close.remote(seconds), timeout=seconds + CLOSE_SECONDS)
             ray.get(self._run, timeout=CLOSE_SECONDS)
+            ended = True
         except (GetTimeoutError, RayError):
-            pass  # they are killed below: their workers belong to the keeper and go with it
+            ended = False  # they are killed below: their workers belong to the keeper and go with it
         for actor in (self._keeper, self.exchange):
             ray.kill(actor)
+        if not ended:  # nobody has freed what the slots held, and this driver may go on with another study
+            nodes.free_children(self._keeper._actor_id.hex(), CLOSE_SECONDS)
 
 
 def serve(config: dict[str, Any]) -> None:
