@@ -25,8 +25,8 @@ from search.slots.nodes import HEAD, Resources
 from search.slots.preflight import Expected
 
 START_SECONDS = 600.0
-"""For the first slot to be up. Imports of torch take minutes on a machine that is busy with other work; a slot that
-dies, a keeper or an exchange that dies are told at once."""
+"""For the first slot to be up: imports of torch take minutes on a machine that is busy with other work. If a
+slot, the keeper or the exchange dies, that is told at once."""
 BOOT_SECONDS = 1800.0
 """The same where no node has room yet: an autoscaler has to get one from its cloud first."""
 CLOSE_SECONDS = 20.0
