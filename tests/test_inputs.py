@@ -90,8 +90,11 @@ def test_a_weights_file_that_is_not_there(small_study: Make, tmp_path: Path, pla
 
 
 @pytest.mark.ray
-def test_a_weights_file_of_another_backbone(small_study: Make, tmp_path: Path) -> None:
+def test_a_weights_file_of_another_backbone(
+    small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`run` looks into the file while Ray starts; it is refused before the first slot."""
+    monkeypatch.undo()
     torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), tmp_path / "w.pth")
     right, wrong = ({"backbone": name, "weights": str(tmp_path / "w.pth")} for name in (
         "shufflenet_v2_x0_5", "squeezenet1_1"))  # fmt: skip

@@ -91,7 +91,7 @@ def free_children(actor: str, seconds: float) -> None:
     """
     end = time.monotonic() + seconds
     while True:
-        actors = state.actors()
+        actors = state.actor_table(None)
         at = actors[actor]["Address"]
         children = {name: one["State"] for name, one in actors.items() if one["OwnerAddress"] == at}
         if set(children.values()) <= {"DEAD"} or time.monotonic() > end:
