@@ -83,8 +83,8 @@ def lacking() -> str:
 
 
 def installed_link() -> Path | None:
-    """Return the file of the environment that says where the installed `finetune` is."""
-    found = sorted(Path(sysconfig.get_path("purelib")).glob("__editable__.finetune-*.pth"))
+    """Return the file of the environment that says where the installed packages are."""
+    found = sorted(Path(sysconfig.get_path("purelib")).glob("__editable__.transfer_search-*.pth"))
     return found[0] if found else None
 
 
