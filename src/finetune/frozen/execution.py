@@ -142,7 +142,10 @@ class Costs:
 
 
 def usual(precision: str, device: torch.device) -> Pass:
-    """Return the default pass, which a model takes outside the store and when it is exported."""
+    """Return the default pass, which evaluation always takes.
+
+    It is bfloat16 if `precision` says so, or if that is `auto` and the GPU supports bfloat16; else float32.
+    """
     cuda = device.type == "cuda"
     half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     return Pass("bfloat16" if half else "float32")

@@ -211,7 +211,7 @@ class Inputs:
         layout = partial(self._layout, rows=sheet.rows, training=training)
         cuda = self.device.type == "cuda"
         most = layout(cut.blocks).chunk_rows or self._batch
-        batch = max(execution.BATCH, min(self._batch, most))  # a batch above a chunk would be mostly padding
+        batch = max(execution.BATCH, min(self._batch, most))  # a batch larger than a chunk would be padded
         looking = Lock()
 
         # Another trial may have stored features of a lower cut: the pass then starts from the highest of

@@ -85,7 +85,7 @@ class FoldedConvolution(nn.Module):
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Return activation(convolution(x) + other) for `x` (B, C, H, W) and `other` of the result's shape."""
+        """Return activation(convolution(x) + other) for `x` (B, C, H, W); `other` has its shape."""
         x = x.to(self.weight.dtype)
         if self._packed is None:  # once: otherwise oneDNN reorders the weights at every call
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, list(x.shape))
