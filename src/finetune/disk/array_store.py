@@ -103,7 +103,7 @@ class Store:
         return Entry(self.root, key, layout).open()
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return each entry's `key`, `bytes`, `used` (seconds since 1970), `worth`, `facts`; last used first."""
+        """List `key`, `bytes`, `used` (seconds since 1970), `worth`, `facts` of entries, last used first."""
         found = []
         for path in self._files("json"):
             try:
@@ -140,6 +140,8 @@ class Store:
         with FileLock(self.root / ".lock"):
             if entry.part.exists() or entry.path.exists():
                 return True  # reserved by another process
+            # Reserved files count with their full size, so that processes that fill at the same time stay
+            # within the budget together.
             used = sum(path.stat().st_size for path in self._files("bin", "part"))
             victims = self._victims(used + entry.layout.bytes - self.budget_bytes, worth)
             if victims is None:

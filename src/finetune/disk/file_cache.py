@@ -51,9 +51,8 @@ _budget_bytes = BUDGET_BYTES
 
 @lru_cache(maxsize=8)
 def _cache(root: str, budget_bytes: int) -> "FileCache":
-    return FileCache(
-        Path(root), 0 if is_network(root) else budget_bytes
-    )  # a cache on a network saves nothing
+    # A cache folder on a network is as far as the files themselves, so it gets no copies.
+    return FileCache(Path(root), 0 if is_network(root) else budget_bytes)
 
 
 @dataclass(frozen=True)

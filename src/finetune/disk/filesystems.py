@@ -122,8 +122,7 @@ def type_of(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> str | None:
         fields, _, rest = line.partition(" - ")
         point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
         inside = place == point or place.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(
-            found
-        ):  # the innermost mount counts; of two at one place, the later one
+        # The innermost mount counts; of two at one place, the later one.
+        if inside and len(point) >= len(found):
             found, kind = point, rest.split()[0]
     return kind

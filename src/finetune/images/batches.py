@@ -136,6 +136,7 @@ class ImageData:
             images = self._decoded.evaluation(split, rows, pinned=pinned)
             images[mirrored] = images[mirrored].flip(-1)
             return images
+        # Each image has its own generator, so its view does not depend on the batch or the worker.
         examples = [self._catalog.splits[split][row] for row in rows]
         draws = [pixels.draws_of(self._data.seed, example.path, view) for example in examples]
         for draw in draws:
@@ -187,6 +188,7 @@ class ImageData:
         rows = torch.arange(begin, end).split(batch)
         images = self.size(split)
         batches = self.batches(split, [part % images for part in rows], view=sheet.view, pinned=pinned)
+        # The rows of a paired sheet from `images` on are the same images mirrored.
         for part, (found, _) in zip(rows, batches, strict=True):
             mirrored = part >= images
             found[mirrored] = found[mirrored].flip(-1)

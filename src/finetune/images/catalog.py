@@ -119,6 +119,7 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
     chosen: Given = {
         split: {name: found.get(name, ()) for name in classes} for split, found in source.given.items()
     }
+    # Broken images go before splits are made, so that the shares are those of the images that are used.
     skipped: tuple[Skipped, ...] = ()
     if data.on_error == "skip":
         chosen, skipped = _leave_out_broken(chosen, source.reader)

@@ -75,6 +75,7 @@ class Decoded:
 
         With `pinned` they are in pinned memory, which a GPU can copy while it computes.
         """
+        # Rows beyond the store had no room in the budget: they are decoded into the result each time.
         examples, store = self._catalog.splits[split], self._store(split)
         inside = rows < len(store.pixels)
 
@@ -82,6 +83,7 @@ class Decoded:
             store.pixels[row] = self._evaluation_image(examples[row])
             store.ready[row] = True
 
+        # Two threads may decode the same missing row at once; both write the same pixels.
         missing = [row for row in np.unique(rows[inside]) if not store.ready[row]]
         _finish(self._decoders.map(fill, missing))
         shape = (len(rows), *store.pixels.shape[1:])
@@ -101,7 +103,7 @@ class Decoded:
         return whole
 
     def for_crops(self, example: Example) -> Image.Image:
-        """Return the image for random crops: whole, its shorter side shrunk to KEPT_SIDE * S if it is longer."""
+        """Return the whole image for random crops, its shorter side shrunk to KEPT_SIDE * S at most."""
         if example.path in self._kept:
             return self._kept[example.path]
         kept_side = KEPT_SIDE * self._side

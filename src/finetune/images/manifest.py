@@ -75,7 +75,7 @@ def _mistakes(rows: Sequence[Row], files: Files, *, look: bool) -> Iterator[tupl
     """Yield (line, text) for every mistake in the rows; with `look` also for missing image files."""
     some_split = any(row.split for row in rows)
     first: dict[str, int] = {}
-    there: list[Row] = []
+    there: list[Row] = []  # rows to look for: the first one of each image
     for row in rows:
         yield from ((row.line, text) for text in _cell_mistakes(row, some_split))
         if not row.image:
