@@ -26,8 +26,8 @@ one ends below one pixel."""
 HUGE_PIXELS = 50_000_000
 """Pixels above which an image is huge: more than today's cameras produce, and a second of decoding."""
 LEAKED_SHARE = 0.01
-"""Share of a split's images that are also in another split above which the finding is an error. The score of
-the split can be wrong by at most this share."""
+"""Largest share of a split's images that may also be in another split; a larger one is an error. The score of
+the split can be wrong by at most the share."""
 SHOWN_BESIDE = 3
 """Images that `lines` prints of a warning or a note; `check --json` has up to SHOWN."""
 
