@@ -1,1 +1,1 @@
-"""Files: arrays that processes share, copies of far files, checkpoints, network file systems."""
+"""Files on disk: arrays that processes share, copies of far files, checkpoints, kinds of file systems."""

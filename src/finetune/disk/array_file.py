@@ -1,13 +1,13 @@
-"""One array of a store: rows that several processes compute together, each chunk once, and all map.
+"""One array of a store: several processes compute its rows together, each chunk once, and all map them.
 
-    KEY.bin     the rows, mapped by whoever reads them; there only when it is whole
-    KEY.json    shape, dtype, a checksum per chunk of rows, what it is, what it is worth
-    KEY.part    the rows while they are being computed, and KEY.sums, the checksums of the chunks that
-                are there
+    KEY.bin     the rows, which readers map into memory; it exists only once they are complete
+    KEY.json    a checksum per chunk of rows, a description of the entry, its worth
+    KEY.part    the rows while they are being computed
+    KEY.sums    the checksums of the chunks that are finished
 
-A process that dies while it fills gives its chunk back: the locks are the kernel's (`fcntl`), bytes of
-KEY.sums. What it had finished is kept. A damaged entry is noticed by its checksums when a process first
-opens it, or opens it after it was written to, and removed.
+A process holds a kernel lock (`fcntl`) on a byte of KEY.sums for the chunk that it computes, so a process
+that dies releases its chunk, and the chunks that it finished are kept. Checksums are compared when a process
+opens an entry for the first time, or after a change of the file; a damaged entry is removed.
 """
 
 import fcntl
@@ -27,27 +27,27 @@ import torch
 from torch import Tensor
 
 Make = Callable[[int, int], Tensor]
-"""Computes rows `begin` to `end`, (end - begin, *shape), in the entry's dtype, on the CPU."""
+"""Function that computes rows `begin` to `end`, (end - begin, *shape), in the entry's dtype, on the CPU."""
 
 CHUNK_BYTES = 8 * 2**20
 CHUNK_ROWS = 128
-"""A chunk has at most so many bytes and rows: small enough that several processes share the work on an
-entry, large enough that claiming a chunk costs nothing beside computing it."""
+"""Largest chunk in bytes and rows: small enough that several processes share the work on an entry, large
+enough that locking a chunk costs little compared with computing it."""
 DTYPES = {"uint8": np.uint8, "float32": np.float32, "bfloat16": np.uint16}
-"""Torch's names -> how numpy maps them; numpy has no bfloat16."""
+"""torch's type names -> the numpy type that maps the same bytes; numpy has no bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What an entry's file looks like."""
+    """Size, type and chunks of an entry's file."""
 
     rows: int
     shape: tuple[int, ...]
-    """Of one row."""
+    """Shape of one row."""
     dtype: str
-    """A key of DTYPES."""
+    """Type of the values, a key of DTYPES."""
     chunk_rows: int | None = None
-    """Rows of a chunk; None: as many as CHUNK_BYTES and CHUNK_ROWS allow."""
+    """Rows of a chunk; None for as many as CHUNK_BYTES and CHUNK_ROWS allow."""
 
     @property
     def row_bytes(self) -> int:
@@ -60,14 +60,14 @@ class Layout:
         return self.rows * self.row_bytes
 
     def chunks(self) -> list[tuple[int, int]]:
-        """Return first row and end of each chunk."""
+        """Return the first row and the end of each chunk."""
         step = self.chunk_rows or max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, self.row_bytes)))
         return [(begin, min(begin + step, self.rows)) for begin in range(0, self.rows, step)]
 
 
 _sound: dict[Path, tuple[int, int]] = {}
-"""Files whose checksums this process found right: their number and time on the disk. Every trial opens its
-entries, and to read them whole takes 5 ms for 2,300 images of 1,280 features, and more for more."""
+"""Inode and time of files whose checksums this process has compared. Every trial opens its entries, and
+comparing reads them whole: 5 ms for 2,300 images of 1,280 features, and more for larger ones."""
 
 
 class Entry:
@@ -79,7 +79,7 @@ class Entry:
         self.part, self.sums = root / f"{key}.part", root / f"{key}.sums"
 
     def open(self) -> Tensor | None:
-        """Return the rows if they are whole and sound; what is damaged is removed."""
+        """Return the rows if they are complete and undamaged, else None. A damaged entry is removed."""
         try:
             known = json.loads(self.about.read_text())
             expected = [tuple(c) for c in self.layout.chunks()]
@@ -87,8 +87,9 @@ class Entry:
             whole = there.st_size == self.layout.bytes and len(known["sums"]) == len(expected)
             rows = self.map(self.path) if whole else None
         except FileNotFoundError:
+            # `_finish` writes the JSON file first, so rows without it have no checksums to compare.
             if not self.about.exists():
-                self.path.unlink(missing_ok=True)  # rows that nobody can check
+                self.path.unlink(missing_ok=True)
             return None
         except (OSError, ValueError, KeyError, TypeError):
             rows = None
@@ -97,13 +98,13 @@ class Entry:
             checked = _sound.get(self.path) == file
             if checked or [_sum(rows[begin:end]) for begin, end in expected] == known["sums"]:
                 _sound[self.path] = file
-                os.utime(self.about)  # used now
+                os.utime(self.about)  # the time of last use, by which the store evicts entries
                 return rows
         self.remove()
         return None
 
     def map(self, path: Path) -> Tensor:
-        """Return the rows of a file, mapped; writing to them changes no file."""
+        """Return the rows of a file as a private mapping: writing to them does not change the file."""
         layout = self.layout
         kind = DTYPES[layout.dtype]
         if not layout.bytes:
@@ -112,18 +113,18 @@ class Entry:
         return torch.from_numpy(array).view(getattr(torch, layout.dtype))
 
     def remove(self) -> None:
-        """Remove all files; whoever has the rows mapped keeps them."""
+        """Remove all files. Processes that have mapped the rows can still use them."""
         for path in (self.about, self.path, self.part, self.sums):
             with suppress(OSError):
                 path.unlink()
 
     def reserve(self) -> None:
-        """Make the files that are filled; sparse, so that nothing is written yet."""
+        """Create the files to fill. They are sparse, so nothing is written yet."""
         _sized(self.sums, 8 * len(self.layout.chunks()))
         _sized(self.part, self.layout.bytes)
 
     def fill(self, make: Make, about: Mapping[str, Any], *, threads: int = 1) -> None:
-        """Compute every chunk that nobody has computed, waiting for those that others compute.
+        """Compute every chunk that is missing, and wait for chunks that other processes compute.
 
         With several threads, one chunk is read or written while another is computed.
         """
@@ -132,7 +133,9 @@ class Entry:
             try:
                 sums, part = (files.enter_context(open(path, "r+b")) for path in (self.sums, self.part))
             except FileNotFoundError:
-                return  # finished by another process, or removed, since we looked
+                return  # another process has finished or removed the entry in the meantime
+            # Each round computes the chunks that are free, then waits for one that another process holds.
+            # The next round takes over chunks whose process died; those that it finished are seen as done.
             todo = list(range(len(chunks)))
             while todo:
                 one = partial(self._chunk, make, sums, part, chunks)
@@ -144,23 +147,25 @@ class Entry:
                 others = [number for number, done in zip(todo, mine, strict=True) if not done]
                 if others:
                     with _claim(sums, others[0], wait=True):
-                        pass  # whoever had it is done, or dead
+                        pass  # the other process has finished the chunk, or died
                 todo = others
+            # The byte behind the last chunk is the lock for finishing.
             with _claim(sums, len(chunks), wait=True):
                 self._finish([_known(sums, number) - 1 for number in range(len(chunks))], about)
 
     def _chunk(self, make: Make, sums: Any, part: Any, chunks: list[tuple[int, int]], number: int) -> bool:
-        """Compute a chunk unless it is there; False if another process is at it."""
+        """Compute a chunk unless it is finished. Return False if another process is computing it."""
         with _claim(sums, number, wait=False) as mine:
             if mine and not _known(sums, number):
                 begin, end = chunks[number]
                 rows = make(begin, end)
+                # The checksum comes after the rows: a process that dies between leaves the chunk missing.
                 _write(part, begin * self.layout.row_bytes, rows)
                 _note(sums, number, _sum(rows))
             return mine
 
     def _finish(self, sums: list[int], about: Mapping[str, Any]) -> None:
-        """Give the filled file its name, unless another process has done so."""
+        """Rename the filled file to its final name, unless another process has done so."""
         if not self.part.exists():
             return
         temporary = self.about.with_suffix(f".{os.getpid()}.tmp")
@@ -172,7 +177,7 @@ class Entry:
 
 @contextmanager
 def _claim(file: Any, number: int, *, wait: bool) -> Iterator[bool]:
-    """Hold chunk `number` for this process; False if another one holds it and we do not wait."""
+    """Lock chunk `number` for this process. Yield False if another one has it and `wait` is False."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
     except BlockingIOError:
@@ -185,7 +190,7 @@ def _claim(file: Any, number: int, *, wait: bool) -> Iterator[bool]:
 
 
 def _known(sums: Any, number: int) -> int:
-    """Return the checksum of a chunk plus one; 0: it is not there."""
+    """Return the checksum of a chunk plus one, or 0 if the chunk is missing."""
     return int.from_bytes(os.pread(sums.fileno(), 8, 8 * number), "little")
 
 

@@ -1,9 +1,9 @@
 """A folder of large arrays that all processes of a node share: computed once, mapped, under a byte budget.
 
-An entry is one array of rows, such as the features of all training images at one cut (array_file.py).
-When the budget is reached, entries make room that have not been used for long, or that save less time per
-byte than the new one. A file by the name of CACHEDIR.TAG marks the folder; other people's files in it are
-neither counted nor touched.
+An entry is one array of rows, such as the features of all training images at one cut (array_file.py). When
+the budget is reached, entries are evicted that have not been used for long, or that save less time per byte
+than the new one. A file named CACHEDIR.TAG marks the folder. Other files in it are neither counted nor
+changed.
 """
 
 import errno
@@ -21,25 +21,25 @@ from torch import Tensor
 from finetune.disk.array_file import Entry, Layout, Make
 
 IDLE_SECONDS = 3600.0
-"""An entry that nobody has opened for so long makes room for any other."""
+"""Seconds since an entry was last opened after which any new entry may evict it."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-"""Reasons for which nothing can be stored; features are then computed afresh."""
+"""Errors after which an array is not stored; its rows are then computed when they are needed."""
 TAG = "CACHEDIR.TAG"
-"""Name of the mark; backup programs know it, too (bford.info/cachedir)."""
+"""Name of the file that marks the folder; backup programs skip such folders (bford.info/cachedir)."""
 _TAG_TEXT = """\
 Signature: 8a477f597d28d172789f06886806bc55
 # Features and decoded images, kept by finetune. `python -m search cache --dir DIR --clear` removes them.
 """
 _NAME = re.compile(r"([0-9a-f]{24})\.(bin|json|part|sums)")
-"""Of the files of an entry: its key, which is a hash, and what is in it."""
+"""Pattern of the file names of an entry: its key, which is a hash, and the kind of file."""
 
 
 class Store:
     """The entries of one folder.
 
     Args:
-        root: of this node alone; made where it is missing.
-        budget_bytes: for all entries together, of all studies on the node.
+        root: the folder, used by this node alone; it is created if it is missing.
+        budget_bytes: the bytes for the entries of all studies on the node together.
     """
 
     def __init__(self, root: Path, budget_bytes: int) -> None:
@@ -55,23 +55,23 @@ class Store:
         facts: Mapping[str, Any],
         threads: int = 1,
     ) -> Tensor | None:
-        """Return all rows of an entry (rows, *shape), mapped, computing those that nobody has yet.
-
-        The tensor may be written to, which changes nobody else's copy.
+        """Return all rows of an entry, mapped from its file, after computing those that are missing.
 
         Args:
-            key: names the entry, 24 hexadecimal digits; all that decides its content must be in them.
-            layout: of the rows.
+            key: the name of the entry, 24 hexadecimal digits: a hash of everything that decides its content.
+            layout: the layout of the rows.
             make: computes rows; called for chunks that no other process computes.
-            worth: seconds saved per byte, to compare it with other entries.
-            facts: about the entry, for people.
-            threads: that call `make` at the same time.
+            worth: the seconds that a stored byte saves, to compare the entry with others.
+            facts: a description of the entry for people.
+            threads: the number of threads that call `make` at the same time.
 
         Returns:
-            None where the budget, or the disk, has no room for it.
+            The rows (rows, *shape), which may be written to without changing the file; None if the budget or
+            the disk has no room for them.
         """
         entry = Entry(self.root, key, layout)
         try:
+            # A loop, since another process may remove the entry between filling and opening it.
             while (found := entry.open()) is None:
                 if not self._make_room(entry, worth):
                     return None
@@ -84,7 +84,7 @@ class Store:
         return found
 
     def is_usable(self) -> bool:
-        """True if this process can write to the folder, which is made where it is missing."""
+        """True if this process can write to the folder, which is created if it is missing."""
         try:
             self._mark()
         except OSError:
@@ -92,18 +92,18 @@ class Store:
         return os.access(self.root, os.W_OK)
 
     def is_marked(self) -> bool:
-        """True if a store was kept in this folder before."""
+        """True if the folder has the mark of a store."""
         try:
             return (self.root / TAG).read_text(encoding="utf-8", errors="replace") == _TAG_TEXT
         except OSError:
             return False
 
     def peek(self, key: str, layout: Layout) -> Tensor | None:
-        """Return an entry's rows if it is there, whole and sound."""
+        """Return the rows of an entry if it is complete and undamaged, else None."""
         return Entry(self.root, key, layout).open()
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return what is there: `key`, `bytes`, `used` (seconds since 1970), `facts`; the last used first."""
+        """List `key`, `bytes`, `used` (seconds since 1970), `worth`, `facts` of entries, last used first."""
         found = []
         for path in self._files("json"):
             try:
@@ -111,12 +111,12 @@ class Store:
                 about = {"worth": float(known["worth"]), "facts": dict(known["facts"])}
                 size, used = path.with_suffix(".bin").stat().st_size, path.stat().st_mtime
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # removed at this moment, or damaged: not an entry
+                continue  # removed in the meantime, or damaged
             found.append({"key": path.stem, "bytes": size, "used": used, **about})
         return sorted(found, key=lambda entry: -entry["used"])
 
     def clear(self) -> int:
-        """Remove every entry; return how many bytes that freed. Whoever has one mapped keeps it."""
+        """Remove every entry and return the bytes freed. Processes that have mapped one can still use it."""
         freed = 0
         for path in self._files("bin", "json", "part", "sums"):
             freed += path.stat().st_size
@@ -124,22 +124,24 @@ class Store:
         return freed
 
     def _files(self, *kinds: str) -> list[Path]:
-        """Return the files of all entries that end so."""
+        """Return the files of all entries with these suffixes."""
         names = [_NAME.fullmatch(path.name) for path in self.root.glob("*")]
         return [self.root / name[0] for name in names if name is not None and name[2] in kinds]
 
     def _mark(self) -> None:
-        """Make the folder, with its mark."""
+        """Create the folder and its mark if they are missing."""
         self.root.mkdir(parents=True, exist_ok=True)
         if not self.is_marked():
             (self.root / TAG).write_text(_TAG_TEXT, encoding="utf-8")
 
     def _make_room(self, entry: Entry, worth: float) -> bool:
-        """Reserve the entry's bytes; False if the budget has no room for them."""
+        """Reserve the entry's bytes, evicting others. Return False if the budget has no room for them."""
         self._mark()
         with FileLock(self.root / ".lock"):
             if entry.part.exists() or entry.path.exists():
                 return True  # reserved by another process
+            # Reserved files count with their full size, so that processes that fill at the same time stay
+            # within the budget together.
             used = sum(path.stat().st_size for path in self._files("bin", "part"))
             victims = self._victims(used + entry.layout.bytes - self.budget_bytes, worth)
             if victims is None:
@@ -150,7 +152,10 @@ class Store:
             return True
 
     def _victims(self, excess: int, worth: float) -> list[str] | None:
-        """Return entries to remove that free `excess` bytes, least useful first; None: not enough."""
+        """Return keys of entries whose removal frees `excess` bytes; None if evictable entries have fewer.
+
+        Idle entries go first, the longest idle before others, then those of the least worth below `worth`.
+        """
         now = time.time()
         candidates = []
         for entry in self.entries():
@@ -159,7 +164,7 @@ class Store:
                 candidates.append((not idle, entry["used"] if idle else entry["worth"], entry))
         for part in self._files("part"):
             used = part.stat().st_mtime
-            if now - used > IDLE_SECONDS:  # whoever filled it is gone
+            if now - used > IDLE_SECONDS:  # the process that filled it has ended
                 candidates.append((False, used, {"key": part.stem, "bytes": part.stat().st_size}))
         chosen = []
         for _, _, entry in sorted(candidates, key=lambda candidate: candidate[:2]):

@@ -1,4 +1,4 @@
-"""Files that outlive a process: written under another name, then renamed; read without unpickling.
+"""Write and read checkpoints: written under another name, then renamed; read without unpickling.
 
 A checkpoint is one safetensors file: tensors by name, and everything else as JSON in its header, with a
 checksum of the tensors.
@@ -20,22 +20,23 @@ from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError
 
 CHECKSUM = "crc32"
-"""Name of the fact that `write` adds and `read` takes away."""
+"""Name of the entry with the checksum, which `write` adds to the facts and `read` removes."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write `tensors` and the JSON-able `facts` to `path`, whole or not at all."""
+    """Write `tensors` and `facts`, which must be JSON values, to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # One text: safetensors writes several in any order, and equal checkpoints are to be equal files.
+    # One string of metadata: safetensors writes several in any order, and equal checkpoints should be equal
+    # files.
     told = json.dumps({**facts, CHECKSUM: _checksum(contiguous)})
     save_file(contiguous, temporary, metadata={"facts": told})
     os.replace(temporary, path)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `write` was given.
+    """Return the tensors and facts that were given to `write`.
 
     Raises:
         CheckpointError: the file is missing, damaged or was not written by `write`.
@@ -60,7 +61,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return a checksum of names and values: a file may be damaged in its middle, or lack a tensor."""
+    """Return a checksum of names and values; it detects damaged values and missing tensors."""
     total = 0
     for name in sorted(tensors):
         values = tensors[name].reshape(-1).view(torch.uint8).numpy()
@@ -69,7 +70,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the optimiser's state as flat tensors (`optimizer.<parameter>.<name>`) and its groups."""
+    """Return the optimiser's state as flat tensors, named `optimizer.<parameter>.<name>`, and its groups."""
     state = optimizer.state_dict()
     flat = {
         f"optimizer.{index}.{name}": torch.as_tensor(value)
@@ -83,7 +84,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Put back what `pack_optimizer` took; tensors of other names are ignored."""
+    """Restore the state that `pack_optimizer` returned; tensors with other names are ignored."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):

@@ -1,10 +1,10 @@
-"""Copies of far files on this node's own disk: each is fetched once per node, by whoever needs it first.
+"""Keep copies of far files on this node's own disk; the first process that needs one fetches it for the node.
 
-Far is what a URL names (s3://, gs://, whatever fsspec opens) and what lies on a network file system. A copy
-is one file, named after the hash of where it comes from and what is known of it there; it appears under its
-name when it is whole. All processes of a node share the folder; a lock per name lets one of them fetch while
-the others wait. When the budget is reached, the copies that were used longest ago make room; a file that has
-no room at all is read where it is.
+A file is far if a URL names it (s3://, gs:// and all that fsspec opens), or if it is on a network file
+system. A copy is one file. Its name is a hash of its location and of its size and version there, and it gets
+that name when it is complete. All processes of a node share the folder; a lock lets one of them fetch a file
+while the others wait. When the budget is reached, the copies that were used longest ago are removed. A file
+for which there is no room is read from its origin.
 """
 
 import hashlib
@@ -22,19 +22,20 @@ from filelock import FileLock
 from finetune.disk.filesystems import is_far, is_network, is_url, open_binary
 
 BUDGET_BYTES = 50 * 2**30
-"""For the copies of all studies on a node, where `limit` was not told another one."""
+"""Default budget for the copies of all studies on a node; `limit` sets another one."""
 CHUNK_BYTES = 4 * 2**20
+"""Bytes that are copied at a time."""
 LOCKS = 256
-"""Files that are fetched at the same time, at most; each name belongs to one of these."""
+"""Number of lock files, and so the most files fetched at the same time. Each name belongs to one of them."""
 KEPT_SECONDS = 60.0
-"""A copy that was used this recently is not removed: another process may be about to open it."""
+"""Seconds for which a used copy is not removed, since another process may be about to open it."""
 
 _NAME = re.compile(r"[0-9a-f]{64}(\.|$)")
-"""Of a copy."""
+"""Pattern of the file name of a copy."""
 
 
 def limit(budget_bytes: int) -> None:
-    """Set what this process lets all copies on its node take, from now on; 0: it makes none."""
+    """Set the budget that this process applies to all copies of its node; with 0 it makes none."""
     global _budget_bytes
     _budget_bytes = budget_bytes
 
@@ -50,7 +51,8 @@ _budget_bytes = BUDGET_BYTES
 
 @lru_cache(maxsize=8)
 def _cache(root: str, budget_bytes: int) -> "FileCache":
-    return FileCache(Path(root), 0 if is_network(root) else budget_bytes)  # there it is as far as the file
+    # A cache folder on a network is as far as the files themselves, so it gets no copies.
+    return FileCache(Path(root), 0 if is_network(root) else budget_bytes)
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,23 @@ class FileCache:
     """The copies below one folder.
 
     Args:
-        root: of this node alone; made where it is missing.
-        budget_bytes: for all copies together; 0: none is made.
+        root: the folder, used by this node alone; it is created if it is missing.
+        budget_bytes: the bytes for all copies together; with 0 no copy is made.
     """
 
     root: Path
     budget_bytes: int
     _known: dict[str, Path] = field(default_factory=dict, compare=False, repr=False)
-    """What this process found or fetched: location -> copy."""
+    """Copies that this process has found or fetched, by location."""
 
     def local(self, location: str) -> Path | None:
-        """Return this node's copy of a far file, fetching it first where it is missing.
+        """Return this node's copy of a far file, fetching it first if it is missing.
 
         Returns:
-            None where there is no room for it: then it is to be read where it is.
+            The path of the copy, or None if there is no room for it; the caller then reads the original.
 
         Raises:
-            OSError: it cannot be read; some of fsspec's file systems raise errors of their own.
+            OSError: the file cannot be read; some of fsspec's file systems raise errors of their own.
         """
         known = self._known.get(location)
         if known is not None and _use(known):
@@ -84,37 +86,38 @@ class FileCache:
         copy = self.root / (name + os.path.splitext(location)[1].lower())
         self.root.mkdir(parents=True, exist_ok=True)
         if not copy.exists():
+            # Another process may have fetched it while this one waited for the lock, so look again.
             with FileLock(self.root / f"{int(name, 16) % LOCKS:03d}.lock"):
                 if not copy.exists() and not self._fetch(location, copy, size):
                     return None
         if not _use(copy):
-            return None  # gone again, for room
+            return None  # it was removed again to make room
         self._known[location] = copy
         return copy
 
     def open(self, location: str) -> BinaryIO:
-        """Open a file for reading: its copy if it is far and there is room, else itself."""
+        """Open a file for reading: its copy if it is far and there is room, else the file itself."""
         copy = self.local(location) if is_far(location) and self.budget_bytes else None
         return open(copy, "rb") if copy else open_binary(location)
 
     def usage(self) -> tuple[int, int]:
-        """Return how many copies there are, and their bytes."""
+        """Return the number of copies and their bytes."""
         sizes = [_stat(path)[1] for path in self._files()]
         return len(sizes), sum(sizes)
 
     def clear(self) -> int:
-        """Remove every copy; return how many bytes that freed. Whoever reads one keeps it."""
+        """Remove every copy and return the bytes freed. Processes that have opened one can still read it."""
         freed = self.usage()[1]
         for path in self._files():
             path.unlink(missing_ok=True)
         return freed
 
     def _files(self) -> list[Path]:
-        """Return the copies, those that are being fetched included, and nobody else's files."""
+        """Return the copies, including those being fetched, and no other files of the folder."""
         return [path for path in self.root.glob("*") if _NAME.match(path.name)]
 
     def _fetch(self, location: str, copy: Path, size: int) -> bool:
-        """Copy a file, whole or not at all; False if there is no room for it."""
+        """Copy a file, whole or not at all. Return False if there is no room for it."""
         if not self._make_room(size):
             return False
         part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
@@ -127,7 +130,7 @@ class FileCache:
         return True
 
     def _make_room(self, size: int) -> bool:
-        """Remove copies, those used longest ago first, until `size` bytes more are within the budget."""
+        """Remove copies, longest unused first, until the budget has `size` bytes left; False if it cannot."""
         with FileLock(self.root / "room.lock"):
             known = sorted((_stat(path), path) for path in self._files())
             excess = sum(bytes_ for (_, bytes_), _ in known) + size - self.budget_bytes
@@ -140,7 +143,7 @@ class FileCache:
 
 
 def _about(location: str) -> tuple[int, str]:
-    """Return size and time or version of a file where it comes from."""
+    """Return the size of a file at its origin, and its time or version there."""
     if not is_url(location):
         found = os.stat(location)
         return found.st_size, str(found.st_mtime_ns)
@@ -153,7 +156,7 @@ def _about(location: str) -> tuple[int, str]:
 
 
 def _use(copy: Path) -> bool:
-    """Mark a copy as used now; False if it is gone."""
+    """Mark a copy as used now. Return False if it was removed."""
     try:
         os.utime(copy)
     except FileNotFoundError:
@@ -162,7 +165,7 @@ def _use(copy: Path) -> bool:
 
 
 def _stat(path: Path) -> tuple[float, int]:
-    """Return when a copy was last used, and its bytes; one that is gone counts nothing."""
+    """Return the time of a copy's last use and its bytes; both are 0 if it was removed."""
     try:
         found = path.stat()
         return found.st_mtime, found.st_size

@@ -1,7 +1,7 @@
-"""Where a path or a URL leads: some promises of local disks do not hold on a network.
+"""Find out whether a path or a URL is local, and what kind of file it is.
 
-SQLite's write-ahead log needs memory that all its processes share, and locks that work: "WAL does not work
-over a network filesystem" (sqlite.org/wal.html).
+Some promises of local disks do not hold on a network. SQLite's write-ahead log needs memory that all its
+processes share, and locks that work: "WAL does not work over a network filesystem" (sqlite.org/wal.html).
 """
 
 import errno
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 MOUNTS = Path("/proc/self/mountinfo")
-"""Linux: the mounts that this process sees (proc_pid_mountinfo(5))."""
+"""File in which Linux lists the mounts that this process sees (proc_pid_mountinfo(5))."""
 _TYPES = """
     nfs nfs4 cifs smb3 smbfs 9p afs ceph lustre glusterfs gpfs beegfs wekafs virtiofs pvfs2
     fuse.sshfs fuse.s3fs fuse.gcsfuse fuse.goofys fuse.mount-s3 fuse.glusterfs fuse.ceph-fuse fuse.juicefs
     fuse.rclone fuse.blobfuse2
 """
 NETWORK = frozenset(_TYPES.split())
-"""Types whose files other machines may have open, too."""
+"""Types of file systems whose files other machines may have open as well."""
 PIPE, DEVICE = "a named pipe", "a device or socket"
 NAME_BYTES = 255
-"""Of a file's or folder's name: the limit of all common file systems."""
+"""Longest name of a file or folder, in bytes, on all common file systems."""
 
 _ESCAPED = re.compile(r"\\(040|011|012|043|134)")
 """A blank, a tab, a line break, # and a backslash, as the kernel writes them in a mount point."""
@@ -48,7 +48,7 @@ def open_binary(location: str) -> BinaryIO:
     """Open a path or a URL for reading.
 
     Raises:
-        OSError: it cannot be opened; some of fsspec's file systems raise errors of their own.
+        OSError: the file cannot be opened; some of fsspec's file systems raise errors of their own.
     """
     if not is_url(location):
         return open(no_pipe(location), "rb")
@@ -59,9 +59,9 @@ def open_binary(location: str) -> BinaryIO:
 
 
 def not_a_file(path: str | os.PathLike[str]) -> str | None:
-    """Return what a path leads to in place of a regular file, such as `a folder`; None: it is one.
+    """Return what a path names if it is no regular file, such as `a folder`; None if it is one.
 
-    Opening a named pipe or a device may wait for ever, and reading one may never end.
+    Opening a named pipe or a device may block for ever, and reading one may never end.
     """
     try:
         mode = os.stat(path).st_mode
@@ -83,7 +83,7 @@ def no_pipe(path: P) -> P:
     """Return the path of a file that is about to be opened.
 
     Raises:
-        OSError: it is a named pipe, a device or a socket: see `not_a_file`.
+        OSError: the path is a named pipe, a device or a socket; see `not_a_file`.
     """
     if (got := not_a_file(path)) in (PIPE, DEVICE):
         raise OSError(errno.EINVAL, f"{got}, not a file", str(path))
@@ -91,7 +91,7 @@ def no_pipe(path: P) -> P:
 
 
 def not_writable(folder: str | os.PathLike[str]) -> str | None:
-    """Return why a folder cannot be made or written to; None: nothing speaks against it. Makes nothing."""
+    """Return the reason why a folder cannot be created or written to, or None. Creates nothing."""
     path = os.path.abspath(folder)
     if any(len(os.fsencode(name)) > NAME_BYTES for name in path.split(os.sep)):
         return "a name that is too long"
@@ -103,15 +103,15 @@ def not_writable(folder: str | os.PathLike[str]) -> str | None:
 
 
 def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:
-    """True if a path, or the folder that it will be made in, is on a network file system.
+    """True if a path, or the folder in which it will be created, is on a network file system.
 
-    Where the kernel does not say, such as on macOS: False.
+    False if the kernel does not tell, as on macOS.
     """
     return type_of(path, mounts) in NETWORK
 
 
 def type_of(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> str | None:
-    """Return the type of the file system that a path is on, as the kernel calls it; None: unknown."""
+    """Return the kernel's name for the type of the file system of a path; None if unknown."""
     try:
         lines = os.fsdecode(mounts.read_bytes()).split("\n")
     except OSError:
@@ -122,6 +122,7 @@ def type_of(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> str | None:
         fields, _, rest = line.partition(" - ")
         point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
         inside = place == point or place.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(found):  # the innermost mount; of two at one place the later
+        # The innermost mount counts; of two at one place, the later one.
+        if inside and len(point) >= len(found):
             found, kind = point, rest.split()[0]
     return kind

@@ -1,1 +1,1 @@
-"""Frozen blocks: run once for each image, by the fastest way, and stored for all trials."""
+"""Run the frozen blocks once per image, with the fastest kernels, and store the features for all trials."""

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU: copied and prepared on a stream of their own while it computes."""
+"""Copy batches to a GPU and prepare them on a separate CUDA stream, while the GPU computes earlier ones."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 AHEAD = 2
-"""Batches that may lie on the GPU before the one that it computes. Memory of one that it has used is free
-for others only when the host has seen the GPU pass it: without a bound, a fast host fills the GPU."""
+"""Batches that may be queued on the GPU behind the one that it computes. The memory of a used batch is free
+only after the host has seen the GPU finish with it: without a bound, a fast host would fill the GPU."""
 
 
 def aside(
     batches: Iterable[Tensor], prepare: Callable[[Tensor], Tensor], device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield what `prepare` makes of each batch on the device.
+    """Yield `prepare(batch)` for each batch, on the device.
 
-    On a GPU it works while what the caller has asked for is computed; from pinned memory, copies do too.
+    On a GPU, `prepare` runs while the caller's computation runs. Copies overlap with it too if the batches
+    are in pinned memory.
     """
     if device.type != "cuda":
         yield from map(prepare, batches)
@@ -27,10 +28,11 @@ def aside(
     used: deque[torch.cuda.Event] = deque()
     for batch in batches:
         if len(used) > AHEAD:
-            used.popleft().synchronize()
+            used.popleft().synchronize()  # wait here, so that the host stays at most AHEAD batches in front
         with torch.cuda.stream(stream):
             x = prepare(batch)
         computing.wait_stream(stream)
+        # The allocator of `stream` must not reuse the memory before the computing stream has read it.
         x.record_stream(computing)
         yield x
         used.append(computing.record_event(torch.cuda.Event(blocking=True)))
@@ -38,5 +40,5 @@ def aside(
 
 @lru_cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one stream for copies: each stream keeps memory of its own."""
+    """Return the only stream for copies of a device: each further stream would keep memory of its own."""
     return torch.cuda.Stream(device)

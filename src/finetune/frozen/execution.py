@@ -1,7 +1,7 @@
-"""How frozen blocks are run, and what a run costs here: measured once per backbone, size and device.
+"""Choose how frozen blocks are executed, and measure what a pass costs, once per backbone, size and device.
 
-Frozen blocks need no gradient and no batch statistics, so their pass may use whatever is fastest; what
-that is differs between backbones and machines by factors, so a probe of a few seconds finds it.
+Frozen blocks need no gradient and no batch statistics, so their pass may use the fastest kernels available.
+The best choice differs between backbones and machines by factors, so a probe of a few seconds finds it.
 
 Shapes: B images, (3, S, S) pixels.
 """
@@ -30,39 +30,41 @@ from torch import Tensor, nn
 from finetune.frozen import folding
 
 BATCH = 32
-"""Images per pass of frozen blocks whose result is stored. Features depend in their last bits on the
-batch size, not on the place in the batch or the other images in it (measured for eight families)."""
+"""Images per pass of frozen blocks whose result is stored. The last bits of features depend on the batch
+size, but not on the place in the batch or on its other images (measured for eight families)."""
 GPU_BATCH = 256
-"""The same on a GPU, which is idle half the time with BATCH (docs/decisions.md). With `exact` it is BATCH
-there, too: fresh batches are then filled up to it."""
+"""Images per pass on a GPU, which is idle half the time with BATCH (docs/decisions.md). With
+`precision: exact` a GPU takes BATCH as well, since fresh batches are then padded to this size."""
 FASTER = 1.25
-"""A pass must beat the plain one by this factor to be taken: more than two measurements differ."""
+"""Factor by which a pass must beat the one before it to be chosen; repeated measurements differ less."""
 ROUNDING = 1e-3
-"""Most that folding may change of a pass's norm."""
+"""Largest relative error, in the norm of the activations, that folding may cause."""
 HALF_ROUNDING = 0.01
-"""Most that bfloat16 may: with 2 % and more, the ranking of heads was another (docs/decisions.md)."""
+"""Largest relative error that bfloat16 may cause: from 2 % on, the ranking of heads changed
+(docs/decisions.md)."""
 PROBED = 16
-"""Images in a pass that is measured: per image it takes as long as one of BATCH, and a study waits for it."""
+"""Images in a measured pass. The time per image is that of a pass of BATCH, and a study waits less for it."""
 PASSES = 3
-"""Measured per candidate; the fastest counts, since other processes only ever slow one down."""
+"""Measured passes per candidate. The fastest counts, since other processes can only slow a pass down."""
 SAMPLE_BYTES = 64 * 2**20
+"""Size of the file on which the rates of the disk are measured."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """How frozen blocks are run; in memory, channels always come last (shared.py)."""
+    """One way to execute frozen blocks, whose channels come last in memory (training/shared.py)."""
 
     dtype: str = "float32"
-    """`bfloat16`: under autocast."""
+    """Type of the computation; `bfloat16` runs under autocast."""
     folded: bool = False
-    """With what stands around each convolution done by it (folding.py); for what is stored: see `ready`."""
+    """Use fused convolution, batch norm and activation kernels (folding.py), through `ready`."""
     compiled: bool = False
-    """By torch.compile, where the same blocks are run for many images: see `ready`."""
+    """Use torch.compile, through `ready`; it pays if the same blocks run for many images."""
 
     def ready(self, blocks: nn.Sequential) -> Callable[[Tensor], Tensor]:
-        """Return what `run` takes in the place of these blocks for as long as they are run again and again.
+        """Return a fast callable that replaces `blocks` in `run`; prepare once, then run it many times.
 
-        Their weights are folded or compiled in: they must not change.
+        The weights are folded or compiled into it, so they must not change afterwards.
         """
         if not len(blocks):
             return blocks
@@ -77,7 +79,7 @@ class Pass:
         compiled = torch.compile(blocks)
 
         def run(x: Tensor) -> Tensor:
-            # As an option of torch.compile it comes too late: tracing looks at it, too.
+            # An option of torch.compile would be set too late: tracing reads it as well.
             with config.patch(freezing=True):
                 h: Tensor = compiled(x)
             return h
@@ -85,15 +87,15 @@ class Pass:
         return run
 
     def run(self, blocks: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return what `blocks` make of `x` (B, ...), without gradient."""
+        """Return `blocks(x)` for `x` (B, ...), without gradient."""
         half = self.dtype == "bfloat16"
         with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
             return blocks(x)
 
     def run_padded(self, blocks: Callable[[Tensor], Tensor], x: Tensor, batch: int = BATCH) -> Tensor:
-        """Return the same in batches of one size, the last one filled up with copies of an image.
+        """Return `run(blocks, x)`, computed in batches of one size; copies of an image fill up the last one.
 
-        So a row of the result depends on that row of `x` alone, to the last bit.
+        So each row of the result depends, to the last bit, on the same row of `x` alone.
         """
         parts = []
         for part in x.split(batch):
@@ -108,51 +110,57 @@ class Pass:
 
 
 COMPILE_FROM_SECONDS = 120.0
-"""Least work for which compiling is tried, as it takes seconds in every process (docs/decisions.md)."""
+"""Least seconds of computation for which compiling is tried: it takes seconds in every process
+(docs/decisions.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one image costs on this machine."""
+    """Measured costs of one image on this machine."""
 
     fastest: Pass
+    """The fastest pass whose rounding is acceptable."""
     usual: tuple[float, ...]
-    """Seconds of the first 0, 1, ... blocks in the usual pass; the first entry is 0."""
+    """Seconds per image of the first 0, 1, ... blocks in the default pass; the first entry is 0."""
     fast: tuple[float, ...]
-    """The same in the fastest pass."""
+    """Seconds per image of the first 0, 1, ... blocks in the fastest pass."""
     half: tuple[bool, ...]
-    """True where the fastest pass leaves bfloat16 behind those blocks."""
+    """Whether the output of the first 0, 1, ... blocks is bfloat16 in the fastest pass."""
     channels_last: tuple[bool, ...]
-    """True where the usual pass's activations (C, H, W) lie in memory as (H, W, C): how what follows is
-    computed, and so its last bits, depends on it."""
+    """Whether the activations (C, H, W) of the first 0, 1, ... blocks lie in memory as (H, W, C) in the
+    default pass. The kernels of the following blocks, and so the last bits, depend on this order."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of those activations, without B."""
+    """Shapes of those activations, without B."""
     read_rate: float
-    """Bytes per second from a mapped file that has been read before."""
+    """Bytes per second when reading a mapped file that has been read before."""
     write_rate: float
+    """Bytes per second when writing a file."""
 
     def seconds(self, how: Pass) -> tuple[float, ...]:
-        """Return the cumulative seconds per image of the fastest pass or of the usual one."""
+        """Return the cumulative seconds per image of `how`, which is the fastest or the default pass."""
         return self.fast if how == self.fastest else self.usual
 
 
 def usual(precision: str, device: torch.device) -> Pass:
-    """Return how a model runs its blocks where nothing faster was looked for."""
+    """Return the default pass, which evaluation always takes.
+
+    It is bfloat16 if `precision` says so, or if that is `auto` and the GPU supports bfloat16; else float32.
+    """
     cuda = device.type == "cuda"
     half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     return Pass("bfloat16" if half else "float32")
 
 
 def batch_of(precision: str, device: torch.device) -> int:
-    """Return how many images pass at once through frozen blocks whose result is stored."""
+    """Return the number of images per pass of frozen blocks whose result is stored."""
     return GPU_BATCH if device.type == "cuda" and precision != "exact" else BATCH
 
 
 @contextlib.contextmanager
 def rounding(precision: str) -> Iterator[None]:
-    """Inside, convolutions on GPUs compute in float32 where `precision` is `exact`.
+    """Context in which GPU convolutions compute in full float32 if `precision` is `exact`.
 
-    By torch's default they round what they read to ten bits (TF32); matrix products do not.
+    By default torch lets convolutions round their inputs to ten bits (TF32), but not matrix products.
     """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = before and precision != "exact"
@@ -165,7 +173,7 @@ def rounding(precision: str) -> Iterator[None]:
 def has_channels_last(h: Tensor) -> bool:
     """True if the channels of `h` (B, C, H, W) come last in memory.
 
-    By its strides, as torch decides: where H and W are 1, both orders are the same bytes.
+    The strides decide, as in torch: if H and W are 1, both orders are the same bytes.
     """
     return h.dim() == 4 and h.stride(1) == 1 and h.stride(3) == h.size(1)
 
@@ -181,17 +189,17 @@ def costs(
     folder: Path,
     device: torch.device,
 ) -> Costs:
-    """Return what passes cost here, measured on first use and kept in `folder`.
+    """Return the costs of passes on this machine, measured on first use and then kept in `folder`.
 
     Args:
-        blocks: gives all blocks of backbone `name`, in evaluation mode, on `device`; called to measure.
-        name: of the backbone.
-        weights: which ones it has.
+        blocks: returns all blocks of backbone `name`, in evaluation mode, on `device`; called to measure.
+        name: the name of the backbone.
+        weights: the hash of its weights, or `random`.
         image_size: S, in pixels.
-        precision: as the trial's settings have it; `auto` looks for the fastest pass that rounds little.
-        images: that will be run through all blocks; torch.compile is tried if they take long.
-        folder: of this node.
-        device: where the passes run.
+        precision: the precision of the trial's settings; `auto` chooses the fastest pass that rounds little.
+        images: the number of images that will pass all blocks; torch.compile is tried if they take long.
+        folder: a folder of this node.
+        device: the device of the passes.
     """
     facts = {
         "format": folding.FORMAT,
@@ -202,6 +210,7 @@ def costs(
         "threads": torch.get_num_threads(),
         "machine": machine(device),
     }
+    # Two files: the first measurement serves every study; compiling is tried only for long ones.
     measured = _kept(folder, facts, lambda: _measure(blocks(), image_size, precision, folder, device))
     if precision != "auto" or images * measured.fast[-1] < COMPILE_FROM_SECONDS:
         return measured
@@ -209,7 +218,10 @@ def costs(
 
 
 def _kept(folder: Path, facts: dict[str, Any], measure: Callable[[], Costs]) -> Costs:
-    """Return the costs that belong to `facts` from the folder, or have them measured once per node."""
+    """Return the costs kept in the folder for `facts`, measuring them first if they are missing.
+
+    A lock makes the other processes of the node wait for the measurement instead of repeating it.
+    """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{facts['backbone']}-{digest}.costs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +237,7 @@ def _kept(folder: Path, facts: dict[str, Any], measure: Callable[[], Costs]) -> 
 
 
 def machine(device: torch.device) -> Mapping[str, str]:
-    """Return what decides the bits of a forward pass beside weights and images."""
+    """Return the versions and hardware that, with weights and images, decide the bits of a forward pass."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
         "torch": str(torch.__version__),
@@ -237,14 +249,16 @@ def machine(device: torch.device) -> Mapping[str, str]:
 def _measure(
     blocks: nn.Sequential, image_size: int, precision: str, folder: Path, device: torch.device
 ) -> Costs:
+    """Return the costs of the default pass and of the fastest one that rounds little, not compiled."""
     images, how = _images(image_size, device), usual(precision, device)
     began = _now(device)
     how.run(blocks, images)
-    if _now(device) - began > 1:  # a large backbone: fewer images tell as much
+    if _now(device) - began > 1:  # for a large backbone fewer images suffice
         images = images[:4]
     usually, outputs = _by_block(blocks, how, images)
     layouts = tuple(has_channels_last(h) for h in outputs)
     fastest, fast = how, usually
+    # Folding has kernels on CPUs only; on GPUs the default pass may already be bfloat16.
     if precision != "exact" and device.type == "cpu":
         fastest = dataclasses.replace(how, folded=can_fold(blocks, images))
         half = dataclasses.replace(fastest, dtype="bfloat16")
@@ -267,34 +281,35 @@ def _measure(
 
 
 def rounds_little(blocks: nn.Sequential, images: Tensor) -> bool:
-    """True if bfloat16 leaves what these blocks make of images as it was, but for HALF_ROUNDING."""
+    """True if bfloat16 changes the output of these blocks by less than HALF_ROUNDING."""
     half, whole = (Pass(dtype).run(blocks, images[:8]) for dtype in ("bfloat16", "float32"))
     return _distance(half, whole) < HALF_ROUNDING
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference as a share of what is expected."""
+    """Return the norm of the difference as a share of the norm of `expected`."""
     expected = expected.float()
     return float(torch.linalg.vector_norm(found.float() - expected) / torch.linalg.vector_norm(expected))
 
 
 def can_fold(blocks: nn.Sequential, images: Tensor) -> bool:
-    """True if there is something to fold, and that leaves the answer as it was but for rounding."""
+    """True if there is something to fold, and folding changes the output by rounding only."""
     if not folding.is_worth_it(blocks):
         return False
     with torch.no_grad():
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints what it then raises
                 folded, plain = folding.fold(blocks, torch.float32)(images[:2]), blocks(images[:2])
-        except Exception:  # what it traced wrongly fails in as many ways as there are backbones
+        except Exception:  # wrongly traced blocks may fail with any kind of error
             return False
         return _distance(folded, plain) < ROUNDING
 
 
 def _compile(blocks: nn.Sequential, image_size: int, eager: Costs, device: torch.device) -> Costs:
-    """Return what the compiled pass costs, if it is faster; `eager` where it is not, or nothing can compile.
+    """Return the costs with the compiled pass if it is faster; `eager` if it is not, or compiling fails.
 
-    The shares of the blocks are taken to be those of the same pass, not compiled.
+    Only the whole pass is measured. The blocks are assumed to take the same shares of it as without
+    compiling.
     """
     images = _images(image_size, device)
     best = eager
@@ -304,7 +319,7 @@ def _compile(blocks: nn.Sequential, image_size: int, eager: Costs, device: torch
         how = dataclasses.replace(plain, compiled=True)
         try:
             seconds = fastest_run(how.ready(blocks), how, images) / len(images)
-        except Exception:  # no compiler here, or a model that it does not know: as many kinds as backends
+        except Exception:  # no compiler here, or it fails on this model; each backend has its own errors
             return best
         if seconds * FASTER < best.fast[-1]:
             apart, outputs = _by_block(blocks, plain, images)
@@ -319,12 +334,13 @@ def _compile(blocks: nn.Sequential, image_size: int, eager: Costs, device: torch
 
 
 def _images(side: int, device: torch.device) -> Tensor:
+    """Return PROBED random images (B, 3, S, S), always the same ones."""
     images = torch.rand(PROBED, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def _by_block(blocks: nn.Sequential, how: Pass, images: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
-    """Return cumulative seconds per image behind 0, 1, ... blocks, and the first pass's activations."""
+    """Return the cumulative seconds per image of 0, 1, ... blocks, and the activations behind each."""
     ready = [how.ready(nn.Sequential(block)) for block in blocks]
     fastest = [float("inf")] * len(ready)
     outputs: list[Tensor] = []
@@ -339,7 +355,7 @@ def _by_block(blocks: nn.Sequential, how: Pass, images: Tensor) -> tuple[tuple[f
 
 
 def fastest_run(blocks: Callable[[Tensor], Tensor], how: Pass, images: Tensor) -> float:
-    """Return the seconds of a whole pass, the fastest of a few behind a first one."""
+    """Return the seconds of a whole pass: the fastest of PASSES, after one that warms up."""
     measured = []
     for _ in range(PASSES + 1):
         began = _now(images.device)
@@ -349,7 +365,7 @@ def fastest_run(blocks: Callable[[Tensor], Tensor], how: Pass, images: Tensor) -
 
 
 def _disk_rates(folder: Path) -> tuple[float, float]:
-    """Return bytes per second of reading rows from a mapped file, and of writing one."""
+    """Return the bytes per second of reading rows from a mapped file, and of writing a file."""
     rows = np.zeros((SAMPLE_BYTES // 2**16, 2**16), dtype=np.uint8)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         began = time.perf_counter()
@@ -358,13 +374,14 @@ def _disk_rates(folder: Path) -> tuple[float, float]:
         write = SAMPLE_BYTES / (time.perf_counter() - began)
         mapped = torch.from_numpy(np.memmap(file.name, np.uint8, "c", shape=rows.shape))
         order = torch.randperm(len(rows))
-        mapped.index_select(0, order)
+        mapped.index_select(0, order)  # as later epochs read: rows in random order, pages in memory
         began = time.perf_counter()
         mapped.index_select(0, order)
         return SAMPLE_BYTES / (time.perf_counter() - began), write
 
 
 def _now(device: torch.device) -> float:
+    """Return the time after the GPU has finished all that was started on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

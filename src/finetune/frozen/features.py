@@ -1,8 +1,8 @@
-"""What the trained part of a model reads: features of the frozen blocks, stored or computed afresh.
+"""Features of the frozen blocks, which the trained part of a model reads: stored, or computed afresh.
 
-Trials that share backbone, weights and images share their features: those are computed once per node
-and mapped from then on. An epoch sees view v of each image whether they are stored or not; with
-`precision: exact` the features are the same to the last bit.
+Trials with the same backbone, weights and images share their features: each feature array is computed once
+per node, and later trials map it into memory. Storing does not change which views of the images an epoch
+sees. With `precision: exact`, stored and fresh features are the same to the last bit.
 
 Shapes: B images of a batch, N images of a split, C, H, W of activations, D pooled features.
 """
@@ -30,36 +30,37 @@ from finetune.model.weights import Pretrained
 from finetune.settings import FeatureSettings, TrialSettings
 
 FORMAT = 2
-"""Of what an entry holds; part of its key."""
+"""Version of the format of an entry's content. It is part of the entry's key."""
 RESIDENT_BYTES = 512 * 2**20
-"""Stored rows of a split up to this size are read from the GPU's own memory."""
+"""Largest size of a split's stored rows that are copied to the GPU's memory and read there."""
 GPU_CHUNK_ROWS, GPU_CHUNK_BYTES = 256, 128 * 2**20
-"""Most that one chunk of an entry has where a GPU computes it."""
+"""Largest chunk of an entry that a GPU computes, in rows and in bytes."""
 GPU_THREADS = 3
-"""That fill an entry: one gathers images, the GPU computes for another, the last one writes."""
+"""Threads that fill an entry: one gathers images, the GPU computes for another, the last one writes."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where stored features are taken, and what storing them is worth."""
+    """The block behind which features are stored, and the value of storing them."""
 
     blocks: int
-    """Leading blocks that they lie behind."""
+    """Number of leading blocks that have computed the stored features."""
     worth: float
     """Seconds saved per byte stored."""
 
 
 class Inputs:
-    """The images of one trial, as its trained part reads them.
+    """The inputs of one trial's trained part: features of its images, stored or computed when needed.
 
     Args:
-        model: its frozen blocks are run here.
+        model: the model whose frozen blocks compute the features.
         data: the images.
-        settings: of the trial.
-        source: says how images are normalised, and which weights the frozen blocks have.
-        device: of the model.
-        blocks: gives all blocks of the backbone, frozen, on the device: what passes cost is measured on.
-        stored: where features are kept; None: nowhere.
+        settings: the settings of the trial.
+        source: the mean and deviation that normalise the images, and the hash of the pretrained weights.
+        device: the device of the model.
+        blocks: returns all blocks of the backbone, frozen, on the device. The cost of a pass is measured
+            on them.
+        stored: the folder, budget and use of stored features; None stores nothing.
     """
 
     def __init__(
@@ -81,17 +82,17 @@ class Inputs:
         self._batch = execution.batch_of(settings.precision, device)
         usual = execution.usual(settings.precision, device)
         self._passes = {True: usual, False: usual}
-        """How frozen blocks are run: for training images (True), for others (False)."""
+        """The pass that runs the frozen blocks, for training images (True) and for all others (False)."""
         self._cuts: dict[bool, Cut | None] = {True: None, False: None}
         self._ready: dict[tuple[Pass, int, int], Callable[[Tensor], Tensor]] = {}
-        """Frozen blocks from a number to another, ready for a pass."""
+        """Frozen blocks prepared for a pass, by pass, first block and end."""
         self._feeds: dict[tuple[str, str], Tensor | None] = {}
-        """Stored rows by split and name of the sheet; None: the store has no room for them."""
+        """Stored rows by split and name of the sheet; None if the store has no room for them."""
         if stored is not None and stored.mode != "off" and len(model.prefix):
             self._use(stored, blocks)
 
     def _use(self, stored: FeatureSettings, blocks: Callable[[], nn.Sequential]) -> None:
-        """Decide what is read from the store, by what it saves on this machine."""
+        """Choose the cuts whose features are stored, from the time that each saves on this machine."""
         settings = self.settings
         folder = Path(stored.folder)
         self._store = Store(folder, stored.budget_bytes)
@@ -107,26 +108,27 @@ class Inputs:
             folder=folder,
             device=self.device,
         )
-        # What is reported and compared is measured as the exported model will answer. Blocks that are trained
-        # on frozen ones make whole points of accuracy out of the last bits of what they read.
+        # Validation and test images always take the default pass, so that reported scores are those of the
+        # exported model. Training images take the fastest pass only if no backbone block is trained:
+        # otherwise rounding differences in the frozen features can move accuracy by whole points.
         if not len(self.model.trunk):
             self._passes[True] = self._costs.fastest
-        mixes = settings.mix != "none"  # then the frozen blocks see new images in every batch
+        mixes = settings.mix != "none"  # mixed images are new in every batch, so storing them is useless
         for training in (True, False):
             if not (training and mixes):
                 self._cuts[training] = self._best_cut(training, stored)
 
     def effective(self) -> dict[str, Any]:
-        """Return which features are stored, and how frozen blocks are run in training."""
+        """Return the cut of the stored training features, and the pass of the frozen blocks in training."""
         cut = self._cuts[True]
         return {"stored_cut": cut.blocks if cut else None, "frozen_pass": asdict(self._passes[True])}
 
     def feed(self, split: str, *, view: int | None = None) -> "Feed":
-        """Return where the batches of one epoch come from.
+        """Return the source of one epoch's batches, after storing its features if that pays.
 
         Args:
             split: `train`, `val` or `test`.
-            view: of training images, see `ImageData.batch`; None: as for evaluation.
+            view: the view of training images, as in `ImageData.batch`; None for evaluation.
 
         Raises:
             DataError: an image cannot be read.
@@ -134,53 +136,53 @@ class Inputs:
         training = view is not None
         sheet, cut = self.data.sheet(split, view), self._cuts[training]
         if split == "test":
-            cut = None  # it is read once, for one model
+            cut = None  # only exported models read it, so storing would not pay
         if cut is not None and (split, sheet.name) not in self._feeds:
             self._feeds[split, sheet.name] = self._near(self._rows(split, sheet, cut))
         rows = self._feeds.get((split, sheet.name))
         return Feed(self, split, view, self._passes[training], cut.blocks if cut else 0, rows)
 
     def features(self, x: Tensor, how: Pass, *, behind: int = 0) -> Tensor:
-        """Return what `TransferModel.from_features` takes, in float32.
+        """Return the input of `TransferModel.from_features`, in float32.
 
         Args:
-            x: normalised images (B, 3, S, S), or activations behind the first `behind` blocks.
-            how: the frozen blocks are run.
-            behind: at most the number of frozen blocks.
+            x: normalised images (B, 3, S, S), or the activations of the first `behind` blocks.
+            how: the pass that runs the frozen blocks.
+            behind: the number of blocks that `x` has already passed, at most the number of frozen blocks.
         """
         with execution.rounding(self.settings.precision):
             h = self._activations(x, how, behind, len(self.model.prefix)).float()
         return self.model.reduce(h)
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Return pixels, uint8 (B, 3, S, S), as the backbone expects them, on the device."""
+        """Return uint8 pixels (B, 3, S, S) on the device, normalised as the backbone expects."""
         return normalise(pixels.to(self.device, non_blocking=True), self._mean, self._std)
 
     def read(self, rows: Tensor, blocks: int) -> Tensor:
-        """Return activations (B, C, H, W) behind so many blocks, on the device, as stored rows have them."""
+        """Return stored rows of a cut behind `blocks` blocks as activations (B, C, H, W) on the device."""
         h = rows.to(self.device, non_blocking=True)
         return h.permute(0, 3, 1, 2) if self._is_turned(blocks) else h
 
     def _activations(self, x: Tensor, how: Pass, begin: int, end: int) -> Tensor:
-        """Run frozen blocks number `begin` to `end`."""
+        """Run the frozen blocks from `begin` up to, not including, `end`."""
         if begin == end:
             return x
-        how = replace(how, compiled=False)  # every trial would compile its own
+        how = replace(how, compiled=False)  # here every trial would compile its own blocks
         blocks = self._blocks(how, begin, end)
         return how.run_padded(blocks, x, self._batch) if self.exact else how.run(blocks, x)
 
     def _blocks(self, how: Pass, begin: int, end: int) -> Callable[[Tensor], Tensor]:
-        """Return frozen blocks number `begin` to `end` for this pass; to make them ready takes a moment."""
+        """Return the frozen blocks `begin` to `end`, prepared for a pass once and then kept."""
         if (how, begin, end) not in self._ready:
             self._ready[how, begin, end] = how.ready(self.model.prefix[begin:end])
         return self._ready[how, begin, end]
 
     def _best_cut(self, training: bool, stored: FeatureSettings) -> Cut | None:
-        """Return the cut that saves most time within the budget; None: storing does not pay.
+        """Return the cut that saves the most time within the budget; None if storing does not pay.
 
-        A cut is read in each epoch of each trial that has it, and its features are computed and
-        written once per sheet. Of the trials that see the same images with the same backbone, half are taken
-        to freeze all blocks, the other half to spread over the cuts, as they do in the default space.
+        The features of a cut are computed and written once per sheet, then read in each epoch of each trial
+        that uses the cut. The estimate assumes that half of the trials with the same images and backbone
+        freeze all blocks, and that the other half spread evenly over the cuts, as in the default space.
         """
         costs, frozen = self._costs, len(self.model.prefix)
         blocks = frozen + len(self.model.trunk)
@@ -190,6 +192,8 @@ class Inputs:
         trials = stored.trials * (stored.alike_views if training else stored.alike)
         best, saved = None, 0.0
         for cut in range(1, frozen + 1):
+            # All figures are seconds per image. Stored features replace the pass of the frozen blocks by a
+            # read in every use; making them costs one pass and one write per sheet.
             size = self._layout(cut, 1, training).row_bytes
             share = 1 if cut == blocks else blocks
             uses = self.settings.epochs * max(1.0, trials / 2 / share)
@@ -201,15 +205,17 @@ class Inputs:
         return best
 
     def _rows(self, split: str, sheet: Sheet, cut: Cut) -> Tensor | None:
-        """Return a sheet's features from the store, computing those that are not there yet."""
+        """Return a sheet's features from the store, computing missing ones; None if the store has no room."""
         training = sheet.training
         how, key = self._passes[training], partial(self._key, split, sheet)
         layout = partial(self._layout, rows=sheet.rows, training=training)
         cuda = self.device.type == "cuda"
         most = layout(cut.blocks).chunk_rows or self._batch
-        batch = max(execution.BATCH, min(self._batch, most))  # no batch is larger than a chunk and filled up
+        batch = max(execution.BATCH, min(self._batch, most))  # a batch larger than a chunk would be padded
         looking = Lock()
 
+        # Another trial may have stored features of a lower cut: the pass then starts from the highest of
+        # them instead of from the images.
         @cache
         def lower() -> tuple[int, Tensor | None]:
             for blocks in range(cut.blocks - 1, 0, -1):
@@ -219,7 +225,7 @@ class Inputs:
             return 0, None
 
         def make(begin: int, end: int) -> Tensor:
-            with looking:  # once, where something is to be computed at all
+            with looking:  # threads look once, and only if a chunk is missing
                 below, rows = lower()
             parts: Iterator[Tensor]
             if rows is not None:
@@ -233,7 +239,8 @@ class Inputs:
 
         facts = {"backbone": self.settings.backbone, "blocks": cut.blocks, "split": split, "view": sheet.name}
         facts |= {"images": self.data.size(split), "data": self.data.fingerprint[:12]}
-        # Around all threads: one that ends would give the others its precision back.
+        # The precision is a flag of the whole process, so it is set once around all threads: a thread that
+        # set it alone would reset it while others still compute.
         with execution.rounding(self.settings.precision):
             return self._store.get(
                 key(cut.blocks),
@@ -245,16 +252,17 @@ class Inputs:
             )
 
     def _near(self, rows: Tensor | None) -> Tensor | None:
-        """Return stored rows where they are read fastest: on the GPU, if they are few."""
+        """Return stored rows, copied to the GPU if they are at most RESIDENT_BYTES."""
         if rows is None or self.device.type != "cuda" or rows.nbytes > RESIDENT_BYTES:
             return rows
         return rows.to(self.device)
 
     def _threads(self, how: Pass) -> int:
-        """Return how many threads fill an entry; torch.compile is not made for several."""
+        """Return the number of threads that fill an entry; torch.compile is not made for several."""
         return GPU_THREADS if self.device.type == "cuda" and not how.compiled else 1
 
     def _made(self, x: Tensor, how: Pass, begin: int, end: int, batch: int) -> Tensor:
+        """Return what the store keeps of `x`: activations behind block `end`, pooled behind the last one."""
         blocks = self._blocks(how, begin, end)
         try:
             h = how.run_padded(blocks, x, batch)
@@ -262,20 +270,22 @@ class Inputs:
             if batch <= execution.BATCH:
                 raise
             h = None
-        if h is None:  # behind the error, which holds what the pass had allocated
+        # The retry stands outside the `except`: inside it the error still holds the memory of the pass.
+        if h is None:
             torch.cuda.empty_cache()
             h = how.run_padded(blocks, x, execution.BATCH)
         return self.model.reduce(h.float()) if self._is_pooled(end) else h
 
     def _is_pooled(self, blocks: int) -> bool:
-        """True if what is stored behind so many blocks is pooled."""
+        """True if the features stored behind `blocks` blocks are pooled."""
         return self.model.pools and blocks == len(self.model.prefix)
 
     def _is_turned(self, blocks: int) -> bool:
-        """True if what is stored behind so many blocks is stored as (H, W, C)."""
+        """True if the features behind `blocks` blocks are stored as (H, W, C)."""
         return self._costs.channels_last[blocks] and not self._is_pooled(blocks)
 
     def _layout(self, blocks: int, rows: int, training: bool) -> Layout:
+        """Return the layout of an entry with the features behind `blocks` blocks."""
         costs = self._costs
         if self._is_pooled(blocks):
             return self._chunked(Layout(rows=rows, shape=(self.model.pooled_features,), dtype="float32"))
@@ -286,14 +296,14 @@ class Inputs:
         return self._chunked(Layout(rows=rows, shape=shape, dtype="bfloat16" if half else "float32"))
 
     def _chunked(self, layout: Layout) -> Layout:
-        """Return the layout with chunks as large as the device wants them."""
+        """Return the layout with larger chunks if the device is a GPU."""
         if self.device.type != "cuda":
             return layout
         most = max(1, min(GPU_CHUNK_ROWS, GPU_CHUNK_BYTES // layout.row_bytes))
         return replace(layout, chunk_rows=most)
 
     def _key(self, split: str, sheet: Sheet, blocks: int) -> str:
-        """Return the name of an entry: a hash of all that decides its content."""
+        """Return the key of an entry: a hash of everything that decides its content."""
         settings, source = self.settings, self._source
         facts = {
             "format": (FORMAT, folding.FORMAT),
@@ -316,19 +326,19 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Feed:
-    """The batches of one epoch: stored rows, or images that are decoded now."""
+    """The batches of one epoch, from stored rows or from images that are decoded for it."""
 
     inputs: Inputs
     split: str
     view: int | None
     how: Pass
     blocks: int
-    """Frozen blocks that stored rows lie behind."""
+    """Number of frozen blocks that have computed the stored rows."""
     rows: Tensor | None
-    """What is stored of the sheet; None: nothing."""
+    """Stored rows of the sheet; None if nothing is stored."""
 
     def batches(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield what `finish` takes, on the device, for each index tensor of `order`.
+        """Yield the input of `finish`, on the device, for each index tensor of `order`.
 
         Indices are int64 (B,) within the split, on the CPU.
 
@@ -341,6 +351,7 @@ class Feed:
             batches = data.batches(self.split, order, view=self.view, pinned=device.type == "cuda")
             yield from copies.aside((pixels for pixels, _ in batches), self.inputs.images, device)
             return
+        # The indices of the whole epoch go to the device of the rows in one copy, not in one per batch.
         places = data.places(self.split, self.view)
         numbers = torch.cat(list(order))
         numbers = (numbers if places is None else places[numbers]).to(self.rows.device)
@@ -349,11 +360,11 @@ class Feed:
 
     @property
     def kind(self) -> Hashable:
-        """Say what `finish` does: feeds of one kind do the same."""
+        """Return a key of what `finish` does: it does the same for all feeds with the same key."""
         return self.how, self.blocks, self.rows is None
 
     def finish(self, x: Tensor) -> Tensor:
-        """Return what `TransferModel.from_features` takes: run the frozen blocks that `x` has not seen."""
+        """Run the remaining frozen blocks on `x`. Return the input of `TransferModel.from_features`."""
         frozen = len(self.inputs.model.prefix)
         if self.rows is not None and self.blocks == frozen:
             return x

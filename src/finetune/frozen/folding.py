@@ -1,7 +1,7 @@
-"""Frozen convolutions with what stands around them in one kernel: batch norm, sum, activation.
+"""Fuse frozen convolutions with batch norm, sum and activation into one kernel.
 
-What torch.compile makes of frozen blocks on CPUs (`torch/_inductor/fx_passes/mkldnn_fusion.py`), without
-compiling them: the same kernels of oneDNN, called by the blocks themselves.
+torch.compile does the same with frozen blocks on CPUs (`torch/_inductor/fx_passes/mkldnn_fusion.py`). Here
+the blocks call the same oneDNN kernels themselves, so nothing is compiled.
 """
 
 import copy
@@ -16,10 +16,10 @@ from torch.fx.experimental.optimization import fuse as fold_batch_norms
 from torchvision.ops import StochasticDepth
 
 FORMAT = 1
-"""Changes with the rounding of what is folded."""
+"""Version of the folding. Raise it when a change alters the rounding of folded blocks."""
 
 Activation = tuple[str, list[float], str]
-"""As oneDNN takes it: its name, its bounds, its variant."""
+"""Name, bounds and variant of an activation, as oneDNN takes them."""
 
 ACTIVATIONS: dict[Callable[..., Any], Activation] = {
     nn.ReLU: ("relu", [], ""),
@@ -34,24 +34,24 @@ IDLE = (nn.Identity, nn.Dropout, StochasticDepth)
 
 
 def is_worth_it(blocks: nn.Module) -> bool:
-    """True if there are convolutions, and modules of the kinds that they can take in."""
+    """True if there are convolutions, and batch norms or activations that they can absorb."""
     kinds = {type(module) for module in blocks.modules()}
     return nn.Conv2d in kinds and not kinds.isdisjoint({nn.BatchNorm2d, *ACTIVATIONS})
 
 
 def fold(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of frozen blocks, in evaluation mode, that does the same in fewer steps.
+    """Return a copy of frozen blocks, in evaluation mode, that computes the same in fewer steps.
 
-    Exact but for rounding, if torch.fx follows the blocks; it may go astray, so compare the answers. What it
-    cannot trace as a whole is folded part by part.
+    The copy differs by rounding only, provided that torch.fx traces the blocks correctly. It may trace them
+    wrongly, so compare the outputs. A module that it cannot trace as a whole is folded part by part.
 
     Args:
-        module: on the CPU; it and the copy must not be trained.
-        dtype: of the convolutions: float32 or bfloat16.
+        module: the blocks, on the CPU. Neither they nor the copy may be trained.
+        dtype: the type of the convolutions, float32 or bfloat16.
     """
     try:
         traced = fold_batch_norms(module)
-    except Exception:  # as many kinds as there are ways to write a forward pass
+    except Exception:  # a forward pass may fail to trace with any kind of error
         copied = copy.copy(module)
         copied._modules = {name: fold(child, dtype) for name, child in module.named_children()}
         return copied
@@ -66,7 +66,7 @@ def fold(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class FoldedConvolution(nn.Module):
-    """A convolution, then perhaps a sum, then perhaps an activation."""
+    """A convolution, an optional sum and an optional activation as one kernel."""
 
     weight: Tensor
 
@@ -85,9 +85,9 @@ class FoldedConvolution(nn.Module):
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Return the activation of the convolution of `x` (B, C, H, W) and `other`, its result's shape."""
+        """Return activation(convolution(x) + other) for `x` (B, C, H, W); `other` has its shape."""
         x = x.to(self.weight.dtype)
-        if self._packed is None:  # once: oneDNN would put the weights into its own order at every call
+        if self._packed is None:  # once: otherwise oneDNN reorders the weights at every call
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, list(x.shape))
         parameters = (self._packed, self.bias, *self.how)
         call = torch.ops.mkldnn._convolution_pointwise
@@ -100,19 +100,20 @@ class FoldedConvolution(nn.Module):
 
 
 def _has_kernels(dtype: torch.dtype) -> bool:
-    """True if oneDNN is there, and computes in `dtype` on this CPU."""
+    """True if oneDNN is available and computes in `dtype` on this CPU."""
     there = torch.backends.mkldnn.is_available()
     return there and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """True for a convolution whose padding is zeros, so many on either side."""
+    """True for a convolution with zero padding of a fixed number of pixels on either side."""
     return (
         type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     )
 
 
 def _drop_idle(traced: fx.GraphModule) -> None:
+    """Remove the calls of IDLE modules from the graph."""
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(traced.get_submodule(node.target), IDLE):
             node.replace_all_uses_with(node.args[0])
@@ -120,7 +121,10 @@ def _drop_idle(traced: fx.GraphModule) -> None:
 
 
 def _take_in_what_follows(traced: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
-    """Replace a convolution, and a sum and an activation that nobody else reads the input of, by one step."""
+    """Replace a convolution, and the sum and activation behind it, by one FoldedConvolution.
+
+    A sum or activation is absorbed only if it is the only reader of the result before it.
+    """
     taken, others = [node], []
     follower = _only_user(node)
     if follower and follower.op == "call_function" and follower.target in SUMS:
@@ -130,6 +134,8 @@ def _take_in_what_follows(traced: fx.GraphModule, node: fx.Node, dtype: torch.dt
     activation = _activation(traced, follower) if follower else None
     if activation and follower:
         taken.append(follower)
+    # The fused module takes the convolution's name. Its call stands where the last absorbed node stood,
+    # since `others` may be computed between the convolution and the sum.
     convolution = traced.get_submodule(str(node.target))
     assert isinstance(convolution, nn.Conv2d)
     parent, _, name = str(node.target).rpartition(".")
@@ -142,11 +148,13 @@ def _take_in_what_follows(traced: fx.GraphModule, node: fx.Node, dtype: torch.dt
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
+    """Return the node that reads this one's result; None if none or several do."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
 
 def _activation(traced: fx.GraphModule, node: fx.Node) -> Activation | None:
+    """Return the activation that a node applies; None if it is no activation that oneDNN can fuse."""
     if node.op == "call_module":
         return ACTIVATIONS.get(type(traced.get_submodule(str(node.target))))
     return ACTIVATIONS.get(node.target) if node.op == "call_function" and callable(node.target) else None

@@ -1,1 +1,1 @@
-"""From folders, manifests and data sets to batches of pixels; nothing here knows of models."""
+"""Turn folders, manifests and data sets into batches of pixels; nothing here depends on models."""

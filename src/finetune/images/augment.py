@@ -1,4 +1,4 @@
-"""Augmentation beyond crop and flip: of single images, and of whole batches with their labels.
+"""Augmentation in addition to crop and flip, of single images and of whole batches with their labels.
 
 Shapes: B images of a batch, C classes, S side in pixels.
 """
@@ -13,18 +13,19 @@ from torchvision.transforms import v2
 from finetune.settings import TrialSettings
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Images (B, 3, S, S) and targets (B, C) -> the same, blended."""
+"""Function from images (B, 3, S, S) and targets (B, C) to blended ones of the same shapes."""
 
 
 class _TrivialAugment(v2.TrivialAugmentWide):
     """torchvision's TrivialAugmentWide, drawing from a given generator.
 
-    Its own `forward` draws from torch's global generator, which the training loop uses at the same
-    time in another thread: neither would be reproducible. What it draws from and how it applies an
-    operation are its own; the ceiling in pyproject.toml keeps their names.
+    The `forward` of torchvision draws from torch's global generator, which the training loop uses at the
+    same time in another thread: neither would be reproducible. The operations and their application are
+    inherited, through private names that the upper bound on torchvision in pyproject.toml protects.
     """
 
     def draw(self, image: Tensor, draws: random.Random) -> Tensor:
+        """Return the image after one operation that `draws` chooses."""
         name, (magnitudes_of, signed) = draws.choice(list(self._AUGMENTATION_SPACE.items()))
         magnitudes = magnitudes_of(self.num_magnitude_bins, *image.shape[-2:])
         strength = 0.0
@@ -45,22 +46,22 @@ def _trivial() -> _TrivialAugment:
 def trivial(image: Tensor, draws: random.Random) -> Tensor:
     """Return the image after one random operation of random strength, uint8 (3, S, S).
 
-    TrivialAugment, wide space (Müller and Hutter, ICCV 2021).
+    This is TrivialAugment with its wide space (Müller and Hutter, ICCV 2021).
 
     Args:
         image: uint8 (3, S, S).
-        draws: decides the operation and its strength; nothing else does.
+        draws: the only source of randomness; it chooses the operation and its strength.
     """
     return _trivial().draw(image, draws)
 
 
 def mixing(settings: TrialSettings) -> Mixing | None:
-    """Return how a batch's images and targets are mixed; None: not at all.
+    """Return the function that mixes a batch's images and targets; None if the settings mix nothing.
 
-    `mixup` (Zhang et al., ICLR 2018): each image and its target become lam * its own
-    + (1 - lam) * another's of the batch, lam ~ Beta(mix_alpha, mix_alpha) once per batch and worker.
-    `cutmix` (Yun et al., ICCV 2019): a random box of the share 1 - lam comes from the other
-    image. Both draw from torch's global generator, as dropout does.
+    `mixup` (Zhang et al., ICLR 2018): each image and target becomes lam times itself plus (1 - lam) times
+    another one of the batch, with lam ~ Beta(mix_alpha, mix_alpha) once per batch and worker.
+    `cutmix` (Yun et al., ICCV 2019): a random box with a share of 1 - lam of the area comes from the
+    other image. Both draw from torch's global generator, as dropout does.
     """
     if settings.mix == "none":
         return None
@@ -70,12 +71,12 @@ def mixing(settings: TrialSettings) -> Mixing | None:
 
 
 def effective(mixing: Mixing | None) -> dict[str, object]:
-    """Return what `mixing` is, by the names of the settings."""
+    """Return the settings that `mixing` has, read from the function itself."""
     if mixing is None:
         return {"mix": "none"}
     return {"mix": type(mixing).__name__.lower(), "mix_alpha": getattr(mixing, "alpha", None)}
 
 
 def mix(mixing: Mixing | None, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return images (B, 3, S, S) and targets (B, C), mixed unless there is nothing to mix with."""
+    """Return images (B, 3, S, S) and targets (B, C), mixed if `mixing` is given and B > 1."""
     return mixing(images, targets) if mixing and len(images) > 1 else (images, targets)

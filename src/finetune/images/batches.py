@@ -1,4 +1,4 @@
-"""Images for the training loop: decoded once, transformed alike everywhere, ready ahead of the loop.
+"""Batches of images for the training loop: decoded once, transformed reproducibly, prepared in threads.
 
 Shapes: B images of a batch, N images of a split, S side of the square the model sees, in pixels.
 Images are uint8 RGB (B, 3, S, S) until they are normalised.
@@ -22,39 +22,42 @@ from finetune.images.pixels import Pixels
 from finetune.settings import DataSettings
 
 BUDGET_BYTES = 2 * 2**30
-"""14,000 images at 224 pixels."""
+"""Default memory for decoded images of one process: 14,000 images at 224 pixels."""
 BATCHES_AHEAD = 2
-"""Made while the loop computes. More would only hold memory: one batch keeps all decoding threads busy."""
+"""Batches prepared while the loop computes. More would only take memory: one batch keeps all decoding
+threads busy."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pixels that every trial sees alike: what features are computed of and stored by.
+    """The augmented images of a split for which features are computed and stored together.
 
-    Where nothing but mirroring alters the images, one sheet has all of them as they are and, behind
-    these, all of them mirrored: every view is a choice of its rows. Else a sheet is one view.
+    Trials with the same data settings have the same sheets. If mirroring is the only augmentation, one sheet
+    holds all images as they are, followed by all images mirrored, and every view is a choice of its rows.
+    With other augmentation, each view is a sheet of its own.
     """
 
     name: str
-    """Says what its pixels depend on, beside the images and their size."""
+    """Name that contains everything that decides the pixels, except the images and their size."""
     rows: int
     view: int | None
-    """Of its images, as `ImageData.batch` takes it."""
+    """View of the images, as `ImageData.batch` takes it."""
     paired: bool
-    """The second half of the rows is the first half mirrored."""
+    """True if the second half of the rows is the first half mirrored."""
     training: bool
+    """True for views of training images, False for images as in evaluation."""
 
 
 class ImageData:
-    """The images of one catalog at one size, decoded once. Safe to use from several threads.
+    """The images of one catalog at one size, decoded once. It may be used from several threads.
 
     Args:
-        catalog: what `finetune.images.catalog.scan` returned.
-        data: image size, augmentation and its seed; the rest is in the catalog.
+        catalog: the result of `finetune.images.catalog.scan`.
+        data: the image size, the augmentation and its seed. The other data settings are in the catalog.
         budget_bytes: memory for decoded images in this process.
-        threads: decoding at the same time; None: one per CPU, at most 8.
-        shared: where evaluation images are kept for all processes of the node, so that each is decoded
-            once; None: in this process's memory.
+        threads: the number of decoding threads; None for one per CPU, at most 8.
+        shared: a store in which all processes of the node share evaluation images, so that each image is
+            decoded once; None keeps them in the memory of this process.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class ImageData:
         self._mirrored: dict[tuple[str, int], Tensor] = {}
 
     def effective(self) -> dict[str, object]:
-        """Return how the images are seen, by the names of the settings."""
+        """Return the size and augmentation settings of the images."""
         seen = ("image_size", "crop_scale", "horizontal_flip", "augment")
         return {name: getattr(self._data, name) for name in seen}
 
@@ -95,9 +98,9 @@ class ImageData:
         return self._labels[split].clone()
 
     def weights(self, split: str) -> Tensor | None:
-        """Return how much each image of a split counts in a loss, float32 (N,); None: all count 1.
+        """Return the weight of each image of a split in the loss, float32 (N,); None if all are 1.
 
-        They are as the manifest says, above 0 and not normalised. Metrics do not use them.
+        The weights are those of the manifest, above 0 and not normalised. Metrics do not use them.
         """
         weights = [example.weight for example in self._catalog.splits[split]]
         return None if set(weights) <= {1.0} else torch.tensor(weights, dtype=torch.float32)
@@ -108,9 +111,10 @@ class ImageData:
         Args:
             split: `train`, `val` or `test`.
             indices: int64 (B,) on the CPU, each in 0..N-1; repetitions are allowed.
-            view: None: as for evaluation. v: training view v, a pure function of (data.seed, the
-                image's path, v): randomly cropped, mirrored and altered as far as the settings say.
-            pinned: in memory from which a GPU copies them while it computes.
+            view: None returns the images as in evaluation. A number v returns training view v: randomly
+                cropped, mirrored and altered as the settings say, which is a pure function of
+                (data.seed, the image's path, v).
+            pinned: return pinned memory, which a GPU can copy while it computes.
 
         Raises:
             DataError: an image cannot be read.
@@ -132,10 +136,11 @@ class ImageData:
             images = self._decoded.evaluation(split, rows, pinned=pinned)
             images[mirrored] = images[mirrored].flip(-1)
             return images
+        # Each image has its own generator, so its view does not depend on the batch or the worker.
         examples = [self._catalog.splits[split][row] for row in rows]
         draws = [pixels.draws_of(self._data.seed, example.path, view) for example in examples]
         for draw in draws:
-            draw.random()  # told whether to mirror
+            draw.random()  # skip the draw for mirroring, which `_flips` has used
         if crops:
             images = self._crops(examples, draws, pinned=pinned)
         else:
@@ -147,7 +152,7 @@ class ImageData:
         return images.pin_memory() if pinned and augments else images
 
     def sheet(self, split: str, view: int | None) -> Sheet:
-        """Return the sheet that has a view of a split; None: the images as for evaluation."""
+        """Return the sheet that holds a view of a split; view None means the images as in evaluation."""
         data, images = self._data, self.size(split)
         crops, augments = data.crop_scale < 1, data.augment != "none"
         if view is None or not (crops or augments or data.horizontal_flip):
@@ -158,14 +163,14 @@ class ImageData:
         return Sheet(f"view {view} of seed {data.seed}, {how}", images, view, False, True)
 
     def sheets(self, epochs: int) -> int:
-        """Return how many copies of the training images their sheets hold, all epochs together."""
+        """Return the number of copies of the training images in the sheets of all epochs together."""
         sheet = self.sheet("train", 0)
         if sheet.view is None:
             return 2 if sheet.paired else 1
         return min(epochs, self._data.views or epochs)
 
     def places(self, split: str, view: int | None) -> Tensor | None:
-        """Return in which row of its sheet each image of a view is, int64 (N,); None: in order."""
+        """Return the row of each image of a view in its sheet, int64 (N,); None if in order."""
         sheet = self.sheet(split, view)
         if view is None or not sheet.paired:
             return None
@@ -175,7 +180,7 @@ class ImageData:
     def sheet_pixels(
         self, split: str, sheet: Sheet, begin: int, end: int, batch: int, *, pinned: bool = False
     ) -> Iterator[Tensor]:
-        """Yield rows `begin` to `end` of a sheet, uint8 (B, 3, S, S), decoded ahead of the caller.
+        """Yield rows `begin` to `end` of a sheet in batches, uint8 (B, 3, S, S), decoded ahead of use.
 
         Raises:
             DataError: an image cannot be read.
@@ -183,17 +188,18 @@ class ImageData:
         rows = torch.arange(begin, end).split(batch)
         images = self.size(split)
         batches = self.batches(split, [part % images for part in rows], view=sheet.view, pinned=pinned)
+        # The rows of a paired sheet from `images` on are the same images mirrored.
         for part, (found, _) in zip(rows, batches, strict=True):
             mirrored = part >= images
             found[mirrored] = found[mirrored].flip(-1)
             yield found
 
     def view(self, epoch: int) -> int:
-        """Return which view of the training images epoch `epoch` (from 1) sees."""
+        """Return the view of the training images in epoch `epoch`, which counts from 1."""
         return (epoch - 1) % self._data.views if self._data.views else epoch - 1
 
     def _flips(self, split: str, view: int) -> Tensor:
-        """Return for each image of a split whether a view mirrors it, bool (N,)."""
+        """Return whether a view mirrors each image of a split, bool (N,)."""
         if (split, view) not in self._mirrored:
             examples, seed = self._catalog.splits[split], self._data.seed
             flips = [pixels.draws_of(seed, example.path, view).random() < 0.5 for example in examples]
@@ -205,15 +211,15 @@ class ImageData:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images uint8 (B, 3, S, S) and labels int64 (B,) for each index tensor of `order`.
 
-        The next batches are made in threads while the caller computes; closing the iterator drops them.
-        `pinned`: in memory from which a GPU copies them while it computes.
+        Threads prepare the next batches while the caller computes; closing the iterator drops them. With
+        `pinned` the images are in pinned memory, which a GPU can copy while it computes.
 
         Raises:
-            DataError: an image cannot be read; raised in the place of its batch.
+            DataError: an image cannot be read. It is raised when the batch of the image is due.
         """
         labels = self.labels(split)
         ahead: deque[tuple[Tensor, Future[Tensor]]] = deque()
-        maker = ThreadPoolExecutor(1, "batches")  # its own: decoders that wait for decoders would hang
+        maker = ThreadPoolExecutor(1, "batches")  # not a decoder thread: those would wait for each other
 
         def make(indices: Tensor) -> Tensor:
             return self.batch(split, indices, view=view, pinned=pinned)
@@ -230,6 +236,7 @@ class ImageData:
             maker.shutdown(cancel_futures=True)
 
     def _crops(self, examples: Sequence[Example], draws: Sequence[random.Random], *, pinned: bool) -> Tensor:
+        """Return one random crop of each image, uint8 (B, 3, S, S)."""
         side, scale = self._data.image_size, self._data.crop_scale
 
         def crop(example: Example, draw: random.Random) -> Pixels:

@@ -1,7 +1,7 @@
-"""Which images there are, their labels, weights and splits.
+"""List the images of a data set with their labels, weights and splits.
 
-Imports no torch, so the process that searches can scan, check and count without it; only kind
-`torchvision` needs torchvision's own reader, and with it torch.
+This module imports no torch, so the process that searches can scan, check and count images without it. Only
+kind `torchvision` needs torchvision's own reader, and with it torch.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ KINDS: dict[str, Callable[[DataSettings], Source]] = {
     "digits": digits,
 }
 THREADS = min(8, os.cpu_count() or 1)
-"""That read images at the same time; Pillow decodes outside the interpreter's lock."""
+"""Threads that read images; Pillow decodes outside the interpreter's lock."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Example:
     """One image and its class."""
 
     path: str
-    """Relative to the source's folder, with `/`; or an absolute path, a URL, a name such as `digits/17`."""
+    """Path relative to the source's folder, with `/`; or an absolute path, a URL, a name like `digits/17`."""
     label: int
     """Index into the catalog's classes."""
     weight: float = 1.0
-    """How much the image counts in the training loss; only a manifest says anything but 1."""
+    """Weight of the image in the training loss; only a manifest sets another value than 1."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,31 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The images of one data set, by split. Made by `scan`."""
+    """The images of one data set by split, as `scan` returns them."""
 
     kind: str
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
     """`train`, `val` and `test`, each sorted by label, then path; only `test` may be empty."""
     made: tuple[str, ...]
-    """The splits that were not given but taken from `train` by the seed."""
+    """Splits that the data set lacks, and that were taken from `train` by the seed."""
     skipped: tuple[Skipped, ...]
     """Broken images, sorted by path; empty unless `data.on_error` is `skip`."""
     whole: bool
-    """True: the images show their object from edge to edge, and evaluation sees them uncropped."""
+    """True if the images show their object from edge to edge; evaluation then does not crop them."""
     fingerprint: str
-    """SHA-256 over kind, classes in order, and of every image its split, class, path, weight (unless
-    1), size in bytes and its first and last 4 KiB. An edit that keeps the size and touches only the
-    middle of a file is not seen; modification times do not count, so a copy has the same fingerprint."""
+    """SHA-256 over the kind, the classes in order, and the split, class, path, weight (unless 1), size in
+    bytes and first and last 4 KiB of every image. It does not notice an edit that keeps the size and touches
+    only the middle of a file. Modification times do not count, so a copy has the same fingerprint."""
     reader: Reader = field(repr=False, compare=False)
     findings: tuple[Finding, ...] = field(default=(), compare=False)
-    """What a person should know about what was taken and what was not; `inspect_data` has more."""
+    """Remarks on images that were used or left out; `finetune.images.inspection.inspect` adds more."""
 
     def open(self, example: Example, at_least: int | None = None) -> Image.Image:
         """Return the image as RGB, upright; `at_least` as in `finetune.images.decode.decode`.
 
         Raises:
-            DataError: the file is missing, broken or refused; names the file and the reason.
+            DataError: the file is missing, broken or refused; the message names the file and the reason.
         """
         return self.reader.open(example.path, at_least)
 
@@ -93,16 +93,16 @@ class Catalog:
 
 
 def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
-    """Return the catalog of the images `data` names; missing splits are made from `data.seed`.
+    """Return the catalog of the images that `data` names; missing splits are made from `data.seed`.
 
-    Only `val` given: the test split stays empty. Only `test` given: `val` is taken from `train`.
-    With `on_error: skip` every image is decoded once, here, so that all workers leave out the same
-    ones (a worker that left out others would have another fingerprint, and the trial would fail).
+    If only `val` is given, the test split stays empty. If only `test` is given, `val` is taken from `train`.
+    With `on_error: skip` every image is decoded once here, so that all workers leave out the same images: a
+    worker that left out others would have another fingerprint, and the trial would fail.
 
     Args:
-        data: which images.
-        lenient: take files that cannot be read, such as links to nothing, for images, too, so that
-            `finetune.images.inspection` can list all of them; their fingerprint is not that of a study.
+        data: the data settings.
+        lenient: keep files that cannot be read, such as broken links, so that
+            `finetune.images.inspection` can list all of them. The fingerprint then differs from a study's.
 
     Raises:
         DataError: the images or `data` are contradictory; the message names what to change.
@@ -119,6 +119,7 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
     chosen: Given = {
         split: {name: found.get(name, ()) for name in classes} for split, found in source.given.items()
     }
+    # Broken images go before splits are made, so that the shares are those of the images that are used.
     skipped: tuple[Skipped, ...] = ()
     if data.on_error == "skip":
         chosen, skipped = _leave_out_broken(chosen, source.reader)
@@ -161,12 +162,12 @@ def _is_utf8(name: str) -> bool:
 
 
 def _form(name: str) -> str:
-    """Return the one form of a name whose accents may be characters of their own (macOS) or not."""
+    """Return a name in Unicode form NFC; macOS may write accents as separate characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def _with_one_form(source: Source) -> Source:
-    """Return a source whose classes are named in one Unicode form; two that look alike are one class."""
+    """Return the source with class names in one Unicode form, merging classes whose names look alike."""
     given: dict[str, dict[str, list[str]]] = {}
     forms: dict[str, set[str]] = {}
     for split, found in source.given.items():
@@ -187,7 +188,12 @@ def _with_one_form(source: Source) -> Source:
 
 
 def _choose_classes(where: str, source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the classes in label order; those of `val` and `test` must be among those of `train`."""
+    """Return the classes in label order.
+
+    Raises:
+        DataError: `val` or `test` has a class that `train` lacks, `wanted` names no class or one
+            twice, or there are fewer than two classes.
+    """
     known = source.given["train"]
     wanted = None if wanted is None else tuple(_form(name) for name in wanted)
     if wanted is None:
@@ -219,7 +225,7 @@ def _choose_classes(where: str, source: Source, wanted: tuple[str, ...] | None) 
 
 
 def _leave_out_broken(chosen: Given, reader: Reader) -> tuple[Given, tuple[Skipped, ...]]:
-    """Return `chosen` without the images that cannot be read, and these."""
+    """Return `chosen` without the images that cannot be read, and the list of these."""
 
     def reason(path: str) -> str | None:
         try:
@@ -239,6 +245,7 @@ def _leave_out_broken(chosen: Given, reader: Reader) -> tuple[Given, tuple[Skipp
 
 
 def _check_images(where: str, chosen: Given) -> None:
+    """Raise a DataError if a split has no image, or a class no training image."""
     for split, found in chosen.items():
         if not any(found.values()):
             raise DataError(

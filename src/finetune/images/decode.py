@@ -1,4 +1,4 @@
-"""One image file -> RGB pixels, upright. Imports no torch."""
+"""Decode an image file into upright RGB pixels, without torch."""
 
 from io import BytesIO
 from pathlib import Path
@@ -19,19 +19,20 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes it upright (EXIF 2.32, tag 0x0112)."""
+"""Transposition that makes an image of each EXIF orientation upright (EXIF 2.32, tag 0x0112)."""
 
 
 def decode(path: Path, at_least: int | None = None) -> Image.Image:
-    """Return the image in a file as RGB, upright by its EXIF tag; of an animation the first frame.
+    """Return the image in a file as RGB, upright by its EXIF tag; for an animation, its first frame.
 
-    Transparent parts are laid on white. 16-bit grey is scaled by its full range, 0..65535 -> 0..255.
+    Transparent parts become white. 16-bit grey is scaled from 0..65535 to 0..255.
 
     Args:
         path: the file.
-        at_least: None: every pixel. A number: a JPEG whose shorter side is twice as long or more is
-            decoded at 1/2, 1/4 or 1/8 of its size, its shorter side still this many pixels or more;
-            a 24-megapixel photograph for 224 pixels then takes 22 ms instead of 159 (one CPU core).
+        at_least: None decodes every pixel. With a number, a JPEG whose shorter side is at least twice as
+            long is decoded at 1/2, 1/4 or 1/8 of its size, with at least this many pixels left on the
+            shorter side. A 24-megapixel photograph for 224 pixels then takes 22 ms instead of 159 (one CPU
+            core).
 
     Raises:
         DataError: the file is missing or broken, has more pixels than Pillow's limit against
@@ -41,10 +42,10 @@ def decode(path: Path, at_least: int | None = None) -> Image.Image:
 
 
 def decode_bytes(content: bytes, where: str, at_least: int | None = None) -> Image.Image:
-    """Return the image that a file's bytes hold, as `decode` does; `where` names it in errors.
+    """Return the image in the bytes of a file, like `decode`; `where` names it in errors.
 
     Raises:
-        DataError: as `decode`.
+        DataError: for the same reasons as `decode`.
     """
     return _decode(BytesIO(content), where, at_least)
 
@@ -71,7 +72,7 @@ def _decode(file: Path | BinaryIO, where: str, at_least: int | None) -> Image.Im
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged tag says nothing about the pixels: take them as they are
+    except Exception:  # the pixels may be fine behind a damaged tag: do not turn them
         return 1
 
 

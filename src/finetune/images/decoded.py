@@ -1,4 +1,4 @@
-"""Decoded images: kept in memory within a budget, or on the node for all its processes.
+"""Keep decoded images in memory within a budget, or on the node for all its processes.
 
 Shapes: B images of a batch, S side of the square the model sees, in pixels.
 """
@@ -29,25 +29,26 @@ Rows = npt.NDArray[np.int64]
 
 KEPT_SIDE = 1.5
 """Random crops are cut from an image whose shorter side is at most this multiple of S, so that large
-photographs fit in memory and resize fast; kept or decoded afresh, they are cut from the same pixels."""
+photographs fit in memory and resize fast. Images that are kept and images that are decoded again have the
+same pixels."""
 FORMAT = 1
-"""Of stored pixels; part of their key, to be raised when the way from file to pixels changes."""
+"""Version of stored pixels, part of their key. Raise it when the way from file to pixels changes."""
 
 
 class Decoded:
-    """The images of one catalog at one size. Safe to use from several threads.
+    """The images of one catalog at one size. It may be used from several threads.
 
-    Evaluation images stay in memory once decoded, in one array per split, and so do the images that
-    random crops are cut from, as long as all of them together stay within `budget_bytes`. What does
-    not fit is decoded each time; the pixels are the same.
+    Decoded evaluation images stay in memory, in one array per split, and so do the images that random crops
+    are cut from, as long as all of them together stay within `budget_bytes`. Images that do not fit are
+    decoded each time, to the same pixels.
 
     Args:
         catalog: the images.
         side: S.
-        decoders: who decodes.
-        budget_bytes: memory for decoded images in this process.
-        shared: where evaluation images are kept for all processes of the node, so that each is decoded
-            once; None: in this process's memory.
+        decoders: the threads that decode.
+        budget_bytes: the memory for decoded images in this process.
+        shared: a store in which all processes of the node share evaluation images, so that each image is
+            decoded once; None keeps them in the memory of this process.
     """
 
     def __init__(
@@ -63,17 +64,18 @@ class Decoded:
         self._side = side
         self._decoders = decoders
         self._shared = shared
-        self._opening = Lock()  # of stores; decoding may take the other lock
-        self._lock = Lock()  # guards what follows
+        self._opening = Lock()  # held while a store is opened; `_lock` may be taken inside it
+        self._lock = Lock()  # guards the budget and `_kept`
         self._budget_bytes = budget_bytes
         self._stores: dict[str, _Store] = {}
         self._kept: dict[str, Image.Image] = {}
 
     def evaluation(self, split: str, rows: Rows, *, pinned: bool = False) -> Tensor:
-        """Return images as for evaluation, uint8 (B, 3, S, S), in memory of the caller's own.
+        """Return images as evaluation sees them, uint8 (B, 3, S, S), as a copy that the caller may change.
 
-        `pinned`: from which a GPU copies them while it computes.
+        With `pinned` they are in pinned memory, which a GPU can copy while it computes.
         """
+        # Rows beyond the store had no room in the budget: they are decoded into the result each time.
         examples, store = self._catalog.splits[split], self._store(split)
         inside = rows < len(store.pixels)
 
@@ -81,13 +83,15 @@ class Decoded:
             store.pixels[row] = self._evaluation_image(examples[row])
             store.ready[row] = True
 
+        # Two threads may decode the same missing row at once; both write the same pixels.
         missing = [row for row in np.unique(rows[inside]) if not store.ready[row]]
         _finish(self._decoders.map(fill, missing))
         shape = (len(rows), *store.pixels.shape[1:])
         whole = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         images = whole.numpy()
         if inside.all():
-            # In this thread alone: torch's own would wake one per core beside the one that feeds a GPU.
+            # numpy copies in this thread alone; torch would wake a thread per core, beside the one that
+            # feeds a GPU.
             np.take(store.pixels, rows, axis=0, out=images, mode="clip")  # "raise" would copy twice
             return whole
         images[inside] = store.pixels[rows[inside]]
@@ -99,7 +103,7 @@ class Decoded:
         return whole
 
     def for_crops(self, example: Example) -> Image.Image:
-        """Return what random crops are cut from: the whole image, its shorter side at most KEPT_SIDE * S."""
+        """Return the whole image for random crops, its shorter side shrunk to KEPT_SIDE * S at most."""
         if example.path in self._kept:
             return self._kept[example.path]
         kept_side = KEPT_SIDE * self._side
@@ -127,6 +131,7 @@ class Decoded:
             return self._stores[split]
 
     def _own_store(self, split: str) -> "_Store":
+        """Return an empty store in this process for as many images of a split as the budget has room for."""
         side = self._side
         with self._lock:
             rows = min(len(self._catalog.splits[split]), self._budget_bytes // (3 * side * side))
@@ -134,11 +139,15 @@ class Decoded:
         return _Store(np.empty((rows, 3, side, side), dtype=np.uint8), np.zeros(rows, dtype=np.bool_))
 
     def _shared_store(self, split: str) -> "_Store | None":
-        """Return all images of a split from the node's store, decoded now where they are not there."""
+        """Return all images of a split from the node's store, decoding those that are missing.
+
+        None if there is no store, or no room in it.
+        """
         examples, side, data = self._catalog.splits[split], self._side, self._catalog.fingerprint
         if self._shared is None or not examples:
             return None
         layout = Layout(rows=len(examples), shape=(3, side, side), dtype="uint8")
+        # The time to decode one image is what the store saves per row.
         began = time.perf_counter()
         self._evaluation_image(examples[0])
         worth = (time.perf_counter() - began) / layout.row_bytes
@@ -156,12 +165,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Store:
-    """Evaluation images of a split's first rows; memory is taken from the system as rows are filled."""
+    """Evaluation images of the first rows of a split; the system provides memory only for filled rows."""
 
     pixels: Pixels
     ready: npt.NDArray[np.bool_]
 
 
 def _finish(results: Iterator[None]) -> None:
-    """Wait for all of them; raise the first error."""
+    """Wait for all results and raise the first error."""
     deque(results, maxlen=0)

@@ -1,4 +1,4 @@
-"""What a person should know about a data set, found while its images are listed or looked at."""
+"""Findings: remarks on a data set for people, made while its images are listed or inspected."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 Grade = Literal["error", "warning", "note"]
 GRADES: tuple[Grade, ...] = ("error", "warning", "note")
 SHOWN = 10
-"""Images or classes that a finding names; it counts all."""
+"""Largest number of images or classes that a finding names; its count covers all."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Finding:
     `missing_class`, `imbalance`, `single_image`, `similar_names`, `tiny`, `huge`, `passed_over`,
     `not_used`, `no_class`, `linked`, `split_as_class`, `two_forms`."""
     text: str
-    """In the house form: rule, got, what to do."""
+    """Message in the form of the project's errors: the rule, what was found, what to do."""
     images: tuple[str, ...] = ()
-    """Up to SHOWN paths."""
+    """Paths of images concerned, at most SHOWN."""
     count: int = 0
-    """Of all images or classes concerned."""
+    """Number of all images or classes concerned."""
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first names and how many there are."""
+    """Return the first SHOWN names as text, with the total number if there are more."""
     return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")

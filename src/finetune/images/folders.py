@@ -1,9 +1,9 @@
-"""Kind `folder`: one folder of images per class, on a disk or behind a URL. Imports no torch.
+"""Read kind `folder`: one folder of images per class, on a disk or behind a URL. Imports no torch.
 
     ROOT/daisy/1.jpg                        classes alone, or
     ROOT/train/daisy/1.jpg  ROOT/val/...    splits with classes in them
 
-What lies there and is not used is told by a finding, never left out silently.
+Files and folders that are not used are reported by a finding, never left out silently.
 """
 
 import os
@@ -22,21 +22,23 @@ JUNK_FOLDERS = frozenset(
     {*("__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "$recycle.bin"), *("lost+found", "__pycache__")}
     | {"system volume information"}
 )
-"""What archivers, network storage and systems leave behind, in lower case: no classes, and not searched."""
+"""Folders that archivers, network storage and systems leave behind, in lower case. They are not classes, and
+are not searched."""
 JUNK_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+"""Files that systems leave in folders of images, in lower case."""
 PHOTOS = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg", ".psd"}
 )
-"""Suffixes of pictures in formats that are not read."""
+"""Suffixes of picture formats that are not supported."""
 
 
 def folder(data: DataSettings) -> Source:
-    """One folder per class, below `train`, `val` and `test` or without splits.
+    """Return the images of one folder per class, below `train`, `val` and `test` or without splits.
 
     A folder named like a split counts as one if it has folders inside. Folders inside a class folder are
-    searched too, links to folders there are not; hidden files and folders are passed over.
+    searched as well, but links to folders there are not; hidden files and folders are ignored.
 
-    The folder may be a URL that fsspec lists (s3://bucket/flowers); what is below it is then taken alike.
+    The folder may be a URL that fsspec lists (s3://bucket/flowers); the same rules then apply below it.
 
     Raises:
         DataError: there is no such folder, it cannot be read, or splits lack `train`.
@@ -47,7 +49,7 @@ def folder(data: DataSettings) -> Source:
     tree = _far_tree(where) if is_url(where) else _tree(Path(where))
     splits, findings = _splits(where, tree)
     given: dict[str, dict[str, list[str]]] = {}
-    taken = set()
+    taken = set()  # files inside class folders, images or not
     for split, top in splits.items():
         prefix = f"{top}/" if top else ""
         given[split] = {name: [] for name in _children(tree.folders, prefix)}
@@ -65,17 +67,17 @@ def folder(data: DataSettings) -> Source:
 
 @dataclass
 class _Tree:
-    """What lies below a folder, by paths relative to it; without what is hidden or junk."""
+    """Files and folders below a folder, by paths relative to it, without hidden ones and junk."""
 
     files: list[str]
     folders: set[str]
     links: list[str] = field(default_factory=list)
-    """To folders, inside classes: they are not searched."""
+    """Links to folders inside classes, which are not searched."""
     junk: list[str] = field(default_factory=list)
-    """Folders that hold nothing but junk."""
+    """Folders that contain only junk."""
 
     def findings(self) -> Iterator[Finding]:
-        """Yield what the tree itself has to tell."""
+        """Yield findings about links and folders of junk."""
         if self.links:
             text = (
                 f"a class folder should hold no links to folders, got {listed(self.links)}. They are not "
@@ -91,10 +93,10 @@ class _Tree:
 
 
 def _tree(root: Path) -> _Tree:
-    """Return what lies below a local folder; links to folders count where splits and classes lie.
+    """Return the tree below a local folder; links to folders are followed at the level of splits and classes.
 
     Raises:
-        DataError: it is no folder, or cannot be read.
+        DataError: the path is no folder, or cannot be read.
     """
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
@@ -130,17 +132,17 @@ def _is_junk_folder(name: str) -> bool:
 
 
 def _is_inner_link(root: Path, place: str) -> bool:
-    """True for a link below the folders of the classes."""
+    """True for a link below a class folder."""
     top, _, rest = place.partition("/")
     outer = not rest or ("/" not in rest and top.lower() in SPLIT_NAMES)
     return not outer and os.path.islink(root / place)
 
 
 def _far_tree(url: str) -> _Tree:
-    """Return what lies below a URL; it has no empty folders.
+    """Return the tree below a URL, where there are no empty folders.
 
     Raises:
-        DataError: it cannot be listed, or holds nothing.
+        DataError: the URL cannot be listed, or nothing is there.
     """
     import fsspec
 
@@ -167,7 +169,7 @@ def _is_junk(path: str) -> bool:
 
 
 def _children(folders: Iterable[str], prefix: str) -> list[str]:
-    """Return the names of the folders straight below a folder, given as its path and `/`."""
+    """Return the names of the folders directly below the folder `prefix`, which ends in `/` or is empty."""
     inside = (place.removeprefix(prefix) for place in folders if place.startswith(prefix))
     return sorted(name for name in inside if "/" not in name)
 
@@ -177,7 +179,7 @@ def _is_image(path: str) -> bool:
 
 
 def _splits(where: str, tree: _Tree) -> tuple[dict[str, str], list[Finding]]:
-    """Return split -> name of its folder, and what is not used; without splits `train` is the root.
+    """Return the folder of each split, and findings on unused ones; without splits `train` is the root.
 
     Raises:
         DataError: `train` is missing among the splits, or may be a class.
@@ -210,6 +212,7 @@ def _splits(where: str, tree: _Tree) -> tuple[dict[str, str], list[Finding]]:
 
 
 def _classes_like_splits(tops: Sequence[str]) -> Iterator[Finding]:
+    """Yield a finding if classes are named like splits."""
     if tops:
         text = (
             f"folders named like a split should have class folders inside, got none in {listed(tops)}. "
@@ -219,7 +222,7 @@ def _classes_like_splits(tops: Sequence[str]) -> Iterator[Finding]:
 
 
 def _unused(splits: dict[str, str], images: dict[str, int]) -> Iterator[Finding]:
-    """Tell of folders beside the splits that hold images."""
+    """Yield a finding if folders next to the splits contain images."""
     if not images:
         return
     told = []
@@ -237,7 +240,7 @@ def _unused(splits: dict[str, str], images: dict[str, int]) -> Iterator[Finding]
 
 
 def _loose(paths: Sequence[str]) -> Iterator[Finding]:
-    """Tell of images outside the folders of the classes."""
+    """Yield a finding if there are images outside the class folders."""
     if paths:
         text = (
             f"images should lie in a class folder, got {len(paths)} outside. They are not used: "
@@ -247,7 +250,7 @@ def _loose(paths: Sequence[str]) -> Iterator[Finding]:
 
 
 def _passed_over(paths: Iterable[str]) -> Iterator[Finding]:
-    """Tell of files that are taken for no images: photographs of telephones are often among them."""
+    """Yield a finding if files are not taken for images; phones often write such formats (HEIC)."""
     others = Counter(
         os.path.splitext(path)[1].lower() or "no suffix" for path in paths if not _is_image(path)
     )

@@ -1,6 +1,6 @@
-"""Read a data set as a careful colleague would, before it costs anything. Imports no torch.
+"""Inspect a data set for mistakes before anything is trained on it. Imports no torch.
 
-`inspect` reads and decodes every image of a catalog once, in threads, and tells what it finds:
+`inspect` reads and decodes every image of a catalog once, in threads, and returns findings of three grades:
     error     training would stop, or its score would mean nothing
     warning   training works, but somebody should look
     note      good to know
@@ -19,20 +19,22 @@ from finetune.images.catalog import THREADS, Catalog, Example
 from finetune.images.findings import GRADES, SHOWN, Finding, Grade, listed
 
 IMBALANCE = 10.0
-"""Images of the largest class per image of the smallest from which on a warning is due."""
+"""Ratio of the largest to the smallest class above which there is a warning."""
 TINY_SIDE = 32
-"""Pixels; ImageNet's backbones halve an image five times, so less than this ends below one pixel."""
+"""Side in pixels below which an image is tiny: ImageNet's backbones halve an image five times, so a smaller
+one ends below one pixel."""
 HUGE_PIXELS = 50_000_000
-"""Beyond a photograph of today's cameras; decoding one takes about a second."""
+"""Pixels above which an image is huge: more than today's cameras produce, and a second of decoding."""
 LEAKED_SHARE = 0.01
-"""Of the images of a split, also in another: the most its score can be off by. More is an error."""
+"""Largest share of a split's images that may also be in another split; a larger one is an error. The score of
+the split can be wrong by at most the share."""
 SHOWN_BESIDE = 3
-"""Images that people are shown of a warning or a note; `check --json` has SHOWN."""
+"""Images that `lines` prints of a warning or a note; `check --json` has up to SHOWN."""
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One image after a look at it."""
+    """The result of inspecting one image."""
 
     split: str
     example: Example
@@ -41,16 +43,16 @@ class _Seen:
     size: tuple[int, int]
     """Width, height in pixels, upright."""
     problem: str
-    """Why it cannot be read; empty if it can."""
+    """Reason why the image cannot be read; empty if it can."""
 
 
 def inspect(catalog: Catalog) -> dict[str, Any]:
-    """Return plain values, ready for JSON, that say what the images of a catalog are like.
+    """Return a report on the images of a catalog, as plain values that can be written as JSON.
 
-    `classes`, `images` (split -> class -> count), `made_splits`, `fingerprint`, `imbalance` (largest
-    class per smallest, in training images), `sides` (shortest, median and longest side in pixels, None
-    if no image can be read), `weights` (smallest and largest of the training images', None if all are 1) and
-    `findings` (grade, check, text, images, count), errors first.
+    Its keys are `classes`, `images` (split -> class -> count), `made_splits`, `fingerprint`, `imbalance`
+    (size of the largest class divided by the smallest, in training images), `sides` (shortest, median and
+    longest side in pixels, None if no image can be read), `weights` (smallest and largest weight of a
+    training image, None if all are 1) and `findings` (grade, check, text, images, count), errors first.
     """
     tasks = [(split, example) for split, examples in catalog.splits.items() for example in examples]
     with ThreadPoolExecutor(THREADS, "inspect") as pool:
@@ -77,7 +79,7 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
-    """Return what `inspect` found, for people."""
+    """Return the report of `inspect` as lines for people."""
     text = []
     for split, counts in report["images"].items():
         made = " (taken from the training images by the seed)" if split in report["made_splits"] else ""
@@ -101,6 +103,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _look(catalog: Catalog, split: str, example: Example) -> _Seen:
+    """Decode and hash one image."""
     try:
         image = catalog.open(example)
         content = catalog.reader.content(example.path)
@@ -129,7 +132,7 @@ def _unreadable(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
 
 
 def _copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
-    """Tell of images with equal bytes: in two splits, under two labels, or twice in a class."""
+    """Yield findings on images with equal bytes: in two splits, under two labels, or twice in a class."""
     by_content: dict[str, list[_Seen]] = defaultdict(list)
     for image in seen:
         if not image.problem:
@@ -166,7 +169,7 @@ def _copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
 
 
 def _leaked_shares(leaks: Iterable[Sequence[_Seen]], catalog: Catalog) -> dict[str, float]:
-    """Return of `val` and `test`, where they are concerned, the share of images also in another split."""
+    """Return the share of images of `val` and of `test` that are also in another split, if above 0."""
     leaked: dict[str, int] = defaultdict(int)
     for group in leaks:
         for image in group:
@@ -179,6 +182,7 @@ def _places(group: Sequence[_Seen]) -> str:
 
 
 def _class_findings(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    """Yield findings on missing, unequal, single-image and similarly named classes."""
     for split in ("val", "test"):
         missing = [name for name, count in counts[split].items() if not count]
         if missing and len(missing) < len(counts[split]):
@@ -213,6 +217,8 @@ def _of_classes(check: str, rule: str, names: Sequence[str], fix: str) -> Findin
 
 
 def _sizes(seen: Sequence[_Seen]) -> Iterator[Finding]:
+    """Yield findings on tiny and huge images."""
+
     def told(image: _Seen) -> str:
         return f"{image.example.path}: {image.size[0]} x {image.size[1]}"
 

@@ -1,13 +1,13 @@
-"""Kind `manifest`: a table that names images, labels, splits and weights. Imports no torch.
+"""Read kind `manifest`: a table that names images, labels, splits and weights. Imports no torch.
 
     image,label,split,weight
     photos/0001.jpg,daisy,train,1
     /data/0002.jpg,tulip,val,1
     s3://bucket/0003.jpg,tulip,train,0.5
 
-A CSV file (UTF-8, with a header) or a Parquet file; `split` and `weight` may be left out, further
-columns are passed over. The manifest and each image may be a local path or any URL that fsspec opens
-(s3:// and others need their fsspec package); relative paths start at the manifest's folder.
+The table is a CSV file (UTF-8, with a header) or a Parquet file. `split` and `weight` may be left out, and
+further columns are ignored. The manifest and each image may be a local path or any URL that fsspec opens
+(s3:// and others need their fsspec package). Relative paths start at the manifest's folder.
 """
 
 import csv
@@ -27,17 +27,17 @@ from finetune.settings import DataSettings
 REQUIRED = ("image", "label")
 COLUMNS = (*REQUIRED, "split", "weight")
 SHOWN = 20
-"""Mistakes that an error lists; more are counted."""
+"""Largest number of mistakes that an error lists; further ones are only counted."""
 THREADS = 16
-"""That look for images at the same time: they wait for a disk or a network, not for the processor."""
+"""Threads that check whether images exist; they wait for a disk or a network, not for the processor."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, as text; what is left out is empty."""
+    """One row as text; a missing cell is an empty string."""
 
     line: int
-    """In a CSV file its line, in a Parquet file its number, both from 1."""
+    """Line of the row in a CSV file, or number of the row in a Parquet file, both from 1."""
     image: str
     label: str
     split: str = ""
@@ -48,7 +48,7 @@ def manifest(data: DataSettings) -> Source:
     """Return the images that the table at `data.path` names.
 
     Raises:
-        DataError: it cannot be read or rows are wrong: the message tells every mistake, a line each.
+        DataError: the table cannot be read or has wrong rows; the message lists the mistakes, one per line.
     """
     if data.path is None:
         raise DataError("data.path: kind 'manifest' needs a CSV or Parquet file, got None. Name one.")
@@ -72,10 +72,10 @@ def manifest(data: DataSettings) -> Source:
 
 
 def _mistakes(rows: Sequence[Row], files: Files, *, look: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of all that is wrong with the rows; `look`: also for images that are missing."""
+    """Yield (line, text) for every mistake in the rows; with `look` also for missing image files."""
     some_split = any(row.split for row in rows)
     first: dict[str, int] = {}
-    there: list[Row] = []
+    there: list[Row] = []  # rows to look for: the first one of each image
     for row in rows:
         yield from ((row.line, text) for text in _cell_mistakes(row, some_split))
         if not row.image:
@@ -116,7 +116,7 @@ def _is_weight(text: str) -> bool:
 
 
 def _same_place(location: str) -> str:
-    """Return one spelling for `a/b.jpg` and `a/../a/b.jpg`."""
+    """Return the same spelling for paths of one place, such as `a/b.jpg` and `a/../a/b.jpg`."""
     if not is_url(location):
         return posixpath.normpath(location)
     protocol, _, path = location.partition("://")
@@ -164,7 +164,7 @@ def _check_columns(path: str, columns: Sequence[str]) -> None:
 
 
 Table = tuple[list[str], list[tuple[int, dict[str, str]]]]
-"""Names of the columns; line and cells of every row."""
+"""Names of the columns, then line and cells of every row."""
 
 
 def _read_csv(content: bytes) -> Table:

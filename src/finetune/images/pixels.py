@@ -1,4 +1,4 @@
-"""From a decoded image to the square that the model sees, and the random numbers of its views.
+"""Turn a decoded image into the square that the model sees, and draw the random numbers of its views.
 
 Shapes: B images of a batch, S side of the square in pixels.
 """
@@ -19,21 +19,22 @@ from finetune.images.decode import decode
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
-"""Left, upper, right, lower edge in pixels of the source image, not rounded."""
+"""Left, upper, right and lower edge in pixels of the source image, not rounded."""
 
 CROP_SHARE = 0.875
-"""Of the resized image's side: 224 out of 256, torchvision's reference evaluation."""
+"""Side of the centre crop as a share of the resized image: 224 / 256, as torchvision evaluates."""
 DECODED_SIDE = 2.0
-"""Large JPEGs are decoded at a fraction of their size, at least this multiple of the side that they are
-resized to: as `reducing_gap=2.0` of Pillow's `thumbnail`, which is close to resizing the full image."""
+"""Large JPEGs are decoded at a fraction of their size, but at least at this multiple of the side that they
+are resized to. Pillow's `thumbnail` does the same with `reducing_gap=2.0`; the result is close to resizing
+the full image."""
 CROP_RATIOS = (3 / 4, 4 / 3)
 """Width / height of a random crop, as in torchvision's RandomResizedCrop."""
 CROP_ATTEMPTS = 10
-"""Draws that may stick out of the image before the centre is taken, as in RandomResizedCrop."""
+"""Draws of a box before the centre is taken, if all exceed the image, as in RandomResizedCrop."""
 
 
 def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:
-    """Return one image file as evaluation sees it, uint8 (3, S, S); `whole`: without the centre crop.
+    """Return one image file as evaluation sees it, uint8 (3, S, S); `whole` omits the centre crop.
 
     Raises:
         DataError: the file is missing or broken.
@@ -45,32 +46,32 @@ def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:
 def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """Return (images / 255 - mean) / std as float32 (B, 3, S, S), on the device of the images.
 
-    In memory the channels come last, as in the weights of every backbone: convolutions run faster so.
+    The channels come last in memory, as in the weights of every backbone, since convolutions then run faster.
 
     Args:
         images: uint8 (B, 3, S, S).
-        mean: of each channel, on the scale 0..1; a tensor on the same device saves a copy per batch.
-        std: of each channel, likewise.
+        mean: mean of each channel, on the scale 0..1; a tensor on the same device saves a copy per batch.
+        std: standard deviation of each channel, in the same form.
     """
     mean, std = (
         torch.as_tensor(value, dtype=torch.float32, device=images.device).view(3, 1, 1)
         for value in (mean, std)
     )
-    # Channel by channel, then turned: twice as fast as with three channels side by side.
+    # Compute channel by channel, then change the layout: twice as fast as on interleaved channels.
     turned = images.to(torch.float32).div_(255).sub_(mean).div_(std)
     return turned.contiguous(memory_format=torch.channels_last)
 
 
 def evaluation_needs(side: int, whole: bool) -> int:
-    """Return how many pixels the shorter side of an image must have when it is decoded."""
+    """Return the pixels that the shorter side of an image must keep when it is decoded for evaluation."""
     return math.ceil(DECODED_SIDE * (side if whole else round(side / CROP_SHARE)))
 
 
 def evaluation(image: Image.Image, side: int, whole: bool) -> Pixels:
     """Return the centre of an image as uint8 (3, S, S), or the whole image.
 
-    The same as resizing the shorter side to round(S / 0.875) and cutting out the centre, but only the
-    centre is resized: sizes need no rounding, and a strip of 6000 x 10 pixels costs no memory.
+    The result is that of resizing the shorter side to round(S / 0.875) and cutting out the centre. Only the
+    centre is resized, so sizes need no rounding, and a strip of 6000 x 10 pixels costs no memory.
     """
     width, height = image.size
     if whole:
@@ -81,13 +82,13 @@ def evaluation(image: Image.Image, side: int, whole: bool) -> Pixels:
 
 
 def resize(image: Image.Image, box: Box, side: int) -> Pixels:
-    """Return the part of an RGB image inside `box`, antialiased bilinear, as uint8 (3, S, S)."""
+    """Return the part of an RGB image inside `box`, resized bilinearly with antialiasing, uint8 (3, S, S)."""
     square = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def random_box(width: int, height: int, scale: float, draw: random.Random) -> Box:
-    """Return a box with a share of the area in [scale, 1] and a ratio in CROP_RATIOS."""
+    """Return a random box with a share of the area in [scale, 1] and width / height within CROP_RATIOS."""
     low, high = CROP_RATIOS
     for _ in range(CROP_ATTEMPTS):
         area = width * height * draw.uniform(scale, 1)
@@ -102,6 +103,6 @@ def random_box(width: int, height: int, scale: float, draw: random.Random) -> Bo
 
 
 def draws_of(seed: int, path: str, view: int) -> random.Random:
-    """Return the random numbers of one view of one image: to mirror it, then to crop it, then to alter it."""
+    """Return the generator of one view of one image; its draws decide on mirroring, crop, augmentation."""
     key = f"{seed}\0{view}\0{path}".encode("utf-8", "surrogateescape")
     return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))

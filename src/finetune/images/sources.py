@@ -1,7 +1,7 @@
-"""Where images come from: one function per kind, from settings to a `Source`. Imports no torch.
+"""Define `Source`, which describes the images of one kind of data, and kind `digits`. Imports no torch.
 
-Here is `digits`; folders.py, manifest.py and torchvision_sets.py hold the others. A new kind is a
-function that returns a `Source`, named in `finetune.images.catalog.KINDS`.
+The other kinds are in folders.py, manifest.py and torchvision_sets.py. A new kind is a function from
+settings to a `Source`, listed in `finetune.images.catalog.KINDS`.
 """
 
 import os
@@ -28,26 +28,26 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What a folder or a manifest may call a split, in lower case -> split; of two folders the earlier name
-here is taken."""
+"""Names of splits that folders and manifests may use, in lower case -> split. If two folders name the same
+split, the earlier name here is used."""
 EXTENSIONS = frozenset(
     {*(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif"), *(".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")}
 )
 SAMPLE_BYTES = 4096
-"""Read from either end of a file for the fingerprint: headers and the end of the pixels."""
+"""Bytes read from either end of a file for the fingerprint: headers, and the end of the pixels."""
 
 Given = Mapping[str, Mapping[str, Sequence[str]]]
-"""Split -> class -> paths of images. `train` is always there; `val` and `test` where they were given."""
+"""Split -> class -> paths of images. `train` is there, `val` and `test` only if the data has them."""
 
 
 class Reader(Protocol):
-    """How the images of one source are read, by path. Travels by pickle; safe in several threads.
+    """Reads the images of one source by path. It can be pickled, and used from several threads.
 
-    Every method raises DataError for what cannot be read.
+    Every method raises DataError if the image cannot be read.
     """
 
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
-        """Return the image, RGB and upright; `at_least` as in `finetune.images.decode.decode`."""
+        """Return the image as RGB, upright; `at_least` as in `finetune.images.decode.decode`."""
 
     def sample(self, path: str) -> tuple[int, bytes]:
         """Return the size in bytes and the part of the content that goes into the fingerprint."""
@@ -58,18 +58,18 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What one kind of data offers."""
+    """The images of one data set, before classes are chosen and missing splits are made."""
 
     given: Given
     reader: Reader
     classes: tuple[str, ...] | None = None
-    """In the source's own order of labels; None: sorted by name."""
+    """Classes in the source's own order of labels; None sorts them by name."""
     weights: Mapping[str, float] | None = None
-    """Path -> weight of the image in the training loss; None: all count alike."""
+    """Path -> weight of the image in the training loss; None if all are 1."""
     whole: bool = False
-    """True: the images show their object from edge to edge, and evaluation sees them uncropped."""
+    """True if the images show their object from edge to edge; evaluation then does not crop them."""
     findings: tuple[Finding, ...] = ()
-    """What a person should know about what was taken and what was not."""
+    """Remarks for people on images that were used or left out."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Files:
         """True if there is such a file.
 
         Raises:
-            DataError: a URL cannot be asked: its kind is unknown, a package or a permission is missing.
+            DataError: a URL cannot be checked: its kind is unknown, or a package or permission is missing.
         """
         location = self.location(path)
         if not is_url(location):
@@ -109,7 +109,7 @@ class Files:
         return decode(Path(location), at_least)
 
     def sample(self, path: str) -> tuple[int, bytes]:
-        """See `Reader`: the first and last SAMPLE_BYTES."""
+        """See `Reader`; the sample is the first and last SAMPLE_BYTES."""
         with readable(self.location(path)) as file:
             head = file.read(SAMPLE_BYTES)
             size = file.seek(0, os.SEEK_END)
@@ -129,7 +129,7 @@ def readable(
     """Open a local file or a URL for reading.
 
     Raises:
-        DataError: whatever goes wrong with it; names the file and the reason.
+        DataError: opening or reading fails in any way; the message names the file and the reason.
     """
     try:
         with open_file(location) as file:
@@ -144,7 +144,7 @@ def _unreadable(location: str, error: Exception) -> str:
 
 
 def digits(data: DataSettings) -> Source:
-    """Return scikit-learn's 1797 handwritten digits, 8 x 8 grey levels of 0..16; no splits are given.
+    """Return scikit-learn's 1797 handwritten digits, 8 x 8 grey levels of 0..16, without splits.
 
     Raises:
         DataError: `data` names a path.
@@ -170,7 +170,7 @@ def _load_digits() -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class _Digits:
-    """Reads `digits/17`."""
+    """Reader of kind `digits`, for paths such as `digits/17`."""
 
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
         return Image.fromarray(self._grey(path)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Which images validate and which test, where nobody said so: taken from the training images by the seed."""
+"""Make missing validation and test splits: take them from the training images by the seed."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from finetune.settings import DataSettings
 
 
 def missing_shares(data: DataSettings, given: Given) -> dict[str, float]:
-    """Return split -> share of `train` for the splits to be made; empty where `val` is given.
+    """Return split -> share of `train` for the splits to make; empty if `val` is given.
 
     Raises:
         DataError: the shares leave nothing to train or to validate on.
@@ -34,7 +34,7 @@ def take_from_train(
 ) -> dict[str, dict[str, Sequence[str]]]:
     """Return `given` with the splits of `shares` taken out of `train`, class by class.
 
-    Which images go depends on the seed and the paths alone: they are ordered by a hash of both.
+    The choice depends on the seed and the paths alone: images are ordered by a hash of both.
     """
     splits: dict[str, dict[str, Sequence[str]]] = {split: dict(paths) for split, paths in given.items()}
     splits.update({split: {} for split in shares})
@@ -49,9 +49,9 @@ def take_from_train(
 
 
 def split_sizes(images: int, val_share: float, test_share: float) -> tuple[int, int]:
-    """Return how many of a class's images go to val and test.
+    """Return the numbers of a class's images that go to val and to test.
 
-    The nearest whole numbers, except that one image stays in train and one of two or more goes to val.
+    Shares are rounded, except that one image stays in train, and one goes to val if there are two or more.
     """
     val = min(max(1, round(images * val_share)), images - 1)
     return val, min(round(images * test_share), images - 1 - val)

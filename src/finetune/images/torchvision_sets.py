@@ -1,15 +1,15 @@
-"""Kind `torchvision`: torchvision's classification sets by the name of their class.
+"""Read kind `torchvision`: torchvision's classification sets, by the name of their class.
 
-Only torchvision knows how its sets lie on disk. So the process that scans one imports torchvision, and
-with it torch; where studies are searched this happens once per study, and for this kind alone. A child
-process would cost the same seconds, and a protocol for pixels: half of the sets are no files.
+Only torchvision knows the layout of its sets on disk. So the process that scans one imports torchvision, and
+with it torch. In a search this happens once per study, and for this kind alone. A child process would cost
+the same seconds, and need a protocol for pixels, since half of the sets are not made of image files.
 
-Left out: sets without one label per image (detection, captions, attributes, video), Omniglot and
-LFW (their test classes are others), iNaturalist (its labels have six levels), LSUN (lmdb) and
-FakeData, which reseeds torch from its reading threads; kind `digits` needs no download either.
+Some sets are left out: those without one label per image (detection, captions, attributes, video), Omniglot
+and LFW (their test classes differ), iNaturalist (its labels have six levels), LSUN (lmdb), and FakeData,
+which reseeds torch from its reading threads (kind `digits` needs no download either).
 
-Tried without a network, on small copies in the formats that torchvision reads: all but PCAM, whose files
-need h5py. The published files themselves were not tried.
+All sets but PCAM, whose files need h5py, were tried without a network, on small copies in the formats that
+torchvision reads. The published files themselves were not tried.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SetFacts:
-    """How torchvision's class is asked for the splits of a set."""
+    """The splits of a set, as arguments of torchvision's class."""
 
     splits: Mapping[str, Arguments]
-    """Split -> arguments of the class; those not named are made from `train`."""
+    """Split -> arguments of the class. Splits that are missing here are made from `train`."""
     whole: bool = False
-    """The images show their object from edge to edge."""
+    """True if the images show their object from edge to edge; evaluation then does not crop them."""
 
 
 def _named(train: str = "train", **others: str) -> dict[str, Arguments]:
@@ -83,16 +83,16 @@ SETS: Mapping[str, SetFacts] = {
     "StanfordCars": SetFacts(_named(test="test")),
     "USPS": SetFacts(_FLAG, whole=True),
 }
-"""Class of `torchvision.datasets` -> its splits."""
+"""Name of a class in `torchvision.datasets` -> its splits."""
 NO_DOWNLOAD = frozenset({"FER2013", "ImageNet", "StanfordCars"})
-"""Sets that torchvision cannot fetch: their sites ask for an account, or are gone."""
+"""Sets that torchvision cannot download: their sites require an account, or are gone."""
 
 
 def check_name(name: str | None) -> str:
     """Return `name`.
 
     Raises:
-        DataError: it is no set of `SETS`; the message names the nearest ones.
+        DataError: `name` is not in `SETS`; the message names the nearest sets.
     """
     if name is None or name not in SETS:
         hint = did_you_mean(name or "", SETS)
@@ -103,10 +103,10 @@ def check_name(name: str | None) -> str:
 def torchvision_set(data: DataSettings) -> Source:
     """Return the images of torchvision's set `data.name` below the folder `data.path`.
 
-    Its own train, val and test are used; a split whose labels are not public is not.
+    The set's own train, val and test splits are used, except a split whose labels are not public.
 
     Raises:
-        DataError: there is no such set, or torchvision does not find it whole below the folder.
+        DataError: there is no such set, or torchvision does not find all of it below the folder.
     """
     name = check_name(data.name)
     if data.path is None:
@@ -132,7 +132,7 @@ def torchvision_set(data: DataSettings) -> Source:
 
 
 def _by_class(images: Any, paths: Sequence[str]) -> dict[str, list[str]]:
-    """Return class -> paths of a split; empty where its labels are not public (None or -1)."""
+    """Return class -> paths of a split; empty if its labels are not public (None or -1)."""
     labels, names = _labels(images), _class_names(images)
     by_class: dict[str, list[str]] = {}
     if any(label is None or label < 0 for label in labels):
@@ -145,7 +145,7 @@ def _by_class(images: Any, paths: Sequence[str]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class _Arrays:
-    """Reads `train/17` of a set that is held in memory."""
+    """Reader of a set without image files, by paths such as `train/17`."""
 
     name: str
     root: str
@@ -170,7 +170,7 @@ class _Arrays:
 
 
 def _ensure(name: str, root: str) -> None:
-    """Download what is not there; of several processes on a node one does, the others wait."""
+    """Download the set if it is missing; one process of a node does, while the others wait for its lock."""
     Path(root).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(root) / f".{name}.lock"):
         try:
@@ -182,12 +182,12 @@ def _ensure(name: str, root: str) -> None:
 
 @lru_cache(maxsize=2)
 def _open_sets(name: str, root: str) -> dict[str, Any]:
-    """Return split -> torchvision's dataset."""
+    """Return split -> torchvision's dataset; the last two sets stay open."""
     return {split: _open_set(name, root, arguments) for split, arguments in SETS[name].splits.items()}
 
 
 def _open_set(name: str, root: str, arguments: Arguments) -> Any:
-    from torchvision import datasets  # imports torch: seconds that the other kinds save
+    from torchvision import datasets  # imports torch, which takes seconds that other kinds need not spend
 
     if name == "SEMEION":  # the only one that downloads unless told not to
         arguments = {"download": False, **arguments}
@@ -206,7 +206,7 @@ def _open_set(name: str, root: str, arguments: Arguments) -> Any:
 
 
 def _files(root: Path, images: Any) -> list[str] | None:
-    """Return the path of every image below `root`; None for a set that has no files."""
+    """Return the path of every image relative to `root`; None for a set without image files."""
     for field in ("_image_files", "_images", "_samples", "samples", "imgs"):
         entries = getattr(images, field, None)
         if not entries:
@@ -218,7 +218,7 @@ def _files(root: Path, images: Any) -> list[str] | None:
 
 
 def _labels(images: Any) -> Sequence[Any]:
-    """Return the label of every image, without decoding images where the set allows it."""
+    """Return the label of every image, without decoding images if the set allows it."""
     for field in ("targets", "_labels", "labels", "y"):
         found = getattr(images, field, None)
         if found is not None and getattr(found, "ndim", 1) == 1:
@@ -231,7 +231,7 @@ def _labels(images: Any) -> Sequence[Any]:
 
 
 def _class_names(images: Any) -> list[str] | None:
-    """Return the names by label, unlike each other; None for a set that has only numbers."""
+    """Return a unique class name for each label; None for a set that has only numbers."""
     names = getattr(images, "classes", None) or getattr(images, "categories", None)
     if not names:
         return None
