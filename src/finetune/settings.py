@@ -46,7 +46,7 @@ class DataSettings:
     classes: tuple[str, ...] | None = None
     """Use only these classes, in this order; None: all, sorted by name."""
     on_error: OnError = "fail"
-    """Handling of broken images: `fail` stops the trial that reads one, `skip` excludes them before training."""
+    """Handling of broken images: `fail` stops the trial that reads one, `skip` leaves them out beforehand."""
     image_size: int = 224
     """Side of the square input image of the model, in pixels."""
     batch_size: int = 32
@@ -82,7 +82,7 @@ class SourceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSettings:
-    """The source of pretrained weights: at most one of the three fields is set; if none is, weights are random."""
+    """The source of pretrained weights: at most one field is set; if none is, the weights are random."""
 
     name: str | None = None
     """Name of a member of the backbone's torchvision weights enum, such as `DEFAULT`."""
@@ -164,15 +164,15 @@ class TrialSettings:
     clip_norm: float = 0.0
     """Largest Euclidean norm of the gradient over all trained weights; 0 sets no limit."""
     accumulate: int = 1
-    """Number of parts in which each worker computes its share of a batch, to save memory. The step is the same
-    except for rounding, the random draws of dropout, and batch norm, which sees one part at a time."""
+    """Number of parts in which each worker computes its share of a batch, to save memory. The step is the
+    same except for rounding, the random draws of dropout, and batch norm, which sees one part at a time."""
     mix: Mix = "none"
     """Method that blends each training image and its label with another image of the batch."""
     mix_alpha: float = 0.2
     """Both parameters of the Beta distribution from which `mix` draws the share of the first image."""
     precision: Precision = "auto"
-    """Numerical precision. Trained parts run in float32 or under bfloat16 autocast (`auto` chooses bfloat16 on
-    GPUs that support it). For frozen blocks, `auto` uses on a CPU the fastest way of running them that was
+    """Numerical precision. Trained parts run in float32 or under bfloat16 autocast (`auto` chooses bfloat16
+    on GPUs that support it). For frozen blocks, `auto` uses on a CPU the fastest way of running them that was
     found there; `exact` uses float32 in batches of a fixed size, so that features are the same to the bit
     whether they are stored or not."""
     seed: int = 0

@@ -169,17 +169,17 @@ class _Orders:
 
     def __init__(self, exchange: Any, job_id: str) -> None:
         self._exchange, self._job_id = exchange, job_id
-        self._answer: Any = None  # the open call; none before the first check, so a very short trial makes none
+        self._answer: Any = None  # the open call; a very short trial makes none
         self._looked = time.monotonic()
         self._stopped = self._moving = False
 
     def stopped(self) -> bool:
-        """Return True once the trial is to end; checked between two batches."""
+        """Return True once the trial is to end between two batches."""
         self._look()
         return self._stopped
 
     def moving(self) -> bool:
-        """Return True once the trial is to leave this slot, as its node will be removed; checked between epochs."""
+        """Return True once the trial is to leave this slot between two epochs, as its node will be removed."""
         self._look()
         return self._moving
 
@@ -220,7 +220,7 @@ def _one_line(error: Exception) -> str:
 
 
 def gpu_problem() -> str:
-    """Return a message if Ray assigned this worker a GPU, or a share of one, that torch cannot use; else ''."""
+    """Return a message if Ray assigned this worker a GPU, or part of one, that torch cannot use; else ''."""
     if not _given_gpus() or torch.cuda.is_available():
         return ""
     return (
@@ -252,7 +252,7 @@ def _facts(world: World) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "ray": ray.__version__,
-            "torch": str(torch.__version__),  # a plain str: torch's own version class can be unpickled only where torch is installed
+            "torch": str(torch.__version__),  # torch's own class can be unpickled only where torch is
             "torchvision": torchvision.__version__,
         },
     }
