@@ -179,7 +179,7 @@ class _Orders:
         return self._stopped
 
     def moving(self) -> bool:
-        """Return True once the trial is to leave this slot between two epochs, as its node will be removed."""
+        """Return True once the trial is to leave this slot between two epochs, since its node will go."""
         self._look()
         return self._moving
 
