@@ -17,7 +17,7 @@ from finetune.metrics import RECALL, TOP, TOP5
 BATCH = 64
 """Images per evaluation step and worker. It is fixed, so that an exported model gives the same results."""
 SCORED_AT_ONCE = 2**20
-"""Logits collected before the metrics are updated. Updates should be few: each takes as long as a small head."""
+"""Logits collected before an update of the metrics, which takes as long as running a small head."""
 BINS = 15
 """Bins of the calibration error, as in Guo et al., ICML 2017."""
 
@@ -57,7 +57,7 @@ class Scores:
         log_p = F.log_softmax(logits, dim=1)
         self._loss.update(F.nll_loss(log_p, labels, reduction="sum"))
         self._counts.update(logits.argmax(dim=1), labels)
-        self._calibration.update(log_p.exp(), labels)  # torchmetrics takes logits that lie in 0..1 for probabilities
+        self._calibration.update(log_p.exp(), labels)  # it takes logits within 0..1 for probabilities
         if len(self.classes) > TOP:
             found = logits.topk(TOP, dim=1).indices == labels[:, None]  # (B, 5)
             self._in_top.update(found.sum().float())
@@ -80,7 +80,7 @@ class Scores:
         named = zip(self.classes, recalls, occurs.tolist(), strict=True)
         scores |= {f"{RECALL}{name}": recall for name, recall, there in named if there}
         values = {name: value.item() for name, value in scores.items()}
-        # argmax takes a NaN logit for the largest, so the other metrics mean nothing if the loss is not finite.
+        # argmax takes a NaN logit for the largest, so without a finite loss the other metrics mean nothing.
         return values if math.isfinite(values["loss"]) else dict.fromkeys(values, math.nan)
 
 

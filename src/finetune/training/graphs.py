@@ -1,7 +1,7 @@
-"""CUDA graphs of training steps. With small batches a GPU waits for the launch of each kernel; replays avoid it.
+"""CUDA graphs of training steps, which save the launch of each kernel: with small batches a GPU waits for it.
 
-A CUDA graph records the kernels of a forward and a backward pass. It can be replayed with other images as long
-as shapes and memory addresses stay the same. The optimiser step is not recorded, since its rates change.
+A CUDA graph records the kernels of a forward and a backward pass. It can be replayed with other images as
+long as shapes and memory addresses stay the same. The optimiser step is not recorded, since its rates change.
 """
 
 from collections import Counter
@@ -17,8 +17,9 @@ EAGER_STEPS = 20
 """Steps of one shape before it is recorded, since a recording costs as much as a few dozen replays save."""
 
 Step = Callable[[Tensor, Tensor, float | Tensor], Tensor]
-"""A function (images, targets, scale of the gradient) -> loss that sets the gradients of parameters without
-ones."""
+"""A function (images, targets, scale of the gradient) -> loss.
+
+It sets the gradients of the parameters, which must have none before."""
 
 
 class Recorded:
@@ -74,7 +75,7 @@ class Replays:
         self._recorded: tuple[Hashable, Recorded] | None = None
 
     def take(self, step: Step, kind: Hashable, x: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Run a step and return its loss; steps of one `kind` launch the same kernels for images of one shape."""
+        """Run a step and return its loss; steps of one `kind` and shape launch the same kernels."""
         if not self.on:
             return step(x, targets, scale)
         key = (kind, x.shape, x.stride(), x.dtype, targets.shape, targets.dtype)

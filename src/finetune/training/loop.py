@@ -46,7 +46,7 @@ TARGETS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class World:
-    """This worker's place among the workers that train one model together."""
+    """The workers that train one model together, with the rank and device of this one."""
 
     rank: int = 0
     size: int = 1
@@ -63,8 +63,7 @@ class World:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of `train`: the state `complete`, `stopped` or `moved` (to resume in another slot), and the
-    number of epochs trained."""
+    """Result of `train`: `complete`, `stopped` or `moved` (to resume elsewhere), and the epochs trained."""
 
     state: str
     epochs: int
@@ -202,7 +201,7 @@ class Run:
         self.mixing = augment.mixing(settings)
         self.scores = Scores(self.data.classes, world.device)
         self.parts = settings.accumulate
-        """Parts in which a share of a batch is computed: the setting, or more if the GPU ran out of memory."""
+        """Parts in which a share of a batch is computed: the setting, or more if GPU memory ran out."""
         self.step_model = self._parallel()
         replays = graphs.ON and world.device.type == "cuda" and world.size == 1
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
