@@ -85,7 +85,7 @@ def ridge(x: Tensor, y: Tensor, penalties: Sequence[float], *, weights: Tensor |
 def kernel_ridge(
     x: Tensor, y: Tensor, penalties: Sequence[float], *, gamma: float, weights: Tensor | None = None
 ) -> Kernel:
-    """Return the kernel heads (K + penalty / w)^-1 y with K from `gaussian`; for the arguments see `ridge`."""
+    """Return the kernel heads (K + penalty / w)^-1 y with K from `gaussian`; arguments as in `ridge`."""
     x = x.to(y.dtype)
     root = torch.ones_like(y[:, :1]) if weights is None else weights.to(y).sqrt()[:, None]
     values, vectors = _eigen(gaussian(x, x, gamma) * root * root.T)

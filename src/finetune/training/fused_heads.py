@@ -123,7 +123,7 @@ def packs(heads: Sequence[TrialSettings], data: Stored, pack_bytes: int = PACK_B
     together = data.train.device.type != "cpu"
     for number in sorted(range(len(heads)), key=lambda n: heads[n].head_size if together else 0):
         head = heads[number]
-        doubled = head.head_size and 2 ** math.ceil(math.log2(head.head_size))  # widths up to the next power of 2: less than half is padding
+        doubled = head.head_size and 2 ** math.ceil(math.log2(head.head_size))  # less than half is padding
         wide = bool(head.head_size) if together else doubled
         key = (head.optimizer, head.data.batch_size, head.epochs, wide)
         alike.setdefault(key, []).append(number)
