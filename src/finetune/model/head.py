@@ -1,9 +1,9 @@
 """The heads, one class per strategy: the part of a model after its last block.
 
 A head turns the last block's activations into logits in two steps. `reduce` is the first part, which has no
-weights and is usually the pooling; `classify` is the rest. After a frozen backbone the reduced activations never
-change, so they can be stored. The optimiser puts a submodule `source_fc`, which only `fuse` has, into a parameter
-group of its own; all other weights of a head are the group `head`.
+weights and is usually the pooling; `classify` is the rest. After a frozen backbone the reduced activations
+never change, so they can be stored. The optimiser puts a submodule `source_fc`, which only `fuse` has, into a
+parameter group of its own; all other weights of a head are the group `head`.
 
 Shapes: B images, D pooled features, K source classes, C classes.
 """
