@@ -46,7 +46,7 @@ class TransferModel(nn.Module):
 
     @property
     def pools(self) -> bool:
-        """True if `features` returns pooled activations: all blocks are frozen, the head starts with pooling."""
+        """True if `features` returns pooled activations: all blocks are frozen, and the head pools first."""
         return not len(self.trunk) and self.head.pools
 
     def features(self, x: Tensor) -> Tensor:
@@ -247,7 +247,8 @@ def category_relationship(
 def _keep_inputs(part: nn.Module) -> None:
     """Turn off `inplace` for activations whose gradient needs their input.
 
-    In place, torch would first copy that input. The results are the same to the bit. ReLU stays in place, since its gradient needs only its output.
+    In place, torch would first copy that input. The results are the same to the bit. ReLU stays in place, since
+    its gradient needs only its output.
     """
     for module in part.modules():
         if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish | nn.Hardsigmoid):  # ReLU6 is a Hardtanh
@@ -302,7 +303,7 @@ def _load_rows(
 
 
 def _positions(names: Sequence[str], among: Sequence[str]) -> list[int]:
-    """Return the index of each of `names` in `among`; equal names (ImageNet's two `crane`) keep their order."""
+    """Return the index of each of `names` in `among`; equal names (ImageNet's `crane`) keep their order."""
     ordered = sorted(range(len(among)), key=lambda i: among[i])
     positions = [0] * len(names)
     for target, source in zip(sorted(range(len(names)), key=lambda i: names[i]), ordered, strict=True):

@@ -28,7 +28,7 @@ from finetune.settings import WeightsSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Mean and deviation per channel (red, green, blue) of pixels in [0, 1]; torchvision's `ImageClassification`."""
+"""Mean and deviation per channel (red, green, blue) of pixels in [0, 1], from torchvision's presets."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """Prefixes of all keys in files saved from DataParallel, torch.compile and Lightning modules."""
 IMAGENET_CLASSES: tuple[str, ...] = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
@@ -104,7 +104,7 @@ def backbone(name: str, pretrained: Pretrained) -> Backbone:
 
 
 def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], show: int = 3) -> list[str]:
-    """Describe the differences of `given` from `expected` in keys and shapes: the first `show` of each kind."""
+    """Describe how `given` differs from `expected` in keys and shapes: the first `show` of each kind."""
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     shapes = [
@@ -260,7 +260,7 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the prefixes that wrappers add to all keys removed, such as `module._orig_mod.`."""
+    """Remove the prefixes that wrappers add to all keys, such as `module._orig_mod.`."""
     found = dict(tensors)
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in found)), None):
         found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}

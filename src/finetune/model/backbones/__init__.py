@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         self.source_fc = parts.source_fc
         self.features = parts.features
         self.sides = parts.sides
-        # A hook on the first block also checks images where blocks run without this module, as in a TransferModel.
+        # A hook on the first block also works where the blocks run without this module (TransferModel).
         self.blocks[0].register_forward_pre_hook(partial(_check_images, name, parts.sides))
 
     @property
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
             shared: number of leading blocks to share; a negative number shares all.
             source_fc: whether to copy the source FC, too; else it is shared.
         """
-        # copy.copy shares `_modules`; with a dict of its own, the assignments below leave this backbone as it is.
+        # copy.copy shares `_modules`; with a new dict, the assignments below do not change this backbone.
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         count = shared if shared >= 0 else len(self.blocks)
@@ -147,7 +147,7 @@ def image_size(name: str, state: dict[str, Tensor]) -> int | None:
         return None
     try:
         side = of(state)
-    except (KeyError, IndexError, ValueError):  # weights of another model: loading them will report the differences
+    except (KeyError, IndexError, ValueError):  # another model's weights: loading them reports that
         return None
     return side if _sides(name).nearest(side) == side else None  # other patches, so another model, too
 

@@ -1,6 +1,6 @@
 """Families of inception modules: GoogLeNet and Inception v3.
 
-Both have auxiliary classifiers, which help only when training from random weights; torchvision's weights files
+Both have auxiliary classifiers, which help only in training from random weights; torchvision's weights files
 contain them. Both expect pixels scaled to [-1, 1]: torchvision's models with pretrained weights rescale
 ImageNet-normalised images (`transform_input`), and the models built here always do.
 """
@@ -45,7 +45,7 @@ class Idle(nn.Module):
 
 
 def _build(name: str, source_classes: int) -> nn.Module:
-    """Return the model with idle auxiliary classifiers, so that it returns only the logits in training, too."""
+    """Return the model with idle auxiliary classifiers, so that it returns only logits in training, too."""
     model: Any = torchvision.models.get_model(
         name, weights=None, num_classes=source_classes, transform_input=True, init_weights=True
     )
@@ -69,7 +69,7 @@ def _blocks(model: Any, pooled: dict[str, str]) -> Blocks:
 
 
 def _googlenet(model: Any) -> Split:
-    """Cut into blocks by torchvision's names, which are those of the paper (arXiv:1409.4842, Szegedy et al.)."""
+    """Cut into blocks by torchvision's names, which are the paper's (Szegedy et al. 2014, arXiv:1409.4842)."""
     pooled = {
         "conv1": "maxpool1",
         "conv3": "maxpool2",

@@ -1,4 +1,4 @@
-"""Families designed for small compute budgets: MobileNet v2 and v3, MNASNet, ShuffleNet v2, EfficientNet v1 and v2."""
+"""Families for small compute budgets: MobileNet v2 and v3, MNASNet, ShuffleNet v2, EfficientNet v1 and v2."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def _mobilenet(model: Any) -> Split:
 def _efficientnet(model: Any) -> Split:
     """Cut into one block per inverted residual; `stage1` is torchvision's `features.1`.
 
-    Version 1 is by Tan & Le (2019, arXiv:1905.11946), version 2, too (2021, arXiv:2104.00298).
+    Both versions are by Tan & Le: version 1 (2019, arXiv:1905.11946) and version 2 (2021, arXiv:2104.00298).
     """
     stem, *stages, last = model.features
     blocks: Blocks = [("stem", stem)]

@@ -1,7 +1,7 @@
 """Types and helpers with which each family of models defines how its models are built and cut.
 
-A `Family` has a function that cuts a model into blocks, pooling and source FC and, if plain torchvision does not
-suffice, a function that builds the model. All families follow these rules:
+A `Family` has a function that cuts a model into blocks, pooling and source FC and, if plain torchvision does
+not suffice, a function that builds the model. All families follow these rules:
 
 - A block is the unit that the paper repeats: a convolution of VGG, a residual block, a dense layer,
   an encoder layer. The layers before the first unit are one block, `stem`.
@@ -67,7 +67,7 @@ class Family:
     split: Callable[[Any], Split]
     """Function that cuts a model made by `build` or by torchvision itself."""
     build: Callable[..., nn.Module] = torchvision_model
-    """Function that builds a model from its name, K and, if the field `image_size` is set, an `image_size`."""
+    """Function that builds a model from its name, K and, if the field `image_size` is set, that size."""
     image_size: Callable[[dict[str, Tensor]], int] | None = None
     """Function from weights to the side in pixels of the images they were made for; None if the shapes of the
     weights do not depend on it."""

@@ -24,8 +24,8 @@ from finetune.model.known_backbones import Sides
 def _resnet(model: Any) -> Split:
     """Cut into one block per residual block, by torchvision's names.
 
-    The papers: ResNet (He et al. 2015, arXiv:1512.03385), Wide ResNet (Zagoruyko & Komodakis 2016, arXiv:1605.07146),
-    ResNeXt (Xie et al. 2016, arXiv:1611.05431).
+    The papers: ResNet (He et al. 2015, arXiv:1512.03385), Wide ResNet (Zagoruyko & Komodakis 2016,
+    arXiv:1605.07146), ResNeXt (Xie et al. 2016, arXiv:1611.05431).
     """
     blocks: Blocks = [("stem", nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool))]
     for stage in ("layer1", "layer2", "layer3", "layer4"):

@@ -84,8 +84,9 @@ def _vit_image_size(state: dict[str, Tensor]) -> int:
 def _swin(model: Any) -> Split:
     """Cut into one block per window attention and per patch merging, called `downsample1` and so on.
 
-    Version 1 is by Liu et al. (2021, arXiv:2103.14030), version 2, too (2021, arXiv:2111.09883). Between blocks
-    the channels come last, (B, h, w, D); the last block ends with the norm and moves them to the front.
+    Both versions are by Liu et al.: version 1 (2021, arXiv:2103.14030) and version 2 (2021, arXiv:2111.09883).
+    Between blocks the channels come last, (B, h, w, D); the last block ends with the norm and then moves
+    the channels to their usual place.
     """
     blocks = extended(pyramid(model.features), model.norm, model.permute)
     source_fc = nn.Sequential(model.avgpool, model.flatten, model.head)
@@ -93,7 +94,9 @@ def _swin(model: Any) -> Split:
 
 
 def _maxvit(model: Any) -> Split:
-    """Cut into one block per MaxViT layer: convolution, window and grid attention (arXiv:2204.01697, Tu et al.).
+    """Cut into one block per MaxViT layer (Tu et al. 2022, arXiv:2204.01697).
+
+    Such a layer has a convolution, window attention and grid attention.
 
     Every stage must divide into 7 x 7 partitions, and torchvision fixes their number when it builds the
     model for 224 pixels, so no other size works. The norm after the pooling belongs to the source FC.
