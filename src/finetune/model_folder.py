@@ -252,7 +252,7 @@ def _check_facts(facts: Any) -> None:
 
 
 def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield for each image a dict of `path`, `class`, `probability`, `top` (most probable classes) and `error`.
+    """Yield a dict per image: `path`, `class`, `probability`, `top` (most probable classes) and `error`.
 
     If an image cannot be read, `class` and `probability` are None, `top` is empty, and `error` is the reason;
     otherwise `error` is None.

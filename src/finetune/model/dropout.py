@@ -17,7 +17,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x`, any shape; in training an element becomes 0 with probability `p`, else x / (1 - p)."""
+        """Return `x`; in training, an element becomes 0 with probability `p`, and else is divided by 1 - p."""
         dropped = round(self.p * LEVELS)
         if not self.training or x.device.type != "cpu" or dropped in (0, LEVELS):
             return super().forward(x)

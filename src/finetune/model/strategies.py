@@ -247,8 +247,8 @@ def category_relationship(
 def _keep_inputs(part: nn.Module) -> None:
     """Turn off `inplace` for activations whose gradient needs their input.
 
-    In place, torch would first copy that input. The results are the same to the bit. ReLU stays in place, since
-    its gradient needs only its output.
+    In place, torch would first copy that input. The results are the same to the bit. ReLU stays in place,
+    since its gradient needs only its output.
     """
     for module in part.modules():
         if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish | nn.Hardsigmoid):  # ReLU6 is a Hardtanh

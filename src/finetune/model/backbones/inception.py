@@ -69,7 +69,7 @@ def _blocks(model: Any, pooled: dict[str, str]) -> Blocks:
 
 
 def _googlenet(model: Any) -> Split:
-    """Cut into blocks by torchvision's names, which are the paper's (Szegedy et al. 2014, arXiv:1409.4842)."""
+    """Cut into blocks by torchvision's names, as in the paper (Szegedy et al. 2014, arXiv:1409.4842)."""
     pooled = {
         "conv1": "maxpool1",
         "conv3": "maxpool2",

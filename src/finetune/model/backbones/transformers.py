@@ -84,7 +84,7 @@ def _vit_image_size(state: dict[str, Tensor]) -> int:
 def _swin(model: Any) -> Split:
     """Cut into one block per window attention and per patch merging, called `downsample1` and so on.
 
-    Both versions are by Liu et al.: version 1 (2021, arXiv:2103.14030) and version 2 (2021, arXiv:2111.09883).
+    Both versions are by Liu et al. (2021): arXiv:2103.14030 for version 1, arXiv:2111.09883 for version 2.
     Between blocks the channels come last, (B, h, w, D); the last block ends with the norm and then moves
     the channels to their usual place.
     """
