@@ -146,15 +146,15 @@ class TrialSettings:
     focal_gamma: float = 2.0
     """Exponent of `focal`: larger values discount well classified images more; 0 does not discount them."""
     class_balanced_beta: float = 0.999
-    """Beta of `class_balanced`, in [0, 1): at 0 all classes weigh the same; as it nears 1, a class weighs
-    1 / its number of images."""
+    """Beta of `class_balanced`, in [0, 1): at 0 all images weigh the same; as it nears 1, an image weighs
+    1 / (images of its class), up to a common factor."""
     logit_adjustment_tau: float = 1.0
     """Multiple of the log prior that `logit_adjustment` adds; at 1 it equals `balanced_softmax`."""
     layer_decay: float = 1.0
     """Factor per block: the d-th trained block from the head has its rate multiplied by layer_decay^d."""
     unfreeze_epochs: int = 0
     """Epochs between two unfreezing steps: the head trains first, then one more block at each step, the last
-    block first, down to `frozen_layers`. 0 trains all blocks that are not frozen from the start."""
+    block first, down to `frozen_layers`. With 0, all these blocks train from the start."""
     l2_sp: float = 0.0
     """Strength of L2-SP, which pulls pretrained weights towards their initial values; it replaces their
     `weight_decay`."""
@@ -185,9 +185,9 @@ class TrialSettings:
         return dataclasses.asdict(self)
 
     def choices(self) -> dict[str, Any]:
-        """Return `to_dict` without the paths, to compare two trials wherever their files are stored.
+        """Return `to_dict` without paths and `download`, to compare trials wherever their files are stored.
 
-        The content of those files is compared by hashes instead: the fingerprint of the data and the SHA-256
+        The content of these files is compared by hashes instead: the fingerprint of the data and the SHA-256
         of the weights.
         """
         values = self.to_dict()

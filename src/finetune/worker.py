@@ -83,6 +83,7 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
         if leads:
             outbox.put(message)
 
+    # All workers train, but only rank 0 reports, else each message would arrive once per worker.
     begin = time.perf_counter()
     tell({"kind": "started"})
     outbox.wait()  # else a trial that kills its worker at once would look as if it had not begun

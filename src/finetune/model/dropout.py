@@ -17,11 +17,12 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x`; in training, an element becomes 0 with probability `p`, and else is divided by 1 - p."""
+        """Return `x`; in training, an element becomes 0 with probability `p`, else it is divided by 1 - p."""
         dropped = round(self.p * LEVELS)
         if not self.training or x.device.type != "cpu" or dropped in (0, LEVELS):
             return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(LOWEST, None)
+        # The draws are uniform over the 2^16 values of int16, of which the lowest `dropped` ones drop an element.
         draws = words.view(torch.int16)[: x.numel()].view(x.shape)
         kept = (draws >= dropped - LEVELS // 2).to(x.dtype)
         return x * kept.mul_(LEVELS / (LEVELS - dropped))

@@ -37,6 +37,7 @@ def ensure(backbone: str, source: SourceSettings, cache_dir: Path, device: torch
         BackboneError: there is no such backbone.
     """
     images = catalog.scan(source.data)
+    # The fingerprint covers all that decides the weights; paths do not, since the images are hashed.
     facts = {
         "version": VERSION,
         "backbone": backbone,

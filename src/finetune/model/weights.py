@@ -98,6 +98,7 @@ def backbone(name: str, pretrained: Pretrained) -> Backbone:
     wrong = differences({k: v for k, v in expected.items() if k not in optional}, pretrained.state)
     if wrong:
         raise _misfit(pretrained.origin, name, wrong)
+    # Copies, since the pretrained tensors are shared by trials and training changes a model in place.
     copies = {key: t.to(expected[key].dtype, copy=True) for key, t in pretrained.state.items()}
     model.load_state_dict(copies, assign=True)
     return backbones.split(name, model)

@@ -99,6 +99,7 @@ def train(
         FinetuneError: data, weights or backbone are not as the settings say.
     """
     run = Run(settings, world or World(), features)
+    # Before the first epoch, so that a metric which these images cannot give fails at once.
     check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
     history = _history(run, keep)
     report({"kind": "effective"} | run.effective())
@@ -118,6 +119,7 @@ def train(
         if loss is None:  # stopped within the epoch, which then does not count
             history.save_best()
             return Outcome("stopped", epoch - 1)
+        # With averaging, the averaged weights are what is evaluated and, by `history`, saved as the best.
         with run.average.applied() if run.average else nullcontext():
             scores = {f"val/{name}": value for name, value in run.evaluate("val").items()}
         if not math.isfinite(scores["val/loss"]):
@@ -257,11 +259,13 @@ class Run:
             look = world.device.type == "cpu" or (step + 1) % LOOK_EVERY == 0 or step + 1 == len(whole)
             if world.size > 1 and not look:
                 continue  # agreeing is a collective call, and would wait for the device after each batch
+            # Only rank 0 is told to stop; agreeing lets all workers leave the epoch at the same batch.
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
             if bad:
                 raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
             if stop:
                 return None
+        # Each worker has summed over its own images, and its batch norms have seen only those.
         if world.size > 1:
             torch.distributed.all_reduce(total)
             self._average_buffers()
@@ -294,6 +298,7 @@ class Run:
                 step = partial(self._in_parts, feed)
                 return self.replays.take(step, (feed.kind, self.model.waiting), x, targets, scale)
             except torch.OutOfMemoryError:
+                # A part of one image cannot be divided, and a worker cannot repeat a step alone:
                 if 2 * self.parts >= len(x) or self.world.size > 1:  # others already wait for our gradients
                     raise
             # After the except block: inside it, the error's traceback would keep the step's tensors alive.
@@ -309,6 +314,7 @@ class Run:
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
         sums = []
         for number, (some, wanted) in enumerate(parts, 1):
+            # Without `no_sync`, DDP would exchange gradients after every part.
             waits = number < len(parts) and isinstance(model, DistributedDataParallel)
             with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 h = feed.finish(some)
