@@ -22,7 +22,7 @@ class Dropout(nn.Dropout):
         if not self.training or x.device.type != "cpu" or dropped in (0, LEVELS):
             return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(LOWEST, None)
-        # The draws are uniform over the 2^16 values of int16, of which the lowest `dropped` ones drop an element.
+        # Draws are uniform over the 2^16 values of int16; the lowest `dropped` values drop an element.
         draws = words.view(torch.int16)[: x.numel()].view(x.shape)
         kept = (draws >= dropped - LEVELS // 2).to(x.dtype)
         return x * kept.mul_(LEVELS / (LEVELS - dropped))
