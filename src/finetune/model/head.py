@@ -66,7 +66,7 @@ class LoadHead(nn.Module):
         self.pools = begins_with_pool(new)
 
     def reduce(self, h: Tensor) -> Tensor:
-        """Return pooled features (B, D), or `h` itself if the source FC does not begin with pooling."""
+        """Return pooled features (B, D), or `h` itself if the source FC does not begin with it."""
         reduced: Tensor = self.pool(h) if self.pools else h
         return reduced
 
@@ -96,7 +96,7 @@ class FuseHead(nn.Module):
         self.pools = begins_with_pool(source_fc)
 
     def reduce(self, h: Tensor) -> Tensor:
-        """Return pooled features (B, D), or `h` itself if the source FC does not begin with pooling."""
+        """Return pooled features (B, D), or `h` itself if the source FC does not begin with it."""
         reduced: Tensor = self.pool(h) if self.pools else h
         return reduced
 

@@ -1,7 +1,7 @@
 """Train many heads on the same stored features together: one batched product replaces N small ones.
 
 Each head has the initial weights, image order, learning rates and decay of a trial of its own. Only rounding
-differs, and which activations dropout drops.
+differs, and the choice of the activations that dropout drops.
 
 Shapes: T heads of a pack, N training images, R stored rows, B images of a batch, D features, H hidden
 units (of the widest head; narrower ones are padded with zeros, which stay zero), C classes.

@@ -86,7 +86,7 @@ def train(
     a `note` gives the reason and training starts from the beginning.
 
     Args:
-        settings: of the trial.
+        settings: settings of the trial.
         keep: the files to write, and the metric that chooses the best epoch.
         report: receives the messages.
         world: this worker and its group; None: one worker on the CPU.
