@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 TINY = 1e-12
-"""Eigenvalues below this share of the largest are rounding errors. They are raised to it, since with penalty 0
-they would be divided by."""
+"""Eigenvalues below this share of the largest are rounding errors. They are raised to it, since with
+penalty 0 they would be divided by."""
 
 
 def targets(labels: Tensor, classes: int) -> Tensor:
