@@ -167,7 +167,7 @@ def build(
     source_names: tuple[str, ...] | None,
     seed: int,
 ) -> TransferModel:
-    """Return the model for a strategy, built from the modules of `backbone`, which are changed.
+    """Return the model for a strategy. It is built from the modules of `backbone`, and changes them.
 
     Args:
         strategy: `replace`, `load` or `fuse`.
@@ -178,7 +178,7 @@ def build(
         frozen_layers: number of leading blocks to freeze; ALL (-1) freezes every block.
         relation: for `load`, (C, K) from `category_relationship`; not needed if the class names equal
             the source's.
-        source_names: names of the source classes in the order of its outputs, if known.
+        source_names: names of the source classes in the order of the source FC's outputs, if known.
         seed: seed for the new head's weights; the state of the global generator is left unchanged.
 
     Raises:

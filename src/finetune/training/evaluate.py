@@ -35,7 +35,7 @@ class Scores:
 
     Args:
         classes: names of the C classes in the order of the logits.
-        device: of the logits.
+        device: device of the logits.
     """
 
     def __init__(self, classes: Sequence[str], device: torch.device) -> None:
