@@ -1,10 +1,10 @@
-"""What can go wrong while one model is trained.
+"""Errors that can occur while one model is trained.
 
 FinetuneError
 ├── DataError         images or labels are missing, unreadable or contradictory
 ├── BackboneError     no such backbone, or one that cannot be cut as asked
 ├── WeightsError      pretrained weights are missing, unsafe or do not fit
-├── CheckpointError   a checkpoint or model folder is missing, damaged or of another trial
+├── CheckpointError   a checkpoint or model folder is missing, damaged or belongs to another trial
 └── NonFiniteLoss     the loss became NaN or infinite
 
 Messages have the form `<where>: <rule>, got <value>. <what to do>.`
@@ -39,13 +39,13 @@ class NonFiniteLoss(FinetuneError):
 
 
 def clipped(text: str, most: int = 120) -> str:
-    """Return a text of `most` characters or a few more: the middle of a longer one is left out."""
+    """Shorten a text to about `most` characters by replacing its middle with dots."""
     half = most // 2
     return text if len(text) <= most + 3 else f"{text[:half]}...{text[-half:]}"
 
 
 def did_you_mean(name: str, known: Iterable[str], *, show: int = 12) -> str:
-    """Return the end of an error message: the nearest names, then some of the known ones."""
+    """Return the end of an error message: the known names nearest to `name`, then up to `show` known ones."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(repr(n) for n in near)}? " if near else ""

@@ -1,18 +1,21 @@
-"""Names of the metrics of a split. Imports no torch: the config, the record and the worker share them."""
+"""Names of the metrics of a split.
+
+The config, the record and the worker share them, so this file does not import torch.
+"""
 
 from collections.abc import Iterable, Sequence
 
 from finetune.errors import DataError, did_you_mean
 
 ALWAYS = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")
-"""Every split tells them."""
+"""Metrics that are computed for every split."""
 TOP = 5
 TOP5 = "top5"
-"""Told where there are more classes than TOP."""
+"""Top-5 accuracy, computed if there are more than TOP classes."""
 RECALL = "recall/"
-"""Before the name of a class: its recall, told for classes that occur in the split."""
+"""Prefix of a class name: the recall of that class, computed for classes that occur in the split."""
 VALIDATION = "val/"
-"""Before all of them, where they are those of the validation split."""
+"""Prefix of all metrics of the validation split."""
 VAL_RECALL = f"{VALIDATION}{RECALL}"
 LESS_IS_BETTER = ("val/loss", "val/ece")
 
@@ -24,7 +27,11 @@ def names(classes: Sequence[str], labels: Iterable[int]) -> list[str]:
 
 
 def check(metric: str, classes: Sequence[str], labels: Iterable[int]) -> None:
-    """Raise a DataError unless a validation split with `labels` tells `metric`, such as `val/top5`."""
+    """Check that `metric`, such as `val/top5`, is computed for a validation split with these `labels`.
+
+    Raises:
+        DataError: it is not.
+    """
     known = [f"{VALIDATION}{name}" for name in names(classes, labels)]
     if metric not in known:
         raise DataError(

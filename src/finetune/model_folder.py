@@ -1,7 +1,7 @@
-"""A model folder: one trained model with all that is needed to use it, and nothing else.
+"""Write, load and use model folders. A model folder holds one trained model with everything needed to use it.
 
-`model.safetensors` (every weight), `model.yaml` (what it is and how it did) and `README.md` (a
-short model card). No pickles: a folder from a stranger can be loaded safely.
+Its files are `model.safetensors` (all weights), `model.yaml` (description and metrics) and `README.md` (a
+short model card). There are no pickles, so a folder from a stranger can be loaded safely.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ from finetune.training.loop import World
 
 FORMAT = 1
 FILES = ("model.safetensors", "model.yaml", "README.md")
-"""Of a model folder, in the order in which they are written."""
+"""Files of a model folder, in the order in which they are written."""
 TOP = 5
-"""Most probable classes that a prediction lists."""
+"""Number of most probable classes that a prediction lists."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Model:
 
     net: TransferModel
     facts: dict[str, Any]
-    """What model.yaml says."""
+    """Content of model.yaml."""
     device: torch.device
 
     @property
@@ -71,21 +71,30 @@ def write(
     features: FeatureSettings | None = None,
     now: TrialSettings | None = None,
 ) -> dict[str, Any]:
-    """Make the model folder `to` of a trial's best weights, and measure it on validation and test.
+    """Write a trial's best weights as the model folder `to`, and measure them on validation and test images.
 
-    This is the only reader of the test split. All workers of `world` measure, the first one writes.
-    `now` says where images, weights and cache lie, if they may have moved since the trial.
-    Images and features that the trials left in the store of `features` are read from there.
-    Returns what model.yaml says.
+    Only this function reads the test split. All workers of `world` measure; the first one writes.
+
+    Args:
+        checkpoint_path: checkpoint with the trial's best weights.
+        to: folder to write; it must be new, empty or a model folder.
+        provenance: facts about the study that are added to model.yaml.
+        world: this worker and its group; None: one worker on the CPU.
+        features: store from which images and features that the trials left there are read.
+        now: settings with the present paths of images, weights and cache, in case they moved since the trial.
+
+    Returns:
+        The content of model.yaml.
 
     Raises:
-        CheckpointError: there is no whole checkpoint at `checkpoint_path`, or `to` is not for a model folder.
-        DataError: the images are gone or not as they were.
+        CheckpointError: `checkpoint_path` has no intact checkpoint, or `to` cannot become a model folder.
+        DataError: the images are missing or have changed.
     """
     world = world or World()
     tensors, stored = checkpoint.read(checkpoint_path)
     _claim(to)
     settings = TrialSettings.from_dict(stored["settings"])
+    # `choices` leaves out the paths: only settings of the same trial may replace those of the checkpoint.
     if now is not None and now.choices() == settings.choices():
         settings = now
     run = loop.Run(settings, world, features)
@@ -108,10 +117,10 @@ def write(
 
 
 def _claim(to: Path) -> None:
-    """Make the folder of a model; one that holds anything but a model folder, or parts of one, is refused.
+    """Create the folder of a model, or check that an existing one holds only a model folder or parts of one.
 
     Raises:
-        CheckpointError: it is refused, or cannot be made or written.
+        CheckpointError: the folder holds other files, or cannot be created or written.
     """
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -132,7 +141,7 @@ def _claim(to: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """True for a model.yaml that `write` made."""
+    """Return True if `path` is a model.yaml that `write` made."""
     try:
         facts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -170,16 +179,16 @@ def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -
 
 
 def load(folder: Path, *, device: torch.device | None = None) -> Model:
-    """Return the model of a folder that `write` made.
+    """Load the model from a folder that `write` made.
 
     Raises:
-        CheckpointError: a file is missing, damaged or does not fit the others.
+        CheckpointError: a file is missing or damaged, or does not match the others.
     """
     device = device or torch.device("cpu")
     try:
         text, weights = (no_pipe(folder / name) for name in (FILES[1], FILES[0]))
         for path in (text, weights):
-            path.stat()  # a missing file is told first
+            path.stat()  # a missing file is reported before an error in the other one
         facts = yaml.safe_load(text.read_text(encoding="utf-8"))
         _check_facts(facts)
         state = load_file(weights)
@@ -196,7 +205,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             head_size=facts["head"]["size"],
             dropout=facts["head"]["dropout"],
             frozen_layers=facts["frozen_layers"],
-            # Only shapes count here: the rows are overwritten by the file's.
+            # Only its shape matters, since the weights of the file replace the rows made from it.
             relation=torch.zeros(len(facts["classes"]), source["classes"]),
             source_names=None,
             seed=0,
@@ -208,7 +217,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
             f"{' and no '.join(missing)}. Make one with `export DIR --to MODEL_DIR`."
         ) from None
-    except Exception as error:  # a stranger's files are wrong in as many ways as there are readers
+    except Exception as error:  # files of strangers can raise any error of any reader
         why = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
             f"{folder}: the files of a model folder must be whole and fit together, got {why:.300}. "
@@ -219,7 +228,11 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
 
 
 def _check_facts(facts: Any) -> None:
-    """Raise a ValueError for what no model.yaml of ours says."""
+    """Check the content of a model.yaml before a model is built from it.
+
+    Raises:
+        ValueError: a value is one that `write` never writes.
+    """
     if not isinstance(facts, dict) or "format" not in facts:
         raise ValueError("a model.yaml without a format")
     if facts["format"] != FORMAT:
@@ -239,10 +252,10 @@ def _check_facts(facts: Any) -> None:
 
 
 def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield per image `path`, `class`, `probability`, `error`, and `top`: the most probable classes.
+    """Yield a dict per image: `path`, `class`, `probability`, `top` (most probable classes) and `error`.
 
-    Of an image that cannot be read, `class` and `probability` are None and `error` has the reason; of the
-    others `error` is None.
+    If an image cannot be read, `class` and `probability` are None, `top` is empty, and `error` is the reason;
+    otherwise `error` is None.
     """
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
@@ -263,7 +276,7 @@ def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _pixels(model: Model, path: Path) -> Tensor | str:
-    """Return the image as the model sees it, uint8 (3, S, S), or why it cannot be read."""
+    """Return the image as the model's input, uint8 (3, S, S), or the reason why it cannot be read."""
     steps = model.facts["preprocessing"]
     try:
         return load_image(path, steps["image_size"], whole=steps["whole_image"])
@@ -272,7 +285,7 @@ def _pixels(model: Model, path: Path) -> Tensor | str:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the files given, and the images below the folders given, each folder sorted by path.
+    """Return the given files, and all images below the given folders, sorted by path within each folder.
 
     Raises:
         DataError: a path does not exist or a folder holds no image.
@@ -306,14 +319,14 @@ def _replace(path: Path, make: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with tuples as lists, as YAML has no tuples."""
+    """Return `value` with tuples replaced by lists, since YAML has no tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _of_test(provenance: dict[str, Any]) -> str:
-    """Return what the test scores are, and how often the split was read by whoever counts that."""
+    """Return the table label of the test scores, with the number of test reads if the provenance has it."""
     if "test_reads" not in provenance:
         return "test (read at export)"
     reads = provenance["test_reads"]

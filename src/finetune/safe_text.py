@@ -1,4 +1,4 @@
-"""Text from elsewhere, such as names of classes, files and tensors, made safe for where it is shown."""
+"""Make text from outside, such as names of classes, files and tensors, safe to print or write."""
 
 import re
 
@@ -8,11 +8,11 @@ _CONTROL = re.compile(
     "\ud800-\udfff]"  # halves of characters: bytes of names that are not UTF-8
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a spreadsheet takes for the beginning of a formula (OWASP, CSV injection)."""
+"""Characters that start a formula in a spreadsheet (OWASP, CSV injection)."""
 
 
 def terminal(text: object, keep: str = "") -> str:
-    r"""Return text as one line with its control characters written out, such as \x1b, but for `keep`."""
+    r"""Return text as one line in which control characters, except `keep`, are escaped, such as \x1b."""
     return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _written(found[0]), str(text))
 
 
@@ -24,12 +24,12 @@ def _written(character: str) -> str:
 
 
 def json_text(text: str) -> str:
-    """Return JSON, whose C0 characters are escaped already, with the other control characters escaped."""
+    """Escape the control characters in JSON text that json.dumps leaves as they are: all except C0."""
     return _CONTROL.sub(lambda found: found[0] if found[0] < "\x7f" else f"\\u{ord(found[0]):04x}", text)
 
 
 def markdown(text: object) -> str:
-    """Return text as a code span of Markdown: no HTML, link, heading or emphasis in it is one."""
+    """Return text as a Markdown code span, in which HTML, links, headings and emphasis have no effect."""
     plain = terminal(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
     pad = " " if plain.startswith("`") or plain.endswith("`") or not plain.strip() else ""
@@ -37,7 +37,7 @@ def markdown(text: object) -> str:
 
 
 def cell(value: object) -> object:
-    """Return a cell of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe."""
+    """Return a CSV cell; text that a spreadsheet would read as a formula gets an apostrophe in front."""
     if not isinstance(value, str) or not value.startswith(_FORMULA) or _is_number(value):
         return value
     return f"'{value}"

@@ -1,8 +1,8 @@
-"""What one trial is: every setting that decides what is trained, and nothing else.
+"""Settings of one trial: frozen dataclasses with everything that decides what is trained.
 
-The classes are frozen, hold plain values only and travel as JSON (`to_dict`, `from_dict`), so
-the process that searches can make them without importing torch. Two trials with equal settings
-give equal results on the same kind of device.
+They hold plain values only and are sent as JSON (`to_dict`, `from_dict`), so the process that searches
+can create them without importing torch. Two trials with equal settings give equal results on the same
+kind of device.
 """
 
 import dataclasses
@@ -28,48 +28,49 @@ Imbalance = Literal[
 ]
 
 ALL = -1
-"""`frozen_layers` that means every block of the backbone."""
+"""Value of `frozen_layers` that freezes every block of the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which images, how they are split and how they reach the model."""
+    """The images of a task, how they are split, and how they are turned into model inputs."""
 
     kind: str
-    """Where the images come from: `folder`, `manifest`, `torchvision`, `digits`."""
+    """Kind of data source: `folder`, `manifest`, `torchvision` or `digits`."""
     name: str | None = None
-    """Of the set, for kind `torchvision`: a class of torchvision.datasets, such as `CIFAR10`."""
+    """Name of the data set for kind `torchvision`: a class of torchvision.datasets, such as `CIFAR10`."""
     path: str | None = None
     """Absolute path or URL of the folder or manifest; None for kind `digits`."""
     download: bool = False
-    """Fetch the torchvision set where it is not below `path`."""
+    """Download the torchvision set if it is not in the folder `path`."""
     classes: tuple[str, ...] | None = None
     """Use only these classes, in this order; None: all, sorted by name."""
     on_error: OnError = "fail"
-    """A broken image: `fail` stops the trial that reads it, `skip` leaves it out from the start."""
+    """Handling of broken images: `fail` stops the trial that reads one, `skip` leaves them out beforehand."""
     image_size: int = 224
-    """Side of the square the model sees, in pixels."""
+    """Side of the square input image of the model, in pixels."""
     batch_size: int = 32
-    """Images per optimiser step, over all workers of the trial together."""
+    """Images per optimiser step, summed over all workers of the trial."""
     validation_share: float = 0.2
-    """Share of the training images taken for validation where no `val` split is given."""
+    """Share of the training images used for validation if the data has no `val` split."""
     test_share: float = 0.1
-    """Share taken for the test where neither `val` nor `test` is given."""
+    """Share of the training images used for testing if the data has neither a `val` nor a `test` split."""
     horizontal_flip: bool = True
-    """Mirror half of the training images."""
+    """Mirror each training image with probability 0.5."""
     crop_scale: float = 1.0
-    """Smallest share of the image's area that a random resized crop keeps; 1.0: no random crop."""
+    """Smallest share of the image's area that a random resized crop keeps; 1.0 turns random crops off."""
     augment: Augment = "none"
-    """`trivial`: one random operation of random strength per training image (TrivialAugment)."""
+    """`trivial` applies one random operation of random strength to each training image (TrivialAugment)."""
     views: int = 0
-    """Different views of each training image, taken in turn by the epochs; 0: a new one each epoch."""
+    """Number of augmented views of each training image, which the epochs cycle through; 0 draws a new view in
+    every epoch."""
     seed: int = 0
-    """Of the split and of the augmentation: view v of image i is a function of (seed, i, v)."""
+    """Seed for the split and the augmentation: view v of image i is a function of (seed, i, v)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """A source task to pretrain the backbone on, for those without downloadable weights."""
+    """A source task to pretrain the backbone on, for users who have no downloadable weights."""
 
     data: DataSettings
     epochs: int = 5
@@ -81,37 +82,38 @@ class SourceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSettings:
-    """Where pretrained weights come from: at most one of the three; none of them: random weights."""
+    """The source of pretrained weights: at most one field is set; if none is, the weights are random."""
 
     name: str | None = None
-    """Name of a torchvision weights enum member of the backbone, such as `DEFAULT`."""
+    """Name of a member of the backbone's torchvision weights enum, such as `DEFAULT`."""
     file: str | None = None
-    """Absolute path or URL of a `.pth`, `.pt` or `.safetensors` file with torchvision's keys."""
+    """Absolute path or URL of a `.pth`, `.pt` or `.safetensors` file that uses torchvision's keys."""
     source: SourceSettings | None = None
-    """Pretrain on this source task, once; the result is kept in the cache."""
+    """Source task to pretrain on; this happens once per node, and the result is kept in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings:
-    """Where features of frozen blocks are kept. Decides what a trial costs, not what it finds."""
+    """Storage of the features of frozen blocks. It affects how long a trial takes, not its result."""
 
     folder: str
-    """Absolute path, of each node alone."""
+    """Absolute path of a folder on the node's own disk; nodes do not share it."""
     budget_bytes: int
-    """For everything in the folder."""
+    """Most bytes that the folder may hold in total."""
     mode: Literal["auto", "off"] = "auto"
-    """`auto`: what saves time is kept; `off`: nothing."""
+    """`auto` stores features where that saves time; `off` stores nothing."""
     trials: int = 1
-    """Of the study, to tell how often a cut will be read."""
+    """Number of trials in the study, used to estimate how often stored features will be read."""
     alike: float = 1.0
-    """Share of them that read the validation features of any one of them: backbone and image size agree."""
+    """Estimated share of the trials that can read one trial's validation features, because backbone and image
+    size agree."""
     alike_views: float = 1.0
-    """Share of them that read its training features, too: how images are altered agrees as well."""
+    """Estimated share that can also read its training features, because the augmentation agrees as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
-    """Everything that decides what one trial trains."""
+    """All settings of one trial."""
 
     data: DataSettings
     backbone: str
@@ -123,65 +125,70 @@ class TrialSettings:
     learning_rate: float
     """Peak rate of the head's parameter group."""
     backbone_rate: float = 1.0
-    """Rate of the trained backbone blocks as a multiple of `learning_rate`."""
+    """Learning rate of the trained backbone blocks as a multiple of `learning_rate`."""
     head_size: int = 0
-    """Hidden units of the new head; 0: one Linear. Not used by `load`."""
+    """Hidden units of the new head; 0 makes it a single Linear layer. `load` does not use it."""
     frozen_layers: int = ALL
-    """How many leading blocks of the backbone stay as they are; ALL (-1): every block."""
+    """Number of leading backbone blocks that are not trained; ALL (-1) freezes every block."""
     dropout: float = 0.0
-    """Before the last Linear of a new head."""
+    """Dropout probability before the last Linear layer of a new head."""
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
-    """Of SGD; Adam and AdamW keep torch's default betas."""
+    """Momentum of SGD; Adam and AdamW use torch's default betas."""
     weight_decay: float = 0.0
     schedule: Schedule = "cosine"
     warmup_epochs: float = 0.0
-    """Epochs over which the rate rises linearly from zero, counted in steps."""
+    """Epochs, or a fraction of one, over which the rate rises linearly from zero, step by step."""
     label_smoothing: float = 0.0
-    """Share of each label spread over all classes; not used by `focal`."""
+    """Share of each label that is spread over all classes; `focal` does not use it."""
     imbalance: Imbalance = "none"
-    """What is done about classes of unequal size; `finetune.training.losses` has the formulas."""
+    """Method for classes of unequal size; `finetune.training.losses` has the formulas."""
     focal_gamma: float = 2.0
-    """Of `focal`: how strongly images that are classified well are discounted; 0: not at all."""
+    """Exponent of `focal`: larger values discount well classified images more; 0 does not discount them."""
     class_balanced_beta: float = 0.999
-    """Of `class_balanced`, in [0, 1): 0 weighs all classes alike, towards 1 by 1 / images."""
+    """Beta of `class_balanced`, in [0, 1): at 0 all images weigh the same; as it nears 1, an image weighs
+    1 / (images of its class), up to a common factor."""
     logit_adjustment_tau: float = 1.0
-    """Of `logit_adjustment`: multiple of the log prior; 1: the same function as `balanced_softmax`."""
+    """Multiple of the log prior that `logit_adjustment` adds; at 1 it equals `balanced_softmax`."""
     layer_decay: float = 1.0
-    """The rate of a trained block is multiplied by this once per block from the head, itself included."""
+    """Factor per block: the d-th trained block from the head has its rate multiplied by layer_decay^d."""
     unfreeze_epochs: int = 0
-    """Epochs between two thaws: the head trains first, then one block more each time, the last block
-    first, down to `frozen_layers`; 0: all of them train from the start."""
+    """Epochs between two unfreezing steps: the head trains first, then one more block at each step, the last
+    block first, down to `frozen_layers`. With 0, all these blocks train from the start."""
     l2_sp: float = 0.0
-    """Pull of pretrained weights towards where they started, in place of their `weight_decay`."""
+    """Strength of L2-SP, which pulls pretrained weights towards their initial values; it replaces their
+    `weight_decay`."""
     ema_decay: float = 0.0
-    """Per step, of the exponential moving average of the weights that is evaluated and kept; 0: none."""
+    """Decay per step of the exponential moving average of the weights, which is then evaluated and saved
+    in place of the weights; 0 turns averaging off."""
     clip_norm: float = 0.0
-    """Largest Euclidean norm of the gradient over all trained weights; 0: no limit."""
+    """Largest Euclidean norm of the gradient over all trained weights; 0 sets no limit."""
     accumulate: int = 1
-    """Parts that each worker's share of a batch is computed in, to save memory; the step is the same
-    but for rounding, dropout's draws and batch norm, which sees one part at a time."""
+    """Number of parts in which each worker computes its share of a batch, to save memory. The step is the
+    same except for rounding, the random draws of dropout, and batch norm, which sees one part at a time."""
     mix: Mix = "none"
-    """Blend each training image and its label with another one's of the batch."""
+    """Method that blends each training image and its label with another image of the batch."""
     mix_alpha: float = 0.2
-    """Of `mix`: both parameters of the Beta distribution that the share of the first is drawn from."""
+    """Both parameters of the Beta distribution from which `mix` draws the share of the first image."""
     precision: Precision = "auto"
-    """Of all that trains: float32, or bfloat16 autocast (`auto`: on GPUs that have it). Of frozen blocks in
-    training: `auto` is the fastest pass that was found for them on a CPU; `exact` is float32 in batches of a
-    fixed size, so that features are the same to the bit, stored or not."""
+    """Numerical precision. Trained parts run in float32 or under bfloat16 autocast (`auto` chooses bfloat16
+    on GPUs that support it). For frozen blocks, `auto` uses on a CPU the fastest way of running them that was
+    found there; `exact` uses float32 in batches of a fixed size, so that features are the same to the bit
+    whether they are stored or not."""
     seed: int = 0
-    """Of the head's initial weights, the order of the images and dropout."""
+    """Seed for head initialisation, image order and dropout."""
     cache_dir: str
-    """Absolute path of the node's cache: downloaded and source-pretrained weights."""
+    """Absolute path of the node's cache folder for source-pretrained weights and category relationships."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists, strings and numbers, ready for JSON."""
+        """Return the settings as plain dicts, tuples, strings and numbers that JSON can hold."""
         return dataclasses.asdict(self)
 
     def choices(self) -> dict[str, Any]:
-        """Return what decides the training: `to_dict` without the places where its parts lie.
+        """Return `to_dict` without paths and `download`, to compare trials wherever their files are stored.
 
-        What is read there is told by its own hashes: the data's fingerprint, the weights' SHA-256.
+        The content of these files is compared by hashes instead: the fingerprint of the data and the SHA-256
+        of the weights.
         """
         values = self.to_dict()
         source = values["weights"]["source"]
@@ -192,7 +199,7 @@ class TrialSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialSettings":
-        """Return the settings that `to_dict` was called on.
+        """Rebuild settings from the result of `to_dict`.
 
         Raises:
             TypeError: a key is unknown or a required one is missing.

@@ -1,7 +1,7 @@
-"""One worker of a slot: take a trial, train it, take the next. The only file here that imports Ray.
+"""One worker of a slot: it trains one trial after another. This is the only file here that imports Ray.
 
-A slot is one long-lived Ray Train run; `slot_loop` is its training function. Trials come from
-an exchange actor (search/slots/exchange.py) and everything a trial says goes back there.
+A slot is one long-lived Ray Train run, and `slot_loop` is its training function. The worker takes trials
+from the exchange actor (search/slots/exchange.py) and sends all messages of a trial back to it.
 """
 
 import math
@@ -30,22 +30,23 @@ from finetune.training.history import Keep
 from finetune.training.loop import World
 
 STOP_POLL_SECONDS = 0.02
-"""Between two looks whether the trial was stopped, so that a look per batch costs nothing."""
+"""Least time between two checks whether the trial was stopped, so that a check per batch costs nothing."""
 TOGETHER_SECONDS = 0.005
-"""What is said this soon after the last message left goes with the next one: short epochs in one call."""
+"""Messages within this time of the last call wait for the next call, so that short epochs share one call."""
 PATIENT_SECONDS = 0.2
-"""The same for a trial that runs all its epochs whatever it says."""
+"""The same for a trial that early stopping cannot end, so that nobody needs its messages at once."""
 
 
 def slot_loop(config: dict[str, Any]) -> None:
-    """Serve trials until the exchange closes the slot.
+    """Train trials until the exchange closes the slot.
 
     Args:
-        config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `copies_bytes` for far
-            files on this node, and `once`: end after one trial, so that the next one gets fresh processes.
+        config: `exchange` (actor handle), `slot` (its name), `threads` per worker, `copies_bytes` (limit for
+            local copies of remote files on this node), and `once` (end after one trial, so that the next
+            one gets fresh processes).
 
     Raises:
-        RuntimeError: torch sees no GPU where Ray gives one; training on the CPU instead would go unseen.
+        RuntimeError: Ray assigned a GPU that torch cannot use; training on the CPU would go unnoticed.
     """
     exchange, slot = config["exchange"], config["slot"]
     if problem := gpu_problem():
@@ -54,20 +55,26 @@ def slot_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     file_cache.limit(config["copies_bytes"])
     world = World(context.get_world_rank(), context.get_world_size(), _device())
+    # Registering returns a generation number. If this slot's workers are replaced, the exchange can tell the
+    # calls of the old workers from those of the new ones. Only rank 0 registers; the others share its number.
     generation = ray.get(exchange.register.remote(slot, _facts(world))) if world.rank == 0 else None
     if world.size > 1:
         generation = broadcast_from_rank_zero(generation)
+    # Every worker asks for the same job by the same serial number, so all of them train the same trial.
     serial = 0
     while job := ray.get(exchange.take.remote(slot, generation, world.rank, serial)):
         serial += 1
         said = _serve(job, exchange, world)
         if config["once"]:
-            said.wait()  # this process ends
+            said.wait()  # this process ends, and messages still on their way would be lost
             return
 
 
 def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
-    """Run one job and tell the exchange how it ended; a failure that spoils the process is raised."""
+    """Run one job and report its end to the exchange.
+
+    An error after which this process cannot train further trials is raised, and ends the slot.
+    """
     leads = world.rank == 0
     together = TOGETHER_SECONDS if job.get("may_be_stopped", True) else PATIENT_SECONDS
     outbox = _Outbox(exchange, job["id"], job.get("first_message", 0), together)
@@ -76,9 +83,10 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
         if leads:
             outbox.put(message)
 
+    # All workers train, but only rank 0 reports, else each message would arrive once per worker.
     begin = time.perf_counter()
     tell({"kind": "started"})
-    outbox.wait()  # a trial that kills its worker must not look as if not begun
+    outbox.wait()  # else a trial that kills its worker at once would look as if it had not begun
     try:
         end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
     except Exception as error:
@@ -91,10 +99,10 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
 
 
 class _Outbox:
-    """What the first worker says about its job, on its way to the exchange.
+    """Messages of the rank-0 worker about its job, sent to the exchange in batches.
 
-    Nobody waits for the calls, so messages carry numbers: calls of an asynchronous actor may overtake
-    one another.
+    The calls are not awaited, and calls to an asynchronous actor may overtake one another. So messages are
+    numbered, and the exchange puts them in order.
     """
 
     def __init__(self, exchange: Any, job_id: str, first: int, together: float) -> None:
@@ -105,20 +113,20 @@ class _Outbox:
         self._call: Any = None
 
     def put(self, message: dict[str, Any]) -> None:
-        """Send a message, or keep it for a moment so that it goes with the next one."""
+        """Queue a message; send the queue unless the last call was less than `together` seconds ago."""
         self._messages.append(message)
         if time.monotonic() - self._sent >= self._together:
             self.send()
 
     def send(self) -> None:
-        """Send what is left."""
+        """Send all queued messages."""
         if self._messages:
             self._call = self._exchange.report_all.remote(self._job_id, self._number, self._messages)
             self._number += len(self._messages)
             self._messages, self._sent = [], time.monotonic()
 
     def wait(self) -> None:
-        """Wait until what was sent has arrived."""
+        """Wait until the last call has arrived."""
         if self._call is not None:
             ray.get(self._call)
 
@@ -149,26 +157,30 @@ def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
         features=FeatureSettings(**job["features"]),
         now=TrialSettings.from_dict(job["settings"]) if job["settings"] else None,
     )
-    world.agree(True)  # nobody takes the next job before everybody has seen this one
+    world.agree(True)  # a barrier: no worker takes the next job before all have finished this one
     return {"state": "complete"}
 
 
 class _Orders:
-    """What the exchange wants of the running trial: cheap to ask, as the answer comes by itself."""
+    """Requests of the exchange to stop or move the running trial.
+
+    Asking is cheap: one call stays open at the exchange and returns when there is a request, so a check only
+    looks whether it has returned.
+    """
 
     def __init__(self, exchange: Any, job_id: str) -> None:
         self._exchange, self._job_id = exchange, job_id
-        self._answer: Any = None  # a trial of a moment does not ask
+        self._answer: Any = None  # the open call; a very short trial makes none
         self._looked = time.monotonic()
         self._stopped = self._moving = False
 
     def stopped(self) -> bool:
-        """True once the trial is to end between two batches."""
+        """Return True once the trial is to end between two batches."""
         self._look()
         return self._stopped
 
     def moving(self) -> bool:
-        """True once the trial is to leave this slot between two epochs: its node is about to go."""
+        """Return True once the trial is to leave this slot between two epochs, since its node will go."""
         self._look()
         return self._moving
 
@@ -184,10 +196,10 @@ class _Orders:
 
 
 def _survives(error: Exception, world: World) -> bool:
-    """True if this process, and the workers that train with it, can go on to the next trial.
+    """Return True if this process, and the workers that train with it, can take another trial after `error`.
 
-    A non-finite loss is seen by all workers alike. Any other error of one worker leaves the others
-    waiting for it, and an error on a GPU may have spoilt its context: then the slot starts afresh.
+    A non-finite loss is seen by all workers at the same step. Any other error of one worker leaves the others
+    waiting for it, and an error on a GPU may have corrupted its context; then the slot must be restarted.
     """
     if isinstance(error, NonFiniteLoss):
         return True
@@ -203,13 +215,13 @@ def _survives(error: Exception, world: World) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    """Return our own messages as they are, others with their type."""
+    """Return the first line of the error's message, with the type for errors that are not our own."""
     text = str(error).strip().splitlines() or [""]
     return text[0] if isinstance(error, FinetuneError) else f"{type(error).__name__}: {text[0]}"
 
 
 def gpu_problem() -> str:
-    """Return what is wrong if Ray gives this worker a GPU, or a share of one, that torch does not see."""
+    """Return a message if Ray assigned this worker a GPU, or part of one, that torch cannot use; else ''."""
     if not _given_gpus() or torch.cuda.is_available():
         return ""
     return (
@@ -230,7 +242,7 @@ def _given_gpus() -> list[str]:
 
 
 def _facts(world: World) -> dict[str, Any]:
-    """Return where this slot runs and with which code."""
+    """Return the facts about this slot for the record: host, process, device, code and versions."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -241,7 +253,7 @@ def _facts(world: World) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "ray": ray.__version__,
-            "torch": str(torch.__version__),  # it is of a class of its own, which only torch can read
+            "torch": str(torch.__version__),  # torch's own class can be unpickled only where torch is
             "torchvision": torchvision.__version__,
         },
     }

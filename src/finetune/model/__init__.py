@@ -1,1 +1,1 @@
-"""Pretrained networks cut into blocks, their weights, and the three ways to put a new head on them."""
+"""Pretrained networks cut into blocks, their weights, and the three strategies to put a new head on them."""

@@ -1,9 +1,9 @@
-"""What stands behind the last block: one head per strategy.
+"""The heads, one class per strategy: the part of a model after its last block.
 
-A head reads the last block's activations and returns logits, in two steps: `reduce` is what a head does
-first and without weights, pooling as a rule, and `classify` is the rest; behind a frozen backbone the
-reduced activations never change. Its submodule `source_fc`, where a head has one beside new layers, is a
-parameter group of its own; all else in it is the group `head`.
+A head turns the last block's activations into logits in two steps. `reduce` is the first part, which has no
+weights and is usually the pooling; `classify` is the rest. After a frozen backbone the reduced activations
+never change, so they can be stored. The optimiser puts a submodule `source_fc`, which only `fuse` has, into a
+parameter group of its own; all other weights of a head are the group `head`.
 
 Shapes: B images, D pooled features, K source classes, C classes.
 """
@@ -16,9 +16,9 @@ from finetune.model.backbones.transformers import ClassToken
 
 
 class MLPHead(nn.Sequential):
-    """New layers: (B, D) -> (B, C).
+    """New layers, (B, D) -> (B, C): `head_size` hidden units with ReLU, dropout, and the last Linear.
 
-    `head_size` hidden units with ReLU, then dropout and the last Linear; 0: dropout and one Linear.
+    With a `head_size` of 0 there are no hidden units: dropout and one Linear.
     """
 
     def __init__(self, features: int, head_size: int, classes: int, dropout: float) -> None:
@@ -28,11 +28,11 @@ class MLPHead(nn.Sequential):
 
 
 class ReplaceHead(nn.Module):
-    """`replace`: the source FC is gone; new layers read the pooled activations."""
+    """Head of `replace`: new layers read the pooled activations, and the source FC is not used."""
 
     strategy = "replace"
     pools = True
-    """`reduce` is the backbone's pooling."""
+    """True, since `reduce` is the backbone's pooling."""
 
     def __init__(self, pool: nn.Module, new: MLPHead) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ReplaceHead(nn.Module):
         self.new = new
 
     def reduce(self, h: Tensor) -> Tensor:
-        """Return pooled features (B, D) of the last block's activations `h`."""
+        """Return pooled features (B, D) for the last block's activations `h`."""
         pooled: Tensor = self.pool(h)
         return pooled
 
@@ -55,7 +55,7 @@ class ReplaceHead(nn.Module):
 
 
 class LoadHead(nn.Module):
-    """`load`: the source FC itself, its last layer with a row per class of the new task."""
+    """Head of `load`: the source FC, whose last layer has one row per class of the new task."""
 
     strategy = "load"
 
@@ -66,7 +66,7 @@ class LoadHead(nn.Module):
         self.pools = begins_with_pool(new)
 
     def reduce(self, h: Tensor) -> Tensor:
-        """Return pooled features (B, D), or `h` where the source FC does not begin with that pooling."""
+        """Return pooled features (B, D), or `h` itself if the source FC does not begin with it."""
         reduced: Tensor = self.pool(h) if self.pools else h
         return reduced
 
@@ -80,10 +80,10 @@ class LoadHead(nn.Module):
 
 
 class FuseHead(nn.Module):
-    """`fuse`: new layers read the pooled activations (D) and the source FC's softmax (K) side by side.
+    """Head of `fuse`: new layers read the pooled activations (D) concatenated with the source softmax (K).
 
-    The softmax, as the logits themselves are so large beside the features that a rate good for the
-    trunk is too high for the head (figures: docs/decisions.md).
+    The softmax is used rather than the logits, since logits are so much larger than the features that a
+    learning rate which suits the trunk is too high for the head (figures: docs/decisions.md).
     """
 
     strategy = "fuse"
@@ -96,7 +96,7 @@ class FuseHead(nn.Module):
         self.pools = begins_with_pool(source_fc)
 
     def reduce(self, h: Tensor) -> Tensor:
-        """Return pooled features (B, D), or `h` where the source FC does not begin with that pooling."""
+        """Return pooled features (B, D), or `h` itself if the source FC does not begin with it."""
         reduced: Tensor = self.pool(h) if self.pools else h
         return reduced
 
@@ -116,16 +116,16 @@ Head = ReplaceHead | LoadHead | FuseHead
 
 
 def begins_with_pool(source_fc: nn.Module) -> bool:
-    """True if a source FC's first layer is the backbone's own pooling: the mean, or the class token.
+    """Return True if the first layer of a source FC is the backbone's pooling: the mean, or the class token.
 
-    Bit for bit: torch computes AdaptiveAvgPool2d(1) as that mean.
+    The two pools agree to the bit, since torch computes AdaptiveAvgPool2d(1) as that mean.
     """
     first = source_fc[0] if isinstance(source_fc, nn.Sequential) else source_fc
     return _is_mean(first) or isinstance(first, GlobalAveragePool | ClassToken)
 
 
 def _behind_pool(source_fc: nn.Module, pooled: Tensor) -> Tensor:
-    """Return what a source FC that begins with its pooling makes of pooled features (B, D)."""
+    """Run a source FC that begins with its pooling on features (B, D) that are pooled already."""
     assert isinstance(source_fc, nn.Sequential)
     x = pooled[:, :, None, None] if _is_mean(source_fc[0]) else pooled
     for layer in source_fc[1:]:

@@ -1,7 +1,7 @@
-"""Every supported backbone in numbers: its blocks, the images it reads, torchvision's weights for it.
+"""A table of all supported backbones: number of blocks, possible image sizes, names of torchvision's weights.
 
-Imports no torch, so the process that searches can check a config against it. `finetune.model.backbones`
-builds and cuts the models themselves; a test builds every one of them and compares.
+It needs no torch, so the process that searches can check a config against it. `finetune.model.backbones`
+builds and cuts the models; a test builds each of them and compares it with this table.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from finetune.errors import BackboneError
 
 @dataclass(frozen=True)
 class Sides:
-    """Which square images a model can read, by their side in pixels."""
+    """The square image sizes that a model accepts, as sides in pixels."""
 
     least: int = 1
     step: int = 1
-    """Every side is a multiple of it."""
+    """Sides must be multiples of this."""
     most: int | None = None
 
     def __str__(self) -> str:
@@ -28,12 +28,16 @@ class Sides:
         return f"at least {self.least} pixels" if self.least > 1 else "any number of pixels"
 
     def nearest(self, side: int) -> int:
-        """Return the side nearest to `side` that works."""
+        """Return the accepted side nearest to `side`."""
         rounded = max(self.least, (side + self.step // 2) // self.step * self.step)
         return rounded if self.most is None else min(rounded, self.most)
 
     def check(self, name: str, side: int) -> None:
-        """Raise a BackboneError unless model `name` can read images of `side` pixels."""
+        """Check that model `name` accepts images of `side` pixels.
+
+        Raises:
+            BackboneError: it does not.
+        """
         if self.nearest(side) != side:
             raise BackboneError(
                 f"{name}: image_size must be {self}, got {side}. Set it to {self.nearest(side)}."
@@ -47,13 +51,13 @@ _SWAG = ("IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_SWAG_LINEAR_V1")
 
 @dataclass(frozen=True)
 class Outline:
-    """What there is to know about a backbone without building it."""
+    """Facts about a backbone that are known without building it."""
 
     blocks: int
-    """The most that can be frozen."""
+    """Number of blocks, which is the most that can be frozen."""
     sides: Sides = Sides()
     weights: tuple[str, ...] = _V1
-    """Names of torchvision's weights; `DEFAULT` is one of them, by another name."""
+    """Names of torchvision's weights; `DEFAULT` is an alias of one of them."""
 
 
 OUTLINES: Mapping[str, Outline] = MappingProxyType(
@@ -140,4 +144,4 @@ OUTLINES: Mapping[str, Outline] = MappingProxyType(
         "wide_resnet50_2": Outline(17, weights=_V2),
     }
 )
-"""By torchvision's name."""
+"""Torchvision's name of each backbone -> its facts."""

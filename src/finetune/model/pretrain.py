@@ -1,7 +1,7 @@
-"""Pretrain a backbone on a source task of one's own, once per node, kept by its fingerprint.
+"""Pretrain a backbone on a source task, once per node, and cache the weights under a fingerprint.
 
-For those who have no downloadable weights: the result is an ordinary weights file with
-torchvision's keys, and everything downstream treats it like one.
+This is for users who have no downloadable weights. The result is an ordinary weights file with torchvision's
+keys, and is used like one.
 """
 
 import dataclasses
@@ -23,20 +23,21 @@ from finetune.model.weights import Pretrained
 from finetune.settings import SourceSettings, WeightsSettings
 
 VERSION = 2
-"""Of the recipe below; part of the fingerprint, so that a changed recipe trains anew."""
+"""Version of the recipe below. It is part of the fingerprint, so that a changed recipe trains again."""
 MOMENTUM = 0.9
 
 
 def ensure(backbone: str, source: SourceSettings, cache_dir: Path, device: torch.device) -> Pretrained:
-    """Return weights of `backbone` trained on the source task, from the cache if they are there.
+    """Return weights of `backbone` trained on the source task, from the cache if possible.
 
-    Several processes may ask at once: one trains, the others wait for its file.
+    If several processes of a node call this at once, one trains and the others wait for its file.
 
     Raises:
-        DataError: the source's images are not as its settings say.
+        DataError: the source's images do not match its settings.
         BackboneError: there is no such backbone.
     """
     images = catalog.scan(source.data)
+    # The fingerprint covers all that decides the weights; paths do not, since the images are hashed.
     facts = {
         "version": VERSION,
         "backbone": backbone,

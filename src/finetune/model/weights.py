@@ -1,7 +1,7 @@
-"""Pretrained weights: from torchvision's servers, from a local file, or none.
+"""Load pretrained weights from torchvision's servers, from a file or URL, or none.
 
-Files are read without running code from them. A source task (`WeightsSettings.source`) is turned
-into weights by `pretrain.py`, not here.
+Reading a file never runs code from it. `pretrain.py` turns a source task (`WeightsSettings.source`) into
+weights.
 """
 
 import hashlib
@@ -28,41 +28,41 @@ from finetune.settings import WeightsSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Per channel (red, green, blue), of pixels in [0, 1]; torchvision's `ImageClassification` preset."""
+"""Mean and deviation per channel (red, green, blue) of pixels in [0, 1], from torchvision's presets."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Before all names in files of DataParallel, of torch.compile and of Lightning modules."""
+"""Prefixes of all keys in files saved from DataParallel, torch.compile and Lightning modules."""
 IMAGENET_CLASSES: tuple[str, ...] = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
-"""Names in the order of the outputs of every ImageNet-1k classifier of torchvision."""
+"""Class names of torchvision's ImageNet-1k classifiers, in the order of their outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pretrained:
-    """Weights for one backbone, and what is known about them."""
+    """Weights for one backbone, with facts about them."""
 
     state: dict[str, Tensor] | None
-    """torchvision's keys, on the CPU; None: random weights."""
+    """Tensors by torchvision's keys, on the CPU; None for random weights."""
     classes: tuple[str, ...] | None
-    """Names of the source classes in the order of the source FC's outputs, where known."""
+    """Names of the source classes in the order of the source FC's outputs, if known."""
     source_classes: int
-    """Outputs of the source FC."""
+    """Number of outputs of the source FC."""
     image_size: int | None = None
-    """Side in pixels of the images that the weights are for, where it decides their shapes (ViT)."""
+    """Side in pixels of the images that the weights were made for, if their shapes depend on it (ViT)."""
     sha256: str | None
-    """Of the file; None for random weights."""
+    """SHA-256 of the file; None for random weights."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Per channel, what the backbone expects to be subtracted from pixels in [0, 1]."""
+    """Mean per channel, which is subtracted from pixels in [0, 1]."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Per channel, what it then expects to be divided by."""
+    """Deviation per channel, by which pixels are then divided."""
     origin: str
-    """Where the weights come from, in words."""
+    """Origin of the weights in words, for messages and model cards."""
 
 
 def load(backbone_name: str, weights: WeightsSettings) -> Pretrained:
-    """Return the weights that `weights` names; download them where they are not on this node yet.
+    """Return the weights that the settings name, downloading them if they are not on this node yet.
 
     Raises:
         BackboneError: there is no such backbone.
-        WeightsError: the weights are missing, unsafe to load or no torchvision weights.
+        WeightsError: the weights are missing, unsafe to load or unknown to torchvision.
     """
     given = [key for key in ("name", "file", "source") if getattr(weights, key) is not None]
     if len(given) > 1 or given == ["source"]:
@@ -80,7 +80,7 @@ def load(backbone_name: str, weights: WeightsSettings) -> Pretrained:
 
 
 def backbone(name: str, pretrained: Pretrained) -> Backbone:
-    """Return backbone `name` with a copy of the pretrained weights, or random ones where there are none.
+    """Return backbone `name` with a copy of the pretrained weights, or with random ones if there are none.
 
     Raises:
         BackboneError: there is no such backbone.
@@ -88,23 +88,24 @@ def backbone(name: str, pretrained: Pretrained) -> Backbone:
     """
     if pretrained.state is None:
         return backbones.build(name, source_classes=pretrained.source_classes)
-    with torch.device("meta"):  # no memory, no random numbers: they take VGG16 2.6 s (measured on 2 cores)
+    with torch.device("meta"):  # no memory, no drawing of weights: 2.6 s for VGG16 (measured on 2 cores)
         model = backbones.classifier(
             name, source_classes=pretrained.source_classes, image_size=pretrained.image_size
         )
     expected = model.state_dict()
-    # Files older than torch 0.4.1 have no such counters; torch itself starts them at zero.
+    # Files from before torch 0.4.1 lack these counters; torch starts them at zero, too.
     optional = {key for key in expected if key.endswith("num_batches_tracked")} - pretrained.state.keys()
     wrong = differences({k: v for k, v in expected.items() if k not in optional}, pretrained.state)
     if wrong:
         raise _misfit(pretrained.origin, name, wrong)
+    # Copies, since the pretrained tensors are shared by trials and training changes a model in place.
     copies = {key: t.to(expected[key].dtype, copy=True) for key, t in pretrained.state.items()}
     model.load_state_dict(copies, assign=True)
     return backbones.split(name, model)
 
 
 def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], show: int = 3) -> list[str]:
-    """Return how `given` differs from `expected` in keys and shapes; of each kind the first few."""
+    """Describe how `given` differs from `expected` in keys and shapes: the first `show` of each kind."""
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     shapes = [
@@ -149,7 +150,7 @@ def _from_name(backbone_name: str, name: str) -> Pretrained:
 
 
 def _download(member: Any) -> Path:
-    """Return the file behind a torchvision weights enum member; the workers of a node download it once."""
+    """Return the file of a torchvision weights enum member; it is downloaded once per node."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file: Path = folder / member.url.rpartition("/")[2]
     digest = file.stem.rpartition("-")[2]  # torchvision's names end in the first digits of their SHA-256
@@ -160,7 +161,7 @@ def _download(member: Any) -> Path:
         with FileLock(f"{file}.lock"):
             if not file.exists():
                 torch.hub.download_url_to_file(member.url, str(file), hash_prefix=digest, progress=False)
-    except (OSError, RuntimeError) as error:  # no network, no such page; a wrong digest
+    except (OSError, RuntimeError) as error:  # no network or no such page; RuntimeError is a wrong digest
         raise WeightsError(
             f"weights: {member} must be downloadable from {member.url}, got {error}. "
             f"Put the file at {file} on every node, or give a local file instead of a name."
@@ -169,7 +170,7 @@ def _download(member: Any) -> Path:
 
 
 def _fetch(location: str) -> Path:
-    """Return a weights file, or this node's copy of one that is far; the workers of a node fetch it once."""
+    """Return the path of a weights file; a remote file is copied to this node once."""
     if not filesystems.is_far(location):
         return Path(location)
     try:
@@ -188,6 +189,7 @@ def _fetch(location: str) -> Path:
 
 def _from_file(backbone_name: str, location: str) -> Pretrained:
     file = _fetch(location)
+    # The number of source classes is not in the settings: it is the number of rows of the last layer.
     with torch.device("meta"):
         outline = backbones.classifier(backbone_name)
     rows = backbones.last_layer(backbones.split(backbone_name, outline).source_fc).weight
@@ -214,7 +216,7 @@ def _misfit(origin: str, backbone_name: str, wrong: list[str]) -> WeightsError:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by torchvision's keys, out of what training scripts wrap around them."""
+    """Return the tensors of a file by torchvision's keys, without the wrappers that training scripts add."""
     content = _content(file)
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -235,7 +237,11 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _check_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise a WeightsError for tensors that are no plain finite numbers."""
+    """Check that all tensors are plain, on the CPU and finite.
+
+    Raises:
+        WeightsError: one is not.
+    """
     for key, tensor in tensors.items():
         kinds = {"quantized": tensor.is_quantized, "complex": tensor.is_complex(), "sparse": tensor.is_sparse}
         odd = [kind for kind, it_is in kinds.items() if it_is]
@@ -255,7 +261,7 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors without what wrappers put before all names, such as `module._orig_mod.`."""
+    """Remove the prefixes that wrappers add to all keys, such as `module._orig_mod.`."""
     found = dict(tensors)
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in found)), None):
         found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
@@ -268,7 +274,7 @@ def _content(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return load_file(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats of other times: they are read or refused
+            warnings.simplefilter("ignore")  # about old formats, which are either read or refused below
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(
@@ -281,7 +287,7 @@ def _content(file: Path) -> Any:
             f"{file}: must hold nothing but plain tensors, since a pickle can run any code, got {what}. "
             "Save model.state_dict(), or convert the file to safetensors where you trust it."
         ) from error
-    except Exception as error:  # broken files let torch's readers raise almost anything
+    except Exception as error:  # torch's readers raise almost any error on a broken file
         what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
         raise WeightsError(
             f"{file}: must be a readable weights file, got {what}. Copy or download it again."
@@ -297,7 +303,7 @@ def _sha256(file: Path) -> str:
 
 
 def describe(backbone_name: str, weights: WeightsSettings) -> str:
-    """Return in words where weights come from, after checking all that can be without a download.
+    """Return the origin of the weights in words, after all checks that need no download of torchvision's.
 
     Raises:
         BackboneError: there is no such backbone.

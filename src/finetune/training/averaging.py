@@ -1,4 +1,4 @@
-"""An exponential moving average of what a trial trains: evaluated and kept in place of the weights."""
+"""Exponential moving average of a trial's trained weights, evaluated and saved in place of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 from finetune.model.strategies import TransferModel
 
 WARM_UP = 10
-"""Of TensorFlow's ExponentialMovingAverage: after n steps the decay is at most (1 + n) / (10 + n)."""
+"""Warm-up of TensorFlow's ExponentialMovingAverage: after n steps the decay is at most (1 + n) / (10 + n)."""
 
 
 class Average:
@@ -16,11 +16,11 @@ class Average:
 
     After each step: average = d * average + (1 - d) * weights (Polyak and Juditsky, 1992, in the
     exponential form of Tarvainen and Valpola, NeurIPS 2017). Running statistics of batch
-    norms are averaged alike, counters are copied.
+    norms are averaged in the same way, counters are copied.
 
     Args:
-        model: its present weights are the first average.
-        decay: d, per step, after the warm-up of the first steps.
+        model: the model, whose present weights are the first average.
+        decay: d, per step; the first steps use less (`WARM_UP`).
     """
 
     def __init__(self, model: TransferModel, decay: float) -> None:
@@ -35,16 +35,16 @@ class Average:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take in the weights after so many optimiser steps."""
+        """Update the average with the weights after `steps` optimiser steps."""
         weight = 1 - min(self.decay, (1 + steps) / (WARM_UP + steps))
         if self._averages:
             torch._foreach_lerp_(self._averages, self._weights, weight)
         if self._counters:
-            torch._foreach_copy_(self._counters, self._counted)  # one launch on a GPU, not one for each
+            torch._foreach_copy_(self._counters, self._counted)  # one kernel launch for all of them
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model the average inside the block, and its own weights back behind it."""
+        """Load the average into the model inside the `with` block, and restore its own weights after it."""
         own = {name: tensor.detach().clone() for name, tensor in self._model.trained_state().items()}
         self._model.load_trained_state(self.state)
         try:

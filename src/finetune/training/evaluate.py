@@ -1,4 +1,4 @@
-"""Measure a model on one split: exact over any number of workers, no image counted twice.
+"""Measure a model on one split, exactly for any number of workers: no image is counted twice.
 
 Shapes: B images of a batch, C classes.
 """
@@ -15,32 +15,32 @@ from torchmetrics.classification import MulticlassCalibrationError, MulticlassSt
 from finetune.metrics import RECALL, TOP, TOP5
 
 BATCH = 64
-"""Images per evaluation step and worker; fixed, so that an exported model answers as the study did."""
+"""Images per evaluation step and worker. It is fixed, so that an exported model gives the same results."""
 SCORED_AT_ONCE = 2**20
-"""Logits that are kept until they are scored: few updates, since each one takes as long as a small head."""
+"""Logits collected before an update of the metrics, which takes as long as running a small head."""
 BINS = 15
-"""Of the calibration error, as in Guo et al., ICML 2017."""
+"""Bins of the calibration error, as in Guo et al., ICML 2017."""
 
 
 class Scores:
-    """The metrics of a split, built once; torchmetrics sums their states over the workers.
+    """The metrics of a split. They are built once and reset; torchmetrics sums their states over the workers.
 
     loss               mean cross-entropy, nats
     accuracy           share of images whose most probable class is the label's
     balanced_accuracy  mean recall over the classes that occur (Brodersen et al., ICPR 2010)
-    macro_f1           mean F1 over the classes that occur or are answered, as scikit-learn's
+    macro_f1           mean F1 over the classes that occur or are predicted, as in scikit-learn
     ece                expected calibration error in 15 bins (Guo et al., ICML 2017), 0..1
-    top5               share of images with the label among the five most probable; where C > 5
-    recall/<class>     share of the class's images that are answered so; for classes that occur
+    top5               share of images with the label among the five most probable classes; if C > 5
+    recall/<class>     share of the class's images that are predicted as it; for classes that occur
 
     Args:
         classes: names of the C classes in the order of the logits.
-        device: where the logits will be.
+        device: device of the logits.
     """
 
     def __init__(self, classes: Sequence[str], device: torch.device) -> None:
         self.classes = classes
-        # A NaN must reach the sum: torchmetrics' default leaves it out with a warning.
+        # A NaN must reach the sum; torchmetrics would leave it out and warn.
         self._loss = SumMetric(nan_strategy="disable").to(device)
         self._in_top = SumMetric(nan_strategy="disable").to(device)
         count = len(classes)
@@ -48,22 +48,22 @@ class Scores:
         self._calibration = MulticlassCalibrationError(count, n_bins=BINS, validate_args=False).to(device)
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Clear all metrics."""
         for metric in (self._loss, self._in_top, self._counts, self._calibration):
             metric.reset()
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Take float32 logits (B, C) and labels int64 (B,)."""
+        """Add a batch: float32 logits (B, C) and int64 labels (B,)."""
         log_p = F.log_softmax(logits, dim=1)
         self._loss.update(F.nll_loss(log_p, labels, reduction="sum"))
         self._counts.update(logits.argmax(dim=1), labels)
-        self._calibration.update(log_p.exp(), labels)  # logits within 0..1 would pass for probabilities
+        self._calibration.update(log_p.exp(), labels)  # it takes logits within 0..1 for probabilities
         if len(self.classes) > TOP:
             found = logits.topk(TOP, dim=1).indices == labels[:, None]  # (B, 5)
             self._in_top.update(found.sum().float())
 
     def compute(self) -> dict[str, float]:
-        """Return all metrics over all workers by name; all NaN where the loss is not finite."""
+        """Return all metrics over all workers, by name; all are NaN if the loss is not finite."""
         tp, fp, _, fn, support = self._counts.compute().double().cpu().unbind(dim=1)  # each (C,)
         images, occurs = support.sum(), support > 0
         answered = occurs | (fp > 0)
@@ -80,7 +80,7 @@ class Scores:
         named = zip(self.classes, recalls, occurs.tolist(), strict=True)
         scores |= {f"{RECALL}{name}": recall for name, recall, there in named if there}
         values = {name: value.item() for name, value in scores.items()}
-        # A NaN among the logits would count as a sure answer.
+        # argmax takes a NaN logit for the largest, so without a finite loss the other metrics mean nothing.
         return values if math.isfinite(values["loss"]) else dict.fromkeys(values, math.nan)
 
 
@@ -91,9 +91,9 @@ def evaluate(
     """Return the metrics over all batches of all workers.
 
     Args:
-        forward: what `batches` gives of images -> logits (B, C); in evaluation mode.
-        batches: this worker's share, with labels int64 (B,), on the device.
-        scores: of these classes; what they counted before is forgotten.
+        forward: function from the inputs in `batches` to logits (B, C), in evaluation mode.
+        batches: this worker's share of the inputs, with int64 labels (B,), on the device.
+        scores: metrics for these classes; they are reset first.
     """
     scores.reset()
     logits, labels, waiting = [], [], 0

@@ -1,7 +1,7 @@
 """Heads in closed form: ridge regression on stored features, linear or with a Gaussian kernel.
 
-One eigendecomposition serves all penalties. Targets are +1 for an image's class and -1 for the others, as
-in scikit-learn's RidgeClassifier; images may count unequally.
+One eigendecomposition gives the heads for all penalties. Targets are +1 for an image's class and -1 for the
+others, as in scikit-learn's RidgeClassifier; images may have weights.
 
 Shapes: N training images, M others, D features, C classes, P penalties.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 TINY = 1e-12
-"""Share of the largest eigenvalue below which one is rounding; with penalty 0 it would be divided by."""
+"""Eigenvalues below this share of the largest are rounding errors. They are raised to it, since with
+penalty 0 they would be divided by."""
 
 
 def targets(labels: Tensor, classes: int) -> Tensor:
@@ -23,50 +24,50 @@ def targets(labels: Tensor, classes: int) -> Tensor:
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:
-    """Return image weights (N,), float64, under which all classes that occur count alike; their mean is 1."""
+    """Return image weights (N,), float64, with mean 1, so that all classes that occur weigh the same."""
     sizes = labels.bincount(minlength=classes).double()
     return len(labels) / ((sizes > 0).sum() * sizes[labels])
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Linear heads, one per penalty: answers are `x @ weight[p] + bias[p]`."""
+    """Linear heads, one per penalty: the outputs are `x @ weight[p] + bias[p]`."""
 
     weight: Tensor
-    """(P, D, C)."""
+    """Weights, (P, D, C)."""
     bias: Tensor
-    """(P, C)."""
+    """Biases, (P, C)."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return answers (P, M, C) for features (M, D)."""
+        """Return outputs (P, M, C) for features (M, D)."""
         return x.to(self.weight.dtype) @ self.weight + self.bias[:, None]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Heads of a Gaussian kernel, one per penalty: answers are `exp(-gamma |x - centre|^2) @ weight[p]`."""
+    """Gaussian kernel heads, one per penalty: the outputs are `exp(-gamma |x - centre|^2) @ weight[p]`."""
 
     centres: Tensor
-    """(N, D): the training images."""
+    """Features of the training images, (N, D)."""
     weight: Tensor
-    """(P, N, C)."""
+    """Weights, (P, N, C)."""
     gamma: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return answers (P, M, C) for features (M, D)."""
+        """Return outputs (P, M, C) for features (M, D)."""
         return gaussian(x.to(self.centres.dtype), self.centres, self.gamma) @ self.weight
 
 
 def ridge(x: Tensor, y: Tensor, penalties: Sequence[float], *, weights: Tensor | None = None) -> Linear:
     """Return the linear heads that minimise sum_i w_i |y_i - x_i W - b|^2 + penalty |W|^2, for each penalty.
 
-    Decomposes the smaller of X'X (D, D) and XX' (N, N), in the dtype of `y`.
+    It decomposes the smaller of X'X (D, D) and XX' (N, N), in the dtype of `y`.
 
     Args:
         x: features (N, D).
-        y: targets (N, C), float64 as a rule.
-        penalties: P of them, above 0.
-        weights: of the images, (N,); None: all 1.
+        y: targets (N, C), usually float64.
+        penalties: P penalties above 0.
+        weights: image weights (N,); None: all 1.
     """
     x = x.to(y.dtype)
     w = torch.ones_like(y[:, 0]) if weights is None else weights.to(y)
@@ -85,7 +86,7 @@ def ridge(x: Tensor, y: Tensor, penalties: Sequence[float], *, weights: Tensor |
 def kernel_ridge(
     x: Tensor, y: Tensor, penalties: Sequence[float], *, gamma: float, weights: Tensor | None = None
 ) -> Kernel:
-    """Return the kernel heads (K + penalty / w)^-1 y, K of `gaussian`; arguments as `ridge`."""
+    """Return the kernel heads (K + penalty / w)^-1 y with K from `gaussian`; arguments as in `ridge`."""
     x = x.to(y.dtype)
     root = torch.ones_like(y[:, :1]) if weights is None else weights.to(y).sqrt()[:, None]
     values, vectors = _eigen(gaussian(x, x, gamma) * root * root.T)

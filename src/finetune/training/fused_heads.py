@@ -1,10 +1,10 @@
-"""Many heads on the same stored features, trained side by side: one batched product in place of N small ones.
+"""Train many heads on the same stored features together: one batched product replaces N small ones.
 
-Each head sees what it would see in a trial of its own: its initial weights, its order of the images, its
-rates, its decay. What differs is the rounding, and which activations dropout drops.
+Each head has the initial weights, image order, learning rates and decay of a trial of its own. Only rounding
+differs, and the choice of the activations that dropout drops.
 
 Shapes: T heads of a pack, N training images, R stored rows, B images of a batch, D features, H hidden
-units (the widest head's; a narrower one is filled up with zeros, which stay zero), C classes.
+units (of the widest head; narrower ones are padded with zeros, which stay zero), C classes.
 """
 
 import math
@@ -23,13 +23,13 @@ from finetune.training.evaluate import BATCH
 from finetune.training.losses import Loss
 
 PACK_BYTES = 8 * 2**30
-"""Of weights, gradients, the optimiser's state and the best weights of the heads that train together."""
+"""Memory for weights, gradients, optimiser state and best weights of the heads in one pack."""
 COPIES = 6
-"""Of its weights that a head needs at most: itself, its gradient, two moments, the best, one to spare."""
+"""Most copies of its weights that a head needs: itself, gradient, two moments, the best, one to spare."""
 SCORED_AT_ONCE = 2**27
-"""Hidden activations or logits of validation images that are held at a time."""
+"""Most hidden activations or logits of validation images in memory at a time."""
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""Of Adam and AdamW: torch's defaults, as the training loop has them."""
+"""Constants of Adam and AdamW: torch's defaults, which the training loop uses, too."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Stored:
     """Pooled features of a frozen backbone, on the device where heads are trained."""
 
     train: Tensor
-    """(R, D), float32: the rows of the training images' sheet."""
+    """Features of the training images, (R, D), float32, in the order in which they are stored."""
     labels: Tensor
-    """Of the training images, int64 (N,), on the CPU."""
+    """Labels of the training images, int64 (N,), on the CPU."""
     val: Tensor
-    """(M, D), float32."""
+    """Features of the M validation images, (M, D), float32."""
     val_labels: Tensor
-    """int64 (M,), on the device."""
+    """Labels of the validation images, int64 (M,), on the device."""
     classes: int
     places: Callable[[int], Tensor | None] = lambda view: None
-    """View -> in which row each training image is, int64 (N,) on the CPU; None: in order."""
+    """Function from a view to the row of each training image, int64 (N,) on the CPU; None if in order."""
     view: Callable[[int], int] = lambda epoch: epoch - 1
-    """Epoch, from 1 -> the view that it sees."""
+    """Function from an epoch, counted from 1, to the view used in it."""
     weights: Tensor | None = None
-    """How much each training image counts, (N,); None: all count 1."""
+    """Weight of each training image, (N,); None: all weigh 1."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ class Trained:
     epochs: list[dict[str, float]]
     """`epoch`, `train/loss`, `val/loss`, `val/accuracy`, `val/balanced_accuracy` of each epoch."""
     state: dict[str, Tensor]
-    """The weights of the epoch with the best validation accuracy, named as an `MLPHead`'s, on the CPU."""
+    """Weights of the epoch with the best validation accuracy, named as in `MLPHead`, on the CPU."""
 
 
 @torch.no_grad()
 def stored(run: loop.Run) -> Stored:
-    """Return the features that a trial's run reads: all its blocks are frozen, and the store has its images.
+    """Return the stored features of a trial's run, all of whose blocks must be frozen.
 
     Raises:
-        ValueError: it is not so.
+        ValueError: a block is trained, or the features are not stored.
     """
     data, device = run.data, run.world.device
     train, val = run.inputs.feed("train", view=0), run.inputs.feed("val")
@@ -89,19 +89,19 @@ def stored(run: loop.Run) -> Stored:
 
 
 def can_fuse(settings: TrialSettings) -> bool:
-    """True if `train` does what the training loop does with these settings."""
+    """Return True if `train` gives the same result as the training loop with these settings."""
     plain = settings.mix == "none" and not settings.ema_decay and not settings.unfreeze_epochs
     return plain and settings.strategy == "replace" and settings.frozen_layers == ALL
 
 
 def train(heads: Sequence[TrialSettings], data: Stored, *, pack_bytes: int = PACK_BYTES) -> list[Trained]:
-    """Return every head after training, in the order of `heads`.
+    """Train all heads and return them in the order of `heads`.
 
-    Heads that differ in their kind of optimiser, batch size, epochs, or in having hidden units at all are
-    trained one pack after another.
+    Heads of one pack share the kind of optimiser, batch size, epochs, and whether they have hidden units. The
+    packs are trained one after another.
 
     Raises:
-        ValueError: a head is not one that can be fused.
+        ValueError: a head cannot be fused (see `can_fuse`).
     """
     if not all(can_fuse(head) for head in heads):
         raise ValueError("fused heads: must be `replace` on frozen blocks, unmixed, unaveraged, got others")
@@ -113,16 +113,17 @@ def train(heads: Sequence[TrialSettings], data: Stored, *, pack_bytes: int = PAC
 
 
 def packs(heads: Sequence[TrialSettings], data: Stored, pack_bytes: int = PACK_BYTES) -> list[list[int]]:
-    """Return the numbers of the heads that train together: alike in their steps, of similar width.
+    """Group the heads that train together, by number: heads with the same steps and similar widths.
 
-    A step of a pack costs a GPU milliseconds of launches however few heads it has: there, all widths that
-    fit in `pack_bytes` go together, sorted, so that few are filled up far (docs/decisions.md).
+    On a GPU, a step of a pack costs milliseconds of kernel launches however few heads it has. So all widths
+    that fit into `pack_bytes` form one pack there, sorted by width so that little is padded
+    (docs/decisions.md).
     """
     alike: dict[tuple[object, ...], list[int]] = {}
     together = data.train.device.type != "cpu"
     for number in sorted(range(len(heads)), key=lambda n: heads[n].head_size if together else 0):
         head = heads[number]
-        doubled = head.head_size and 2 ** math.ceil(math.log2(head.head_size))  # padded to less than twice
+        doubled = head.head_size and 2 ** math.ceil(math.log2(head.head_size))  # less than half is padding
         wide = bool(head.head_size) if together else doubled
         key = (head.optimizer, head.data.batch_size, head.epochs, wide)
         alike.setdefault(key, []).append(number)
@@ -137,7 +138,7 @@ def packs(heads: Sequence[TrialSettings], data: Stored, pack_bytes: int = PACK_B
 
 
 class Pack:
-    """Heads that train together: their weights, stacked, and one optimiser with a rate per head."""
+    """Heads that train together: their stacked weights, and one optimiser with a learning rate per head."""
 
     def __init__(self, heads: Sequence[TrialSettings], data: Stored) -> None:
         self.heads, self.data, self.device = heads, data, data.train.device
@@ -167,7 +168,7 @@ class Pack:
         for epoch in range(1, self.heads[0].epochs + 1):
             losses = self._epoch(epoch)
             scores = self._scores()
-            better = scores["val/accuracy"] > top  # NaN: never
+            better = scores["val/accuracy"] > top  # never for NaN
             top = torch.where(better, scores["val/accuracy"], top)
             for kept, p in zip(best, self.parameters, strict=True):
                 kept.copy_(torch.where(better[:, None, None], p.detach(), kept))
@@ -186,10 +187,11 @@ class Pack:
         return torch.baddbmm(self.biases[-1], drop(h), self.weights[-1])
 
     def _epoch(self, epoch: int) -> Tensor:
-        """Take an epoch's steps; return each head's (weighted) mean loss (T,), as before each step."""
+        """Train one epoch; return each head's weighted mean loss (T,), measured before each step."""
         data, heads = self.data, self.heads
         orders = [order.epoch_batches(head, data.labels, epoch) for head in heads]
         images = torch.stack([torch.cat(batches) for batches in orders])  # (T, images of the epoch)
+        # A row holds one stored view of an image; `places` finds the row of this epoch's view.
         places = data.places(data.view(epoch))
         rows = (images if places is None else places[images]).to(self.device)
         targets, sums = self._targets(images, [len(batch) for batch in orders[0]])
@@ -204,12 +206,13 @@ class Pack:
             x = data.train[rows[:, part]]  # (T, B, D)
             logits = self.logits(x, self._dropout(epoch, step))
             loss = _loss(logits + shift, targets[:, part], gamma)  # (T,)
+            # Heads do not share parameters, so the gradient of the sum holds each head's own gradient.
             self.optimizer.step(torch.autograd.grad((loss / sums[step]).sum(), self.parameters))
             total += loss.detach()
         return total / sums.sum(dim=0)
 
     def _targets(self, images: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Return smoothed, weighted targets (T, images, C), and the sum of weights (steps, T)."""
+        """Return smoothed, weighted targets (T, images, C), and each batch's sum of weights (steps, T)."""
         weights = torch.stack([loss.weights for loss in self.losses]).gather(1, images)  # (T, images)
         smoothing = torch.tensor([loss.smoothing for loss in self.losses])[:, None, None]
         hot = F.one_hot(self.data.labels[images], self.data.classes)
@@ -218,7 +221,10 @@ class Pack:
         return targets.to(self.device), sums.to(self.device)
 
     def _dropout(self, epoch: int, step: int) -> Callable[[Tensor], Tensor]:
-        """Return what drops activations (T, B, F), each head's by its own seed alone."""
+        """Return the dropout function for activations (T, B, F).
+
+        A draw depends on the head's seed, epoch, step and place only, and not on the other heads of the pack.
+        """
         if not self.drops:
             return lambda h: h
         shares = self.shares
@@ -231,7 +237,7 @@ class Pack:
         return drop
 
     def _places(self, batch: int, width: int) -> Tensor:
-        """Return a random word for each place of a batch's activations, int64 (B, F)."""
+        """Return a hash of each place in a batch's activations, int64 (B, F); computed once per shape."""
         if (batch, width) not in self._words:
             rows = torch.arange(batch, device=self.device)[:, None] << 20
             self._words[batch, width] = _scrambled(rows + torch.arange(width, device=self.device))
@@ -261,7 +267,7 @@ class Pack:
         }
 
     def _state(self, kept: Sequence[Tensor], number: int) -> dict[str, Tensor]:
-        """Return one head's weights out of the stacked ones, by the names that an `MLPHead` gives them."""
+        """Return the weights of one head, without padding, by their names in `MLPHead`."""
         layers, state = len(self.weights), {}
         for place, (name, drawn) in enumerate(self.drawn[number].items()):
             layer, of_bias = divmod(place, 2)
@@ -271,7 +277,7 @@ class Pack:
         return state
 
     def _stacked(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return matrices of different shapes as one tensor on the device, filled up with zeros."""
+        """Stack matrices of different shapes into one tensor on the device, padded with zeros."""
         rows, columns = (max(part.shape[dim] for part in parts) for dim in (0, 1))
         whole = torch.zeros(len(parts), rows, columns)
         for place, part in zip(whole, parts, strict=True):
@@ -286,12 +292,12 @@ class Pack:
 
 
 class _Optimizer:
-    """SGD with momentum, Adam or AdamW as torch has them, with rates and decays of each head's own.
+    """SGD with momentum, Adam or AdamW as in torch, with separate rates and decays for each head.
 
     Args:
-        parameters: each (T, ., .).
-        heads: all with the same kind of optimiser.
-        steps_per_epoch: of every head.
+        parameters: stacked parameters, each (T, ., .).
+        heads: settings of the heads, all with the same kind of optimiser.
+        steps_per_epoch: steps per epoch, the same for every head.
     """
 
     def __init__(
@@ -311,12 +317,12 @@ class _Optimizer:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Take one step along the gradients, each of its parameter's shape."""
+        """Take one step; each gradient has the shape of its parameter."""
         rate = self.rates[self.steps]
         self.steps += 1
         if self.clipped:
             squares = sum(g.square().sum(dim=(1, 2), keepdim=True) for g in gradients)
-            share = (self.clips / (torch.as_tensor(squares).sqrt() + 1e-6)).clamp(max=1)  # as torch's clip
+            share = (self.clips / (torch.as_tensor(squares).sqrt() + 1e-6)).clamp(max=1)  # as clip_grad_norm_
             gradients = [g * torch.where(self.clips > 0, share, 1.0) for g in gradients]
         for number, (p, g, m) in enumerate(zip(self.parameters, gradients, self.moments, strict=True)):
             if self.kind == "adamw":
@@ -329,7 +335,7 @@ class _Optimizer:
                 self._adam(p, g, m, self.squares[number], rate)
 
     def _adam(self, p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor) -> None:
-        """Move a parameter by Adam (Kingma and Ba, ICLR 2015)."""
+        """Update a parameter by Adam (Kingma and Ba, ICLR 2015)."""
         m.lerp_(g, 1 - BETAS[0])
         v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
         corrected = v.sqrt().div_(math.sqrt(1 - BETAS[1] ** self.steps)).add_(EPSILON)
@@ -337,21 +343,21 @@ class _Optimizer:
 
 
 def initial(head: TrialSettings, features: int, classes: int) -> MLPHead:
-    """Return the new head that a trial begins with, on the CPU."""
+    """Return the initial head of a trial, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(head.seed)
         return MLPHead(features, head.head_size, classes, head.dropout)
 
 
 def rates_of(head: TrialSettings, steps_per_epoch: int) -> list[float]:
-    """Return the rate of each of a head's steps."""
+    """Return a head's learning rate at each step."""
     peak = torch.optim.SGD([torch.zeros(1)], lr=head.learning_rate)
     course = optimize.Rates(peak, head, steps_per_epoch=steps_per_epoch)
     return [head.learning_rate * course.factor(step) for step in range(head.epochs * steps_per_epoch)]
 
 
 def _loss(logits: Tensor, targets: Tensor, gamma: Tensor | None) -> Tensor:
-    """Return each head's sum of losses (T,), as `Loss` has it, for logits and targets (T, B, C)."""
+    """Return each head's sum of losses (T,), as computed by `Loss`, for logits and targets (T, B, C)."""
     log_p = F.log_softmax(logits, dim=2)
     if gamma is not None:
         rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).eps)

@@ -1,7 +1,7 @@
-"""Steps of training that a GPU replays: launched one kernel at a time, small batches leave it waiting.
+"""CUDA graphs of training steps, which save the launch of each kernel: with small batches a GPU waits for it.
 
-A CUDA graph records what a forward and a backward pass launch. It computes the same on other images, as long
-as shapes and addresses stay; the optimiser's step is not part of it, since its rates change.
+A CUDA graph records the kernels of a forward and a backward pass. It can be replayed with other images as
+long as shapes and memory addresses stay the same. The optimiser step is not recorded, since its rates change.
 """
 
 from collections import Counter
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 ON = True
-"""Replayed steps train as launched ones do, to the bit: `python -m benchmarks.gpu --only right.graphs`."""
+"""Whether to record steps. Replays give the same bits: `python -m benchmarks.gpu --only right.graphs`."""
 EAGER_STEPS = 20
-"""Of one shape before its recording, which costs as much as a few dozen steps gain."""
+"""Steps of one shape before it is recorded, since a recording costs as much as a few dozen replays save."""
 
 Step = Callable[[Tensor, Tensor, float | Tensor], Tensor]
-"""Images, targets, scale of the gradient -> the loss; leaves gradients at the parameters, which had none."""
+"""A function (images, targets, scale of the gradient) -> loss.
+
+It sets the gradients of the parameters, which must have none before."""
 
 
 class Recorded:
-    """One step, recorded. Recording computes nothing and draws no random numbers."""
+    """One recorded step. Recording computes nothing and draws no random numbers."""
 
     def __init__(
         self, step: Step, x: Tensor, targets: Tensor, scale: float, parameters: Sequence[nn.Parameter]
@@ -31,20 +33,21 @@ class Recorded:
         self.parameters = parameters
         here = torch.cuda.current_stream(x.device)
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads go on allocating memory meanwhile.
+        # Other threads allocate memory meanwhile, which the default mode would treat as an error.
         recording = torch.cuda.graph(self.graph, stream=_stream(x.device), capture_error_mode="thread_local")
         try:
             with torch.cuda.device(x.device), recording:
                 self.loss = step(self.x, self.targets, self.scale)
         finally:
-            torch.cuda.set_stream(here)  # a failed recording leaves its own behind
+            torch.cuda.set_stream(here)  # a failed recording does not restore the stream
         self.gradients = [p.grad for p in parameters]
 
     def replay(self, x: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Take the step with these images; the loss is overwritten by the next one."""
+        """Run the step on these images; the returned loss is overwritten by the next replay."""
         self.x.copy_(x)
         self.targets.copy_(targets)
         self.scale.fill_(scale)
+        # The graph writes to the gradient tensors of its recording, and `optimize.clear` has removed them.
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
             p.grad = gradient
         self.graph.replay()
@@ -57,11 +60,13 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class Replays:
-    """Takes steps, recorded ones where they have come often enough and can be recorded.
+    """Run training steps, and replay a recording of those that are frequent and can be recorded.
+
+    Only the recording of one kind of step is kept at a time.
 
     Args:
-        parameters: all that may get gradients.
-        on: False: no step is ever recorded.
+        parameters: all parameters that may get gradients.
+        on: False turns recording off.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, on: bool) -> None:
@@ -70,7 +75,7 @@ class Replays:
         self._recorded: tuple[Hashable, Recorded] | None = None
 
     def take(self, step: Step, kind: Hashable, x: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Take a step and return its loss; steps of one `kind` launch the same on images of one shape."""
+        """Run a step and return its loss; steps of one `kind` and shape launch the same kernels."""
         if not self.on:
             return step(x, targets, scale)
         key = (kind, x.shape, x.stride(), x.dtype, targets.shape, targets.dtype)
@@ -87,14 +92,14 @@ class Replays:
         return self._recorded is not None
 
     def drop(self) -> None:
-        """Give back the memory of what is recorded, and record nothing any more."""
+        """Free the memory of the recording, and turn recording off."""
         self._recorded, self.on = None, False
 
     def _record(self, key: Hashable, step: Step, x: Tensor, targets: Tensor, scale: float) -> None:
-        self._recorded = None  # its memory first
+        self._recorded = None  # free the memory of the earlier one first
         try:
             self._recorded = key, Recorded(step, x, targets, scale, self._parameters)
-        except Exception:  # what cannot be recorded fails in as many ways as there are models
+        except Exception:  # models fail to record in many ways; their steps then run as usual
             self.drop()
             for p in self._parameters:
                 p.grad = None

@@ -1,4 +1,4 @@
-"""What a trial reached so far: its epochs, its best weights, and both on disk."""
+"""Progress of a trial: metrics of its epochs, its best weights, and the checkpoints that hold both."""
 
 import math
 import time
@@ -20,20 +20,20 @@ from finetune.training.optimize import Rates
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """What a trial leaves on disk, and by which metric its best epoch is told."""
+    """Files that a trial writes, and the metric that decides which epoch is the best."""
 
     metric: str
     mode: str
     best: Path
-    """The trained part of the model at its best epoch."""
+    """Path of the checkpoint with the trained part of the model at its best epoch."""
     last: Path
-    """Everything needed to go on, while the trial runs; its epochs, once it is complete."""
+    """Path of the checkpoint to resume from. Of a complete trial it holds only the metrics of its epochs."""
     every_seconds: float = 30.0
     """Seconds of training between two writes of `last`."""
 
 
 class History:
-    """What the trial reached so far: its epochs, its best weights, and both on disk."""
+    """Metrics of the epochs so far and the best weights, with the checkpoints of both."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class History:
         self.model, self.optimizer, self.rates = model, optimizer, rates
         self.settings, self.keep, self.average = settings, keep, average
         self.read = dict(read)
-        """Hashes of what was read: a checkpoint is of the same data and weights, wherever they lie."""
+        """Hashes of data and weights. A checkpoint must have the same ones, wherever the files are stored."""
         self.leads = leads
-        """This worker writes the files; the others only keep count."""
+        """True for the one worker that writes the files; the others only count."""
         self.epochs: list[dict[str, float]] = []
         self._best: dict[str, Tensor] = {}
         self._best_epoch = 0
@@ -60,11 +60,12 @@ class History:
         self._written = time.monotonic()
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Take one epoch's metrics; keep the weights if they are the best, and write now and then."""
+        """Add an epoch's metrics; keep the weights if they are the best, and save every `every_seconds`."""
         self.epochs.append(metrics)
         sign = 1.0 if self.keep.mode == "max" else -1.0
         values = [sign * past[self.keep.metric] for past in self.epochs]
         if values[-1] > max(values[:-1], default=-math.inf):
+            # Copied to memory now and written later: many short epochs would write the same file many times.
             evaluated = self.average.state if self.average else self.model.trained_state()
             self._best = {k: v.detach().cpu().clone() for k, v in evaluated.items()}
             self._best_epoch, self._unsaved = int(metrics["epoch"]), True
@@ -72,14 +73,14 @@ class History:
             self.save()
 
     def save(self) -> None:
-        """Write all that is needed to go on from the last epoch."""
+        """Write both checkpoints, so that the trial can resume after its last epoch."""
         self._written = time.monotonic()
         self.save_best()
         if self.leads:
             self._write_last()
 
     def save_best(self) -> None:
-        """Write the best weights where they are not on disk yet."""
+        """Write the best weights unless they are on disk already."""
         if self._unsaved and self.leads:
             metrics = self.epochs[self._best_epoch - 1]
             facts = {"settings": self.settings.to_dict(), "metrics": metrics}
@@ -87,22 +88,27 @@ class History:
         self._unsaved = False
 
     def finish(self) -> None:
-        """Write the best weights, and that no epoch is left: whoever asked for them may not have heard."""
+        """Write the best weights, and a last checkpoint that says that all epochs are done.
+
+        If the trial is started again because its end message was lost, it then only reports its epochs.
+        """
         self.save_best()
         if self.leads:
             checkpoint.write(self.keep.last, {}, self._facts())
 
     def restore(self) -> list[dict[str, float]]:
-        """Take up an interrupted run of the same trial, if there is one; return its epochs.
+        """Restore an interrupted run of the same trial, if there is one; return its epochs.
 
         Raises:
-            CheckpointError: its files are damaged or of another trial. The model is then of no use.
+            CheckpointError: its files are damaged or belong to another trial. The model may then be partly
+                overwritten and must not be used.
         """
         if not self.keep.last.exists():
             return []
         tensors, facts = checkpoint.read(self.keep.last)
         try:
             self._check(facts)
+            # A complete trial left no weights to continue from; its epochs and best weights are enough.
             if len(facts["history"]) < self.settings.epochs:
                 self._take_up(tensors, facts)
             self._best, best = checkpoint.read(self.keep.best)

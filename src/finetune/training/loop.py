@@ -1,4 +1,4 @@
-"""Train one model: from settings to a report per epoch, the best weights and a way to go on.
+"""Train one model as its settings say: report each epoch, keep the best weights and a resumable checkpoint.
 
 Shapes: B images of a batch, C classes, H, W pixels.
 """
@@ -32,27 +32,28 @@ from finetune.training.history import History, Keep
 from finetune.training.losses import Loss
 
 Report = Callable[[dict[str, Any]], None]
-"""Takes one message: `{"kind": "effective", ...}` once, then `{"kind": "epoch", "epoch": 1, ...}`.
+"""Function that receives messages: first `{"kind": "effective", ...}`, then one per epoch,
+`{"kind": "epoch", "epoch": 1, ...}`.
 
-Between them may come `{"kind": "note", "text": ...}`: something that is to be known of the trial."""
+A message `{"kind": "note", "text": ...}` may come between them, with a remark for the trial's record."""
 
 LOOK_EVERY = 20
-"""Batches between two looks at a loss that lies on a GPU; a look waits for the device."""
+"""Batches between two reads of a loss that is on a GPU; each read waits for the device."""
 
 TARGETS_AT_ONCE = 2**20
-"""Elements of the targets that are made in one go: few calls for small sets, no memory for large ones."""
+"""Elements of the targets computed at once: few calls for small data sets, little memory for large ones."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The workers that train one model together, seen from one of them."""
+    """The workers that train one model together, with the rank and device of this one."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether any worker raised it; every worker must call this."""
+        """Return for each flag whether it is True on any worker; every worker must call this."""
         if self.size == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
@@ -62,7 +63,7 @@ class World:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: `complete`, `stopped` or `moved` (to go on elsewhere), after so many epochs."""
+    """Result of `train`: `complete`, `stopped` or `moved` (to resume elsewhere), and the epochs trained."""
 
     state: str
     epochs: int
@@ -80,35 +81,45 @@ def train(
 ) -> Outcome:
     """Train one model and leave its best weights at `keep.best`.
 
-    `features` says where features of frozen blocks are kept, for this trial and others; None: nowhere.
+    If `keep.last` exists from an interrupted run of the same settings, its epochs are reported again and
+    training resumes after them; the result equals that of an uninterrupted run. If the file cannot be used,
+    a `note` gives the reason and training starts from the beginning.
 
-    Where `keep.last` lies from an interrupted run of the same settings, its epochs are reported
-    again and training goes on behind them; the result equals an uninterrupted run. If it is of no use,
-    a `note` says so and training starts anew. `should_stop` is asked between batches, `should_move`
-    between epochs: the run then ends with `keep.last` written.
+    Args:
+        settings: settings of the trial.
+        keep: the files to write, and the metric that chooses the best epoch.
+        report: receives the messages.
+        world: this worker and its group; None: one worker on the CPU.
+        should_stop: called between batches; True ends the run as `stopped`; the best weights are saved.
+        should_move: called between epochs; True writes `keep.last` and ends the run as `moved`.
+        features: store for the features of frozen blocks, shared with other trials; None: no store.
 
     Raises:
         NonFiniteLoss: the loss became NaN or infinite; the message says where.
         FinetuneError: data, weights or backbone are not as the settings say.
     """
     run = Run(settings, world or World(), features)
+    # Before the first epoch, so that a metric which these images cannot give fails at once.
     check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
     history = _history(run, keep)
     report({"kind": "effective"} | run.effective())
     if problem := _restore(history, run.world):
         report({"kind": "note", "text": f"trained from its start: {problem}"})
+        # The failed restore may have overwritten part of the model or optimiser, so build both again.
         run = Run(settings, run.world, features)
         history = _history(run, keep)
     for past in history.epochs:
         report({"kind": "epoch"} | past)
+        # A run that had to divide its batches for lack of memory keeps to that when it is resumed.
         run.parts = int(past.get("accumulate", run.parts))
     for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
         begin = time.perf_counter()
         with execution.rounding(settings.precision):
             loss = run.train_epoch(epoch, should_stop)
-        if loss is None:
+        if loss is None:  # stopped within the epoch, which then does not count
             history.save_best()
             return Outcome("stopped", epoch - 1)
+        # With averaging, the averaged weights are what is evaluated and, by `history`, saved as the best.
         with run.average.applied() if run.average else nullcontext():
             scores = {f"val/{name}": value for name, value in run.evaluate("val").items()}
         if not math.isfinite(scores["val/loss"]):
@@ -121,6 +132,7 @@ def train(
             metrics["accumulate"] = run.parts
         history.add(metrics)
         report({"kind": "epoch"} | metrics)
+        # Only rank 0 hears of a move, so the workers agree on it. After the last epoch it is pointless.
         if any(run.world.agree(should_move())) and epoch < settings.epochs:
             history.save()
             return Outcome("moved", epoch)
@@ -142,25 +154,29 @@ def _history(run: "Run", keep: Keep) -> History:
 
 
 def _restore(history: History, world: World) -> str:
-    """Take up what an interrupted run left; return why that cannot be, the same for all workers."""
+    """Restore an interrupted run, if there is one; return '' or the reason of a failure.
+
+    A failure on one worker is a failure on all.
+    """
     problem = ""
     try:
         history.restore()
     except CheckpointError as error:
         problem = str(error)
+    # A worker that does not see the file (its node lacks the storage) has no epochs where others have some.
     (found,) = world.agree(bool(history.epochs))
     (failed,) = world.agree(bool(problem) or (found and not history.epochs))
     return (problem or "a worker could not read its checkpoint") if failed else ""
 
 
 class Run:
-    """The parts of one trial, built afresh: model, optimiser, its rates, order of the images."""
+    """All parts of one trial, newly built: images, model, loss, optimiser, learning rates."""
 
     def __init__(
         self, settings: TrialSettings, world: World, features: FeatureSettings | None = None
     ) -> None:
         self.settings, self.world = settings, world
-        # Before images and weights are read: a size that cannot work costs nothing.
+        # First of all, so that an impossible size fails before images and weights are read.
         backbones.check_image_size(settings.backbone, settings.data.image_size)
         self.data = shared.images(settings.data, features)
         source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
@@ -187,7 +203,7 @@ class Run:
         self.mixing = augment.mixing(settings)
         self.scores = Scores(self.data.classes, world.device)
         self.parts = settings.accumulate
-        """That a share of a batch is computed in: as the settings say, more where memory was short."""
+        """Parts in which a share of a batch is computed: the setting, or more if GPU memory ran out."""
         self.step_model = self._parallel()
         replays = graphs.ON and world.device.type == "cuda" and world.size == 1
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -195,7 +211,7 @@ class Run:
         self.weights_sha256 = source.sha256
 
     def effective(self) -> dict[str, Any]:
-        """Return what is really used, read back from the model, the optimiser and the data."""
+        """Return the settings actually in use, read back from the model, the optimiser and the data."""
         facts = self.model.describe() | optimize.effective(self.optimizer, self.rates)
         facts |= self.loss.effective() | augment.effective(self.mixing) | self.data.effective()
         return (
@@ -215,15 +231,17 @@ class Run:
         )
 
     def train_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> float | None:
-        """Return the (weighted) mean training loss, or None if told to stop between two batches."""
+        """Train one epoch; return the weighted mean loss, or None if it was stopped between two batches."""
         settings, world = self.settings, self.world
-        # Every epoch seeds itself: going on after an interruption needs no generator's state.
+        # Each epoch is seeded on its own, so resuming needs no saved generator state.
         _seed(order.mixed_seed(settings.seed, epoch, world.rank), world.device)
         self._thaw(epoch)
         self.model.train()
         whole = self._order(epoch)
+        # Worker r takes every size-th image of each batch, so shares differ by one image at most.
         mine = [batch[world.rank :: world.size] for batch in whole]
-        # DDP averages gradients over workers: these make the average the mean over all images.
+        # DDP averages gradients over the workers. Each loss is a sum over images, so these factors turn the
+        # average into the weighted mean over the whole batch, uneven shares included.
         sums = self._sums(whole)
         scales = [world.size / weight for weight in sums]
         total = torch.zeros((), device=world.device)
@@ -237,21 +255,24 @@ class Run:
             self.rates.step()
             if self.average:
                 self.average.update(self.rates.steps)
+            # A NaN stays in the running total, so on a GPU it is enough to read it now and then.
             look = world.device.type == "cpu" or (step + 1) % LOOK_EVERY == 0 or step + 1 == len(whole)
             if world.size > 1 and not look:
-                continue  # to agree, workers wait for their devices
+                continue  # agreeing is a collective call, and would wait for the device after each batch
+            # Only rank 0 is told to stop; agreeing lets all workers leave the epoch at the same batch.
             stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
             if bad:
                 raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
             if stop:
                 return None
+        # Each worker has summed over its own images, and its batch norms have seen only those.
         if world.size > 1:
             torch.distributed.all_reduce(total)
             self._average_buffers()
         return total.item() / sum(sums)
 
     def _targets(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the targets (B, C) of each batch, on the device, made for many batches in one go."""
+        """Yield the targets (B, C) of each batch, on the device, computed for many batches at once."""
         count = TARGETS_AT_ONCE // (self.loss.classes * self.settings.data.batch_size)
         for start in range(0, len(order), max(1, count)):
             some = order[start : start + max(1, count)]
@@ -267,19 +288,20 @@ class Run:
         return parts
 
     def _backward(self, feed: Feed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
-        """Add the gradient of scale * the sum of losses, in `parts` parts; return that sum.
+        """Compute the gradient of scale * (sum of losses) in `parts` parts; return the sum of losses.
 
-        Where the GPU has no room for a part, all later ones are half as large. Batch norms that had seen
-        the part by then see it again.
+        If the GPU runs out of memory, the batch is computed again in twice as many parts, and so are all
+        later ones. Batch norms that had already seen a part of the batch then see it twice.
         """
         while True:
             try:
                 step = partial(self._in_parts, feed)
                 return self.replays.take(step, (feed.kind, self.model.waiting), x, targets, scale)
             except torch.OutOfMemoryError:
-                if 2 * self.parts >= len(x) or self.world.size > 1:  # the other workers wait for this one
+                # A part of one image cannot be divided, and a worker cannot repeat a step alone:
+                if 2 * self.parts >= len(x) or self.world.size > 1:  # others already wait for our gradients
                     raise
-            # Only here, behind the error, nobody holds what the step had allocated.
+            # After the except block: inside it, the error's traceback would keep the step's tensors alive.
             self.parts *= 2
             self.replays.drop()
             optimize.clear(self.optimizer)
@@ -287,11 +309,12 @@ class Run:
                 torch.cuda.empty_cache()
 
     def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float | Tensor) -> Tensor:
-        """Do what `_backward` says; workers exchange gradients once, with the last part."""
+        """Compute the gradient part by part; the workers exchange gradients once, with the last part."""
         model, count = self.step_model, self.parts
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
         sums = []
         for number, (some, wanted) in enumerate(parts, 1):
+            # Without `no_sync`, DDP would exchange gradients after every part.
             waits = number < len(parts) and isinstance(model, DistributedDataParallel)
             with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 h = feed.finish(some)
@@ -302,23 +325,27 @@ class Run:
         return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
     def _thaw(self, epoch: int) -> None:
-        """Let those trained blocks train whose turn has come: one more every `unfreeze_epochs` epochs.
+        """Unfreeze the blocks that train from this epoch on: one more every `unfreeze_epochs` epochs.
 
-        Gradual unfreezing (Howard and Ruder, ACL 2018), the head alone first.
+        This is gradual unfreezing (Howard and Ruder, ACL 2018); the head trains alone first.
         """
         every = self.settings.unfreeze_epochs
         if every and self.model.thaw((epoch - 1) // every):
             self.step_model = self._parallel()
 
     def _parallel(self) -> nn.Module:
-        """Return what the workers step; DDP waits for all gradients that it sees here."""
+        """Return the trained part as the step calls it, wrapped in DDP for several workers.
+
+        DDP expects a gradient for every parameter that requires one when it is wrapped, so the model is
+        wrapped again after blocks were unfrozen.
+        """
         trained = _Trained(self.model)
         if self.world.size == 1:
             return trained
         return DistributedDataParallel(trained, broadcast_buffers=False)
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """Return loss and metrics of a split; each worker reads its own share of the images."""
+        """Return the metrics of a split; each worker reads its own share, and all get the same result."""
         world = self.world
         mine = shares.split(self.data.size(split), world.rank, world.size, BATCH)
         feed = self.inputs.feed(split)
@@ -340,7 +367,7 @@ class Run:
         return nullcontext()
 
     def _average_buffers(self) -> None:
-        """Give all workers the mean of the trained batch norms' running statistics."""
+        """Set the running statistics of the trained batch norms to their mean over the workers."""
         for name, buffer in self.model.moving_statistics().items():
             for statistic in [buffer, self.average.state[name]] if self.average else [buffer]:
                 torch.distributed.all_reduce(statistic)
@@ -348,7 +375,7 @@ class Run:
 
 
 class _Trained(nn.Module):
-    """A model behind its frozen blocks: what `TransferModel.features` gave -> logits (B, C)."""
+    """The part of a model after its frozen blocks: output of `TransferModel.features` -> logits (B, C)."""
 
     def __init__(self, model: TransferModel) -> None:
         super().__init__()
@@ -376,12 +403,15 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
         source_names=source.classes,
         seed=settings.seed,
     )
-    model.head.to(device)  # the blocks are there
+    model.head.to(device)  # its blocks are there already
     return model
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """Seed what training draws from; `torch.manual_seed` also keeps a stack trace, for devices to come."""
+    """Seed the generators directly.
+
+    torch.manual_seed also records a stack trace for devices that are initialised later, which is slow.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The optimiser of one trial: one parameter group per part of the model, its rate, and one step of it."""
+"""The optimiser of one trial: parameter groups, learning rates and the optimiser step."""
 
 import inspect
 import math
@@ -12,13 +12,13 @@ from finetune.settings import TrialSettings
 
 
 def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialSettings) -> Optimizer:
-    """Return the optimiser over named parameter groups, the backbone's in the order of its blocks.
+    """Return the optimiser for named parameter groups, in which backbone blocks are in their order.
 
     Groups of the backbone (`blocks.*`) train at `learning_rate * backbone_rate * layer_decay^d`, where d
-    counts them from the head: 1 for the last one (discriminative fine-tuning: Howard and Ruder, ACL
-    2018); all others at `learning_rate`. Each group says in `l2_sp` how strongly it is pulled to where it
-    started; one that is pulled there has no `weight_decay`, which would pull it to zero (Li et al., ICML
-    2018).
+    counts them from the head and is 1 for the last block (discriminative fine-tuning: Howard and Ruder, ACL
+    2018). All other groups train at `learning_rate`. The group option `l2_sp` is the strength with which a
+    group is pulled to its initial weights; such a group has no `weight_decay`, since that would pull it to
+    zero (Li et al., ICML 2018).
     """
     named = [(name, parameters) for name, parameters in groups if parameters]
     blocks = [name for name, _ in named if name.startswith("blocks.")]
@@ -45,15 +45,15 @@ def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialS
 
 
 class Rates:
-    """Sets the rates of each step to their peaks times a factor: a linear rise, then 1 or a cosine to zero.
+    """Learning rate schedule: a linear warm-up, then a constant rate or a cosine to zero.
 
-    The cosine is Loshchilov and Hutter's (ICLR 2017) without restarts. torch's LambdaLR does the same, and
-    wraps the optimiser's step once more: see `step`.
+    The cosine is Loshchilov and Hutter's (ICLR 2017) without restarts. torch's LambdaLR does the same, but
+    adds another wrapper around the optimiser's step, and wrappers are slow (see `step`).
 
     Args:
-        optimizer: its rates are the peaks.
-        settings: say the course.
-        steps_per_epoch: of the optimiser.
+        optimizer: the optimiser, whose present rates are taken as the peaks.
+        settings: schedule, epochs and warm-up.
+        steps_per_epoch: optimiser steps per epoch.
     """
 
     def __init__(self, optimizer: Optimizer, settings: TrialSettings, *, steps_per_epoch: int) -> None:
@@ -66,17 +66,17 @@ class Rates:
         self.go_to(0)
 
     def step(self) -> None:
-        """Set the rates of the next step."""
+        """Set the rates for the next step."""
         self.go_to(self.steps + 1)
 
     def go_to(self, steps: int) -> None:
-        """Set the rates as they are after so many steps."""
+        """Set the rates to those after `steps` steps, for instance to resume."""
         self.steps, factor = steps, self.factor(steps)
         for group, peak in zip(self._optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
 
     def factor(self, step: int) -> float:
-        """Return the rate of step `step`, from 0, as a multiple of its peak."""
+        """Return the rate of step `step`, counted from 0, as a multiple of the peak."""
         if step < self._warmup:
             return (step + 1) / self._warmup
         if self.course == "constant":
@@ -85,7 +85,7 @@ class Rates:
 
 
 def starts(optimizer: Optimizer) -> list[list[Tensor]]:
-    """Return copies of the parameters that are to be pulled back, by group; none for other groups."""
+    """Return, for each group, copies of the parameters that L2-SP pulls them to; none without `l2_sp`."""
     return [
         [p.detach().clone() for p in group["params"]] if group["l2_sp"] else []
         for group in optimizer.param_groups
@@ -93,7 +93,7 @@ def starts(optimizer: Optimizer) -> list[list[Tensor]]:
 
 
 def clear(optimizer: Optimizer) -> None:
-    """Drop all gradients, as `zero_grad` does, without the profiling that torch wraps around it."""
+    """Drop all gradients, as `zero_grad` does, but without the profiling that torch wraps around that."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
@@ -101,17 +101,17 @@ def clear(optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) -> None:
-    """Take one step along the gradients; parameters without gradient stay as they are.
+    """Take one optimiser step; parameters without a gradient stay as they are.
 
-    L2-SP adds the gradient of l2_sp / 2 * ||w - w_start||^2 (Li et al.); then all
-    gradients together are scaled down to the norm `clip_norm` where they exceed it; 0: never.
+    L2-SP first adds the gradient of l2_sp / 2 * ||w - w_start||^2 (Li et al.). Then all gradients together
+    are scaled down to the norm `clip_norm` if they exceed it; 0 turns this off.
 
-    The optimiser's own step is called without what torch wraps around it for profilers, hooks and the
-    compiler: with it the call took 139 us instead of 81 for a head of 64 units (one core, by hand).
+    The optimiser's step is called without torch's wrapper for profilers, hooks and the compiler. With the
+    wrapper the call took 139 us instead of 81 for a head of 64 units (one core, measured by hand).
     """
     for group, begin in zip(optimizer.param_groups, starts, strict=True):
         pulled = [(p, s) for p, s in zip(group["params"], begin, strict=False) if p.grad is not None]
-        if pulled:  # no starts: no pull
+        if pulled:  # groups without `l2_sp` have no starts
             apart = torch._foreach_sub([p for p, _ in pulled], [s for _, s in pulled])
             torch._foreach_add_([p.grad for p, _ in pulled], apart, alpha=group["l2_sp"])
     if clip_norm:
@@ -120,9 +120,9 @@ def step(optimizer: Optimizer, starts: list[list[Tensor]], *, clip_norm: float) 
 
 
 def effective(optimizer: Optimizer, rates: Rates) -> dict[str, object]:
-    """Return what both really hold: the kind, peak rates by group, shared options, the rate's course.
+    """Return the options actually in use: kind, peak rates by group, shared options and the schedule.
 
-    `weight_decay` is that of the groups that are not pulled to where they started, where there are any.
+    `weight_decay` is that of the groups without L2-SP; it is left out if there is none.
     """
     groups = optimizer.param_groups
     decays = [group["weight_decay"] for group in groups if not group["l2_sp"]]
@@ -137,5 +137,5 @@ def effective(optimizer: Optimizer, rates: Rates) -> dict[str, object]:
 
 
 def _is_pretrained(group: str, settings: TrialSettings) -> bool:
-    """True if the group's parameters are the source's; under `load` the head's are made of them."""
+    """Return True if the group's parameters come from the source; under `load` those of the head do, too."""
     return group != "head" or settings.strategy == "load"

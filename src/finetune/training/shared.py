@@ -1,4 +1,4 @@
-"""What trials of one process share: decoded images, pretrained backbones, category relationships.
+"""Objects that the trials of one process share: decoded images, pretrained backbones, category relationships.
 
 Everything here is a pure function of settings and is never changed by a trial, so a trial in a
 warm process equals the same trial in a cold one.
@@ -30,11 +30,11 @@ from finetune.settings import DataSettings, FeatureSettings, TrialSettings, Weig
 from finetune.training.evaluate import BATCH
 
 SEEN = ("image_size", "batch_size", "horizontal_flip", "crop_scale", "augment", "views")
-"""Settings that say how images reach the model, not which ones there are: trials of a study may differ."""
+"""Settings that affect how images become model inputs, but not which images there are."""
 
 
 def images(data: DataSettings, features: FeatureSettings | None = None) -> ImageData:
-    """Return the images of `data`; decoded ones are kept in `features`' store, or else in memory."""
+    """Return the images of `data`; decoded images are kept in the store of `features`, or else in memory."""
     stores = features is not None and features.mode != "off"
     place = (features.folder, features.budget_bytes) if features and stores else None
     return _images(dataclasses.replace(data, batch_size=1), place)  # pixels do not depend on batch size
@@ -47,7 +47,7 @@ def _images(data: DataSettings, place: tuple[str, int] | None) -> ImageData:
 
 
 def _listed(data: DataSettings) -> Catalog:
-    """Return which images there are; their files are looked at once, however trials see them."""
+    """Return the catalog of the images; files are scanned once, whatever trials set for the names in SEEN."""
     return _scanned(dataclasses.replace(data, **{name: getattr(DataSettings, name) for name in SEEN}))
 
 
@@ -58,7 +58,7 @@ def _scanned(data: DataSettings) -> Catalog:
 
 @lru_cache(maxsize=4)
 def pretrained(backbone: str, settings: WeightsSettings, cache_dir: str, device: str) -> Pretrained:
-    """Return the pretrained weights; those of a source task are trained on first use, once per node."""
+    """Return the pretrained weights; a source task is trained on first use, once per node."""
     if settings.source is not None:
         return pretrain.ensure(backbone, settings.source, Path(cache_dir), torch.device(device))
     return weights.load(backbone, settings)
@@ -67,7 +67,7 @@ def pretrained(backbone: str, settings: WeightsSettings, cache_dir: str, device:
 def backbone(settings: TrialSettings, device: torch.device) -> Backbone:
     """Return a trial's backbone with its pretrained weights, on the device.
 
-    Blocks that the trial freezes are every trial's own; the others, and the source FC, are copies.
+    Frozen blocks are shared by all trials of the process; trained blocks and the source FC are copied.
     Random weights (`weights: none`) are drawn from the trial's seed.
     """
     if settings.weights == WeightsSettings():
@@ -77,7 +77,7 @@ def backbone(settings: TrialSettings, device: torch.device) -> Backbone:
 
 
 def pristine(settings: TrialSettings, device: torch.device) -> Backbone:
-    """Return the backbone as no trial has changed it, frozen, on the device; it is not to be changed."""
+    """Return the unchanged pretrained backbone, frozen, on the device; callers must not change it."""
     if settings.weights == WeightsSettings():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -93,15 +93,15 @@ def _pristine(backbone: str, settings: WeightsSettings, cache_dir: str, device: 
 
 
 def _placed(backbone: Backbone, device: torch.device) -> Backbone:
-    # On CPUs too: of 18 families two trained a little slower, 12 a tenth to a third faster.
+    # Channels last on CPUs too: of 18 families 12 trained a tenth to a third faster, two a little slower.
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone.requires_grad_(False).eval()
 
 
 def relationship(settings: TrialSettings, device: torch.device) -> Tensor:
-    """Return the category relationship (C, K) of the target's classes and the source's.
+    """Return the category relationship (C, K) between the target's classes and the source's.
 
-    Computed once per node and kept in the cache: it takes a pass over all training images.
+    It needs a pass over all training images, so it is computed once per node and kept in the cache.
     """
     data = dataclasses.replace(settings.data, batch_size=1)
     return _relationship(data, settings.backbone, settings.weights, settings.cache_dir, str(device))
@@ -126,6 +126,7 @@ def _relationship(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(cache_dir) / "relations" / f"{backbone}-{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Several workers of a node may come here at once: one computes, the others wait and read its file.
     with FileLock(f"{path}.lock"):
         try:
             return checkpoint.read(path)[0]["relation"]

@@ -1,4 +1,4 @@
-"""How the workers of a trial share the images, and batches that cannot be shared out or trained on.
+"""Divide images among the workers of a trial, and refuse batch sizes that cannot be divided or trained on.
 
 Shapes: S side of the images in pixels.
 """
@@ -16,15 +16,18 @@ from finetune.settings import TrialSettings
 
 
 def split(images: int, rank: int, workers: int, size: int) -> list[Tensor]:
-    """Return the numbers of the images that worker `rank` evaluates, in batches; none where it has none."""
+    """Return the image numbers that worker `rank` evaluates, in batches of `size`; the list may be empty."""
     mine = torch.arange(images)[rank::workers]
     return list(mine.split(size)) if len(mine) else []
 
 
 def check(settings: TrialSettings, model: TransferModel, sizes: Iterable[int], workers: int) -> None:
-    """Raise a DataError for batches of these sizes that cannot be shared out, or not be normalised.
+    """Check that batches of these sizes can be divided among the workers and normalised by batch norm.
 
-    It is the same on all workers: none of them waits for another one in vain.
+    The result is the same on all workers, so none waits for another one that failed.
+
+    Raises:
+        DataError: a worker would get no image of a batch, or batch norm one value per channel.
     """
     sizes = set(sizes)
     if min(sizes) < workers:
@@ -34,6 +37,7 @@ def check(settings: TrialSettings, model: TransferModel, sizes: Iterable[int], w
             f"data.batch_size: every worker needs an image of each batch, got {what} for {workers} workers. "
             "Raise it, add images, or lower resources.workers_per_trial."
         )
+    # The numbers of images that one forward pass may get: a worker's share, divided into accumulated parts.
     shares = {share for size in sizes for share in (size // workers, -(-size // workers))}
     parts = {len(part) for share in shares for part in torch.empty(share).chunk(settings.accumulate)}
     if min(parts) > 1:
@@ -50,7 +54,7 @@ def check(settings: TrialSettings, model: TransferModel, sizes: Iterable[int], w
 
 @torch.no_grad()
 def _single_valued(model: TransferModel, side: int) -> str | None:
-    """Return the first trained batch norm that sees one pixel of an image (3, S, S); None: there is none."""
+    """Return the block of the first trained batch norm that gets one pixel of an image (3, S, S), or None."""
     names = [*model.block_names[len(model.prefix) :], "head"]
     found: list[str] = []
     hooks = [

@@ -1,9 +1,9 @@
 """Cut a torchvision classifier into ordered blocks, pooling and its source FC.
 
-Every model that `torchvision.models.list_models(module=torchvision.models)` names is here, by that
-name; `docs/models.md` lists them, `python -m search blocks NAME` lists the blocks of one.
+All models of `torchvision.models.list_models(module=torchvision.models)` are supported under their names;
+`docs/models.md` lists them, and `python -m search blocks NAME` lists the blocks of one.
 
-    parts.py         what all families share, and the rules by which they are cut
+    parts.py         types that all families use, and the rules for cutting a model
     sequential.py    AlexNet, VGG, SqueezeNet
     residual.py      ResNet, Wide ResNet, ResNeXt, RegNet, ConvNeXt, DenseNet
     mobile.py        MobileNet v2 and v3, MNASNet, ShuffleNet v2, EfficientNet v1 and v2
@@ -47,11 +47,11 @@ _FAMILIES: dict[str, Family] = {
     **inception.FAMILIES,
     **transformers.FAMILIES,
 }
-"""By what the names of a family's models begin with."""
+"""Prefix of model names -> the family of these models."""
 
 
 class Backbone(nn.Module):
-    """A torchvision classifier in parts; `forward` gives the original model's logits, bit for bit."""
+    """A torchvision classifier in parts; `forward` returns the original model's logits to the bit."""
 
     def __init__(self, name: str, parts: Split) -> None:
         super().__init__()
@@ -62,21 +62,22 @@ class Backbone(nn.Module):
         self.source_fc = parts.source_fc
         self.features = parts.features
         self.sides = parts.sides
-        # On the first block, which goes wherever the backbone's blocks go.
+        # A hook on the first block also works where the blocks run without this module (TransferModel).
         self.blocks[0].register_forward_pre_hook(partial(_check_images, name, parts.sides))
 
     @property
     def source_classes(self) -> int:
-        """K: how many classes the source FC tells apart."""
+        """K, the number of classes of the source FC."""
         return last_layer(self.source_fc).weight.shape[0]
 
     def fork(self, shared: int, *, source_fc: bool = True) -> "Backbone":
-        """Return this backbone with copies of all but its first `shared` blocks.
+        """Return a backbone that shares its first `shared` blocks with this one and copies the others.
 
         Args:
-            shared: blocks that stay the same modules; negative: all.
-            source_fc: copy the source FC, too.
+            shared: number of leading blocks to share; a negative number shares all.
+            source_fc: whether to copy the source FC, too; else it is shared.
         """
+        # copy.copy shares `_modules`; with a new dict, the assignments below do not change this backbone.
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         count = shared if shared >= 0 else len(self.blocks)
@@ -90,7 +91,7 @@ class Backbone(nn.Module):
         """Return the source's logits (B, K) for images `x` (B, 3, S, S).
 
         Raises:
-            BackboneError: the model cannot read images of this size.
+            BackboneError: the model does not accept images of this size.
         """
         logits: Tensor = self.source_fc(self.blocks(x))
         return logits
@@ -103,7 +104,11 @@ def names() -> list[str]:
 
 
 def check(name: str) -> None:
-    """Raise a BackboneError unless torchvision has a classifier `name` that can be cut."""
+    """Check that `name` is a torchvision classifier that can be cut.
+
+    Raises:
+        BackboneError: it is not.
+    """
     known = names()
     if name not in known:
         raise BackboneError(
@@ -115,17 +120,17 @@ def check(name: str) -> None:
 def classifier(name: str, *, source_classes: int = 1000, image_size: int | None = None) -> nn.Module:
     """Return torchvision's model `name` with random weights from the global generator.
 
-    It has the keys of torchvision's weights files, auxiliary classifiers included, and answers with
-    the logits alone in training, too.
+    It has the keys of torchvision's weights files, including auxiliary classifiers, and returns only the
+    logits, in training, too.
 
     Args:
-        name: torchvision's.
+        name: torchvision's name of the model.
         source_classes: K.
-        image_size: side in pixels of the images that the weights are for. It matters to ViT alone, which
-            has a position embedding for each patch of them; None: torchvision's default, 224.
+        image_size: side in pixels of the images that the weights are for. It matters only to ViT, which
+            has a position embedding for each patch; None: torchvision's default, 224.
 
     Raises:
-        BackboneError: there is no such model, or none that can be cut.
+        BackboneError: there is no such model, or it cannot be cut.
     """
     family = _family(name)
     options = {"image_size": image_size} if family.image_size and image_size is not None else {}
@@ -133,47 +138,54 @@ def classifier(name: str, *, source_classes: int = 1000, image_size: int | None 
 
 
 def image_size(name: str, state: dict[str, Tensor]) -> int | None:
-    """Return the `image_size` that `classifier` needs for weights `state` of model `name`."""
+    """Return the `image_size` that `classifier` needs to build model `name` for the weights `state`.
+
+    It is None if the shapes do not depend on it, or if the weights belong to another model.
+    """
     of = _family(name).image_size
     if of is None:
         return None
     try:
         side = of(state)
-    except (KeyError, IndexError, ValueError):  # another model's: whoever loads them says how they differ
+    except (KeyError, IndexError, ValueError):  # another model's weights: loading them reports that
         return None
-    return side if _sides(name).nearest(side) == side else None  # other patches: another model, too
+    return side if _sides(name).nearest(side) == side else None  # other patches, so another model, too
 
 
 def current_keys(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of model `name` by the keys of today's torchvision.
+    """Return weights of model `name` under the keys that the installed torchvision uses.
 
-    Files published before a module was renamed (DenseNet, ViT) have older keys.
+    Files that were published before a module was renamed (DenseNet, ViT) have older keys.
     """
     return _family(name).current_keys(state)
 
 
 def build(name: str, *, source_classes: int = 1000, image_size: int | None = None) -> Backbone:
-    """Return backbone `name` with random weights, drawn from the global generator; as `classifier`.
+    """Return backbone `name` with random weights from the global generator; arguments as in `classifier`.
 
     Raises:
-        BackboneError: there is no such model, or none that can be cut.
+        BackboneError: there is no such model, or it cannot be cut.
     """
     return split(name, classifier(name, source_classes=source_classes, image_size=image_size))
 
 
 def split(name: str, model: nn.Module) -> Backbone:
-    """Return the parts of torchvision's `model`, which was built under `name`; they stay its modules.
+    """Cut torchvision's `model`, which was built as `name`, into a Backbone that uses its modules.
 
     Auxiliary classifiers are left out.
 
     Raises:
-        BackboneError: there is no such model, or none that can be cut.
+        BackboneError: there is no such model, or it cannot be cut.
     """
     return Backbone(name, _family(name).split(model))
 
 
 def check_image_size(name: str, image_size: int) -> None:
-    """Raise a BackboneError unless backbone `name` can read images of this size; builds no weights."""
+    """Check, without creating weights, that backbone `name` accepts images of this size.
+
+    Raises:
+        BackboneError: it does not.
+    """
     _sides(name).check(name, image_size)
 
 
@@ -184,12 +196,12 @@ def _sides(name: str) -> Sides:
 
 
 def last_layer(source_fc: nn.Module) -> nn.Linear | nn.Conv2d:
-    """Return the layer of a source FC whose rows are the source classes: a Linear or a 1x1 convolution."""
+    """Return the last layer of a source FC, with one row per source class: a Linear or a 1x1 convolution."""
     return [m for m in source_fc.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
 
 
 def set_rows(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-    """Give a source FC's last layer new rows, in place: `weight` (C, ...) and `bias` (C,)."""
+    """Replace the rows of a source FC's last layer, in place, by `weight` (C, ...) and `bias` (C,)."""
     layer.weight = nn.Parameter(weight)
     layer.bias = nn.Parameter(bias)
     if isinstance(layer, nn.Linear):
@@ -204,12 +216,12 @@ def _family(name: str) -> Family:
 
 
 def _prefixes(name: str) -> list[str]:
-    """Return the registered prefixes that `name` begins with, the longest last."""
+    """Return the prefixes in _FAMILIES that `name` begins with, the longest last."""
     return sorted((prefix for prefix in _FAMILIES if name.startswith(prefix)), key=len)
 
 
 def _check_images(name: str, sides: Sides, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Check the images (B, 3, H, W) that reach the first block; registered as its hook."""
-    if isinstance(inputs[0], Tensor):  # else torch.fx traces the block, with a stand-in
+    """Forward pre-hook of the first block: check the size of images (B, 3, H, W)."""
+    if isinstance(inputs[0], Tensor):  # torch.fx passes a proxy when it traces the block
         for side in inputs[0].shape[2:]:
             sides.check(name, side)

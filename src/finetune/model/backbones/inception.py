@@ -1,8 +1,8 @@
 """Families of inception modules: GoogLeNet and Inception v3.
 
-Both have auxiliary classifiers, which only help to train from nothing; torchvision's weights files
-hold them. Both expect pixels scaled to [-1, 1]: torchvision's own models with pretrained weights
-rescale ImageNet-normalised images (`transform_input`), and so do those built here, always.
+Both have auxiliary classifiers, which help only in training from random weights; torchvision's weights files
+contain them. Both expect pixels scaled to [-1, 1]: torchvision's models with pretrained weights rescale
+ImageNet-normalised images (`transform_input`), and the models built here always do.
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 
 class Rescale(nn.Module):
-    """From ImageNet's mean and deviation to 0.5 and 0.5: (B, 3, S, S) -> (B, 3, S, S).
+    """Change the normalisation from ImageNet's mean and deviation to 0.5 and 0.5, for images (B, 3, S, S).
 
-    The operations are those of torchvision's `_transform_input`, so that the bits are.
+    The operations are those of torchvision's `_transform_input`, so that the results are equal to the bit.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,11 +41,11 @@ class Idle(nn.Module):
             self.add_module(name, layer)
 
     def forward(self, _: Tensor) -> None:
-        """Return nothing."""
+        """Do nothing."""
 
 
 def _build(name: str, source_classes: int) -> nn.Module:
-    """Return the model with its auxiliary classifiers idle: in training, too, it returns the logits only."""
+    """Return the model with idle auxiliary classifiers, so that it returns only logits in training, too."""
     model: Any = torchvision.models.get_model(
         name, weights=None, num_classes=source_classes, transform_input=True, init_weights=True
     )
@@ -58,7 +58,7 @@ def _build(name: str, source_classes: int) -> nn.Module:
 
 
 def _blocks(model: Any, pooled: dict[str, str]) -> Blocks:
-    """Return one block per convolution and inception module, each with the pooling behind it."""
+    """Return one block per convolution and inception module, each with the pooling that follows it."""
     blocks: Blocks = []
     for name, module in model.named_children():
         if name.startswith(("conv", "inception", "Conv2d", "Mixed")):
@@ -69,7 +69,7 @@ def _blocks(model: Any, pooled: dict[str, str]) -> Blocks:
 
 
 def _googlenet(model: Any) -> Split:
-    """Blocks by torchvision's names, which are the paper's (Szegedy et al. 2014, arXiv:1409.4842)."""
+    """Cut into blocks by torchvision's names, as in the paper (Szegedy et al. 2014, arXiv:1409.4842)."""
     pooled = {
         "conv1": "maxpool1",
         "conv3": "maxpool2",
@@ -81,9 +81,9 @@ def _googlenet(model: Any) -> Split:
 
 
 def _inception_v3(model: Any) -> Split:
-    """Blocks by torchvision's names (Szegedy et al. 2015, arXiv:1512.00567).
+    """Cut into blocks by torchvision's names (Szegedy et al. 2015, arXiv:1512.00567).
 
-    Pretrained on images of 299 pixels.
+    The published weights were trained on images of 299 pixels.
     """
     pooled = {"Conv2d_2b_3x3": "maxpool1", "Conv2d_4a_3x3": "maxpool2"}
     source_fc = nn.Sequential(model.avgpool, model.dropout, nn.Flatten(), model.fc)

@@ -1,4 +1,4 @@
-"""Families found for small budgets: MobileNet v2 and v3, MNASNet, ShuffleNet v2, EfficientNet v1 and v2."""
+"""Families for small compute budgets: MobileNet v2 and v3, MNASNet, ShuffleNet v2, EfficientNet v1 and v2."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from finetune.model.backbones.parts import Blocks, Family, GlobalAveragePool, Sp
 
 
 def _mobilenet(model: Any) -> Split:
-    """One block per entry of torchvision's `features`: stem, inverted residuals, last convolution.
+    """Cut into one block per entry of torchvision's `features`: stem, inverted residuals, last convolution.
 
-    Version 2 (Sandler et al. 2018, arXiv:1801.04381), version 3 (Howard et al. 2019, arXiv:1905.02244),
-    whose source FC has a hidden layer.
+    Version 2 is by Sandler et al. (2018, arXiv:1801.04381), version 3 by Howard et al. (2019,
+    arXiv:1905.02244); the source FC of version 3 has a hidden layer.
     """
     source_fc = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *model.classifier)
     first = next(layer for layer in model.classifier if isinstance(layer, nn.Linear))
@@ -20,9 +20,9 @@ def _mobilenet(model: Any) -> Split:
 
 
 def _efficientnet(model: Any) -> Split:
-    """One block per inverted residual; `stage1` is torchvision's `features.1`.
+    """Cut into one block per inverted residual; `stage1` is torchvision's `features.1`.
 
-    Version 1 (Tan & Le 2019, arXiv:1905.11946), version 2 (Tan & Le 2021, arXiv:2104.00298).
+    Both versions are by Tan & Le: version 1 (2019, arXiv:1905.11946) and version 2 (2021, arXiv:2104.00298).
     """
     stem, *stages, last = model.features
     blocks: Blocks = [("stem", stem)]
@@ -34,9 +34,9 @@ def _efficientnet(model: Any) -> Split:
 
 
 def _mnasnet(model: Any) -> Split:
-    """One block per inverted residual (Tan et al. 2018, arXiv:1807.11626).
+    """Cut into one block per inverted residual (Tan et al. 2018, arXiv:1807.11626).
 
-    The flat list of torchvision is: convolution (3 layers), separable convolution (5), six stacks, the
+    torchvision's flat list of layers is: convolution (3 layers), separable convolution (5), six stacks, the
     last convolution (3).
     """
     layers = list(model.layers)
@@ -49,9 +49,9 @@ def _mnasnet(model: Any) -> Split:
 
 
 class PlainMNASNet(MNASNet):
-    """An MNASNet that also loads weights without torch's metadata, as safetensors files are.
+    """An MNASNet that also loads weights without torch's metadata, such as those of safetensors files.
 
-    Without a version there torchvision refuses; every file that it publishes is of version 2.
+    torchvision refuses weights whose metadata has no version; all files that it publishes have version 2.
     """
 
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
@@ -59,13 +59,13 @@ class PlainMNASNet(MNASNet):
 
 
 def _build_mnasnet(name: str, source_classes: int) -> nn.Module:
-    """Return the model; its name says its width: `mnasnet0_75` is 0.75 wide."""
+    """Return the model with the width that is part of its name: `mnasnet0_75` has width 0.75."""
     width = float(name.removeprefix("mnasnet").replace("_", "."))
     return PlainMNASNet(width, num_classes=source_classes)
 
 
 def _shufflenet_v2(model: Any) -> Split:
-    """One block per unit, stages named as in the paper (Ma et al. 2018, arXiv:1807.11164)."""
+    """Cut into one block per unit, with the paper's names of stages (Ma et al. 2018, arXiv:1807.11164)."""
     blocks: Blocks = [("stem", nn.Sequential(model.conv1, model.maxpool))]
     for stage in ("stage2", "stage3", "stage4"):
         blocks += numbered(stage, getattr(model, stage))

@@ -1,14 +1,14 @@
-"""What every family of models uses to say how its models are built and cut.
+"""Types and helpers with which each family of models defines how its models are built and cut.
 
-A family is a `Splitter` that names a model's blocks and what stands behind them, and, where plain
-torchvision will not do, how the model is built. The rules that all families keep:
+A `Family` has a function that cuts a model into blocks, pooling and source FC and, if plain torchvision does
+not suffice, a function that builds the model. All families follow these rules:
 
 - A block is the unit that the paper repeats: a convolution of VGG, a residual block, a dense layer,
   an encoder layer. The layers before the first unit are one block, `stem`.
 - A pooling or an activation without weights belongs to the block before it. A downsampling with
   weights between two stages is a block of its own.
-- A norm between the last unit and the pooling is in the last block (DenseNet, Swin, ViT): what is
-  pooled is normalised. A norm behind the pooling is in the source FC (ConvNeXt, MaxViT).
+- A norm between the last unit and the pooling belongs to the last block (DenseNet, Swin, ViT), so that pooled
+  activations are normalised. A norm after the pooling belongs to the source FC (ConvNeXt, MaxViT).
 - The parts are the model's own modules and parameters, each in one place, never copies.
 
 Shapes: B images, (3, S, S) pixels, D features, K source classes, T tokens.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from finetune.model.known_backbones import Sides
 
 Blocks = list[tuple[str, nn.Module]]
-"""Name and module of each block, in the order in which an image meets them."""
+"""Name and module of each block, in the order of the forward pass."""
 
 
 class GlobalAveragePool(nn.Module):
@@ -37,46 +37,46 @@ class GlobalAveragePool(nn.Module):
 
 @dataclass(frozen=True)
 class Split:
-    """What a splitter returns: the parts of one model, in the order in which an image meets them."""
+    """The parts of one model, as the function `Family.split` returns them."""
 
     blocks: Blocks
     source_fc: nn.Module
-    """Last activations -> (B, K) logits, with the source's own pooling and dropout."""
+    """Module from the last activations to (B, K) logits, with the source's own pooling and dropout."""
     features: int
-    """D: channels of the pooled last activations."""
+    """D, the number of channels of the pooled last activations."""
     pool: nn.Module = field(default_factory=GlobalAveragePool)
-    """Last activations -> (B, D)."""
+    """Module from the last activations to (B, D)."""
     sides: Sides = field(default_factory=Sides)
 
 
 def torchvision_model(name: str, source_classes: int, **options: Any) -> nn.Module:
-    """Return torchvision's model `name` with random weights; it knows the `options`."""
+    """Return torchvision's model `name` with random weights; `options` go to its constructor."""
     built: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=source_classes, **options)
     return built
 
 
 def same_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` itself: most published files have the keys of today's model."""
+    """Return `state` itself, since most published files have the keys of the current model."""
     return state
 
 
 @dataclass(frozen=True)
 class Family:
-    """Models that are built and cut alike."""
+    """Models that are built and cut in the same way."""
 
     split: Callable[[Any], Split]
-    """Takes a model that `build` made, or torchvision itself."""
+    """Function that cuts a model made by `build` or by torchvision itself."""
     build: Callable[..., nn.Module] = torchvision_model
-    """Takes a name, K and, where `image_size` is given, an `image_size`."""
+    """Function that builds a model from its name, K and, if the field `image_size` is set, that size."""
     image_size: Callable[[dict[str, Tensor]], int] | None = None
-    """Takes weights and returns the side of the images that they were made for, in pixels; None where
-    the shapes of the weights do not depend on it."""
+    """Function from weights to the side in pixels of the images they were made for; None if the shapes of the
+    weights do not depend on it."""
     current_keys: Callable[[dict[str, Tensor]], dict[str, Tensor]] = same_keys
-    """Takes weights by the keys of a published file and returns them by those of today's model."""
+    """Function that renames the keys of a published file to those of the current model."""
 
 
 def groups(layers: Iterable[nn.Module], *starts: type[nn.Module]) -> list[nn.Sequential]:
-    """Cut a flat list of layers before each one of a type in `starts`."""
+    """Cut a flat list of layers before each layer whose type is in `starts`."""
     found: list[list[nn.Module]] = []
     for layer in layers:
         if isinstance(layer, starts):
@@ -101,6 +101,6 @@ def pyramid(features: Sequence[nn.Module]) -> Blocks:
 
 
 def extended(blocks: Blocks, *layers: nn.Module) -> Blocks:
-    """Return the blocks with `layers` at the end of the last one."""
+    """Return the blocks with `layers` appended to the last one."""
     name, last = blocks[-1]
     return [*blocks[:-1], (name, nn.Sequential(last, *layers))]

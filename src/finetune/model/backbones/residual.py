@@ -22,10 +22,10 @@ from finetune.model.known_backbones import Sides
 
 
 def _resnet(model: Any) -> Split:
-    """One block per residual block, by torchvision's names.
+    """Cut into one block per residual block, by torchvision's names.
 
-    ResNet (He et al. 2015, arXiv:1512.03385), Wide ResNet (Zagoruyko & Komodakis 2016, arXiv:1605.07146),
-    ResNeXt (Xie et al. 2016, arXiv:1611.05431).
+    The papers: ResNet (He et al. 2015, arXiv:1512.03385), Wide ResNet (Zagoruyko & Komodakis 2016,
+    arXiv:1605.07146), ResNeXt (Xie et al. 2016, arXiv:1611.05431).
     """
     blocks: Blocks = [("stem", nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool))]
     for stage in ("layer1", "layer2", "layer3", "layer4"):
@@ -35,9 +35,9 @@ def _resnet(model: Any) -> Split:
 
 
 def _regnet(model: Any) -> Split:
-    """One block per residual block (Radosavovic et al. 2020, arXiv:2003.13678).
+    """Cut into one block per residual block (Radosavovic et al. 2020, arXiv:2003.13678).
 
-    What torchvision calls `block2` is `stage2` here, as in the paper.
+    torchvision's `block2` is called `stage2` here, as in the paper.
     """
     blocks: Blocks = [("stem", model.stem)]
     for number, stage in enumerate(model.trunk_output, start=1):
@@ -47,7 +47,7 @@ def _regnet(model: Any) -> Split:
 
 
 def _build_regnet(name: str, source_classes: int) -> nn.Module:
-    """Return the model; on the meta device only its layers are made there.
+    """Return the model; if the default device is meta, only its layers are created there.
 
     torchvision computes the widths of the stages with tensors of the default device, and the meta
     device has no values to compute with.
@@ -74,9 +74,9 @@ def _on_meta(layer: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def _convnext(model: Any) -> Split:
-    """One block per ConvNeXt block and per downsampling (Liu et al. 2022, arXiv:2201.03545).
+    """Cut into one block per ConvNeXt block and per downsampling (Liu et al. 2022, arXiv:2201.03545).
 
-    The norm of torchvision's classifier stands behind the pooling: it is the source FC's.
+    The norm in torchvision's classifier comes after the pooling, so it belongs to the source FC.
     """
     source_fc = nn.Sequential(model.avgpool, *model.classifier)
     features = model.classifier[-1].in_features
@@ -84,21 +84,21 @@ def _convnext(model: Any) -> Split:
 
 
 class DenseUnit(nn.Module):
-    """A dense layer that hands on what it was given, too: (B, D, h, w) -> (B, D + growth, h, w)."""
+    """A dense layer that appends its output to its input: (B, D, h, w) -> (B, D + growth, h, w)."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, h: Tensor) -> Tensor:
-        """Return `h` with the layer's new channels behind its own."""
+        """Return `h` with the channels of the layer's output appended."""
         return torch.cat([h, self.layer(h)], dim=1)
 
 
 def _densenet(model: Any) -> Split:
-    """One block per dense layer and per transition (Huang et al. 2016, arXiv:1608.06993).
+    """Cut into one block per dense layer and per transition (Huang et al. 2016, arXiv:1608.06993).
 
-    The last norm, `norm5`, and the ReLU that torchvision's `forward` puts behind it are in the last block.
+    The last norm, `norm5`, and the ReLU that follows it in torchvision's `forward` belong to the last block.
     """
     parts = dict(model.features.named_children())
     blocks: Blocks = [("stem", nn.Sequential(*(parts[n] for n in ("conv0", "norm0", "relu0", "pool0"))))]
@@ -113,7 +113,7 @@ def _densenet(model: Any) -> Split:
 
 
 def _current_densenet_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published files have `denselayer1.norm.1.weight` where today's model has `denselayer1.norm1.weight`."""
+    """Rename keys of published files, such as `denselayer1.norm.1.weight` to `denselayer1.norm1.weight`."""
     old = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
     return {old.sub(r"\1\2", key): tensor for key, tensor in state.items()}
 

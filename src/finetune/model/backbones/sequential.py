@@ -1,4 +1,4 @@
-"""Families whose convolutions follow one another: AlexNet, VGG, SqueezeNet."""
+"""Families of plain sequences of convolutions: AlexNet, VGG, SqueezeNet."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from finetune.model.known_backbones import Sides
 
 
 def _alexnet(model: Any) -> Split:
-    """One block per convolution (Krizhevsky 2014, arXiv:1404.5997)."""
+    """Cut into one block per convolution (Krizhevsky 2014, arXiv:1404.5997)."""
     blocks: Blocks = [
         (f"conv{i}", group) for i, group in enumerate(groups(model.features, nn.Conv2d), start=1)
     ]
@@ -19,7 +19,7 @@ def _alexnet(model: Any) -> Split:
 
 
 def _vgg(model: Any) -> Split:
-    """One block per convolution, named as in the paper: `conv3_2` (Simonyan 2014, arXiv:1409.1556)."""
+    """Cut into one block per convolution, such as the paper's `conv3_2` (Simonyan 2014, arXiv:1409.1556)."""
     blocks: Blocks = []
     stage, position = 1, 1
     for block in groups(model.features, nn.Conv2d):
@@ -31,7 +31,7 @@ def _vgg(model: Any) -> Split:
 
 
 def _squeezenet(model: Any) -> Split:
-    """Stem, then fires numbered from 2 as in the paper (Iandola et al. 2016, arXiv:1602.07360)."""
+    """Cut into stem and fires, numbered from 2 as in the paper (Iandola et al. 2016, arXiv:1602.07360)."""
     stem, *fires = groups(model.features, nn.Conv2d, Fire)
     blocks: Blocks = [("stem", stem), *((f"fire{i}", fire) for i, fire in enumerate(fires, start=2))]
     source_fc = nn.Sequential(*model.classifier, nn.Flatten())

@@ -13,7 +13,7 @@ from finetune.model.known_backbones import Sides
 
 
 class ClassToken(nn.Module):
-    """The pooling of ViT: the class token, which comes first: (B, T, D) -> (B, D)."""
+    """The pooling of ViT, (B, T, D) -> (B, D): it selects the class token, which is the first."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the first token of `h`."""
@@ -21,10 +21,10 @@ class ClassToken(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """The stem of ViT: patches, class token, position embeddings, dropout: (B, 3, S, S) -> (B, T, D).
+    """The stem of ViT, (B, 3, S, S) -> (B, T, D): patches, class token, position embeddings and dropout.
 
-    The position embeddings belong to the S that the model was built for (torchvision's weights: 224, some
-    of SWAG's 384, 512 or 518). For another S they are interpolated as torchvision's
+    The position embeddings are for the S that the model was built for (224 for torchvision's weights; 384,
+    512 or 518 for some of SWAG's). For another S they are interpolated as torchvision's
     `interpolate_embeddings` does, so every multiple of the patch works.
     """
 
@@ -58,7 +58,7 @@ class PatchEmbedding(nn.Module):
 
 
 def _vit(model: Any) -> Split:
-    """Stem, then one block per encoder layer (Dosovitskiy et al. 2020, arXiv:2010.11929)."""
+    """Cut into a stem and one block per encoder layer (Dosovitskiy et al. 2020, arXiv:2010.11929)."""
     layers: Blocks = [(f"layer{i}", layer) for i, layer in enumerate(model.encoder.layers)]
     blocks = extended([("stem", PatchEmbedding(model)), *layers], model.encoder.ln)
     sides = Sides(least=model.patch_size, step=model.patch_size)
@@ -67,7 +67,7 @@ def _vit(model: Any) -> Split:
 
 
 def _current_vit_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published files have `mlp.linear_1` and `mlp.linear_2` where today's model has `mlp.0` and `mlp.3`."""
+    """Rename keys of published files: `mlp.linear_1` to `mlp.0`, and `mlp.linear_2` to `mlp.3`."""
 
     def renamed(key: str) -> str:
         return re.sub(r"\.mlp\.linear_([12])\.", lambda found: f".mlp.{3 * int(found[1]) - 3}.", key)
@@ -76,16 +76,17 @@ def _current_vit_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _vit_image_size(state: dict[str, Tensor]) -> int:
-    """The side in pixels of a square of as many patches as there are position embeddings."""
-    grid = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # without the class token's
+    """Return the side in pixels of a square image with one patch per position embedding."""
+    grid = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # minus that of the class token
     return grid * state["conv_proj.weight"].shape[-1]
 
 
 def _swin(model: Any) -> Split:
-    """One block per window attention and per patch merging, here `downsample1` and so on.
+    """Cut into one block per window attention and per patch merging, called `downsample1` and so on.
 
-    Version 1 (Liu et al. 2021, arXiv:2103.14030), version 2 (Liu et al. 2021, arXiv:2111.09883). Between
-    blocks the channels come last, (B, h, w, D); the last block ends with the norm and puts them first.
+    Both versions are by Liu et al. (2021): arXiv:2103.14030 for version 1, arXiv:2111.09883 for version 2.
+    Between blocks the channels come last, (B, h, w, D); the last block ends with the norm and then moves
+    the channels to their usual place.
     """
     blocks = extended(pyramid(model.features), model.norm, model.permute)
     source_fc = nn.Sequential(model.avgpool, model.flatten, model.head)
@@ -93,10 +94,12 @@ def _swin(model: Any) -> Split:
 
 
 def _maxvit(model: Any) -> Split:
-    """One block per MaxViT layer: convolution, window and grid attention (Tu et al. 2022, arXiv:2204.01697).
+    """Cut into one block per MaxViT layer (Tu et al. 2022, arXiv:2204.01697).
+
+    Such a layer has a convolution, window attention and grid attention.
 
     Every stage must divide into 7 x 7 partitions, and torchvision fixes their number when it builds the
-    model for 224 pixels: no other size works. The norm behind the pooling is the source FC's.
+    model for 224 pixels, so no other size works. The norm after the pooling belongs to the source FC.
     """
     blocks: Blocks = [("stem", model.stem)]
     for number, stage in enumerate(model.blocks, start=1):
