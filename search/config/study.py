@@ -36,19 +36,19 @@ class StudyConfig(Section):
     """One study. `search/config/sections/` defines every key with its meaning and default."""
 
     study: sections.Study
-    """The goal of the search and its limits."""
+    """Name, goal and limits of the study."""
     data: sections.Data
-    """The images of the new task, their splits, and how they reach the model."""
+    """Images of the new task."""
     model: sections.Model = sections.Model()
-    """The pretrained model that is transferred."""
+    """Pretrained model to transfer."""
     space: sections.SpaceSection = sections.SpaceSection()
-    """The search space."""
+    """Strategies and hyperparameters that are searched."""
     features: sections.Features = sections.Features()
-    """Storage for the outputs of frozen blocks, which trials share."""
+    """Storage for the outputs of frozen blocks."""
     early_stopping: sections.EarlyStopping = sections.EarlyStopping()
-    """The rule that stops trials which lag behind."""
+    """Rule that stops trials which lag behind."""
     resources: sections.Resources = sections.Resources()
-    """The slots of the study, and the processes, cores and GPUs of each trial."""
+    """Slots, processes, cores and GPUs that train the trials."""
     results: sections.FilePath = "results"
     """Folder of all studies; if it is left out, `results` in the current folder."""
 
