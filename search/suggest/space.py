@@ -102,7 +102,7 @@ class _Question:
         return None
 
     def _of_blocks(self, value: Any) -> int | float | None:
-        """Return a count or share of blocks, or `all`, in the unit of the range; None if it has none there."""
+        """Return a count or share of blocks, or `all`, in the range's unit; None if it has none there."""
         if value is None or self.blocks is None or not isinstance(self.domain, Range):
             return None
         if isinstance(self.domain.low, float):
