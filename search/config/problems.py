@@ -117,6 +117,7 @@ def _path(details: ErrorDetails, values: Any) -> Path:
 def _problem(
     path: Path, group: list[ErrorDetails], known: Callable[[Path], Iterable[str]], locate: Locate
 ) -> Problem:
+    """Make one problem from the errors that pydantic has about the value at `path`."""
     first = group[0]
     if first["type"] == "extra_forbidden":
         inside = f" in '{dotted(path[:-1])}'" if path[:-1] else ""

@@ -55,6 +55,7 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_means_default(cls, values: Any) -> Any:
+        """Read a section without keys, such as a lone `space:`, as one with all defaults."""
         if not isinstance(values, Mapping):
             return values
         return {key: {} if value is None and key != "results" else value for key, value in values.items()}
@@ -62,7 +63,9 @@ class StudyConfig(Section):
     @field_validator("space")
     @classmethod
     def _space_fits(cls, space: sections.SpaceSection, info: ValidationInfo) -> sections.SpaceSection:
+        """Check the rules that connect the space with data and model, and raise all errors at once."""
         errors = list(_missing_strategies(space, info.data))
+        # A section that is itself refused is missing here; its own errors are reported instead.
         model, data = info.data.get("model"), info.data.get("data")
         if model is not None and data is not None:
             errors += _sizes_not_read(model.backbones, data.image_size)
@@ -169,7 +172,7 @@ class StudyConfig(Section):
         name = where.rstrip("/").rpartition("/")[2] if is_url(where) else Path(where).resolve().name
         values = _by_section({"path": where, **options})
         values.setdefault("study", {}).setdefault("name", _as_name(name))
-        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:  # which `load` cannot use
+        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:  # `load` cannot use these
             values.setdefault("space", {}).setdefault("strategy", ("replace", "fuse"))
         return cls.from_dict(values)
 

@@ -181,7 +181,7 @@ class Ledger:
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        self._writer.join()
+        self._writer.join()  # it writes what is left, then ends
         storage.let_go(self._storage)
         if self._failure:
             raise self._failure
@@ -284,6 +284,7 @@ def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
 
 
 def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]]:
+    # Optuna would read much of a damaged file without complaint: let SQLite check the whole of it first.
     (found,) = memory.execute("pragma integrity_check(1)").fetchone()
     if found != "ok":
         raise sqlite3.DatabaseError(found.splitlines()[-1])

@@ -125,7 +125,7 @@ class _Question:
         return [low + number * step for number in range(round((high - low) / step) + 1)]
 
     def usual(self, wanted: Any = None) -> Any:
-        """Return `wanted` if it is in the domain, else the first value in the config."""
+        """Return `wanted` if it is in the domain or there is none, else the first value in the config."""
         if self.domain is None or self.held(wanted) is not None:
             return wanted
         if isinstance(self.domain, tuple):
@@ -299,6 +299,7 @@ class Space:
         return {**params, "weights": fixed["weights"]} if "weights" in fixed else params
 
     def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
+        """Return whether a trial with these answers so far uses the field."""
         if field in USED_BY:
             other, value = USED_BY[field]
             return bool(params[other] == value)
@@ -308,12 +309,14 @@ class Space:
             return not (params["strategy"] == "load" and params.get("l2_sp"))
         if field == "mix_alpha":
             return bool(params["mix"] != "none")
+        # Under `load` and `fuse` the source FC trains, so there is always a pretrained weight for `l2_sp`.
         if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and params["strategy"] == "replace"):
             blocks = self._blocks[params["backbone"]]
             return count_frozen(params["frozen_layers"], blocks) < blocks
         return field not in NOT_USED.get(params.get("strategy", ""), ())
 
     def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
+        """Return the question about a field: its domain and Optuna's name under the answers so far."""
         name, domain = field, self._domains[field]
         if isinstance(domain, PerStrategy):
             name, domain = f"{name}/{params['strategy']}", getattr(domain, params["strategy"])
@@ -335,6 +338,7 @@ class Space:
                 WeightsSettings(file=weights) if is_weights_file(weights) else WeightsSettings(name=weights)
             )
         source, seed = weights.source, self._config.study.seed
+        # All trials share these weights, so a flip that is searched cannot follow the trial: mirror then.
         flip = _Question("", "", self._config.data.horizontal_flip, None).usual(True)
         data = DataSettings(**source.images, image_size=image_size, horizontal_flip=flip, seed=seed)
         epochs, rate = source.epochs, source.learning_rate

@@ -19,6 +19,16 @@ class EarlyStopping(FIFOScheduler):
     above it, so that a comparison of the two after an epoch or two would be wrong. Trials are compared by
     their best epoch so far, since a trial's final score is that of its best epoch. No trial is stopped after
     its last epoch: nothing would be saved.
+
+    Args:
+        metric: metric of an epoch by which trials are compared.
+        mode: `max` or `min`.
+        epochs: epochs of a trial that is not stopped.
+        grace: epochs that every trial may run.
+        factor: one in `factor` trials continues after each rung.
+        enabled: if False, trials stop at the deadline only.
+        deadline: time on the monotonic clock at which all trials stop; None: no limit.
+        strategy_of: see the attribute `_strategy_of`.
     """
 
     def __init__(
@@ -55,7 +65,7 @@ class EarlyStopping(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return CONTINUE or STOP after an epoch."""
-        if result["epoch"] >= self._epochs:
+        if result["epoch"] >= self._epochs:  # it ends by itself, as COMPLETE and not as PRUNED
             return str(TrialScheduler.CONTINUE)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return str(TrialScheduler.STOP)
