@@ -237,7 +237,7 @@ def values_of(domain: Domain | None) -> tuple[Value, ...]:
 
 
 def choices(domain: Domain) -> float:
-    """Return the number of values in a domain, over all strategies; infinite for a range without steps."""
+    """Return the number of values in a domain, over all strategies; infinite for decimals without steps."""
     found: set[Value] = set(values_of(domain))
     for entry in entries(domain, STRATEGIES).values():
         if isinstance(entry, Range):
