@@ -1,4 +1,4 @@
-"""Decide what to try: config, space, sampler, trials, slots, record.
+"""Search how best to transfer a pretrained image classifier to images of your own.
 
 import search
 record = search.run("./flowers", trials=24)
@@ -13,14 +13,14 @@ def run(config: Any, **options: Any) -> Any:
 
     Args:
         config: a folder of images or its URL, the path of a config file, or a `StudyConfig`.
-        **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section; they win
-            over what a config file says. Not with a `StudyConfig`.
+        **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section. They take
+            precedence over a config file, and are not allowed with a `StudyConfig`.
 
     Raises:
         ConfigErrors: with every mistake.
-        FinetuneError, SearchError: what stopped the study.
+        FinetuneError, SearchError: the error that stopped the study.
     """
-    # Imported here so that `import search` costs nothing in the processes that run trials.
+    # These imports are here so that `import search` costs nothing in the processes that run trials.
     import os
 
     from finetune.disk.filesystems import is_url

@@ -1,8 +1,8 @@
-"""The command line: `python -m search COMMAND`, or `transfer-search COMMAND` where it is installed.
+"""The command line: `python -m search COMMAND`, or `transfer-search COMMAND` if it is installed.
 
-Payload goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the study failed (no trial
+Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the study failed (no trial
 completed, or it could not run to its end), or `predict` could not read an image; 2 bad input; 130
-interrupted, `resume` goes on.
+interrupted, and `resume` continues.
 """
 
 import os
@@ -41,9 +41,9 @@ from search.views import table
 from search.views.terminal import console, print_line
 
 PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
-"""How this process was called: by the command that pip installs, or as a module."""
+"""Name under which this process was started: the command that pip installs, or the module."""
 LONGEST_LINE = 2000
-"""Of an error message, in characters."""
+"""Largest length of a line in an error message, in characters."""
 
 app = typer.Typer(
     help="Search how best to transfer a pretrained image classifier to your own images.",
@@ -94,7 +94,7 @@ def run(
 
 
 def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -> None:
-    """Run one trial again, of the study whose record lies beside the config file or where it says."""
+    """Run one trial again, of the study beside the config file, or else in the config's results folder."""
     from search.driver.rerun import run_only
 
     beside = StudyFolder(Path(str(wanted.config)).resolve().parent)
@@ -105,7 +105,7 @@ def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -
 
 
 def go_on_with(folder: StudyFolder, as_json: bool) -> None:
-    """Go on with a study that a config has begun, or show it where it has finished."""
+    """Resume the earlier study of a config, or show it if it has finished."""
     from search.config import config_file
     from search.driver import runner
     from search.driver.study_run import is_over
@@ -127,7 +127,7 @@ def resume(
     wait: Wait = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Go on with an interrupted study: here, or as a job of a cluster."""
+    """Resume an interrupted study, here or as a job on a cluster."""
     if address or cluster:
         commands.resume_there(str(folder), address, cluster, wait=wait, as_json=as_json)
         return
@@ -139,7 +139,7 @@ def resume(
 
 
 def finish(record: StudyRecord, as_json: bool) -> None:
-    """Print a study that has just run, what to do next, and end with its exit code."""
+    """Print a study that has just run and the next command, and exit with the study's exit code."""
     show(record, as_json)
     folder = shown_path(record.folder)
     say(f"record: {folder} (study.yaml, optuna.db, trials.csv)")
@@ -234,7 +234,7 @@ def cache(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """List what this node keeps for later trials: features, decoded images, copies of far files."""
+    """List what this node keeps for later trials: features, decoded images, copies of remote files."""
     from search.config.resolve import cache_dir
     from search.views import cache as cache_view
 
@@ -257,7 +257,7 @@ def export(
     trial: Annotated[int | None, typer.Option(help="A trial's number; left out: the best.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write the best model, or that of another trial, with its card; reads the test split."""
+    """Write the best model, or that of another trial, with its card, and measure it on the test images."""
     from search.views.export import export_trial
 
     facts = export_trial(StudyFolder.open(folder), trial, to)
@@ -283,7 +283,7 @@ def predict(
         Path | None, typer.Option(help="Write a CSV file: path, class, probability, error.")
     ] = None,
 ) -> None:
-    """Classify images with an exported model; 1 where some of them cannot be read."""
+    """Classify images with an exported model; the exit code is 1 if some of them cannot be read."""
     from search.views import predictions
 
     if as_json and csv is not None:
@@ -303,7 +303,7 @@ def predict(
 
 
 def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
-    """Print a record on stdout, for machines or for people."""
+    """Print a record on stdout, as JSON or as a table."""
     if as_json:
         print_json(table.to_json(record, history=history))
     else:
@@ -311,7 +311,7 @@ def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
 
 
 def shown_path(path: str) -> str:
-    """Return a path as a person here would type it, quoted for the shell."""
+    """Return a path quoted for the shell, relative to the current folder if it lies below."""
     relative = os.path.relpath(path)
     return shlex.quote(path if relative.startswith("..") else relative)
 
@@ -320,12 +320,12 @@ commands.register(app)
 
 
 def main() -> int:
-    """Run a command; return its exit code, with our own errors as one message instead of a trace."""
+    """Run the command line and return its exit code."""
     return guarded(lambda: app(prog_name=PROGRAM, standalone_mode=False))
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Return the exit code of a command."""
+    """Run a command and return its exit code; print our own errors as a message instead of a trace."""
     try:
         code = command()
         return int(code or Exit.DONE)
@@ -349,7 +349,7 @@ def guarded(command: Callable[[], Any]) -> int:
 
 
 def tell(error: Exception) -> None:
-    """Print an error; of a value in it that is longer than a page the middle is left out."""
+    """Print an error; the middle of lines that are longer than LONGEST_LINE is left out."""
     say("error: " + "\n".join(clipped(line, LONGEST_LINE) for line in str(error).splitlines()))
 
 

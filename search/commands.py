@@ -1,4 +1,4 @@
-"""What every command of the command line shares: exit codes, common options, where words go."""
+"""Parts that the commands of the command line share: exit codes, common options, printing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from search.views.terminal import console, print_line
 
 
 class Exit(IntEnum):
-    """What the exit code says."""
+    """Exit codes of the command line."""
 
     DONE = 0
     STUDY_FAILED = 1
@@ -43,21 +43,21 @@ Results = Annotated[Path | None, typer.Option("--results", help="Folder of all s
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The study that a command line asks for: by a config file, or by a folder of images and options."""
+    """A study as the command line describes it: a config file, or a folder of images with options."""
 
     config: Path | None
     data: str | None
     options: Mapping[str, Any]
-    """Goes with `data`; None where it is not given."""
+    """Options by name, allowed with `data` only; the value is None for an option that is not given."""
     overrides: Sequence[str]
-    """Goes with `config`."""
+    """Values of `--set`, allowed with `config` only."""
     results: Path | None
 
     def load(self) -> StudyConfig:
-        """Return its config.
+        """Return the config of the study.
 
         Raises:
-            BadParameter: some of these do not go together.
+            BadParameter: the arguments exclude each other.
             ConfigErrors: with every mistake of the config.
         """
         options = {name: value for name, value in self.options.items() if value is not None}
@@ -76,7 +76,7 @@ class Wanted:
 
     @property
     def words(self) -> list[str]:
-        """The same for another command, to be joined by `shlex`."""
+        """The arguments that describe this study to another command, to be joined by `shlex`."""
         given = {"data": self.data, **self.options, "results": self.results}
         words = [] if self.config is None else [str(self.config)]
         words += [word for text in self.overrides for word in ("--set", text)]
@@ -86,7 +86,7 @@ class Wanted:
 
 
 def say(text: str) -> None:
-    """Tell a person something, beside the payload."""
+    """Print a message on stderr, so that stdout holds results only."""
     for line in text.split("\n"):
         print_line(console(stderr=True), line)
 

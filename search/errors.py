@@ -1,28 +1,28 @@
-"""What can go wrong while a study runs.
+"""Errors that stop a study.
 
 SearchError
-├── CapacityError    the slots asked for do not fit on the machine or cluster
-├── PreflightError   nodes of the cluster differ, or do not see what a study needs
+├── CapacityError    the requested slots do not fit on the machine or cluster
+├── PreflightError   nodes of the cluster differ, or lack files or GPUs that the study needs
 ├── SlotsLost        no slot could be started or kept
 ├── SettingsIgnored  a worker trained with other settings than were suggested
 ├── RecordLost       the record could not be written while the study ran
-├── StudyError       a results folder is missing, damaged or of another study
+├── StudyError       a results folder is missing or damaged, or belongs to another study
 └── ClusterError     a cluster cannot be reached, refuses the token, or has no such study
 
-Config mistakes are `ConfigErrors` (config_file.py): many at once, with positions.
+Mistakes in a config are `ConfigErrors` (config/problems.py): many at once, each with its position.
 """
 
 
 class SearchError(Exception):
-    """Base of every error the search raises on purpose."""
+    """Base class of all errors that the search raises on purpose."""
 
 
 class CapacityError(SearchError):
-    """The slots asked for do not fit on the machine or cluster."""
+    """The requested slots do not fit on the machine or cluster."""
 
 
 class PreflightError(SearchError):
-    """Nodes of the cluster differ in what must be the same, or do not see what a study needs."""
+    """Nodes of the cluster differ where they must not, or lack files or GPUs that the study needs."""
 
 
 class SlotsLost(SearchError):
@@ -34,11 +34,11 @@ class SettingsIgnored(SearchError):
 
 
 class RecordLost(SearchError):
-    """The record could not be written while the study ran; what it has is whole."""
+    """The record could not be written while the study ran; what was written before is intact."""
 
 
 class StudyError(SearchError):
-    """A results folder is missing, damaged or of another study."""
+    """A results folder is missing or damaged, or belongs to another study."""
 
 
 class ClusterError(SearchError):

@@ -1,4 +1,4 @@
-"""Which code, data, weights and versions a study ran with."""
+"""Provenance of a study: the code, data, seed and package versions with which it ran."""
 
 import hashlib
 import importlib.metadata
@@ -12,18 +12,18 @@ import finetune
 from search.errors import StudyError
 
 ROOT = Path(__file__).parents[1]
-"""The checkout, or the folder of installed packages."""
+"""The root of the checkout, or the folder of installed packages."""
 COMMIT_VARIABLE = "SEARCH_COMMIT"
-"""Tells a job, which has no checkout, the commit that was submitted."""
+"""Environment variable with the commit that was submitted, for a job, which has no checkout."""
 JOB_VARIABLE = "SEARCH_JOB"
-"""Tells a job its submission id."""
+"""Environment variable with a job's submission id."""
 FOLDER_LINE = "study: "
-"""What the driver of a job says before the path of the results folder, once it knows it."""
+"""Start of the line in which a job's driver prints its results folder, for commands on a laptop to find."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "tensorboard", "pydantic")
 
 
 def check_code() -> None:
-    """Make sure that the `finetune` in use is the one beside this `search`.
+    """Check that the `finetune` in use is the one beside this `search`.
 
     Raises:
         StudyError: it is another copy, such as an older one that is installed on this node.
@@ -37,7 +37,10 @@ def check_code() -> None:
 
 
 def code_folders(root: Path = ROOT) -> dict[str, Path]:
-    """Return the folders of a study's code, wherever `root` is, by their paths in a checkout."""
+    """Return the folders of `search` and `finetune` by their paths in a checkout.
+
+    `root` is the root of a checkout or a folder of installed packages.
+    """
     beside = root / "src" / "finetune"
     return {
         "search": root / "search",
@@ -48,7 +51,7 @@ def code_folders(root: Path = ROOT) -> dict[str, Path]:
 def code_files(root: Path = ROOT) -> dict[str, Path]:
     """Return the files of `search` and `finetune` by their paths in a checkout.
 
-    What Python and tools leave beside them is left out, so a checkout and a wheel of it have the same files.
+    Files that Python and tools leave there are skipped, so that a checkout and its wheel have the same files.
     """
     found = {
         f"{name}/{path.relative_to(folder).as_posix()}": path
@@ -72,7 +75,10 @@ def code_hash() -> str:
 
 
 def collect(*, seed: int, data_fingerprint: str) -> dict[str, Any]:
-    """Return what must be the same for the study's results to come out the same."""
+    """Return the facts that must be equal for two runs of a study to give the same results.
+
+    The submission id of the job is among them, though it changes no result.
+    """
     return {
         "code": code_hash(),
         "commit": commit(),
@@ -85,10 +91,10 @@ def collect(*, seed: int, data_fingerprint: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, with `+changes` where files differ from it; None outside a checkout."""
+    """Return the checkout's commit, with `+changes` if files differ from it; None outside a checkout."""
     if submitted := os.environ.get(COMMIT_VARIABLE):
         return submitted
-    if not (ROOT / "src" / "finetune").is_dir():  # installed, perhaps below somebody else's checkout
+    if not (ROOT / "src" / "finetune").is_dir():  # installed: a checkout around it would be another project's
         return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")

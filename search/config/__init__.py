@@ -1,1 +1,1 @@
-"""What a config file may say, read strictly; every mistake is told with its place and its fix."""
+"""Config files, read strictly: every mistake is reported with its place and its fix."""

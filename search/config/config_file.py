@@ -1,4 +1,4 @@
-"""Config file plus `--set key=value` -> StudyConfig, or every mistake in both with its place."""
+"""Read a config file and `--set key=value` into a StudyConfig, or report every mistake with its place."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ from search.config.study import StudyConfig
 from search.config.yaml_text import Text
 
 PATHS = (("results",), ("data", "path"), ("features", "dir"))
-"""Keys that hold a path. So do weights that name a file, and the path of a source task among them."""
+"""Keys that always hold a path. `_weights_paths` finds those below `model.weights`."""
 
 
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyConfig:
@@ -38,6 +38,8 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyCo
     found = [*text.problems, *(problem for override in given for problem in override.apply(values))]
 
     def locate(path: KeyPath, key: bool) -> Place:
+        # The latest override wins, so search them from the last. One that set a value above or at `path` is
+        # its place; so is one below it, unless the file itself has a value at `path`.
         for override in reversed(given):
             below = path[: len(override.path)] == override.path
             above = override.path[: len(path)] == path and not text.contains(path)
@@ -62,7 +64,7 @@ def paths_of_this_machine(path: str | os.PathLike[str], overrides: Iterable[str]
         overrides: as for `load`.
 
     Returns:
-        The path by its dotted key, as the user wrote it; `results` also where it is left out.
+        The paths as the user wrote them, by dotted key; `results` also if it is left out.
     """
     values = {"results": "results", **copy.deepcopy(_sections(path).values)}
     for order, words in enumerate(overrides):
@@ -105,7 +107,7 @@ def _start_paths_at(folder: str, values: dict[str, Any]) -> None:
 
 
 def _paths(values: dict[str, Any]) -> Iterator[tuple[KeyPath, str, dict[str, Any]]]:
-    """Yield each path of this machine that stands in `values`: keys above it, its key, its mapping."""
+    """Yield each path in `values` that is not a URL, as (keys above it, its key, the mapping that has it)."""
     for *parents, key in [*PATHS, *_weights_paths(values)]:
         inner = _inside(values, parents)
         path = inner.get(key) if isinstance(inner, dict) else None
@@ -114,7 +116,7 @@ def _paths(values: dict[str, Any]) -> Iterator[tuple[KeyPath, str, dict[str, Any
 
 
 def _weights_paths(values: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield where `model.weights` holds paths: there, or below the backbones that it names."""
+    """Yield the keys below which `model.weights` holds paths: its own, or one for each backbone."""
     said = _inside(values, ("model", "weights"))
     whole: list[tuple[str, ...]] = [("model", "weights")]
     is_mapping = isinstance(said, dict) and "source" not in said
@@ -131,7 +133,7 @@ def _inside(values: Any, keys: Iterable[str]) -> Any:
 
 
 class _Override:
-    """One `--set`."""
+    """One `--set key=value` of the command line."""
 
     def __init__(self, order: int, words: str) -> None:
         keys, self._sign, self._value = words.partition("=")
@@ -139,7 +141,7 @@ class _Override:
         self.place = Place(f"--set {clipped(words)}", order=(sys.maxsize, order))
 
     def apply(self, values: dict[str, Any]) -> list[Problem]:
-        """Write the value into `values`, or say why not."""
+        """Write the value into `values`, and return the problems that prevent it."""
         if not self._sign or not all(self.path):
             fix = "Write --set study.trials=10."
             return [Problem(self.place, f"must be key=value, got '{self.place.where[6:]}'. {fix}")]

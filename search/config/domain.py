@@ -1,11 +1,11 @@
-"""What a searched field may say: a value, a list of values, a range, or those per strategy.
+"""Domains of searched fields: a value, a list of values, a range, or one of these for each strategy.
 
     learning_rate: 0.01                                   a value: fixed, the sampler is not asked
     learning_rate: [0.001, 0.01]                          a list: one of these
     learning_rate: {low: 1e-4, high: 1e-1, log: true}     a range, both ends included
     learning_rate: {replace: 0.01, fuse: {low: ...}}      one of the above for each strategy
 
-`Searched` is the annotation that gives a field of a config these four forms.
+The annotation `Searched` gives a field of a config these four forms.
 """
 
 import math
@@ -33,19 +33,22 @@ from search.config.problems import RANGE_ENDS
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 ALL_WORD = "all"
-"""Stands where a number of blocks is expected: every block of the backbone."""
+"""Word for every block of the backbone, in place of a number of blocks."""
 
 Value = bool | int | float | str
 
 
 def refused(rule: str, got: object, fix: str, path: tuple[str, ...] | None = None) -> PydanticCustomError:
-    """An error in the house form; `path`: the key it is about, where that is not the validated one."""
+    """Return an error with a rule, a value and a fix.
+
+    `path` names the key that the error is about, if it is not the one that pydantic validates.
+    """
     parts = {"rule": rule, "got": got, "fix": fix, "path": path}
     return PydanticCustomError("refused", "{rule}, got {got}. {fix}", parts)
 
 
 class Section(BaseModel):
-    """Base of every mapping in a config file: frozen, strict types, no unknown keys."""
+    """Base class of every mapping in a config file: frozen, with strict types and no unknown keys."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -65,9 +68,9 @@ class Range(Section):
     high: Any
     """Largest value; `all` where blocks are counted."""
     log: bool = False
-    """Sample the logarithm evenly: for values that span powers of ten."""
+    """Sample evenly on a logarithmic scale, for values that span powers of ten."""
     step: Any = None
-    """Only low, low + step, low + 2 step, ...; null: every number."""
+    """Distance between the values: low, low + step, low + 2 step, ...; null: every number."""
 
     @model_validator(mode="after")
     def _check(self) -> "Range":
@@ -84,7 +87,7 @@ class Range(Section):
         return self
 
     def _check_units(self) -> None:
-        """Only blocks may be counted or shared out: a range does one of the two."""
+        """Refuse a range of blocks that mixes counts (whole numbers) and shares (decimals)."""
         said = {"high": self.high, "step": self.step}
         shares = isinstance(self.low, float)
         for name, value in said.items():
@@ -102,7 +105,7 @@ class Range(Section):
             raise refused("`high` must lie a whole number of steps above `low`", self.high, fix)
 
     def reaches(self, number: float) -> bool:
-        """True if `number` lies between the ends and on a step."""
+        """Return True if `number` lies between the ends and on a step."""
         if not self.low <= number <= self.high:
             return False
         steps = 0.0 if self.step is None else (number - self.low) / self.step
@@ -113,21 +116,21 @@ class PerStrategy(Section):
     """A value, list or range for each strategy."""
 
     replace: Any = None
-    """Where the source FC is thrown away."""
+    """Domain for trials in which a new head replaces the source FC."""
     load: Any = None
-    """Where the source FC is kept."""
+    """Domain for trials that keep and fine-tune the source FC."""
     fuse: Any = None
-    """Where the source FC and a new one are fused."""
+    """Domain for trials whose new head reads the features and the source FC together."""
 
 
 Domain = Value | tuple[Value, ...] | Range | PerStrategy
 
 FORMS = ("<value>", "<list>", "<range>", "<strategies>")
-"""Names of the four forms in pydantic's error locations; no key of a file can be equal."""
+"""Names of the four forms in pydantic's error locations; the angle brackets tell them from keys of a file."""
 
 
 def form(value: object, *, ranges: bool) -> str:
-    """Name the form that `value` is written in."""
+    """Return the name of the form in which `value` is written."""
     if isinstance(value, list | tuple):
         return "<list>"
     if isinstance(value, Mapping):
@@ -150,9 +153,10 @@ Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_distinct
 
 
 class Searched:
-    """Annotation: the field holds one `item`, or a list, a range or a mapping strategy -> those.
+    """Annotation of a field that holds one `item`, or a list, a range or a mapping from strategy to these.
 
-    `ends` is what low, high and step of a range may be, where that is not an `item`.
+    `ends` is the type of low, high and step of a range, if it is not `item`. `name` goes into the names of
+    the classes that are made for the field's range and mapping.
     """
 
     def __init__(
@@ -178,17 +182,18 @@ def _either(forms: list[Any], ranges: bool) -> Any:
 
 
 def per_strategy(**said: Any) -> Any:
-    """A default that differs between strategies."""
+    """Return a field whose default differs between strategies."""
     return Field(default=said)
 
 
 def between(low: float, high: float) -> Any:
-    """A default that is a range."""
+    """Return a field whose default is a range."""
     return Field(default={"low": low, "high": high})
 
 
 class _MadeRange(Range):
-    # Pydantic looks for docstrings in the source of every module that is loaded, seconds beside torch.
+    # Pydantic would look for attribute docstrings in the source of every loaded module. That takes seconds
+    # once torch is loaded.
     model_config = ConfigDict(use_attribute_docstrings=False)
 
 
@@ -216,14 +221,14 @@ def _per_strategy(name: str, one: Any) -> type[PerStrategy]:
 
 
 def entries(domain: Domain, strategies: tuple[str, ...]) -> dict[str, Domain | None]:
-    """What `domain` says for each of the strategies; None where its mapping leaves one out."""
+    """Return the domain for each of the strategies; None for one that a mapping leaves out."""
     if isinstance(domain, PerStrategy):
         return {strategy: getattr(domain, strategy) for strategy in strategies}
     return dict.fromkeys(strategies, domain)
 
 
 def values_of(domain: Domain | None) -> tuple[Value, ...]:
-    """The values of a word-like domain (no range), over all strategies, each once."""
+    """Return the values that a domain lists, over all strategies, each once; ranges contribute none."""
     found: dict[Value, None] = {}
     for entry in entries(domain, STRATEGIES).values() if domain is not None else ():
         if entry is not None and not isinstance(entry, Range | PerStrategy):
@@ -232,7 +237,7 @@ def values_of(domain: Domain | None) -> tuple[Value, ...]:
 
 
 def choices(domain: Domain) -> float:
-    """How many values a domain has, over all strategies; infinite for a range of any number."""
+    """Return the number of values in a domain, over all strategies; infinite for decimals without steps."""
     found: set[Value] = set(values_of(domain))
     for entry in entries(domain, STRATEGIES).values():
         if isinstance(entry, Range):
@@ -261,11 +266,11 @@ Blocks = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | Literal["all"],
     BeforeValidator(_blocks),
 ]
-"""3: three blocks. 0.5: half of them. 1: one; 1.0 and `all`: every one."""
+"""A number of blocks: 3 is three blocks, 0.5 half of them, 1 one block, 1.0 and `all` all of them."""
 
 
 def _whole(value: int | float | str) -> int | float | str:
-    """Write 1.0 as `all` and 0.0 as 0: Python and Optuna take 1 and 1.0 for equal, and here they are not."""
+    """Return `all` for 1.0 and 0 for 0.0: 1 and 1.0 differ here, but are equal to Python and Optuna."""
     if isinstance(value, float) and value in (0, 1):
         return ALL_WORD if value else 0
     return value

@@ -1,4 +1,4 @@
-"""All mistakes of a config at once, each with its place, its rule, its value and its fix.
+"""Report all mistakes of a config at once, each with its place, rule, value and fix.
 
 ConfigErrors      every mistake found in a config, in the order of the file
 └── Problem       one of them (a value, not an exception)
@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from finetune.errors import clipped, did_you_mean
 
 RANGE_ENDS = {"min": "low", "max": "high", "lower": "low", "upper": "high", "from": "low", "to": "high"}
-"""Words that other programs have for the ends of a range -> ours."""
+"""Words that other programs use for the ends of a range, with ours."""
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of a config to one of its values."""
@@ -24,20 +24,21 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the user's words a value or key stands."""
+    """Position of a value or key in the config file or on the command line."""
 
     where: str = ""
-    """`configs/pets.yaml:12:3`, or `--set study.trials=0`, or nothing."""
+    """`configs/pets.yaml:12:3` or `--set study.trials=0`; empty for a value that came from Python."""
     excerpt: str = ""
     """The line with the mistake underlined, as a compiler shows it."""
     order: tuple[int, int] = (0, 0)
+    """Sort key: line and column in the file; overrides come last."""
     written: str = ""
-    """The value as it is written there, where it is one word."""
+    """The value as it is written there, if it is a single word."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake."""
+    """One mistake in a config."""
 
     place: Place
     text: str
@@ -56,31 +57,31 @@ class ConfigErrors(Exception):
 
 
 Locate = Callable[[Path, bool], Place]
-"""(path, True for the key and False for the value) -> its place."""
+"""Function from (path, True for the key or False for the value) to its place."""
 
 
 def nowhere(path: Path, key: bool) -> Place:
-    """The place of a value that came from no file."""
+    """Return the empty place, for values that came from no file."""
     return Place()
 
 
 def dotted(path: Path) -> str:
-    """`space.head_size[2]`, the way a user writes a path."""
+    """Return a path as a user writes it, such as `space.head_size[2]`."""
     return "".join(f"[{p}]" if isinstance(p, int) else f".{clipped(str(p))}" for p in path).lstrip(".")
 
 
 def problems(
     error: ValidationError, values: Mapping[str, Any], known: Callable[[Path], Iterable[str]], locate: Locate
 ) -> list[Problem]:
-    """Put pydantic's errors about `values` into the house form.
+    """Turn pydantic's errors about `values` into problems with place, rule, value and fix.
 
-    The errors of one value are joined with "or": each is what one form of the field asks for.
+    The errors of one value are joined with "or", since each comes from one form that the field may take.
 
     Args:
-        error: what pydantic raised.
-        values: what it was given.
-        locate: tells where in the user's words a value stands.
-        known: gives the keys that the mapping at one of pydantic's locations may have.
+        error: the error that pydantic raised.
+        values: the values that pydantic validated.
+        known: returns the keys that the mapping at one of pydantic's locations may have.
+        locate: returns the place of a value in the config file or on the command line.
 
     """
     found: dict[Path, list[ErrorDetails]] = {}
@@ -91,14 +92,14 @@ def problems(
 
 
 def _follows(details: ErrorDetails) -> bool:
-    """True for an error that only says that another value is refused: one it depends on, or its items."""
+    """Return True for an error that only follows from another one: in an item, or in a value it needs."""
     if details["type"] == "too_short":
         return bool(len(details["input"]) >= details["ctx"]["min_length"])
     return details["type"] == "default_factory_not_called"
 
 
 def _path(details: ErrorDetails, values: Any) -> Path:
-    """Pydantic's location without the names of the union members it went through."""
+    """Return pydantic's location without the names of the union members in it."""
     given: Path | None = details.get("ctx", {}).get("path")
     if given is not None:
         return given
@@ -109,13 +110,14 @@ def _path(details: ErrorDetails, values: Any) -> Path:
             path.append(part)
             values = values[part]
         elif isinstance(values, Mapping) and i == len(details["loc"]) - 1 and str(part)[0] != "<":
-            path.append(part)  # a key that is left out, though it must be given
+            path.append(part)  # a required key that is missing
     return tuple(path)
 
 
 def _problem(
     path: Path, group: list[ErrorDetails], known: Callable[[Path], Iterable[str]], locate: Locate
 ) -> Problem:
+    """Make one problem from the errors that pydantic has about the value at `path`."""
     first = group[0]
     if first["type"] == "extra_forbidden":
         inside = f" in '{dotted(path[:-1])}'" if path[:-1] else ""
@@ -130,14 +132,14 @@ def _problem(
         text = f"{context['rule']}, got {clipped(str(context['got']))}. {context['fix']}"
     else:
         rules = " or ".join(dict.fromkeys(_rule(details) for details in group))
-        is_number = isinstance(first["input"], int | float)  # 1e3 is read as 1000.0
+        is_number = isinstance(first["input"], int | float)  # quote 1e3 as written, not as 1000.0
         got = clipped(place.written) if is_number and place.written else shown(first["input"])
         text = f"must be {rules}, got {got}. {_fix(group, place.written)}"
     return Problem(place, f"{dotted(path)}: {text}" if path else text)
 
 
 def shown(value: Any) -> str:
-    """The value as the message quotes it: short, and null by YAML's name."""
+    """Return a value as a message quotes it: shortened, and None by its YAML name `null`."""
     return "null" if value is None else reprlib.repr(value)
 
 

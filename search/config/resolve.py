@@ -11,7 +11,7 @@ from search.config.study import StudyConfig
 
 
 def data_settings(config: StudyConfig) -> DataSettings:
-    """Return what decides which images the study has and how they are split."""
+    """Return the settings that select the study's images and split them."""
     data = config.data
     return DataSettings(
         **data.images,
@@ -22,12 +22,12 @@ def data_settings(config: StudyConfig) -> DataSettings:
 
 
 def cache_dir() -> Path:
-    """Return where a node keeps downloaded and source-pretrained weights."""
+    """Return a node's cache folder: weights, features, decoded images and copies of remote files."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
 
 
 def feature_settings(config: StudyConfig) -> FeatureSettings:
-    """Return where the nodes keep features of frozen blocks."""
+    """Return the settings of the feature store: folder, limit, and how many trials can share features."""
     said = config.features
     return FeatureSettings(
         folder=said.dir or str(cache_dir() / "features"),
@@ -41,9 +41,9 @@ def feature_settings(config: StudyConfig) -> FeatureSettings:
 
 
 def _alike(config: StudyConfig, *fields: str) -> float:
-    """Return the share of trials in which these fields are what they are in any one of them."""
+    """Return the expected share of trials that agree with a given trial in all of these fields."""
     if all(config.model.weights_of(backbone) == RANDOM_WEIGHTS for backbone in config.backbones):
-        return 0.0  # random weights are each trial's own
+        return 0.0  # each trial draws its own random weights, so no features can be shared
     said = {**dict(config.data), **dict(config.model)}
     share = 1.0
     for field in fields:
@@ -52,22 +52,22 @@ def _alike(config: StudyConfig, *fields: str) -> float:
 
 
 def _unmixed(config: StudyConfig) -> float:
-    """Return the share of trials that blend no images: the others read no stored ones in training."""
+    """Return the share of trials that blend no images; the others read no stored features in training."""
     ways = values_of(config.space.mix)
     return ways.count("none") / len(ways)
 
 
 def copies_bytes(config: StudyConfig) -> int:
-    """Return what copies of far files may take on each node."""
+    """Return the limit on each node, in bytes, for copies of remote files."""
     return int(config.data.copies_gib * 2**30)
 
 
 def weight_locations(config: StudyConfig) -> list[str]:
-    """Return the paths and URLs of a study's weight files."""
+    """Return the paths and URLs of the study's weight files."""
     given = [config.model.weights_of(backbone) for backbone in config.backbones]
     return [str(weights) for weights in given if is_weights_file(weights)]
 
 
 def weight_files(config: StudyConfig) -> list[str]:
-    """Return the weight files of a study that lie on a disk."""
+    """Return the paths of those weight files that are not URLs."""
     return [location for location in weight_locations(config) if not is_url(location)]

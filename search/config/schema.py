@@ -1,6 +1,6 @@
-"""Write what describes the keys of a config: the JSON Schema and the page `docs/config.md`.
+"""Generate the two descriptions of the config keys: `configs/schema.json` and `docs/config.md`.
 
-`python -m search.config.schema` (or `make schema`) does so; run it whenever a key changes.
+Run `python -m search.config.schema` (or `make schema`) whenever a key or its docstring changes.
 """
 
 import json
@@ -31,12 +31,12 @@ learning_rate: {replace: 0.01, fuse: {low: 1e-4, high: 1e-2}}   # one of the abo
 
 
 def text() -> str:
-    """Return what `configs/schema.json` must hold."""
+    """Return the content of `configs/schema.json`."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def page() -> str:
-    """Return what `docs/config.md` must hold: a table of keys for each section."""
+    """Return the content of `docs/config.md`: a table of keys for each section."""
     whole = schema()
     parts = [_HEAD]
     for section, key in whole["properties"].items():
@@ -64,7 +64,7 @@ def _table(definition: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
 
 
 def _values(key: Mapping[str, Any], whole: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the kinds of value that a key takes, each in a few words."""
+    """Yield a few words for each kind of value that a key takes."""
     if _is_searched(key):
         yield " or ".join(_values(key["oneOf"][0], whole)) + " (*searched*)"
         return
@@ -84,7 +84,7 @@ def _values(key: Mapping[str, Any], whole: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_searched(key: Mapping[str, Any]) -> bool:
-    """Return whether a key takes a list of values to choose from, beside one value."""
+    """Return whether a key is searched: it takes one value or a list of values to choose from."""
     return any(form.get("type") == "array" for form in key.get("oneOf", ()))
 
 
@@ -108,7 +108,7 @@ def _default(key: Mapping[str, Any]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """Return a default as one would write it in a config."""
+    """Return a default as a user would write it in a config."""
     if isinstance(value, Mapping):
         order = sorted(value, key=lambda name: (*Range.model_fields, *value).index(name))
         return "{" + ", ".join(f"{name}: {_yaml(value[name])}" for name in order) + "}"
@@ -125,7 +125,7 @@ def _definition(key: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str
 
 
 def _line(text: str) -> str:
-    """Return a description as one line of a Markdown table."""
+    """Return a description as a single line that a cell of a Markdown table can hold."""
     prose_and_code = " ".join(text.split()).replace("|", "\\|").split("`")
     return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(prose_and_code))
 

@@ -1,4 +1,4 @@
-"""StudyConfig: all that a config file may say, checked as a whole."""
+"""StudyConfig: the contents of a config file, with the rules that concern more than one section."""
 
 import json
 import math
@@ -29,32 +29,33 @@ from search.config.domain import (
 
 SCHEMA_FILE = Path(__file__).parents[2] / "configs" / "schema.json"
 NOT_USED = {"load": ("head_size", "dropout")}
-"""Fields that a strategy does not use: both shape the new head, and `load` keeps the source FC."""
+"""Fields that a strategy does not use. Both of these shape the new head, and `load` keeps the source FC."""
 
 
 class StudyConfig(Section):
-    """One search. Every key, its meaning and its default stand in `search/sections/`."""
+    """One study. `search/config/sections/` defines every key with its meaning and default."""
 
     study: sections.Study
-    """The search itself: what it optimises, and for how long."""
+    """Name, goal and limits of the study."""
     data: sections.Data
-    """The images of the new task."""
+    """Images of the new task."""
     model: sections.Model = sections.Model()
-    """The pretrained model."""
+    """Pretrained model to transfer."""
     space: sections.SpaceSection = sections.SpaceSection()
-    """What is tried."""
+    """Strategies and hyperparameters that are searched."""
     features: sections.Features = sections.Features()
-    """What trials share of their frozen blocks."""
+    """Storage for the outputs of frozen blocks."""
     early_stopping: sections.EarlyStopping = sections.EarlyStopping()
-    """When a trial is given up."""
+    """Rule that stops trials which lag behind."""
     resources: sections.Resources = sections.Resources()
-    """Where trials run."""
+    """Slots, processes, cores and GPUs that train the trials."""
     results: sections.FilePath = "results"
-    """Folder of all studies. Left out: `results` in the current folder."""
+    """Folder of all studies; if it is left out, `results` in the current folder."""
 
     @model_validator(mode="before")
     @classmethod
     def _empty_means_default(cls, values: Any) -> Any:
+        """Read a section without keys, such as a lone `space:`, as one with all defaults."""
         if not isinstance(values, Mapping):
             return values
         return {key: {} if value is None and key != "results" else value for key, value in values.items()}
@@ -62,7 +63,9 @@ class StudyConfig(Section):
     @field_validator("space")
     @classmethod
     def _space_fits(cls, space: sections.SpaceSection, info: ValidationInfo) -> sections.SpaceSection:
+        """Check the rules that connect the space with data and model, and raise all errors at once."""
         errors = list(_missing_strategies(space, info.data))
+        # A section that is itself refused is missing here; its own errors are reported instead.
         model, data = info.data.get("model"), info.data.get("data")
         if model is not None and data is not None:
             errors += _sizes_not_read(model.backbones, data.image_size)
@@ -102,27 +105,27 @@ class StudyConfig(Section):
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """Every backbone that a trial may use."""
+        """All backbones that a trial may use."""
         return self.model.backbones
 
     @property
     def blocks(self) -> dict[str, int]:
-        """Backbone -> how many blocks it has."""
+        """Number of blocks of each backbone."""
         return {name: OUTLINES[name].blocks for name in self.backbones}
 
     @property
     def least_image_size(self) -> int:
-        """The smallest side that a trial may see its images at, in pixels."""
+        """Smallest image size that a trial may use, in pixels."""
         return min(_least(self.data.image_size))
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        """Every strategy that a sampled trial may use."""
+        """All strategies that a sampled trial may use."""
         return tuple(str(name) for name in values_of(self.space.strategy))
 
     @property
     def grace(self) -> int:
-        """Epochs that every trial gets; `auto`: an eighth of all, and at least two where there are two."""
+        """Epochs that every trial may run; `auto`: an eighth of all epochs, at least two if there are two."""
         grace, epochs = self.early_stopping.grace, self.study.epochs
         return min(epochs, max(2, math.ceil(epochs / 8))) if grace == "auto" else grace
 
@@ -139,7 +142,7 @@ class StudyConfig(Section):
 
         Args:
             values: sections by name.
-            locate: tells where in the user's words a value stands.
+            locate: returns the place of a value in the config file or on the command line.
 
         Raises:
             ConfigErrors: with every mistake.
@@ -156,9 +159,10 @@ class StudyConfig(Section):
         """Make a study on a folder of images without a config file.
 
         Args:
-            path: the folder or its URL; the study is called like it unless `name` is given.
+            path: the folder or its URL; the study is named after it unless `name` is given.
             **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section. `name`
-                and `mode` are those of `study`; `data={"name": ...}` and `features={"mode": ...}` are others.
+                and `mode` set the keys of `study`; write `data={"name": ...}` and `features={"mode": ...}`
+                for the keys of the same names in those sections.
 
         Raises:
             ConfigErrors: with every mistake.
@@ -168,27 +172,27 @@ class StudyConfig(Section):
         name = where.rstrip("/").rpartition("/")[2] if is_url(where) else Path(where).resolve().name
         values = _by_section({"path": where, **options})
         values.setdefault("study", {}).setdefault("name", _as_name(name))
-        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:  # which `load` cannot use
+        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:  # `load` cannot use these
             values.setdefault("space", {}).setdefault("strategy", ("replace", "fuse"))
         return cls.from_dict(values)
 
     def to_yaml(self) -> str:
-        """Every key with its value, defaults included, as a config file that loads to an equal config."""
+        """Return a config file with every key, defaults included, that loads to an equal config."""
         text = yaml_text.dump(self.model_dump(mode="json", exclude_none=True))
-        # An installed copy has no schema beside it.
+        # Editors find the schema by this line; an installed copy has no schema to name.
         return f"# yaml-language-server: $schema={SCHEMA_FILE}\n{text}" if SCHEMA_FILE.exists() else text
 
 
 def _as_name(folder: str) -> str:
-    """Return a folder's name as a study may be called."""
+    """Return a valid study name made from the name of a folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("._-")[:64] or "study"
 
 
 def overrides(options: Mapping[str, Any]) -> list[str]:
-    """Return options of `search.run` as `--set` takes them.
+    """Return the options of `search.run` in the form that `--set` takes.
 
     Raises:
-        ConfigErrors: no section has such a key, or one stands twice.
+        ConfigErrors: no section has a key of that name, or a key is given twice.
     """
     found = []
     for section, said in _by_section(options).items():
@@ -200,7 +204,7 @@ def overrides(options: Mapping[str, Any]) -> list[str]:
 
 
 def _by_section(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options by section; a key that two sections have belongs to the first one."""
+    """Group options by section; a key that occurs in two sections belongs to the first one."""
     fields = StudyConfig.model_fields
     homes = {key: name for name in reversed(fields) for key in known_keys((name,))}
     values: dict[str, Any] = {}
@@ -221,7 +225,7 @@ def _by_section(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes_not_read(backbones: Iterable[str], sizes: Domain) -> Iterable[PydanticCustomError]:
-    """One error for the first size, over all strategies, that one of the backbones cannot read."""
+    """Yield one error, for the first size over all strategies that one of the backbones cannot read."""
     for backbone in backbones:
         sides = OUTLINES[backbone].sides
         for size in _sizes_to_try(sizes):
@@ -232,7 +236,7 @@ def _sizes_not_read(backbones: Iterable[str], sizes: Domain) -> Iterable[Pydanti
 
 
 def _blocks_not_there(backbones: Iterable[str], frozen: Domain) -> Iterable[PydanticCustomError]:
-    """One error if a backbone is to have more blocks frozen than it has."""
+    """Yield an error if the space asks for more frozen blocks than some backbone has."""
     named = [
         value
         for entry in entries(frozen, STRATEGIES).values()
@@ -247,7 +251,7 @@ def _blocks_not_there(backbones: Iterable[str], frozen: Domain) -> Iterable[Pyda
 
 
 def _sizes_to_try(sizes: Domain) -> Iterable[int]:
-    """Every size, but of a range the first, second and last: a model that reads these reads all."""
+    """Yield every size to check; for a range the first, second and last, since the others then fit too."""
     for entry in entries(sizes, STRATEGIES).values():
         if isinstance(entry, Range):
             numbers = range(entry.low, entry.high + 1, entry.step or 1)
@@ -257,7 +261,7 @@ def _sizes_to_try(sizes: Domain) -> Iterable[int]:
 
 
 def _least(domain: Domain) -> Iterable[int]:
-    """The least whole number that a domain names, for each strategy."""
+    """Yield the whole numbers of a domain, over all strategies; for a range only its lower end."""
     for entry in entries(domain, STRATEGIES).values():
         if isinstance(entry, Range):
             yield entry.low
@@ -266,7 +270,7 @@ def _least(domain: Domain) -> Iterable[int]:
 
 
 def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> list[PydanticCustomError]:
-    """One error for each mapping that leaves out a strategy which is searched and uses it."""
+    """Return an error for each mapping that leaves out a searched strategy which uses the field."""
     searched = tuple(str(name) for name in values_of(space.strategy))
     parts = {"data": data.get("data"), "model": data.get("model"), "space": space}
     errors = []
@@ -297,11 +301,11 @@ _KEYS: dict[str, tuple[str, ...]] = {
 
 
 def known_keys(location: problems.Path) -> tuple[str, ...]:
-    """The keys that a mapping may have, by pydantic's location of it."""
+    """Return the keys that the mapping at one of pydantic's locations may have."""
     return _KEYS.get(str(location[-1]), ()) if location else tuple(StudyConfig.model_fields)
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors (draft 2020-12)."""
+    """Return the JSON Schema of a config file, for editors (draft 2020-12)."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return {**head, **StudyConfig.model_json_schema()}

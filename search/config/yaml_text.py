@@ -1,8 +1,8 @@
-"""YAML with places: a safe reader that remembers where every key and value stands, and a writer.
+"""Read and write YAML: a safe reader that remembers the place of every key and value, and a writer.
 
-Plain values are read as YAML 1.2 reads them: `1e-3` is a number, `true` and `false` are the only
-switches, and `no`, `on`, `10:30` or a date are text. Aliases, merge keys and tags are refused: a
-config has no use for them, and a small file with aliases can unfold to gigabytes.
+Plain values are read by the rules of YAML 1.2: `1e-3` is a number, `true` and `false` are the only
+booleans, and `no`, `on`, `10:30` or a date are text. Aliases, merge keys and tags are refused: a
+config has no use for them, and a small file with aliases can expand to gigabytes.
 """
 
 import re
@@ -34,7 +34,7 @@ _PLAIN = (
 
 
 WIDTH = 160
-"""Of an excerpt: of a longer line only what is near the mistake is shown."""
+"""Characters of an excerpt at most; of a longer line, only the part near the mistake is shown."""
 
 
 class _Reader(yaml.SafeLoader):
@@ -49,7 +49,7 @@ class _Reader(yaml.SafeLoader):
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or our reader would take for something else."""
+    """Writer that quotes every text which YAML 1.1 or our reader would take for another type."""
 
 
 for _tag, _pattern, _first in _PLAIN:
@@ -58,15 +58,15 @@ for _tag, _pattern, _first in _PLAIN:
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """Write `values` so that `Text` reads the same ones."""
+    """Return `values` as YAML from which `Text` reads equal values."""
     return yaml.dump(values, Dumper=_Writer, sort_keys=False, allow_unicode=True)
 
 
 class Text:
-    """A YAML text, its plain values, and the place of each of them."""
+    """A YAML text with its values as plain Python objects and the place of each."""
 
     def __init__(self, text: str, name: str) -> None:
-        """Read `text`; `name` is what places call it. Mistakes are collected in `problems`."""
+        """Read `text` and collect its mistakes in `problems`; `name` is the file's name in places."""
         self._name = name
         self._lines = text.splitlines()
         self.problems: list[Problem] = []
@@ -86,7 +86,7 @@ class Text:
             self._refuse(Place(name), "must be nested less, got too many levels. Write fewer brackets.")
 
     def place(self, path: Path, key: bool) -> Place:
-        """The place of the value at `path`, or of its key; of the nearest key above if it is missing."""
+        """Return the place of the value at `path`, or of its key; if missing, of the nearest key above it."""
         node, name = self._root, None
         for depth, part in enumerate(path):
             if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
@@ -97,6 +97,7 @@ class Text:
             if not found:
                 return self._place(name.start_mark, name.end_mark) if depth and name else Place(self._name)
             name, node = found[0]
+        # A collection in block style spans many lines: point at its key instead.
         block = isinstance(node, yaml.CollectionNode) and not node.flow_style
         shown = name if name is not None and (key or block) else node
         if not shown:
@@ -105,7 +106,7 @@ class Text:
         return replace(self._place(shown.start_mark, shown.end_mark), written=written)
 
     def contains(self, path: Path) -> bool:
-        """True if the text has a value at `path`."""
+        """Return True if the text has a value at `path`."""
         inner = self.values
         for part in path:
             if not isinstance(inner, dict) or part not in inner:
@@ -114,7 +115,7 @@ class Text:
         return True
 
     def _place(self, start: Any, end: Any) -> Place:
-        """The place between two marks, as `name:line:column` and with the line underlined."""
+        """Return the place between two marks: `name:line:column`, and the line with the part underlined."""
         line = self._lines[start.line].replace("\t", " ") if start.line < len(self._lines) else ""
         stop = end.column if end is not None and end.line == start.line else len(line)
         first = max(0, start.column - WIDTH // 2) if len(line) > WIDTH else 0

@@ -1,1 +1,1 @@
-"""What a study did: the ledger that is written while it runs, and the records that everybody reads."""
+"""The record of a study: the ledger, which is written while it runs, and plain records for all readers."""

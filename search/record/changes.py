@@ -1,4 +1,4 @@
-"""A study whose study.yaml was edited: what it may go on with, and what it may not."""
+"""Check which changes of study.yaml a resumed study may make, and refuse the others."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from search.errors import StudyError
 from search.record.records import TrialRecord
 
 FACT = "began_with"
-"""Name of the record's fact that holds `fixed` of the config that the study began with."""
+"""Name of the fact in the record that holds the result of `fixed` for the study's first config."""
 _FIXED = (
     *(("study", key) for key in ("epochs", "metric", "mode", "seed")),
     *(("data", key) for key in ("validation_share", "test_share", "views")),
@@ -20,9 +20,9 @@ _PLACES = ("path", "download")
 
 
 def fixed(config: StudyConfig) -> dict[str, Any]:
-    """Return what must not change, or its trials could not be compared: dotted key -> JSON value.
+    """Return the values that must not change, by dotted key, as JSON values.
 
-    The space may change, and so may every limit and every place.
+    If one of them changed, the study's trials could not be compared. The space, limits and paths may change.
     """
     values = config.model_dump(mode="json")
     weights = {name: config.model.weights_of(name) for name in config.backbones}
@@ -36,13 +36,13 @@ def fixed(config: StudyConfig) -> dict[str, Any]:
 
 
 def check(config: StudyConfig, facts: Mapping[str, Any], trials: Sequence[TrialRecord], where: Path) -> None:
-    """Compare a study's config with what the study began with, by its record.
+    """Compare a study's config with the one that it began with, which its record holds.
 
     Raises:
-        StudyError: what must not change did.
+        StudyError: a value that must not change has changed.
     """
     began = facts.get(FACT)
-    if began is None:  # begun by an older version: its complete trials tell one thing at least
+    if began is None:  # an older version began it without this fact; its trials still show `study.epochs`
         epochs = {trial.epochs for trial in trials if trial.state == "COMPLETE"}
         began = {"study.epochs": max(epochs)} if epochs else {}
     now = fixed(config)

@@ -1,4 +1,4 @@
-"""Which trials' weights stay in a study's folder: the best ones, over all runs of the study."""
+"""Keep the weights of the best trials in a study's folder, over all runs of the study; delete the others."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -7,11 +7,11 @@ from search.record.records import TrialRecord
 from search.record.study_folder import StudyFolder
 
 _Entry = tuple[bool, float, int, str]
-"""Complete trials sort first, then the better ones, then the earlier ones."""
+"""Sort key of a trial that ends with its id: complete trials first, then better ones, then earlier ones."""
 
 
 class Kept:
-    """The best `count` trials that have weights, those of earlier runs included."""
+    """The best `count` trials that have weights on disk, those of earlier runs included."""
 
     def __init__(
         self, folder: StudyFolder, *, metric: str, mode: str, count: int, earlier: Iterable[TrialRecord]
@@ -23,20 +23,21 @@ class Kept:
             for trial in earlier
             if trial.state in ("COMPLETE", "PRUNED") and metric in trial.metrics["best"]
         )
-        # One whose weights are gone takes no other one's place.
+        # A trial whose weights are gone must not take the place of one that has them.
         self._entries = list(islice((e for e in ranked if folder.best_weights(e[-1]).exists()), count))
 
     def add(self, number: int, trial_id: str, *, complete: bool, value: float) -> None:
-        """Enter a trial that ended, and remove the weights of the one that it displaces."""
+        """Enter a trial that has ended, and delete the weights of the trial that it displaces."""
         self._entries = sorted([*self._entries, self._entry(number, trial_id, complete, value)])
         for *_, dropped in self._entries[self._count :]:
             self._folder.best_weights(dropped).unlink(missing_ok=True)
         del self._entries[self._count :]
 
     def sweep(self, trials: Sequence[TrialRecord]) -> None:
-        """Remove what no trial needs any more; slots may write late, so call it last.
+        """Delete the files that no trial needs any more.
 
-        An interrupted trial keeps its files until another one goes on with it.
+        Call this last, since slots may write late. An interrupted trial keeps its files until another trial
+        has continued it.
         """
         kept = {entry[-1] for entry in self._entries}
         continued = {trial.continues for trial in trials}

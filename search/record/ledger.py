@@ -1,8 +1,8 @@
-"""The record of a study: an Optuna study in memory for speed, and the same in a file for good.
+"""The record of a study: an Optuna study in memory for speed, and its copy in a file for good.
 
-The sampler reads memory; a thread brings the storage up to date a few times a second, in one
-transaction. So the search loop waits for no commit (24 ms for all of a trial's, on SQLite), and after
-a crash the storage holds every trial as it was moments before.
+The sampler reads the study in memory. A thread updates the file a few times a second, in one transaction
+each time. So the search loop never waits for a commit (all commits of one trial take 24 ms on SQLite), and
+after a crash the file holds every trial as it was moments before.
 """
 
 import copy
@@ -32,20 +32,21 @@ from search.record.storage import STUDY_NAME, open_storage
 from search.record.study_folder import StudyFolder, trial_id
 
 PAUSE_SECONDS = 0.2
-"""Between two rounds of writing: what a crash of the whole machine may cost the record, at most."""
+"""Seconds between two rounds of writing. A crash of the whole machine loses at most this much."""
 WAITING = 500
-"""Trials at most that wait to be written."""
+"""Number of trials that may wait to be written; further entries block until there is room."""
 ON_DISK_ONLY = ("history", "effective")
-"""The long facts of an ended trial: no sampler reads them, and memory would grow with every trial."""
+"""Long facts of an ended trial that only the file holds. No sampler reads them, and keeping them would let
+memory grow with every trial."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# It warns of a damaged record before it fails on it.
+# Optuna logs a warning about a damaged record before it raises; `read` reports the error itself.
 optuna.logging.get_logger("optuna.storages._rdb.storage").setLevel(optuna.logging.ERROR)
 
 
 @contextmanager
 def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
-    """Raise what keeps the record from being written as a `fault`."""
+    """Raise errors that prevent the record from being written as a `fault`."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
@@ -56,7 +57,11 @@ def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
 
 
 class Ledger:
-    """What was suggested and what came of it. Not for several drivers at once."""
+    """Suggested trials and their results, in memory and in a file. Only one driver may have it open.
+
+    The search loop calls every method from one thread. `_open` holds Optuna's own objects of trials that
+    have not ended; `_dirty` holds copies that wait for the writer's thread, and `_wake` guards it.
+    """
 
     def __init__(
         self,
@@ -66,13 +71,13 @@ class Ledger:
         sampler: optuna.samplers.BaseSampler,
         learned: Callable[[FrozenTrial], FrozenTrial] = lambda trial: trial,
     ) -> None:
-        """Open the record, and make it where there is none.
+        """Open the record, or make it if there is none.
 
         Args:
-            path: its file.
+            path: file of the record.
             mode: `max` or `min`.
-            sampler: what suggests.
-            learned: gives an earlier trial as the sampler is to see it.
+            sampler: Optuna's sampler, which suggests the trials.
+            learned: returns an earlier trial as the sampler is to see it.
         """
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
@@ -83,7 +88,7 @@ class Ledger:
             self._storage = open_storage(path)
             try:
                 self._stored = self._take_up(learned)
-            except BaseException:
+            except BaseException:  # leave no open connection behind, also after Ctrl-C
                 storage.let_go(self._storage)
                 raise
         self._mirror = Mirror(self._storage, self._stored._study_id)
@@ -97,20 +102,20 @@ class Ledger:
         self._writer.start()
 
     def _take_up(self, learned: Callable[[FrozenTrial], FrozenTrial]) -> optuna.Study:
-        """Enter the earlier trials into memory, and return the stored study."""
+        """Copy the earlier trials into memory, and return the stored study."""
         earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
         fail_orphans(earlier)
         self._study.add_trials([_short(learned(trial)) for trial in earlier.get_trials(deepcopy=False)])
-        # Another one: Optuna's keeps every trial that it has read.
+        # Load the study again: an Optuna study keeps every trial that it has read in memory.
         return optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """Every trial so far, as memory has it."""
+        """All trials so far, as they are in memory."""
         return self._study.get_trials(deepcopy=False)
 
     def ask(self, enqueued: Mapping[str, Any] | None = None) -> optuna.Trial:
-        """Open a trial for `Space.suggest`; `enqueued` fixes searched parameters by Optuna's names."""
+        """Open a trial for `Space.suggest`; `enqueued` fixes searched parameters, by their Optuna names."""
         if enqueued is not None:
             self._study.enqueue_trial(dict(enqueued))
         trial = self._study.ask()
@@ -118,13 +123,13 @@ class Ledger:
         return trial
 
     def suggested(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Enter what was suggested for an open trial, with JSON-able facts about it."""
+        """Record the suggested parameters of an open trial, with JSON-able facts about it."""
         for name, value in attributes.items():
             self._open[number].set_user_attr(name, value)
         self._mark(self._open[number])
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Enter the metric after an epoch (counted from 1)."""
+        """Record the metric after an epoch (counted from 1)."""
         self._open[number].report(value, epoch)
         self._mark(self._open[number])
 
@@ -139,9 +144,10 @@ class Ledger:
     ) -> None:
         """Close a trial as COMPLETE (with its best value), PRUNED or FAIL, with facts about it.
 
-        `then` is called, from another thread, once the file has it: only then may it be announced.
+        The writer's thread calls `then` once the file has the trial: it may be announced only after that.
         """
         trial = self._open.pop(number)
+        # The long facts bypass memory: `_mark` hands them to the writer.
         for name, fact in attributes.items():
             if name not in ON_DISK_ONLY:
                 trial.set_user_attr(name, fact)
@@ -149,7 +155,7 @@ class Ledger:
         self._mark(trial, then, attributes)
 
     def is_open(self, number: int) -> bool:
-        """True while the trial has been asked for and not ended."""
+        """Return True if the trial was opened by `ask` and has not ended."""
         return number in self._open
 
     def records(self) -> list[TrialRecord]:
@@ -158,30 +164,30 @@ class Ledger:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `set_fact` kept."""
+        """The facts about the whole study that `set_fact` has written, also in earlier runs."""
         return self._stored.user_attrs
 
     def set_fact(self, name: str, value: Any) -> None:
-        """Keep a JSON-able fact about the whole study."""
+        """Write a JSON-able fact about the whole study to the file, at once."""
         with _writing(self._path, RecordLost):
             self._stored.set_user_attr(name, value)
 
     def close(self) -> None:
-        """Write what is left and let go of the file.
+        """Write everything that is still in memory, then close the file.
 
         Raises:
-            Exception: what kept the writer from writing.
+            Exception: the error that stopped the writer.
         """
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        self._writer.join()
+        self._writer.join()  # it writes what is left, then ends
         storage.let_go(self._storage)
         if self._failure:
             raise self._failure
 
     def flush(self) -> None:
-        """Wait until the file has all that was entered."""
+        """Wait until the file has everything that was recorded, or the writer has failed."""
         with self._wake:
             self._hurried = True
             self._wake.notify_all()
@@ -194,22 +200,25 @@ class Ledger:
         then: Callable[[], None] = lambda: None,
         facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Hand a trial as it is now to the writer, with facts that memory does not keep."""
-        # Optuna goes on writing into these dicts while the writer reads: it gets copies of its own.
+        """Hand a copy of a trial's present state to the writer, with facts that memory does not keep."""
+        # Optuna keeps changing these dicts while the writer's thread reads, so the writer gets copies.
         now = copy.copy(self._study._storage.get_trial(trial._trial_id))
         now.params, now.distributions = dict(now.params), dict(now.distributions)
         now.intermediate_values = dict(now.intermediate_values)
         now.system_attrs = dict(now.system_attrs)
         now.user_attrs = {**now.user_attrs, **facts}
         with self._wake:
-            # Whoever enters faster than the disk takes waits here, or memory would have no bound.
+            # Wait if trials come faster than the disk takes them; memory would have no bound otherwise.
             self._wake.wait_for(lambda: self._failure or len(self._dirty) < WAITING)
             if self._failure:
                 raise self._failure
+            # A later state replaces an earlier one that is still waiting, so each is written once. No `then`
+            # is lost by that: only `end` gives one, and it is the last entry of its trial.
             self._dirty[now.number] = now, then
             self._wake.notify_all()
 
     def _write_forever(self) -> None:
+        """Write waiting trials in rounds until `close` is called and none are left."""
         try:
             while True:
                 with self._wake:
@@ -218,12 +227,14 @@ class Ledger:
                     self._wake.wait_for(lambda: self._dirty or self._closing)
                     if not self._dirty:
                         return
+                    # Take the whole round under the lock, but write it outside, so that the search loop can
+                    # enter trials meanwhile. `_writing` tells `flush` that a round is not on disk yet.
                     dirty, self._dirty, self._writing = self._dirty, {}, True
                     self._wake.notify_all()
                 self._write(dirty)
-                with self._wake:  # short trials begin and end meanwhile, and are then written once
+                with self._wake:  # pause, so that a trial that begins and ends meanwhile is written once
                     self._wake.wait_for(lambda: self._hurried or self._closing, timeout=PAUSE_SECONDS)
-        except Exception as error:  # the search loop raises it at its next entry
+        except Exception as error:  # `_mark` and `close` raise it in the search loop
             with self._wake:
                 self._failure = error
                 self._wake.notify_all()
@@ -236,16 +247,16 @@ class Ledger:
 
 
 def _short(trial: FrozenTrial) -> FrozenTrial:
-    """Return a trial without the long facts."""
+    """Return a copy of a trial without the facts that only the file holds."""
     short = copy.copy(trial)
     short.user_attrs = {name: fact for name, fact in trial.user_attrs.items() if name not in ON_DISK_ONLY}
     return short
 
 
 def fail_orphans(study: optuna.Study) -> None:
-    """Fail the trials that a dead driver left running.
+    """Mark the trials that a dead driver left running as failed and interrupted.
 
-    A RUNNING trial that nobody runs would bias TPE, which counts it as a bad one (constant liar).
+    A RUNNING trial that nobody runs would bias TPE, which treats running trials as bad ones (constant liar).
     """
     for orphan in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
         facts = {"error": "interrupted: the study's driver died", "interrupted": True}
@@ -255,17 +266,17 @@ def fail_orphans(study: optuna.Study) -> None:
 
 
 def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
-    """Return the trials and the study's facts that a storage holds; it may be in use, and is not changed.
+    """Return the trials and the study's facts from a record, which may be in use and is not changed.
 
     Raises:
-        StudyError: the file is damaged, or of something else than a study.
+        StudyError: the file is damaged, or is not the record of a study.
     """
     try:
         with closing(snapshot.take(path)) as memory:
             return _read(memory)
     except StudyError:
         raise
-    except Exception as error:  # SQLite, Optuna and json each say in their own way that a file is damaged
+    except Exception as error:  # SQLite, Optuna and json each raise their own errors for a damaged file
         raise StudyError(
             f"{path}: the record must be one that this version wrote, whole, got {_reason(error)}. "
             "Restore it from a copy."
@@ -273,6 +284,7 @@ def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
 
 
 def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]]:
+    # Optuna would read much of a damaged file without complaint: let SQLite check the whole of it first.
     (found,) = memory.execute("pragma integrity_check(1)").fetchone()
     if found != "ok":
         raise sqlite3.DatabaseError(found.splitlines()[-1])
@@ -302,7 +314,7 @@ def _checked(trial: FrozenTrial) -> TrialRecord:
 
 
 def _reason(error: BaseException) -> str:
-    """Return in a line what is wrong with a file that cannot be read."""
+    """Return the cause of an error, without Optuna's and SQLAlchemy's wrappers, as one line."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     error = getattr(error, "orig", None) or error
@@ -314,7 +326,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     """Return the record of the study in a results folder.
 
     Raises:
-        StudyError: the folder has no record yet, or one that is damaged.
+        StudyError: the folder has no record yet, or the record is damaged.
     """
     config = config_file.load(folder.config)
     if not folder.database.exists():
@@ -322,7 +334,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     trials, facts = read(folder.database)
     state = facts.get("state", "running")
     if state == "running" and not folder.is_held():
-        state = "interrupted"  # its driver died
+        state = "interrupted"  # its driver died without noting the end
     record = StudyRecord(
         name=config.study.name,
         metric=config.study.metric,
@@ -369,7 +381,7 @@ def to_record(trial: FrozenTrial) -> TrialRecord:
 
 
 def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return metrics of the best and the last epoch; recalls of many classes are stored as one text each."""
+    """Return the metrics of the best and the last epoch, including recalls that were stored as one text."""
     recalls = facts.get("recalls", {})
     metrics: dict[str, dict[str, float]] = {"best": {}, "last": {}} | facts.get("metrics", {})
     return {name: values | json.loads(recalls.get(name, "{}")) for name, values in metrics.items()}

@@ -1,7 +1,8 @@
-"""How often a study's test split was read: whoever reads it for a model enters that beside the record first.
+"""Count how often a study's test split was read, in a file beside the record.
 
-A file to which lines are only appended: models are exported while a study runs and long after. A read that
-is killed counts; one that failed before it told a score is taken back by a later line.
+A read is entered before it begins. Lines are only ever appended, since models are exported while a study
+runs and long after. A read that is killed counts; a read that failed before it gave a score is withdrawn by
+a later line.
 """
 
 import json
@@ -15,10 +16,10 @@ from search.record.study_folder import StudyFolder
 
 
 def enter(folder: StudyFolder, record: StudyRecord, trial: str) -> dict[str, Any]:
-    """Enter that the test split is read for a trial, and return what its model folder says of that.
+    """Enter a read of the test split for a trial, and return the facts about it for the model folder.
 
-    `test_reads` is how often it was read by now, or None where the study's folder cannot be written;
-    `test_read` is this read's own name. A study without a test split says nothing.
+    `test_reads` is the number of reads so far, this one included, or None if the study's folder cannot be
+    written; `test_read` identifies this read. A study without a test split yields no facts.
     """
     if record.provenance.get("images", {}).get("test") == 0:
         return {}
@@ -30,15 +31,15 @@ def enter(folder: StudyFolder, record: StudyRecord, trial: str) -> dict[str, Any
 
 
 def withdraw(folder: StudyFolder, entered: dict[str, Any]) -> None:
-    """Take back what `enter` entered: the read failed."""
+    """Withdraw a read that has failed; `entered` is the result of `enter`."""
     if "test_read" in entered:
         _append(folder, {"withdrawn": entered["test_read"]})
 
 
 def of(folder: StudyFolder) -> tuple[dict[str, Any], ...]:
-    """Return each read of the test split, in order: its trial and when.
+    """Return each read of the test split, in order, as its `trial` and its time `at`.
 
-    A damaged line is a read of an unknown trial.
+    A damaged line counts as a read for an unknown trial.
     """
     try:
         lines = folder.test_reads.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -64,7 +65,7 @@ def _entry(line: str) -> dict[str, str]:
 
 
 def _append(folder: StudyFolder, entry: dict[str, str]) -> bool:
-    # The line break comes first: a line that a full disk has cut ends there.
+    # The line break comes first, so that this entry stays whole if a full disk cut the line before it.
     text = f"\n{json.dumps(entry)}"
     try:
         file = os.open(folder.test_reads, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

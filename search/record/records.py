@@ -1,7 +1,7 @@
-"""What is known of one trial, as every view of the record reads it.
+"""Plain records of studies and trials, as every view of them reads it.
 
-The sampler fills these from Optuna's storage (`optuna.db`), which is the truth; the table, the
-JSON, the CSV, TensorBoard and the exported model are views.
+The ledger makes them from Optuna's storage (`optuna.db`), which is the source of truth; the table, the
+JSON, the CSV and the exported model are views.
 """
 
 from collections.abc import Iterable
@@ -13,16 +13,17 @@ from pydantic import TypeAdapter, ValidationError
 from finetune import metrics
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
-"""Optuna's own names. PRUNED: stopped early. FAIL: no score, and `error` says why."""
+"""Optuna's names for the states of a trial. PRUNED: stopped early. FAIL: no score; `error` has the reason."""
 RECALL = metrics.VAL_RECALL
-"""Before the name of a class: its recall, one of an epoch's metrics."""
+"""Prefix of the metrics that are recalls of a class; the class name follows."""
 RECALLS_OF_AN_EPOCH = 20
-"""Classes up to which every epoch keeps each one's recall; of more, the best and the last epoch do."""
+"""Largest number of classes for which every epoch keeps all recalls; with more classes, only the best and
+the last epoch keep them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One suggestion and what came of it."""
+    """One trial: its parameters, its state and its results."""
 
     number: int
     """Order of suggestion, from 0."""
@@ -30,62 +31,63 @@ class TrialRecord:
     """Name of the trial's folders, such as `trial-0007`."""
     state: str
     params: dict[str, Any]
-    """What was suggested for this trial, by its plain name (`learning_rate`, not one per strategy)."""
+    """The trial's parameters by field name, such as `learning_rate`, without Optuna's strategy suffix."""
     baseline: str | None = None
-    """`recipe` or `scratch` where the trial was set, not sampled."""
+    """`recipe` or `scratch` for a baseline; None for other trials."""
     metrics: dict[str, dict[str, float]] = field(default_factory=lambda: {"best": {}, "last": {}})
-    """`best`: the epoch with the best `study.metric`, with its `epoch`; `last`: the last epoch."""
+    """Metrics of two epochs: `best` has the best `study.metric` and includes its `epoch`, `last` is the
+    last one."""
     epochs: int = 0
-    """Epochs reported."""
+    """Number of epochs that the trial reported."""
     seconds: float = 0.0
-    """Wall seconds from the trial's suggestion, which slots get at once, to its end."""
+    """Wall seconds from the trial's suggestion, when slots may begin it, to its end."""
     error: str | None = None
-    """Why it failed, one line; None if it did not."""
+    """Reason for a failure, one line; None if the trial did not fail."""
     note: str | None = None
-    """What else is to be known of how it was trained, one line."""
+    """Remark on the way the trial was trained, one line."""
     log: str | None = None
-    """Path of the file with the failure's full trace."""
+    """Path of the file with the full trace of a failure."""
     interrupted: bool = False
-    """It failed only because the study was interrupted; `resume` goes on with it as another trial."""
+    """True if the trial failed only because the study was interrupted; `resume` continues it as a new one."""
     continues: int | None = None
-    """Number of the interrupted trial that this one goes on with."""
+    """Number of the interrupted trial that this trial continues."""
     seed_of: int | None = None
-    """Number of the trial whose seed it uses, where not its own."""
+    """Number of the trial whose seed this trial uses; None: its own number."""
     slot: str | None = None
     retries: int = 0
-    """Times that it was tried again, from its last checkpoint, since its worker or node had died."""
+    """Number of times that the trial was tried again, from its last checkpoint, after its worker died."""
     effective: dict[str, Any] = field(default_factory=dict)
-    """What the worker really used, read back from the model and the optimiser."""
+    """The settings that the worker really used, read back from the model and the optimiser."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Every epoch's metrics, in order, each with its `epoch` (from 1); without the recalls where there are
-    more than RECALLS_OF_AN_EPOCH."""
+    """Metrics of every epoch, in order, each with its `epoch` (from 1); without the recalls if there are
+    more classes than RECALLS_OF_AN_EPOCH."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """A study as its folder tells it."""
+    """A study with all of its trials, read from its results folder."""
 
     name: str
     metric: str
     mode: str
     """`max` or `min`."""
     planned: int
-    """Trials the study was asked for, baselines included."""
+    """Number of trials that the study was asked for, baselines included."""
     epochs: int
     state: str
-    """`finished`, `interrupted` (resume goes on) or `running`."""
+    """`finished`, `interrupted` (`resume` continues it) or `running`."""
     seconds: float
-    """Wall seconds of searching, all runs of the study together."""
+    """Wall seconds of the search, all runs of the study together."""
     provenance: dict[str, Any]
     trials: tuple[TrialRecord, ...]
     folder: str
     """Path of the results folder."""
     test_reads: tuple[dict[str, Any], ...] = ()
-    """Each read of the test split so far: the `trial` whose model was measured on it, and `at`."""
+    """All reads of the test split so far: the `trial` whose model was measured on it, and the time `at`."""
 
     @property
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best `metric` of its best epoch; ties: the earlier one."""
+        """The complete trial with the best `metric` at its best epoch; the earlier one of equals."""
         done = [t for t in self.trials if t.state == "COMPLETE" and self.metric in t.metrics["best"]]
         sign = -1.0 if self.mode == "max" else 1.0
         return min(done, key=lambda t: (sign * t.metrics["best"][self.metric], t.number), default=None)
@@ -93,7 +95,7 @@ class StudyRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFacts:
-    """The facts about a whole study that its storage holds, beside others."""
+    """Those facts about a whole study whose types are checked when its record is read."""
 
     state: str = "running"
     seconds: float = 0.0
@@ -101,9 +103,9 @@ class StudyFacts:
 
 
 def standing(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials without the interrupted ones that another one has gone on with.
+    """Return the trials without the interrupted ones that another trial continues.
 
-    Whatever is counted, compared or told as a failure is among these; the record itself keeps them all.
+    Use these to count or compare trials and to report failures; the record itself keeps all trials.
     """
     trials = list(trials)
     continued = {trial.continues for trial in trials}
@@ -111,10 +113,10 @@ def standing(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def check_types(record: TrialRecord | StudyRecord | StudyFacts) -> None:
-    """Hold a record that was read from a file to its types, as no view of it does.
+    """Check the types of a record that was read from a file, since no view of it checks them.
 
     Raises:
-        TypeError: a field is of another type.
+        TypeError: a field has the wrong type.
     """
     for name, adapter in _TYPES[type(record)].items():
         try:

@@ -1,8 +1,8 @@
-"""A record as it is at this moment, in memory: reading changes no file, wherever it lies, whoever writes it.
+"""Copy a record into memory as it is now, without changing any file, even while a study writes it.
 
-SQLite makes files beside a database in write-ahead mode (`-wal`, `-shm`) even for a connection that only
-reads, and needs a folder that it may write for that. There are ways around it, one for each state that a
-record can be in (sqlite.org/wal.html, section "Read-Only Databases", and sqlite.org/uri.html).
+For a database in write-ahead mode, SQLite makes files beside it (`-wal`, `-shm`) even for a connection that
+only reads, and needs write access to the folder for that. Each state that a record can be in has its own
+way around this (sqlite.org/wal.html, section "Read-Only Databases", and sqlite.org/uri.html).
 """
 
 import os
@@ -18,21 +18,21 @@ from search.errors import StudyError
 _MAGIC = b"SQLite format 3\0"
 _READ_VERSION = 19
 _WRITE_AHEAD = 2
-"""The read version, a byte of the header, of a database in write-ahead mode (sqlite.org/fileformat.html)."""
+"""Value of the header's read version, at byte 19, in write-ahead mode (sqlite.org/fileformat.html)."""
 _TRIES = 5
 _BUSY_SECONDS = 10.0
-"""How long SQLite waits for a process that writes just now."""
+"""Seconds for which SQLite waits if another process is writing."""
 
 
 def take(path: Path) -> sqlite3.Connection:
     """Return a connection to a copy in memory of the database at `path`.
 
     Raises:
-        StudyError: it is no SQLite database.
-        sqlite3.Error: it cannot be read.
+        StudyError: the file is not an SQLite database, or changes too often to be read.
+        sqlite3.Error: the database cannot be read.
         OSError: the file cannot be opened.
     """
-    path = Path(os.path.realpath(path))  # the files beside it stand where the file itself is
+    path = Path(os.path.realpath(path))  # -wal and -shm lie beside the file itself, not beside a link to it
     if not path.is_file():
         got = "something else" if path.exists() else "no such file"
         raise StudyError(f"{path}: a record must be a file, got {got}. Restore it from a copy.")
@@ -43,21 +43,22 @@ def take(path: Path) -> sqlite3.Connection:
         except (sqlite3.Error, FileNotFoundError):
             if _state(path) == before:
                 raise
-            continue  # a study began or ended meanwhile
+            continue  # a study began or ended meanwhile, so the error may be due to that: try again
         if memory is not None:
             return memory
     raise StudyError(f"{path}: a record must hold still to be read, got {_TRIES} changes. Try again.")
 
 
 def _take(path: Path) -> sqlite3.Connection | None:
-    """Return the copy; None: a study began meanwhile, so that it may be of two moments."""
+    """Return the copy, or None if a study began meanwhile, so that the copy may mix two states."""
     if _beside(path, "-wal").exists():
         if _beside(path, "-shm").exists():
-            # Somebody writes, or was killed: their index is only read, or rebuilt in memory.
+            # A process is writing, or was killed: read its index, or rebuild one in memory.
             return _copy(path, "mode=ro&readonly_shm=1")
         return _copy_elsewhere(path)  # the folder was copied: no index, and SQLite would make one here
-    # A process must not open the file of its own SQLite connection itself: closing it drops its locks. One
-    # that is in write-ahead mode and in use has a -wal.
+    # A process must not open the file of its own SQLite connection by itself: closing it drops the locks of
+    # the connection. Reading the header here is safe: a record that is open in write-ahead mode has a -wal,
+    # and was dealt with above.
     if _header(path)[_READ_VERSION] == _WRITE_AHEAD:
         before = _state(path)
         memory = _copy(path, "mode=ro&immutable=1")  # nobody has it open
@@ -70,7 +71,7 @@ def _take(path: Path) -> sqlite3.Connection | None:
     except sqlite3.OperationalError as error:
         if "readonly" not in str(error):
             raise
-        # A writer died in the middle of a transaction: what must be undone is undone in the copy.
+        # A writer died in the middle of a transaction. SQLite rolls it back in a copy of the files.
         return _copy_elsewhere(path)
 
 
@@ -107,7 +108,7 @@ def _copy_elsewhere(path: Path) -> sqlite3.Connection:
 
 
 def _state(path: Path) -> tuple[object, ...]:
-    """Return what changes when a study begins or ends, or is written without a write-ahead log."""
+    """Return facts about the files that change if a study begins or ends, or writes without a -wal."""
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The SQLite file of a record, as Optuna's storage: made whole, opened so that a commit lasts, let go of."""
+"""The SQLite file of a record as Optuna's storage: made atomically, opened for durable commits, closed."""
 
 import os
 import sqlite3
@@ -16,11 +16,14 @@ from finetune.disk.filesystems import is_network
 
 STUDY_NAME = "study"
 BUSY_SECONDS = 60
-"""How long SQLite waits for another process, such as a dashboard, that holds the file."""
+"""Seconds for which SQLite waits if another process, such as a dashboard, has locked the file."""
 
 
 def open_storage(path: Path) -> RDBStorage:
-    """Return the SQLite storage at `path`, in write-ahead mode with every commit synced to disk."""
+    """Return the SQLite storage at `path`, with every commit synced to disk.
+
+    It uses a write-ahead log, except on a network file system, where such a log does not work.
+    """
     storage = over(lambda: sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False))
 
     @event.listens_for(storage.engine, "connect")
@@ -28,21 +31,24 @@ def open_storage(path: Path) -> RDBStorage:
         connection.execute(f"pragma journal_mode={'delete' if is_network(path) else 'wal'}")
         connection.execute("pragma synchronous=full")
 
-    storage.engine.dispose()  # connections opened so far lack the pragmas
+    storage.engine.dispose()  # connections that are open already lack the pragmas
     return storage
 
 
 def over(
     connect: Callable[[], sqlite3.Connection], pool: type[Pool] = QueuePool, **options: Any
 ) -> RDBStorage:
-    """Return a storage over connections of ours: as part of a URL, some paths would mean another file."""
+    """Return a storage whose connections come from `connect`.
+
+    A path inside a database URL would not do: some characters in it would make it name another file.
+    """
     return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": pool}, **options)
 
 
 def make(path: Path, direction: StudyDirection) -> None:
-    """Make a storage with an empty study; it appears whole.
+    """Make a storage with an empty study; it appears at `path` only when it is complete.
 
-    Whoever opened one that is half made would make the rest, and then its driver could not.
+    A reader that opened it half made would create the missing tables, and then the driver could not.
     """
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which study a config has begun: a job that is submitted again goes on with that one."""
+"""Find the earlier study of a config, so that a job which is submitted again resumes it."""
 
 import contextlib
 import re
@@ -12,17 +12,17 @@ from search.config.study import StudyConfig
 from search.record.study_folder import StudyFolder
 
 SHOWN = 3
-"""Keys that a line names; it counts all."""
+"""Number of changed keys that a message names; it only counts the others."""
 
 
 def find(config: StudyConfig) -> StudyFolder | None:
-    """Return the latest results folder in which a study with this config has begun, or None."""
+    """Return the latest results folder of a study that began with this config, or None."""
     found = [folder for folder in folders(Path(config.results)) if _is_of(folder, config)]
     return max(found, key=lambda folder: folder.database.stat().st_mtime, default=None)
 
 
 def near(config: StudyConfig) -> str | None:
-    """Return a line about the latest study of this name that has begun with another config, or None."""
+    """Return a message about the latest study of this name that began with another config, or None."""
     found: list[tuple[float, StudyFolder, list[str]]] = []
     for folder in folders(Path(config.results)):
         if folder.database.exists() and _is_named_like(folder, config):
@@ -50,7 +50,7 @@ def _differences(begun: StudyConfig, config: StudyConfig) -> list[str]:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's values by dotted key."""
+    """Return the values of a config by dotted key."""
     return {
         f"{section}.{key}" if isinstance(inner, Mapping) else section: value
         for section, inner in values.items()
@@ -59,7 +59,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def folders(results: Path) -> list[StudyFolder]:
-    """Return the studies below a folder of results, by name."""
+    """Return the folders of all studies in a folder of results, sorted by name."""
     return [StudyFolder(path.parent) for path in sorted(results.glob("*/study.yaml"))]
 
 
@@ -70,7 +70,7 @@ def _is_of(folder: StudyFolder, config: StudyConfig) -> bool:
         begun = config_file.load(folder.config)
     except ConfigErrors:  # written by another version
         return False
-    # The folder's config is named like the folder, such as NAME-2.
+    # The config in a folder has the folder's name, such as NAME-2, as its study's name.
     named = config.study.model_copy(update={"name": begun.study.name})
     return config.model_copy(update={"study": named}) == begun and _is_named_like(folder, config)
 

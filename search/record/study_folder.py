@@ -1,4 +1,4 @@
-"""Where everything of one study lies: the only place that knows the names in a results folder."""
+"""Paths of all files of one study. No other module knows the file names in a results folder."""
 
 import fcntl
 import os
@@ -8,48 +8,48 @@ from pathlib import Path
 from search.errors import StudyError
 
 ROOM_BYTES = 2**20
-"""What a study needs at least to begin: SQLite's log and its index, and a trial or two."""
+"""Bytes that must be free for a study to begin: SQLite's log and its index, and a trial or two."""
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A results folder, by its path."""
+    """The results folder of one study, with the paths of the files in it."""
 
     root: Path
 
     @property
     def config(self) -> Path:
-        """The resolved config that ran."""
+        """The resolved config of the study."""
         return self.root / "study.yaml"
 
     @property
     def database(self) -> Path:
-        """Optuna's storage: the record."""
+        """The record: Optuna's storage in an SQLite file."""
         return self.root / "optuna.db"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that runs the study."""
+        """File that the process which runs the study keeps locked."""
         return self.root / ".lock"
 
     def is_held(self) -> bool:
-        """True while a process runs the study; looking changes no file."""
+        """Return True while a process runs the study. This changes no file."""
         try:
             lock = os.open(self.lock, os.O_RDONLY)
         except FileNotFoundError:
             return False
-        except OSError:  # another user's: its record says more
+        except OSError:  # not readable, such as another user's: assume that it runs
             return True
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # held; where no file can be, filelock makes the file itself the lock
+        except OSError:  # it is locked, or locks do not work here; then filelock takes the file itself as one
             return True
         finally:
             os.close(lock)
         return False
 
     def check_room(self) -> None:
-        """Raise a StudyError if nothing can be written here, or next to nothing."""
+        """Raise a StudyError unless ROOM_BYTES can be written to the folder."""
         probe = self.root / f".room.{os.getpid()}.tmp"
         try:
             try:
@@ -64,32 +64,32 @@ class StudyFolder:
 
     @property
     def marker(self) -> Path:
-        """Written by the driver and read on every node, to see whether they share this folder."""
+        """File that the driver writes and every node reads, to check that all nodes share this folder."""
         return self.root / ".shared"
 
     @property
     def tune(self) -> Path:
-        """Tune's experiments, one per run of the study."""
+        """Folder of Ray Tune's experiments, one for each run of the study."""
         return self.root / "tune"
 
     @property
     def slots(self) -> Path:
-        """Where Train keeps what it writes of the slots' runs."""
+        """Folder in which Ray Train stores the runs of the slots."""
         return self.root / "slots"
 
     @property
     def tensorboard(self) -> Path:
-        """One event folder per trial."""
+        """Folder of TensorBoard's event files, with a folder for each trial."""
         return self.root / "tensorboard"
 
     @property
     def table(self) -> Path:
-        """The trials as CSV."""
+        """The table of all trials as CSV."""
         return self.root / "trials.csv"
 
     @property
     def test_reads(self) -> Path:
-        """Which trials' models were measured on the test split, a line each."""
+        """List of the reads of the test split, a JSON line for each; see reads.py."""
         return self.root / "test_reads.jsonl"
 
     @property
@@ -98,28 +98,33 @@ class StudyFolder:
         return self.root / "best"
 
     def trial(self, trial_id: str) -> Path:
-        """The folder of one trial's own files."""
+        """Return the folder of one trial's own files."""
         return self.root / "trials" / trial_id
 
     def best_weights(self, trial_id: str) -> Path:
-        """The trained part of a trial's model at its best epoch."""
+        """Return the path of the trained part of a trial's model at its best epoch."""
         return self.trial(trial_id) / "best.safetensors"
 
     def last_weights(self, trial_id: str) -> Path:
-        """What a trial needs to go on after an interruption; gone once it has ended."""
+        """Return the path of the checkpoint from which a trial resumes; it is deleted once the trial ends."""
         return self.trial(trial_id) / "last.safetensors"
 
     def error(self, trial_id: str) -> Path:
-        """The full trace of a failed trial."""
+        """Return the path of the full trace of a failed trial."""
         return self.trial(trial_id) / "error.txt"
 
     @classmethod
     def create(cls, results: Path, name: str) -> "StudyFolder":
-        """Make a fresh folder `results/name`, or `name-2`, `name-3`, ... where that one is taken."""
+        """Make a new folder `results/name`, or `name-2`, `name-3`, ... if that name is taken.
+
+        Raises:
+            StudyError: the folder cannot be written, or no name is free.
+        """
         try:
             results.mkdir(parents=True, exist_ok=True)
             for number in range(1, 10_000):
                 folder = cls(results / (name if number == 1 else f"{name}-{number}"))
+                # mkdir decides: of two studies that begin at once, only one gets this name.
                 try:
                     folder.root.mkdir()
                 except FileExistsError:
@@ -139,7 +144,7 @@ class StudyFolder:
         """Return the folder of an existing study.
 
         Raises:
-            StudyError: there is none.
+            StudyError: `root` holds no study.
         """
         folder = cls(root.resolve())
         if not folder.config.is_file():
@@ -151,7 +156,7 @@ class StudyFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; names in it that are not UTF-8 are written out."""
+    """Write a file atomically; characters that UTF-8 cannot encode are written as escapes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,1 +1,1 @@
-"""What to try next: the conditional space, the baselines, the sampler, and when to give a trial up."""
+"""Suggest trials and stop weak ones: the conditional space, the baselines, the sampler, early stopping."""

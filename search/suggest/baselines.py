@@ -1,13 +1,15 @@
-"""Trials that are set, not sampled: what a search has to beat, and where it starts.
+"""Fixed settings of trials that are not sampled: the baselines of a search, and its starts.
 
-`recipe` is the founding recipe on the pretrained backbone; `scratch` trains the same backbone from
-random weights, whole, and so shows what the transfer is worth. The values of `scratch` are those of
-torchvision's classification references: SGD, momentum 0.9, weight decay 1e-4, and their rate of 0.1
-for 256 images scaled to 32. Measured on the quickstart (one seed, 8 epochs): best accuracy .983 with
-0.0125, .966 with 0.05, .978 with 0.1.
+The baselines are what a search has to beat. `recipe` is the founding recipe on the pretrained backbone;
+`scratch` trains the whole backbone from random weights, and so shows what the transfer is worth. The values
+of `scratch` are those of torchvision's classification references: SGD, momentum 0.9, weight decay 1e-4, and
+their learning rate of 0.1 for 256 images scaled to 32. Measured on the first version of the quickstart, which
+trained on 70 % of the images (one seed, 8 epochs): best accuracy .983 with 0.0125, .966 with 0.05, .978 with
+0.1.
 
 The starts are one setting for each strategy, near the best ones measured in docs/decisions.md. A search
-that starts from what did well elsewhere needs fewer trials; the sampler learns from them as from its own.
+that starts from settings that did well elsewhere needs fewer trials; the sampler learns from the starts as
+from its own trials.
 """
 
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ _COMMON: Mapping[str, Value] = MappingProxyType(
         "dropout": 0.0,
         "label_smoothing": 0.0,
         "momentum": 0.9,
-        # Everything that neither the recipe nor the references have.
+        # Neither the recipe nor torchvision's references use any of these.
         "imbalance": "none",
         "layer_decay": 1.0,
         "unfreeze_epochs": 0,
@@ -69,9 +71,11 @@ STARTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "fuse": {"optimizer": "sgd", "learning_rate": 0.006, "head_size": 0, "backbone_rate": 1.0},
     }
 )
-"""Strategy -> what its first trial is, with START_FROZEN; the rest is as the study says first."""
+"""Settings of each strategy's start, besides START_FROZEN; other fields take the config's first value."""
 START_FROZEN: Mapping[str, float] = MappingProxyType({"replace": 1.0, "load": 1.0, "fuse": 0.5})
-"""Strategy -> share of the blocks that its start freezes. `fuse`: the first blocks fit many tasks as they are
-(Yosinski et al., NeurIPS 2014), and the fewer of them train, the higher a rate they bear."""
+"""Share of the blocks that each strategy's start freezes. `fuse` freezes half: the first blocks suit many
+tasks without training (Yosinski et al., NeurIPS 2014), and the fewer blocks train, the higher the learning
+rate that they tolerate."""
 START_NEAR = 1 / 8
-"""Share of the blocks by which a start that trains some of them may miss START_FROZEN; at least one block."""
+"""Share of the blocks by which the frozen blocks of a start may differ from START_FROZEN, at least one block.
+Where START_FROZEN is 1, no difference is allowed."""

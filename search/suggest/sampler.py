@@ -1,8 +1,8 @@
-"""Optuna behind Tune's `Searcher`: what to try next.
+"""Optuna behind Ray Tune's `Searcher` interface: suggest the next trial.
 
 Ray's own OptunaSearch can neither warm-start a conditional space nor tell Optuna that a trial was
-stopped early. Here the ledger holds the study; this class only suggests, and the watch (tuner.py)
-tells the ledger how each trial went.
+stopped early. Here the ledger holds the study and this class only suggests; Tune's callback
+(driver/callback.py) records in the ledger how each trial went.
 """
 
 import json
@@ -22,33 +22,46 @@ from search.suggest.tpe import BoundedTPE
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A trial that is set rather than sampled: a baseline, or one to try again."""
+    """A trial with given parameters: a baseline, a start, or an interrupted trial to continue."""
 
     params: dict[str, Any]
     baseline: str | None = None
     continues: int | None = None
-    """Number of the interrupted trial that this one goes on with."""
+    """Number of the interrupted trial that this one continues."""
     seed_of: int | None = None
-    """Number of the trial whose seed it uses: the first one that was interrupted."""
+    """Number of the trial whose seed this one uses: the first of a chain of interrupted trials."""
 
 
 @dataclass(frozen=True)
 class Suggested:
-    """A trial that was suggested and has not ended."""
+    """A trial that was suggested to Tune and has not ended."""
 
     number: int
-    """In the ledger."""
+    """Number of the trial in the ledger."""
     job: dict[str, Any]
+    """Everything that a slot needs to train the trial."""
     at: float = field(default_factory=time.monotonic)
 
 
 def make(name: str, *, seed: int) -> BaseSampler:
-    """Return Optuna's sampler: `tpe` or `random`."""
+    """Return the Optuna sampler of a name, `tpe` or `random`."""
     return RandomSampler(seed=seed) if name == "random" else BoundedTPE(seed=seed)
 
 
 class StudySearcher(Searcher):
-    """Suggests planned trials first, then sampled ones, until the study's trials are all handed out."""
+    """Suggest the planned trials first, then sampled ones, until all trials of the study are handed out.
+
+    Args:
+        ledger: record of the study, which numbers the trials.
+        space: search space of the study.
+        metric: metric that Tune reads from results.
+        mode: `max` or `min`.
+        planned: trials with given parameters, in the order in which they are suggested.
+        sampled: number of trials to sample after them.
+        make_job: makes the job of a trial from its number, parameters and plan (None for a sampled one).
+        offer: hands a job to the slots.
+        deadline: time on the monotonic clock after which no trial is suggested; None: no limit.
+    """
 
     def __init__(
         self,
@@ -69,18 +82,19 @@ class StudySearcher(Searcher):
         self._planned, self._sampled = deque(planned), sampled
         self._deadline = deadline
         self.suggested: dict[str, Suggested] = {}
-        """By Tune's trial id."""
+        """Trials that have not ended, by Tune's trial id; the callback removes them when they end."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher; nothing is restored from that, `resume` reads the ledger."""
+        """Return nothing: Tune pickles its searcher, but nothing is restored from that."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the job of the next trial, or FINISHED; a slot may begin before Tune starts the trial."""
+        """Return the job of the next trial, or FINISHED; a slot may begin it before Tune starts the trial."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return str(Searcher.FINISHED)
         if self._planned:
             plan = self._planned.popleft()
+            # Parameters outside the space stay hidden from Optuna: it would learn from values nobody sampled.
             held = self._space.holds(plan.params)
             trial = self._ledger.ask(self._space.enqueue_params(plan.params) if held else None)
             params = self._space.suggest(trial) if held else plan.params
@@ -96,27 +110,28 @@ class StudySearcher(Searcher):
         if plan is not None:
             set_by = {"baseline": plan.baseline, "continues": plan.continues, "seed_of": plan.seed_of}
             facts |= {name: fact for name, fact in set_by.items() if fact is not None}
+        # Record the trial before a slot can begin it, so that no result arrives for an unknown trial.
         self._ledger.suggested(trial.number, facts)
         self.suggested[trial_id] = Suggested(trial.number, job)
         self._offer(job)
-        # Text, as Tune copies, flattens and writes a config with many keys over and over.
+        # Return the job as text: Tune would copy, flatten and write a config of many keys over and over.
         return {"job": json.dumps(job)}
 
     def strategy_of(self, trial_id: str) -> str | None:
-        """Return the strategy of a suggested trial; None: a baseline, which is never stopped early."""
+        """Return the strategy of a suggested trial, or None for a baseline, which is never stopped early."""
         job = self.suggested[trial_id].job
         return None if job["spared"] else str(job["params"]["strategy"])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing to do: the watch enters results, also those that end a trial."""
+        """Do nothing: the callback records results, also those that end a trial."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to do: the watch ends trials, with the reason where they failed."""
+        """Do nothing: the callback ends trials in the ledger, with the reason if they failed."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the ledger is on disk already."""
+        """Do nothing: the ledger is on disk already."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a resumed study reads the ledger."""
+        """Do nothing: a resumed study reads the ledger."""

@@ -1,9 +1,12 @@
-"""Define by run: the strategy first, then only what that strategy uses.
+"""The conditional search space: the strategy is suggested first, then only the fields that it uses.
 
-Optuna knows a value by its field's name (`head_size`), followed by the strategy where the config
-says something else for each one (`learning_rate/fuse`), and by the backbone where its number of
-blocks ends the range (`frozen_layers/fuse/vgg16`): so one name never has two ranges. Shares of blocks have
-one range for all backbones.
+Optuna knows a parameter by its field's name (`head_size`), followed by the strategy if the config has a
+domain for each (`learning_rate/fuse`), and by the backbone if its number of blocks ends the range
+(`frozen_layers/fuse/vgg16`). So one name never has two ranges. Shares of blocks have one range for all
+backbones.
+
+A walk goes through FIELDS in order and asks a `_Question` for each field that is used, given the answers so
+far. Suggesting, checking and completing parameters are walks that answer the questions in different ways.
 """
 
 import copy
@@ -32,7 +35,7 @@ from search.record.records import TrialRecord
 from search.suggest.baselines import BASELINES, START_FROZEN, START_NEAR, STARTS
 
 DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
-# What decides which other fields are used is decided before them.
+# Other fields are used or not depending on the values of these, so these are walked first.
 _FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix", "l2_sp")
 FIELDS = (*_FIRST, *(field for field in SpaceSection.model_fields if field not in _FIRST), *DATA_FIELDS)
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
@@ -43,25 +46,25 @@ USED_BY = {
     "class_balanced_beta": ("imbalance", "class_balanced"),
     "logit_adjustment_tau": ("imbalance", "logit_adjustment"),
 }
-"""Field -> the field and the value of it without which it is not used."""
+"""For some fields, the field and its value that make it used."""
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class _Question:
-    """One field of one trial, whose strategy and backbone are known."""
+    """One field of one trial, with the domain that the answers so far leave to it."""
 
     field: str
     name: str
-    """Optuna's."""
+    """Optuna's name for the parameter."""
     domain: Domain | None
-    """What the config says; None: nothing for this strategy, which is not searched."""
+    """Domain in the config; None if the config has none for this strategy, which is then not searched."""
     blocks: int | None
-    """Of the trial's backbone."""
+    """Number of blocks of the trial's backbone; None while the backbone is not known."""
 
     def ask(self, trial: optuna.Trial) -> Any:
-        """The fixed value, or Optuna's."""
+        """Return the value that Optuna suggests, or the fixed one."""
         domain = self.domain
         if isinstance(domain, tuple):
             return trial.suggest_categorical(self.name, domain)
@@ -74,7 +77,7 @@ class _Question:
 
     @property
     def distribution(self) -> BaseDistribution:
-        """Optuna's, of a field that is searched."""
+        """Optuna's distribution of a field that is searched."""
         domain = self.domain
         if isinstance(domain, tuple):
             return CategoricalDistribution(domain)
@@ -86,11 +89,11 @@ class _Question:
 
     @property
     def is_searched(self) -> bool:
-        """True if Optuna is asked."""
+        """True if Optuna suggests the field, False if the config fixes it."""
         return isinstance(self.domain, tuple | Range)
 
     def held(self, value: Any) -> Value | None:
-        """`value` as the sampler writes it; None where the sampler cannot come to it."""
+        """Return `value` if it lies in the domain, in the sampler's units; else None."""
         if isinstance(self.domain, tuple):
             return next((choice for choice in self.domain if choice == value), None)
         if isinstance(self.domain, Range):
@@ -99,7 +102,7 @@ class _Question:
         return None
 
     def _of_blocks(self, value: Any) -> int | float | None:
-        """A number of blocks, a share of them or `all` in the unit of the range; None if it has none."""
+        """Return a count or share of blocks, or `all`, in the range's unit; None if it has none there."""
         if value is None or self.blocks is None or not isinstance(self.domain, Range):
             return None
         if isinstance(self.domain.low, float):
@@ -107,7 +110,11 @@ class _Question:
         return None if isinstance(value, float) else count_frozen(value, self.blocks)
 
     def numbers(self, near: int) -> Sequence[Any]:
-        """Return the sampler's choices for `frozen_layers`; of an even range of shares the one for `near`."""
+        """Return the values in the domain of `frozen_layers`.
+
+        A range of shares without steps has no list of values; of it, return only the one nearest to the
+        share of `near` blocks.
+        """
         if not isinstance(self.domain, Range):
             return self.domain if isinstance(self.domain, tuple) else ()
         low, high, step = self.domain.low, self.domain.high, self.domain.step
@@ -118,7 +125,7 @@ class _Question:
         return [low + number * step for number in range(round((high - low) / step) + 1)]
 
     def usual(self, wanted: Any = None) -> Any:
-        """`wanted` where the sampler can come to it, or the first value that the config names."""
+        """Return `wanted` if it is in the domain or there is none, else the first value in the config."""
         if self.domain is None or self.held(wanted) is not None:
             return wanted
         if isinstance(self.domain, tuple):
@@ -130,7 +137,7 @@ _Answer = Callable[[_Question], Any]
 
 
 class Space:
-    """Everything a study may try."""
+    """The search space of a study."""
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
@@ -142,22 +149,22 @@ class Space:
         """Ask Optuna for every value that the trial's strategy uses.
 
         Returns:
-            Every used field by its plain name, those that the config fixes included.
+            All used fields by plain name, those that the config fixes included.
 
         """
         return self._walk(lambda question: question.ask(trial))
 
     def holds(self, params: Mapping[str, Any]) -> bool:
-        """True if `suggest` could return `params`.
+        """Return True if `suggest` could return `params`.
 
-        A trial that is set and not held, such as the recipe with Adam where only SGD is searched, must
-        be kept from the sampler, which would credit its score to the values it does know.
+        A fixed trial outside the space, such as the recipe with Adam where only SGD is searched, must be
+        hidden from the sampler, which would credit its score to the values that it does know.
         """
         if "weights" in params or params.get("strategy") not in self._config.strategies:
             return False
         try:
             questions = self._questions(params)
-        except KeyError:  # of a study whose config was changed
+        except KeyError:  # the config was changed since: a field that is now used has no value in `params`
             return False
         return all(
             q.held(params[q.field]) is not None if q.is_searched else params[q.field] == q.usual()
@@ -165,14 +172,18 @@ class Space:
         )
 
     def enqueue_params(self, params: Mapping[str, Any]) -> dict[str, Value]:
-        """What to hand to `study.enqueue_trial` so that `suggest` returns `params`, which it must hold."""
+        """Return the arguments of `study.enqueue_trial` with which `suggest` returns `params`.
+
+        The space must contain `params`; see `holds`.
+        """
         held = {q.name: q.held(params[q.field]) for q in self._questions(params) if q.is_searched}
         return {name: value for name, value in held.items() if value is not None}
 
     def learned(self, trial: FrozenTrial) -> FrozenTrial:
-        """Return a trial of the record as this space would have suggested it: the config may have changed.
+        """Return a trial of the record as this space would have suggested it.
 
-        One that it does not hold has no parameters then, so that the sampler learns nothing of it.
+        The two differ if the config was changed. A trial outside the space loses its parameters, so that the
+        sampler learns nothing from it.
         """
         params = trial.user_attrs.get("params", {})
         asked = [q for q in self._questions(params) if q.is_searched] if self.holds(params) else []
@@ -185,14 +196,14 @@ class Space:
         return now
 
     def sampled(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`params` as the record has them once they were suggested: 9 of 18 blocks may be a share of 0.5."""
+        """Return `params` as the record holds them after a suggestion: 9 of 18 blocks may become 0.5."""
         if not self.holds(params):
             return params
         held = self.plain(self.enqueue_params(params))
         return {**params, **held}
 
     def _questions(self, params: Mapping[str, Any]) -> list[_Question]:
-        """Every question that leads to `params`."""
+        """Return the questions whose answers are `params`, in order."""
         asked: list[_Question] = []
 
         def answer(question: _Question) -> Any:
@@ -203,16 +214,17 @@ class Space:
         return asked
 
     def baseline(self, name: str) -> dict[str, Any]:
-        """Every value of a baseline, so that nothing of it is sampled.
+        """Return every value of a baseline, so that nothing of it is sampled.
 
-        How the images are seen is the default where the study allows it, else the first that it names.
+        The fields in DATA_FIELDS have their defaults if these are in the domain, else the first value in the
+        config.
         """
         fixed = BASELINES[name]
         wanted = {**_DEFAULTS, "backbone": self._config.backbones[0]}
         return self._walk(lambda q: fixed.get(q.field, q.usual(wanted.get(q.field))), fixed)
 
     def starts(self) -> list[dict[str, Any]]:
-        """The first trial of each strategy, where the sampler can come to all that `STARTS` says of it."""
+        """Return the start of each searched strategy whose settings in `STARTS` all lie in the space."""
         found = []
         for strategy in self._config.strategies:
             wanted = {"strategy": strategy, **STARTS[strategy]}
@@ -223,13 +235,16 @@ class Space:
         return found
 
     def settings(self, params: Mapping[str, Any], *, number: int, cache_dir: str) -> TrialSettings:
-        """Everything that trial `number` trains with.
+        """Return the complete settings of trial `number`.
 
         Args:
             params: by plain names, as `suggest` and `baseline` return them; those that the config
                 fixes may be missing.
-            number: order of suggestion, from 0.
-            cache_dir: absolute path of the nodes' cache.
+            number: number of the trial, from 0, from which its seed follows.
+            cache_dir: absolute path of the cache on each node.
+
+        Raises:
+            KeyError: a searched field that is used has no value in `params`.
 
         """
         values = self._walk(lambda q: params[q.field] if q.field in params else _fixed(q), params)
@@ -256,12 +271,12 @@ class Space:
         )
 
     def settings_of(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings:
-        """Everything that a trial of the record trained with, at the places where its parts lie now."""
+        """Return the complete settings of a trial in the record, with today's paths of data and weights."""
         first = trial.number if trial.seed_of is None else trial.seed_of
         return self.settings(trial.params, number=first, cache_dir=cache_dir)
 
     def settings_now(self, trial: TrialRecord, *, cache_dir: str) -> TrialSettings | None:
-        """The same, or None of a trial that the study would not make any more: its config was changed."""
+        """Return `settings_of`, or None if the config was changed and no longer yields this trial."""
         try:
             return self.settings_of(trial, cache_dir=cache_dir)
         except KeyError:
@@ -269,11 +284,14 @@ class Space:
 
     @staticmethod
     def plain(params: Mapping[str, Any]) -> dict[str, Any]:
-        """Optuna's `params` by the names of their fields, as the record shows them."""
+        """Return Optuna's `params` by the plain names of their fields, as the record holds them."""
         return {name.split("/")[0]: value for name, value in params.items()}
 
     def _walk(self, answer: _Answer, fixed: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
-        """The answers to every question that the answers before it leave open."""
+        """Ask about each field that is used, given the answers so far, and return all answers by field.
+
+        `fixed` may hold `weights`, which are no searched field and are passed on.
+        """
         params: dict[str, Any] = {}
         for field in FIELDS:
             if self._is_used(field, params):
@@ -281,25 +299,29 @@ class Space:
         return {**params, "weights": fixed["weights"]} if "weights" in fixed else params
 
     def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
+        """Return whether a trial with these answers so far uses the field."""
         if field in USED_BY:
             other, value = USED_BY[field]
             return bool(params[other] == value)
         if field == "label_smoothing":
             return bool(params["imbalance"] != "focal")
-        if field == "weight_decay":  # under `load` there is nothing that `l2_sp` does not pull already
+        if field == "weight_decay":  # under `load`, `l2_sp` pulls every weight in its place
             return not (params["strategy"] == "load" and params.get("l2_sp"))
         if field == "mix_alpha":
             return bool(params["mix"] != "none")
+        # Under `load` and `fuse` the source FC trains, so there is always a pretrained weight for `l2_sp`.
         if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and params["strategy"] == "replace"):
             blocks = self._blocks[params["backbone"]]
             return count_frozen(params["frozen_layers"], blocks) < blocks
         return field not in NOT_USED.get(params.get("strategy", ""), ())
 
     def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
+        """Return the question about a field: its domain and Optuna's name under the answers so far."""
         name, domain = field, self._domains[field]
         if isinstance(domain, PerStrategy):
             name, domain = f"{name}/{params['strategy']}", getattr(domain, params["strategy"])
         blocks = self._blocks[params["backbone"]] if "backbone" in params else None
+        # A range up to `all` ends at the number of blocks of the trial's backbone, or at the last step below.
         if isinstance(domain, Range) and domain.high == ALL_WORD and blocks is not None:
             step = domain.step or 1
             high = domain.low + (blocks - domain.low) // step * step
@@ -308,7 +330,7 @@ class Space:
         return _Question(field, name, domain, blocks)
 
     def weights(self, weights: str | Pretraining, image_size: int) -> WeightsSettings:
-        """What `model.weights` says of one backbone, as the workers read it."""
+        """Return the weights of one backbone in the config, as settings for the workers."""
         if isinstance(weights, str):
             if weights == RANDOM_WEIGHTS:
                 return WeightsSettings()
@@ -316,6 +338,7 @@ class Space:
                 WeightsSettings(file=weights) if is_weights_file(weights) else WeightsSettings(name=weights)
             )
         source, seed = weights.source, self._config.study.seed
+        # All trials share these weights, so a flip that is searched cannot follow the trial: mirror then.
         flip = _Question("", "", self._config.data.horizontal_flip, None).usual(True)
         data = DataSettings(**source.images, image_size=image_size, horizontal_flip=flip, seed=seed)
         epochs, rate = source.epochs, source.learning_rate
@@ -323,7 +346,7 @@ class Space:
 
 
 def _started(wanted: Mapping[str, Value], frozen: float, question: _Question) -> Any:
-    """What a start wants, where that is searched; else what the config says or names first."""
+    """Answer with the start's value if it is searched and in the domain, else with the config's first."""
     if not question.is_searched:
         return question.usual()
     if question.field == "frozen_layers" and question.blocks is not None:
@@ -333,20 +356,20 @@ def _started(wanted: Mapping[str, Value], frozen: float, question: _Question) ->
 
 
 def _is_near(params: Mapping[str, Any], share: float, blocks: int) -> bool:
-    """True if `params` freeze about this share of the blocks; all of them, if the share is 1."""
+    """Return True if `params` freeze about this share of the blocks, or exactly all if the share is 1."""
     missed = abs(count_frozen(params["frozen_layers"], blocks) - int(blocks * share))
     return missed <= (0 if share == 1 else max(1, int(blocks * START_NEAR)))
 
 
 def count_frozen(said: int | float | str, blocks: int) -> int:
-    """How many of the `blocks` leading blocks `frozen_layers` freezes: a share is rounded, a half up."""
+    """Return the number of blocks that a value of `frozen_layers` freezes; a share is rounded half up."""
     if said == ALL_WORD:
         return blocks
     return math.floor(said * blocks + 0.5) if isinstance(said, float) else int(said)
 
 
 def trial_seed(study_seed: int, number: int) -> int:
-    """The seed of trial `number`: 32 bits of NumPy's SeedSequence, whose mixing never changes."""
+    """Return the seed of trial `number`: 32 bits of NumPy's SeedSequence, whose algorithm never changes."""
     return int(np.random.SeedSequence((study_seed, number)).generate_state(1)[0])
 
 

@@ -1,8 +1,8 @@
 """Optuna's TPE with a bounded memory, so that a suggestion costs the same after 10,000 trials as after 1,000.
 
-Optuna's looks at every earlier trial, several times for each group of parameters of a conditional space.
-Ours shows it the good trials, as many as it models as good, and about MODELLED of the others, taken evenly
-over the study. Up to MODELLED trials the suggestions are Optuna's, to the bit.
+Optuna's TPE looks at every earlier trial, several times for each group of parameters of a conditional space.
+Here it sees the good trials, as many as it models as good, and at most MODELLED of all others, taken evenly
+over the study. Up to MODELLED trials the suggestions equal Optuna's to the bit.
 """
 
 import heapq
@@ -17,9 +17,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 MODELLED = 1000
-"""Trials at most that are modelled beside the good ones."""
+"""Largest number of trials that are modelled besides the good and the running ones."""
 BEST = 25
-"""Good trials of TPE at most: Optuna's `default_gamma`."""
+"""Largest number of trials that TPE models as good: the limit in Optuna's `default_gamma`."""
 
 
 class BoundedTPE(TPESampler):
@@ -30,37 +30,38 @@ class BoundedTPE(TPESampler):
 
     def __init__(self, *, seed: int) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group` is one
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group` is experimental
             super().__init__(seed=seed, multivariate=True, group=True)
         self._seen: tuple[optuna.Study, int, Any] | None = None
-        """The trial that is asked for, its study and its number, and what it is to be drawn from."""
+        """Study and number of the trial that is being sampled, and the view of the study for it."""
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the parameters that are drawn together; see Optuna's `BaseSampler`."""
+        """Return the parameters that are sampled together; see Optuna's `BaseSampler`."""
         return super().infer_relative_search_space(self._view(study, trial), trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw them."""
+        """Sample the parameters that are sampled together."""
         return super().sample_relative(self._view(study, trial), trial, dict(search_space))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw a parameter that no earlier trial had."""
+        """Sample a parameter that is not among those sampled together."""
         return super().sample_independent(self._view(study, trial), trial, param_name, param_distribution)
 
     def _view(self, study: optuna.Study, trial: FrozenTrial) -> Any:
+        """Return the view of the study for a trial, made once for all of the trial's parameters."""
         if self._seen is None or self._seen[0] is not study or self._seen[1] != trial.number:
             self._seen = study, trial.number, _View(study)
         return self._seen[2]
 
 
 class _View:
-    """A study as it is now, without the trials that are left out."""
+    """A study as it is now, in which the sampler sees only the trials that `remembered` returns."""
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
@@ -76,13 +77,14 @@ class _View:
 
 
 def remembered(trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """Return the BEST complete trials, every running one and, of all, every 2nd, 4th, 8th or so.
+    """Return the BEST complete trials, all running ones and, of all trials, every 2nd, 4th, 8th and so on.
 
-    Even shares, not the latest: those lie where the good ones are, and TPE then sees no difference.
+    The trials are taken evenly over the study. The latest ones alone would lie where the good ones lie, and
+    TPE would see no difference between good and bad.
     """
     stride = 1
     while len(trials) > stride * MODELLED:
-        stride *= 2  # so that what is left out stays left out
+        stride *= 2  # powers of 2, so that a trial which is left out once stays left out
     if stride == 1:
         return list(trials)
     sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0

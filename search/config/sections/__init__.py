@@ -1,4 +1,4 @@
-"""The sections of a config file, a module for each: what a key means, which values it takes, its default."""
+"""The sections of a config file, one module for each: the meaning, values and default of every key."""
 
 from search.config.sections.data import Data, Images, Source
 from search.config.sections.features import Features

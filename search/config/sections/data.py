@@ -1,4 +1,4 @@
-"""`data`: which images there are, and how the model sees them."""
+"""Section `data`: the images of the new task, their splits, and how they reach the model."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,23 +16,25 @@ Classes = Annotated[Names, Field(min_length=2)]
 
 
 class Images(Section):
-    """Which images a task has."""
+    """The images of a task."""
 
     kind: Kind = "folder"
     """`folder`: one folder per class; `manifest`: a CSV or Parquet file with the columns image, label and,
-    if wanted, split and weight; `torchvision`: one of its sets; `digits`: scikit-learn's, no download."""
+    optionally, split and weight; `torchvision`: one of torchvision's data sets; `digits`: scikit-learn's
+    handwritten digits, which need no download."""
     name: str | None = None
-    """For kind `torchvision`: the set by torchvision's class, such as CIFAR10 or Flowers102."""
+    """For kind `torchvision`: name of the data set's class in torchvision, such as CIFAR10 or Flowers102."""
     path: FilePathOrUrl | None = None
-    """The folder with the images, or the manifest, both also as a URL (s3://...); or the folder with the
-    torchvision sets. What a URL or a network file system holds is copied once to each node's own disk."""
+    """The folder with the images, or the manifest, either one also as a URL (s3://...); for kind
+    `torchvision` the folder with its data sets. Files behind a URL or on a network file system are copied
+    once to each node's own disk."""
     download: bool = False
-    """For kind `torchvision`: fetch the set where it is not below `path`."""
+    """For kind `torchvision`: download the data set if it is not below `path`."""
     classes: Classes | None = None
-    """Use only these classes, in this order; null: all."""
+    """Use only these classes, in this order; null: use all."""
     on_error: OnError = "fail"
-    """A broken image: `fail` stops the trial that reads it and names it; `skip` decodes all images once
-    at the start, leaves out the broken ones and counts them in the record."""
+    """Treatment of broken images: `fail` stops the trial that reads one and names the image; `skip` decodes
+    all images once at the start, leaves out the broken ones and counts them in the record."""
 
     @field_validator("name")
     @classmethod
@@ -68,7 +70,7 @@ class Images(Section):
 
     @property
     def images(self) -> dict[str, Any]:
-        """What says which images there are, by the names of `DataSettings`."""
+        """The fields that select the images, by their names in `DataSettings`."""
         return {field: getattr(self, field) for field in Images.model_fields}
 
 
@@ -77,31 +79,36 @@ _PATHS = {
     "manifest": "the CSV or Parquet file",
     "torchvision": "the folder of the sets",
 }
-"""Kind -> what its path is; the others take none."""
+"""Meaning of `path` for each kind that needs one."""
 
 
 class Data(Images):
-    """Which images the new task has, and how the model sees them."""
+    """The images of the new task, their splits, and how they reach the model."""
 
     image_size: Pixels = 224
-    """Side of the square that the model sees, in pixels."""
+    """Side of the square image that the model sees, in pixels."""
     batch_size: Count = 32
     """Images per optimiser step, over all workers of a trial together."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the training images taken for validation where no `val` split is given."""
+    """Share of the training images that is used for validation if there is no `val` split."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share taken for the test where neither `val` nor `test` is given."""
+    """Share of the training images that is used for the test if there is neither a `val` nor a `test`
+    split."""
     horizontal_flip: Switch = True
-    """Mirror half of the training images; false for digits, letters and everything with a direction."""
+    """Mirror half of the training images. Write false for digits, letters and other images that change
+    their meaning in a mirror."""
     views: Annotated[int, Field(ge=0)] = 0
-    """Different views of each training image, taken in turn by the epochs; 0: a new one each epoch."""
+    """Number of different augmented views of each training image, which the epochs use in turn; 0: every
+    epoch uses a new view."""
     crop_scale: Scale = 1.0
     """Smallest share of the image's area that a random crop keeps; 1.0: no random crop."""
     augment: AugmentName = "none"
-    """`trivial`: TrivialAugment, one random operation of random strength per training image."""
+    """`trivial`: TrivialAugment, which applies one random operation of random strength to each training
+    image."""
     copies_gib: Annotated[float, Field(ge=0)] = 50.0
-    """On each node, for copies of images and weights behind URLs or on network storage, of all studies
-    together; those used longest ago make room. 0: they are read where they are."""
+    """Disk space in GiB, on each node and for all studies together, for copies of images and weights that
+    lie behind URLs or on network storage. The copies used longest ago are removed to make room. 0: make no
+    copies, and read the files where they are."""
 
     @field_validator("test_share")
     @classmethod
@@ -114,9 +121,9 @@ class Data(Images):
 
 
 class Source(Images):
-    """A task to pretrain the backbone on, once; the result is kept in the cache."""
+    """A source task on which the backbone is pretrained once; the result is kept in the cache."""
 
     epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over the source images."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    """Peak rate of SGD with momentum 0.9 and a cosine schedule."""
+    """Peak learning rate of SGD with momentum 0.9 and a cosine schedule."""

@@ -1,4 +1,4 @@
-"""`features`: what is kept of frozen blocks."""
+"""Section `features`: storage for the outputs of frozen blocks."""
 
 from typing import Annotated, Literal
 
@@ -9,11 +9,14 @@ from search.config.sections.paths import FilePath
 
 
 class Features(Section):
-    """What is kept of frozen blocks, so that trials share it: decides what trials cost."""
+    """Storage for the outputs of frozen blocks, which trials share. It decides how much trials cost."""
 
     mode: Literal["auto", "off"] = "auto"
-    """`auto`: features that save time are stored on each node and used again; `off`: all are computed."""
+    """`auto`: each node stores features where that saves time, and trials reuse them; `off`: every trial
+    computes its own."""
     budget_gib: Annotated[float, Field(gt=0)] = 10.0
-    """On each node, for all studies together; what is least useful makes room."""
+    """Disk space in GiB, on each node and for all studies together. The least useful features are removed
+    to make room."""
     dir: FilePath | None = None
-    """Of each node alone, not shared. Left out: `features` in the node's cache."""
+    """Folder for the features on each node's own disk, not shared between nodes. Default: `features` in
+    the node's cache."""

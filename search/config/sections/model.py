@@ -1,4 +1,4 @@
-"""`model`: which pretrained model is transferred."""
+"""Section `model`: the pretrained model that is transferred."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ RANDOM_WEIGHTS = "none"
 
 
 def is_weights_file(weights: object) -> bool:
-    """True if `model.weights` names a file."""
+    """Return True if this value of `model.weights` names a file."""
     return isinstance(weights, str) and Path(weights).suffix in WEIGHT_FILES
 
 
@@ -44,10 +44,10 @@ BackboneName = Annotated[
 
 
 class Pretraining(Section):
-    """Weights that are trained here."""
+    """Weights that the study trains itself, on a source task."""
 
     source: Source
-    """The task they are trained on."""
+    """The task on which the weights are trained."""
 
 
 def _weights_form(value: object) -> str:
@@ -70,17 +70,17 @@ Weights = Annotated[
 
 
 class Model(Section):
-    """Which pretrained model is transferred."""
+    """The pretrained model that is transferred."""
 
     backbone: BackboneName = "resnet18"
     """Name of a torchvision classification model; docs/models.md lists them."""
     weights: Weights = "DEFAULT"
-    """A name from torchvision, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random), or a
-    source task; for several backbones also a mapping backbone -> one of these."""
+    """The name of torchvision weights, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random
+    weights), or a source task. With several backbones, a mapping may give each backbone one of these."""
     precision: Literal["auto", "exact", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 on GPUs that have it; elsewhere float32, but where a head alone reads frozen blocks in
-    training their fastest pass that changes features by little. `exact`: float32, and features are the same
-    to the bit, stored or not."""
+    """`auto`: bfloat16 on GPUs that support it, elsewhere float32; but if only a head trains, the frozen
+    blocks may run by a faster pass that changes the features a little. `exact`: float32, and features are
+    the same to the bit whether they are stored or computed anew."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -123,11 +123,11 @@ class Model(Section):
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """Every backbone that a trial may use."""
+        """All backbones that a trial may use."""
         return _names(self.backbone)
 
     def weights_of(self, backbone: str) -> "str | Pretraining":
-        """The weights of one of the backbones."""
+        """Return the weights for one of the backbones."""
         return self.weights[backbone] if isinstance(self.weights, dict) else self.weights
 
 

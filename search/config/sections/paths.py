@@ -1,4 +1,7 @@
-"""Paths in a config file: relative ones start at the current folder, `~` is the home folder."""
+"""Paths in a config, made absolute: relative ones start at the current folder, `~` is the home folder.
+
+For a config file, `config_file.load` has already replaced relative paths: they start at the file's folder.
+"""
 
 import os
 from typing import Annotated
@@ -13,10 +16,10 @@ def _absolute(path: str) -> str:
 
 
 def absolute_or_url(path: str) -> str:
-    """The path from the root, or the URL as it is."""
+    """Return the absolute path, or a URL unchanged."""
     return path if is_url(path) else _absolute(path)
 
 
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
-"""On a disk."""
+"""A path in a mounted file system; a URL is not accepted as one."""
 FilePathOrUrl = Annotated[str, Field(min_length=1), AfterValidator(absolute_or_url)]

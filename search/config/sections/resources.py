@@ -1,4 +1,4 @@
-"""`resources`: where trials run."""
+"""Section `resources`: the slots, processes, cores and GPUs that train the trials."""
 
 from typing import Annotated, Literal
 
@@ -8,19 +8,20 @@ from search.config.domain import Section, refused
 
 
 class Resources(Section):
-    """What a trial gets of the machine or cluster."""
+    """The slots of the study, and the processes, cores and GPUs of each trial."""
 
     slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials at the same time; `auto`: as many as fit. On a cluster nodes are asked for and waited for:
-    for this number, or for all that the autoscaler of `ray up` may start."""
+    """Number of trials that run at the same time; `auto`: as many as fit. On a cluster the study requests
+    nodes and waits for them: enough for this number, or with `auto` all that the autoscaler of `ray up` may
+    start."""
     workers_per_trial: Annotated[int, Field(ge=1)] = 1
     """Processes that train one trial together (DDP)."""
     gpu: bool | Literal["auto"] = "auto"
     """Train on GPUs; `auto`: if the cluster has any."""
     gpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """GPUs of each worker, where it trains on them; 0.5: two workers share one."""
+    """GPUs of each worker if the study trains on GPUs; 0.5: two workers share one."""
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
-    """Cores for each worker."""
+    """CPU cores of each worker."""
 
     @field_validator("gpu_per_worker")
     @classmethod

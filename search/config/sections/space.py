@@ -1,4 +1,4 @@
-"""`space`: the keys that are searched, and the ways to fine-tune."""
+"""Section `space`: the strategies and hyperparameters that are searched."""
 
 from search.config.domain import (
     Amount,
@@ -20,61 +20,67 @@ from search.config.domain import (
 
 
 class SpaceSection(Section):
-    """What is searched. Each key: a value, a list, a range, or a mapping strategy -> those."""
+    """The search space. Each key takes a value, a list, a range, or a mapping from strategy to these."""
 
     strategy: StrategyName = ("replace", "load", "fuse")
-    """How the source FC becomes the new head, and what trains."""
+    """Use of the source FC, the pretrained classifier: `replace` puts a new head in its place, `load` keeps
+    and fine-tunes it, `fuse` adds a new head that reads the features and the source FC together."""
     learning_rate: Rate = per_strategy(
         replace={"low": 1e-3, "high": 1e-1, "log": True},
         load={"low": 1e-3, "high": 3e-2, "log": True},
         fuse={"low": 1e-3, "high": 3e-2, "log": True},
     )
-    """Peak rate of the head. Around the best rates of a probe (.01) and of full fine-tuning (.001)."""
+    """Peak learning rate of the head. The default ranges surround the best rates of a probe (.01) and of
+    full fine-tuning (.001)."""
     head_size: Size = per_strategy(replace=(0, 64, 256, 1024), fuse=(0, 1024))
-    """Hidden units of the new head; 0: one Linear. Not used by `load`."""
+    """Hidden units of the new head; 0: a single Linear layer. Not used by `load`."""
     frozen_layers: BlockCount = per_strategy(replace="all", load="all", fuse={"low": 0, "high": "all"})
-    """How many leading blocks of the backbone stay as they are: a number, a share of them (0.5: half, for
+    """Leading blocks of the backbone that stay frozen: a number, a share of all blocks (0.5: half, for
     backbones of different depth), or `all`."""
     backbone_rate: Rate = (0.1, 1.0)
-    """Rate of the trained blocks as a multiple of `learning_rate`. Not used where all are frozen."""
+    """Learning rate of the trained blocks as a multiple of `learning_rate`. Not used if all blocks are
+    frozen."""
     optimizer: OptimizerName = "sgd"
-    """Who takes the steps."""
+    """Optimiser that updates the weights."""
     momentum: Fraction = 0.9
-    """Of `sgd`; not used by the others."""
+    """Momentum of `sgd`; not used by the other optimisers."""
     weight_decay: Amount = 1e-4
-    """Pull of all weights towards zero."""
+    """Strength of the pull of all weights towards zero."""
     dropout: Fraction = 0.0
-    """Before the last layer of a new head. Not used by `load`."""
+    """Dropout rate before the last layer of a new head. Not used by `load`."""
     schedule: ScheduleName = "cosine"
-    """How the rate goes on after the warm-up."""
+    """Course of the learning rate after the warm-up."""
     warmup_epochs: Amount = 0.0
-    """Epochs over which the rate rises from zero."""
+    """Epochs over which the learning rate rises linearly from zero."""
     label_smoothing: Fraction = 0.0
-    """Share of each label spread over all classes. Not used with `imbalance: focal`."""
+    """Share of each label that is spread over all classes. Not used with `imbalance: focal`."""
     imbalance: ImbalanceName = "none"
-    """What is done about classes of unequal size."""
+    """Remedy for classes of unequal size."""
     focal_gamma: Amount = 2.0
-    """Of `focal`: how strongly images that are classified well are discounted."""
+    """Gamma of `focal`: the larger it is, the less an image counts that is classified well; 0: no effect."""
     class_balanced_beta: Fraction = 0.999
-    """Of `class_balanced`: 0 weighs all classes alike, towards 1 by 1 / images."""
+    """Beta of `class_balanced`: 0 weighs all classes alike; towards 1 a class weighs 1 / its images."""
     logit_adjustment_tau: Rate = between(0.5, 2.0)
-    """Of `logit_adjustment`: multiple of the log prior; at 1 it is `balanced_softmax`."""
+    """Factor of the log prior in `logit_adjustment`; 1 gives `balanced_softmax`."""
     layer_decay: Scale = 1.0
-    """Rate of each trained block as a multiple of that of the next one towards the head. Not used where
-    all are frozen."""
+    """Learning rate of each trained block as a multiple of that of the next block towards the head. Not
+    used if all blocks are frozen."""
     unfreeze_epochs: Size = 0
-    """Epochs between two thaws, the head alone first, then block by block from the last one down to
-    `frozen_layers`; 0: all of them train from the start. Not used where all are frozen."""
+    """Epochs between two steps of gradual unfreezing: the head trains alone first, then each step adds a
+    block, from the last one down to `frozen_layers`. 0: all of them train from the start. Not used if all
+    blocks are frozen."""
     l2_sp: Amount = 0.0
-    """Pull of pretrained weights towards where they started, in place of their `weight_decay`; not used
-    where none of them trains."""
+    """Strength of the pull of pretrained weights towards their initial values (L2-SP), which replaces
+    their `weight_decay`. Not used if no pretrained weight trains."""
     ema_decay: Fraction = 0.0
-    """Per step, of a moving average of the weights that is evaluated and kept in their place; 0: none."""
+    """Decay per step of a moving average of the weights, which is evaluated and saved in their place; 0: no
+    average."""
     clip_norm: Amount = 0.0
-    """Largest norm of the gradient; 0: no limit."""
+    """Largest norm of the gradient, to which larger ones are clipped; 0: no limit."""
     accumulate: Count = 1
-    """Parts that each batch is computed in, one after another, to save memory."""
+    """Parts into which each batch is divided; they are computed one after another to save memory."""
     mix: MixName = "none"
-    """Blend each training image and its label with another one's of the batch."""
+    """Blend each training image and its label with those of another image of the batch."""
     mix_alpha: Rate = 0.2
-    """Of `mix`: at 1 any share of the two images is as likely; towards 0 one of them nearly fills it."""
+    """Parameter of the Beta distribution from which `mix` draws the share of each image: 1 makes all shares
+    equally likely; towards 0 one of the two images nearly fills the blend."""

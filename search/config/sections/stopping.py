@@ -1,4 +1,4 @@
-"""`early_stopping`: when a trial is given up."""
+"""Section `early_stopping`: the rule that stops trials which lag behind."""
 
 from typing import Annotated, Literal
 
@@ -8,11 +8,12 @@ from search.config.domain import Section
 
 
 class EarlyStopping(Section):
-    """Trials that lag behind others of their strategy are stopped (asynchronous successive halving)."""
+    """Early end of trials that lag behind others of their strategy (asynchronous successive halving)."""
 
     enabled: bool = True
-    """False: every trial runs all its epochs."""
+    """Stop trials early; false: every trial runs all its epochs."""
     grace: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Epochs that every trial gets; `auto`: an eighth of study.epochs, and at least 2."""
+    """Epochs that every trial may run; `auto`: an eighth of study.epochs, rounded up, and at least 2."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """One in `factor` trials of a strategy goes on at each rung: after `grace` epochs, `grace * factor`..."""
+    """One in `factor` trials of a strategy continues after each rung. The rungs are at `grace` epochs,
+    `grace * factor` epochs, and so on."""

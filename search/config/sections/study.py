@@ -1,4 +1,4 @@
-"""`study`: what is searched for, and for how long."""
+"""Section `study`: the goal of the search and its limits."""
 
 import re
 import unicodedata
@@ -11,7 +11,8 @@ from finetune.metrics import ALWAYS, LESS_IS_BETTER, TOP5, VAL_RECALL, VALIDATIO
 from search.config.domain import Section, refused
 
 METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
-"""What a study may optimise, beside the recall of a class; the images may not tell the last one."""
+"""Metrics that a study may optimise besides the recall of a class. The last one needs more than five
+classes."""
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 Mode = Literal["max", "min"]
@@ -50,41 +51,44 @@ Metric = Annotated[
 
 
 class Study(Section):
-    """What is searched for, and for how long."""
+    """The goal of the search and its limits."""
 
     name: Annotated[str, AfterValidator(_name)]
-    """Names the study's folder: `<results>/<name>`."""
+    """Name of the study and of its folder, `<results>/<name>`."""
     metric: Metric = "val/accuracy"
-    """What the search optimises, also `val/recall/<class>`; a trial counts with its best epoch."""
+    """Metric that the search optimises, also `val/recall/<class>`. A trial counts with its best epoch."""
     mode: Mode = Field(default_factory=lambda study: _mode_of(study.get("metric", "")))
-    """Left out: `min` for val/loss and val/ece, `max` for the others."""
+    """Direction in which the metric is optimised. Default: `min` for val/loss and val/ece, `max` for the
+    others."""
     trials: Annotated[int, Field(ge=1)] = 24
-    """How many settings are tried, baselines included."""
+    """Number of trials, baselines included."""
     epochs: Annotated[int, Field(ge=1)] = 8
     """Passes over the training images of a trial that is not stopped early."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the sampler, of the split and, with the trial's number, of each trial."""
+    """Seed of the sampler and of the split. Each trial's own seed follows from it and the trial's number."""
     budget: Annotated[str, BeforeValidator(_budget)] | None = None
     """Wall time for all trials, counted from when the first slot is up: `90s`, `10m`, `2h`; null: no limit.
-    Then no new trial starts, and those that run, baselines too, are stopped after their epoch. It is one for
-    the study: what its earlier runs used is gone when it is resumed."""
+    When it is used up, no new trial starts, and running trials, baselines included, are stopped after their
+    current epoch. A resumed study has only the time that its earlier runs left."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = Field(
         default_factory=lambda study: get_args(Baseline)[: study.get("trials", 2)],
         json_schema_extra={"default": list(get_args(Baseline))},
     )
-    """Trials that are set, not sampled, and run first: the founding recipe; training from random weights.
-    Left out: both, or the first where study.trials is 1."""
+    """Fixed trials that run before all sampled ones: `recipe` is the founding recipe, a new head on a frozen
+    backbone; `scratch` trains from random weights. Default: both, or only `recipe` if study.trials is 1."""
     warm_start: bool = True
-    """Then, for each strategy, one setting that did well elsewhere, where the space reaches it; these are
-    judged and learned from like sampled trials."""
+    """After the baselines, try for each strategy one setting that did well elsewhere, if the search space
+    contains it. These trials are judged and learned from like sampled ones."""
     sampler: Literal["tpe", "random"] = "tpe"
-    """Who suggests: Optuna's TPE, or chance."""
+    """Algorithm that suggests trials: Optuna's TPE, or random search."""
     isolation: Literal["slot", "process"] = "slot"
-    """Where trials run: one after another in warm slots, or each in processes of its own (slow)."""
+    """`slot`: trials run one after another in warm slots; `process`: each trial runs in processes of its
+    own, which is slow."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """How often a trial is tried again, from its last checkpoint, whose worker dies; then it fails."""
+    """Number of times that a trial whose worker dies is tried again, from its last checkpoint, before it
+    fails."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 5
-    """Models of the best trials that stay on disk."""
+    """Number of best trials whose models stay on disk."""
 
     @field_validator("mode")
     @classmethod
