@@ -172,7 +172,7 @@ class Lab(Machine):
             "idle_timeout_minutes": 60,
             "file_mounts": {
                 "~/.ray/auth_token": str(self.home / ".ray" / "auth_token"),
-                "~/transfer/spot.py": str(ROOT / "search" / "spot.py"),
+                "~/transfer/spot.py": str(ROOT / "search" / "cluster" / "spot.py"),
             },
             "setup_commands": ["chmod 600 ~/.ray/auth_token"],
             "head_start_ray_commands": ["ray stop", start("--head --port=6379", "head")],
