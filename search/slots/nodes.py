@@ -46,7 +46,7 @@ class Node:
 
 
 def here() -> Resources:
-    """Return this machine's resources as Ray counts them (it knows container quotas), without starting Ray."""
+    """Return this machine's resources by Ray's own count (which knows container quotas), without Ray."""
     logging.getLogger("ray").setLevel(logging.ERROR)  # Ray would give the same warnings again when it starts
     spec = ResourceAndLabelSpec(memory=1, object_store_memory=1)  # these two are not needed here
     found: Resources = spec.resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()
