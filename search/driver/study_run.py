@@ -31,8 +31,7 @@ from search.views.progress import Progress
 from search.views.tensorboard import Board
 
 NOTE_SECONDS = 30.0
-"""Seconds between two notes of the time used, so the time that the budget does not count if a driver is
-killed."""
+"""Seconds between two notes of the time used. If the driver is killed, at most this much is not counted."""
 
 
 class StudyRun:
@@ -66,6 +65,7 @@ class StudyRun:
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
+        # The budget counts from here on: the start of the slots is not part of it.
         self.clock = Clock(self.ledger)
         self.deadline = self.clock.deadline(study.budget_seconds)
         self.progress = Progress(
@@ -74,6 +74,7 @@ class StudyRun:
             epochs=study.epochs,
             metric=study.metric,
             mode=study.mode,
+            # Where nodes may join, `_room` updates this number as slots come and go.
             slots=len(facts) if warm.plan.ask else warm.plan.slots,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
@@ -215,6 +216,7 @@ class StudyRun:
             _hand_over(self.folder, trial_id(plan.continues), trial_id(number))
         settings = self.space.settings(params, number=first, cache_dir=str(resolve.cache_dir()))
         name = trial_id(number)
+        # Early stopping spares the baselines, so that they always have a final score to compare with.
         spared = plan is not None and plan.baseline is not None
         return {
             "id": name,
@@ -303,11 +305,13 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
         and trial.number not in continued
         and space.settings_now(trial, cache_dir="") is not None
     ]
+    # A baseline that has ended, or is run again above, is not planned a second time.
     settled = {trial.baseline for trial in earlier if not trial.interrupted}
     settled |= {plan.baseline for plan in again}
     fresh = [
         Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
     ]
+    # Neither is a start that an earlier run has tried, whatever came of it.
     tried = [space.sampled(trial.params) for trial in earlier]
     starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
     left = _left(earlier, study)
