@@ -1,4 +1,4 @@
-"""Run one trial alone, in this process, without Ray: for a debugger, and to see a failure again."""
+"""Train one trial again in this process, without Ray, to reproduce a failure or to use a debugger."""
 
 import tempfile
 from collections.abc import Callable

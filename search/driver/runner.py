@@ -186,6 +186,7 @@ def _export_best(study: StudyRun) -> str | None:
         "features": dataclasses.asdict(resolve.feature_settings(study.config)),
     }
     try:
+        # `receive` returns an empty list while the slot works, and `warm.get` raises once nobody can answer.
         warm.get(warm.exchange.submit.remote(job))
         heard = 0
         while True:

@@ -44,7 +44,7 @@ class SlotTrial(Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial's job, which a slot may have begun already; ask the exchange for nothing yet.
 
-        Tune may still drop this process and set the trial up in another one.
+        Tune may still drop this process and set the trial up in another one, and the answer would be lost.
         """
         self._job = json.loads(config["job"])
         self._heard: deque[dict[str, Any]] = deque()

@@ -25,7 +25,7 @@ on the head node, beside the exchange."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and the board keep what these would
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and TensorBoard logs replace them
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -101,7 +101,7 @@ def tune(
         SlotsLost: the exchange or the keeper died.
     """
 
-    # Tune makes the trial objects itself, and a class of its own is how they get the exchange.
+    # Tune creates the trial objects, so they get the exchange as an attribute of a class made for this study.
     class StudyTrial(SlotTrial):
         pass
 
@@ -120,7 +120,7 @@ def tune(
             storage_path=str(storage),
             callbacks=[watch],
             failure_config=ray_tune.FailureConfig(max_failures=retries),
-            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # slots keep them
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # slots write them
             verbose=0,
         ),
     )

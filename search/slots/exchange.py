@@ -369,7 +369,8 @@ class Exchange:
         slot.change.ring()  # workers that still wait in `take` see that their generation has no job
         if work is None or work.ended or work.job["id"] not in self._works:
             return
-        # No message has come from the worker, so the job is hardly what killed it: this costs no retry.
+        # No message has come from the worker, so the job is hardly what killed it: this costs no retry, but
+        # may happen NOT_BEGUN_AGAIN times only (or `retries` times, if that is more).
         if not lost and not work.started:
             if work.handed_out <= max(NOT_BEGUN_AGAIN, self._retries):
                 self._queue.appendleft(work)

@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: those that are up, those about to go, and those its autoscaler may add."""
+"""List the nodes of a Ray cluster that are up, are being drained, or may be added by its autoscaler."""
 
 import logging
 import time

@@ -187,7 +187,7 @@ class Slots:
         self._up, self._notes = 0, 0
         self._new: list[str] = []
         """Notes that `news` has not returned yet."""
-        # These calls stay open until there is news, so that looking for it costs the driver no round trip.
+        # This call stays open until there is news, so that looking for news costs the driver no round trip.
         self._change = self.exchange.watch.remote(0, 0)
         self._pulse, self._felt = self.exchange.pulse.remote(), time.monotonic()
         self._dead: str | None = None
