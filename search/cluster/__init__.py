@@ -1,1 +1,1 @@
-"""Studies on a cluster, from a laptop: the connection, jobs, what is sent, how far they are."""
+"""Studies on a cluster, from a laptop: connection, jobs, upload and status."""

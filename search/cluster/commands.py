@@ -1,4 +1,4 @@
-"""The commands that talk to a cluster from a laptop: submit, status, stop, logs, and `resume` there."""
+"""Commands that use a cluster from a laptop: submit, status, stop, logs, and `resume` and `results` there."""
 
 import shlex
 import sys
@@ -29,7 +29,7 @@ def submit(
     wait: Wait = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a study on a cluster: start it, or join or go on with the one this config has begun."""
+    """Run a study on a cluster: start it, or join or resume the earlier study of this config."""
     from search.cluster.submit import from_config
 
     results = [f"results={results_dir}"] if results_dir else []
@@ -40,14 +40,14 @@ def submit(
 def resume_there(
     folder: str, address: str | None, cluster: Path | None, *, wait: bool, as_json: bool
 ) -> None:
-    """Go on with an interrupted study on a cluster, by its folder there."""
+    """Resume an interrupted study on a cluster, named by its folder there."""
     from search.cluster.submit import from_folder
 
     start(from_folder(folder), address, cluster, wait=wait, as_json=as_json)
 
 
 def results_there(folder: str, flags: list[str], address: str | None, cluster: Path | None) -> None:
-    """Print the ranked trials of a study on a cluster."""
+    """Print the ranked trials of a study on a cluster, named by its folder there."""
     from search.cluster import connect as clusters
     from search.cluster import jobs
     from search.cluster.upload import upload
@@ -57,7 +57,7 @@ def results_there(folder: str, flags: list[str], address: str | None, cluster: P
 
 
 def start(submission: Any, address: str | None, cluster: Path | None, *, wait: bool, as_json: bool) -> None:
-    """Start or join a study's job; with `wait` end with its exit code."""
+    """Start a study's job, or join it if it runs already; with `wait`, exit with its exit code."""
     from search.cluster import connect as clusters
     from search.cluster.submit import submit as submit_job
     from search.cluster.upload import megabytes, upload
@@ -126,7 +126,7 @@ def stop(
     address: Address = None,
     cluster: Cluster = None,
 ) -> None:
-    """Stop a study on a cluster: its record is completed, its nodes are free, resume goes on."""
+    """Stop a study on a cluster: save its record, free its nodes; `resume` continues it."""
     from search.cluster import connect as clusters
     from search.cluster import jobs
 
@@ -148,7 +148,7 @@ def logs(
     address: Address = None,
     cluster: Cluster = None,
 ) -> None:
-    """Print what a study on a cluster has written; with -f follow it to its end, with its exit code."""
+    """Print the output of a study on a cluster; with -f follow it to its end and exit with its exit code."""
     from search.cluster import connect as clusters
     from search.cluster import jobs
 
@@ -160,9 +160,12 @@ def logs(
 
 
 def follow_to_the_end(client: Any, job_id: str, to: Any) -> None:
-    """Write what a job writes until it ends; end with its exit code.
+    """Copy a job's output to `to` until the job ends, then exit with its exit code.
 
     Ctrl-C ends the following, not the study.
+
+    Raises:
+        typer.Exit: always.
     """
     from search.cluster import jobs
 
@@ -180,7 +183,7 @@ def follow_to_the_end(client: Any, job_id: str, to: Any) -> None:
 
 
 def _where(address: str | None, cluster: Path | None) -> list[str]:
-    """Return the options that name the same cluster to another command."""
+    """Return the options by which another command finds the same cluster."""
     return ["--address", address] if address else ["--cluster", str(cluster)] if cluster else []
 
 

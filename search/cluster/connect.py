@@ -1,8 +1,8 @@
-"""How a laptop reaches a cluster: its address, a tunnel to it, the token, and Ray's job client.
+"""Connect a laptop to a cluster: find its address, open a tunnel, read the token, make Ray's job client.
 
-The dashboard, which takes jobs, listens on the head's loopback only. `--cluster FILE` opens an SSH tunnel
-to it for as long as a command runs (`ray dashboard` does the work); `--address URL` takes a tunnel that is
-already there.
+Jobs are submitted to Ray's dashboard, which listens on the head's loopback only. `--cluster FILE` opens an
+SSH tunnel to it for the duration of a command (with `ray dashboard`); `--address URL` uses a tunnel that is
+already open.
 """
 
 import contextlib
@@ -23,38 +23,40 @@ from search.errors import ClusterError
 from search.views.terminal import clean
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-"""In the order in which Ray's own job client reads them."""
+"""Variables that name a cluster, in the order in which Ray's own job client reads them."""
 DASHBOARD_PORT = 8265
 TUNNEL_SECONDS = 60.0
-"""For `ray dashboard` to connect; ssh itself is given as long."""
+"""Seconds for `ray dashboard` to connect; ssh itself has as long."""
 CLUSTER_FILE = Path("cluster.yaml")
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Loggers of Ray that tell of every upload and connection."""
+"""Loggers of Ray that report every upload and connection."""
 
 
 def is_given(address: str | None, cluster: Path | None) -> bool:
-    """True where options or the environment name a cluster."""
+    """True if the options or the environment name a cluster."""
     return bool(address or cluster or any(map(os.environ.get, ADDRESS_VARIABLES)))
 
 
 @contextlib.contextmanager
 def client(address: str | None, cluster: Path | None, say: Callable[[str], None]) -> Iterator[Any]:
-    """Connect to a cluster's jobs API: `address`, else `cluster`, else the environment, else `cluster.yaml`.
+    """Connect to the jobs API of the cluster that an option, the environment or ./cluster.yaml names.
+
+    The first of these that names one counts.
 
     Args:
-        address: An URL of Ray's dashboard, or what else Ray's job client understands.
-        cluster: A file that `ray up` took.
-        say: Tells the user what they should know.
+        address: URL of Ray's dashboard, or another address that Ray's job client understands.
+        cluster: Cluster file that `ray up` used; not together with `address`.
+        say: Called with each message for the user.
 
     Yields:
         Ray's `JobSubmissionClient`.
 
     Raises:
-        ClusterError: no cluster is named or none answers there, or the token is missing or refused.
+        ClusterError: no cluster is named, it does not answer, or the token is missing or refused.
     """
     if address and cluster:
         raise ClusterError(
@@ -76,12 +78,12 @@ def client(address: str | None, cluster: Path | None, say: Callable[[str], None]
 
 
 def token() -> str | None:
-    """Return the cluster's token, from where Ray itself looks for it; None where RAY_AUTH_MODE=disabled.
+    """Return the cluster's token, from where Ray itself looks for it; None with RAY_AUTH_MODE=disabled.
 
-    A token file that others could read is made private.
+    A token file that other users could read is made private.
 
     Raises:
-        ClusterError: there is none.
+        ClusterError: there is no token.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
         return None
@@ -104,13 +106,13 @@ def token() -> str | None:
 
 @contextlib.contextmanager
 def tunnel(cluster: Path) -> Iterator[str]:
-    """Open an SSH tunnel to the dashboard of a cluster that `ray up` started; closed on leaving.
+    """Open an SSH tunnel to the dashboard of a cluster that `ray up` started, and close it at the end.
 
     Yields:
-        The address of its near end.
+        The URL of the tunnel's end on this machine.
 
     Raises:
-        ClusterError: it could not be opened.
+        ClusterError: the tunnel could not be opened.
     """
     port = _free_port()
     words = [str(Path(sys.executable).with_name("ray")), "dashboard", str(cluster)]
@@ -130,7 +132,7 @@ def tunnel(cluster: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(ray.pid, 15)  # ssh is its child; the session is its own
+                os.killpg(ray.pid, 15)  # SIGTERM to `ray dashboard` and its child ssh, which share a session
             ray.wait()
 
 
@@ -165,7 +167,7 @@ def _connect(address: str) -> Any:
 
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Ray lets these variables win over the argument.
+    # Ray's client prefers this variable to its argument.
     os.environ[ADDRESS_VARIABLES[0]] = address
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     return JobSubmissionClient(address, headers=headers)
@@ -178,7 +180,7 @@ def _travels_in_plain_text(address: str) -> bool:
 
 @contextlib.contextmanager
 def _refusals(where: str) -> Iterator[None]:
-    """Say in one line what a cluster refuses."""
+    """Turn a refused token or connection into a ClusterError of one line."""
     from ray.exceptions import AuthenticationError
 
     try:

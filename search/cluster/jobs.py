@@ -1,4 +1,4 @@
-"""Studies as jobs of a Ray cluster: found, followed, asked and stopped, over Ray's own job client."""
+"""Find, follow and stop the jobs of studies on a Ray cluster, and run short commands there."""
 
 import asyncio
 import dataclasses
@@ -15,20 +15,24 @@ from search.cluster.upload import Upload
 from search.errors import ClusterError
 
 STOP_SECONDS = 120
-"""What a study has to save its record after a stop, before Ray kills it; most need a few seconds."""
+"""Seconds that a stopped study has to save its record before Ray kills it; most need a few seconds."""
 ENVIRONMENT = {
-    "PYTHONPATH": "src",  # relative: found in the job's own folder, before any installed copy
-    "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Tune stops gracefully on this one only
+    "PYTHONPATH": "src",  # relative to the job's own folder, and searched before any installed copy
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Tune stops gracefully on this signal only
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
-    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",  # the head's own dashboard, where the study runs
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",  # the dashboard of the head, on which the study runs
 }
+"""Environment variables of every job."""
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
+"""Ray's states of a job that has ended."""
 ASK_SECONDS = 120.0
+"""Seconds for a short command (`ask`) to answer."""
 _PROGRAM = ("python", "-m", "search")
 _BEGIN = "-- search begins --"
 _RECONNECTS = 20
+"""Lost connections in a row after which `follow` gives up."""
 _PAUSE_SECONDS = 1.0
-"""Before a connection is made again."""
+"""Seconds between two connections of `follow`."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,24 @@ class Job:
 
     id: str
     status: str
-    """Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    """Ray's state of the job: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     study: str
     folder: str
-    """Of its results: as its study told it, or as they were to lie when it was submitted."""
+    """Results folder: the one that the study has reported, or else the one expected at submission."""
     code: str
+    """Hash of the code that it runs."""
     began: int
-    """When it was submitted, in milliseconds since 1970."""
+    """Time of its submission, in milliseconds since 1970."""
     exit_code: int | None = None
 
     @property
     def ended(self) -> bool:
-        """True once it can no longer change."""
+        """True if the job has ended, so that its state can no longer change."""
         return self.status in ENDED
 
 
 def jobs(client: Any) -> list[Job]:
-    """Return the jobs of studies that a cluster knows, the latest last; a new head knows none."""
+    """Return the cluster's jobs that run or ran studies, the latest last; a replaced head knows none."""
     found = [_to_job(details) for details in client.list_jobs() if _of(details, "study")]
     placed = [job if job.ended else _placed(client, job) for job in found]
     return sorted(placed, key=lambda job: job.began)
@@ -63,7 +68,7 @@ def find(client: Any, name: str) -> Job:
     """Return the latest job with this id, study name or folder.
 
     Raises:
-        ClusterError: there is none.
+        ClusterError: there is no such job.
     """
     known = jobs(client)
     for job in reversed(known):
@@ -77,9 +82,9 @@ def find(client: Any, name: str) -> Job:
 
 
 def follow(client: Any, job_id: str, write: Callable[[str], None]) -> Job:
-    """Pass on what a job writes, from its first line, until it has ended; a lost connection is made again.
+    """Pass a job's output to `write`, from its first line, until the job has ended; return the ended job.
 
-    It is given up after `_RECONNECTS` in a row that brought nothing.
+    A lost connection is made again, until `_RECONNECTS` in a row have brought nothing.
 
     Raises:
         ClusterError: the cluster no longer answers.
@@ -88,7 +93,7 @@ def follow(client: Any, job_id: str, write: Callable[[str], None]) -> Job:
 
     async def tail() -> None:
         nonlocal seen, lost
-        skip = seen  # a new connection begins with the first line again
+        skip = seen  # Ray sends the log from its first line for every connection; skip what was written
         async for text in client.tail_job_logs(job_id):
             lost = 0
             new, skip = text[skip:], max(0, skip - len(text))
@@ -115,7 +120,7 @@ def stop(client: Any, job: Job) -> Job:
     """Stop a job and wait until its study has saved its record.
 
     Raises:
-        ClusterError: it does not end.
+        ClusterError: the job does not end.
     """
     client.stop_job(job.id)
     end = time.monotonic() + STOP_SECONDS + 30
@@ -127,16 +132,17 @@ def stop(client: Any, job: Job) -> Job:
 
 
 def ask(client: Any, words: Iterable[str], upload: Upload) -> str:
-    """Run a short command of ours on the cluster, where the results are, and return its stdout.
+    """Run a short command of this program on the cluster, where the results are, and return its stdout.
 
-    It runs as a job of its own that leaves nothing behind.
+    The command runs as a job, which is deleted from Ray's list afterwards.
 
     Raises:
-        ClusterError: it failed; the message is the last line that it wrote.
+        ClusterError: the command failed (the message has the last line of its output), or did not answer in
+            time.
     """
-    # Without the two variables it would ask the cluster in its turn.
+    # With these variables set, the command there would in turn ask a cluster instead of reading a folder.
     command = shlex.join(["env", "-u", "RAY_ADDRESS", "-u", "RAY_API_SERVER_ADDRESS", *_PROGRAM, *words])
-    # A job's log holds stdout and stderr together.
+    # A job's log mixes stdout and stderr, so stderr goes to a file, which is printed only after a failure.
     shell = f'm=$(mktemp); echo "{_BEGIN}"; {command} 2>"$m"; c=$?; [ $c = 0 ] || cat "$m"; rm "$m"; exit $c'
     job_id = client.submit_job(
         entrypoint=shell, runtime_env={"working_dir": str(upload.folder), "env_vars": ENVIRONMENT}
@@ -156,12 +162,12 @@ def ask(client: Any, words: Iterable[str], upload: Upload) -> str:
 
 
 def ask_json(client: Any, words: Iterable[str], upload: Upload) -> Any:
-    """Return what a command with `--json` says on the cluster."""
+    """Run a command with `--json` on the cluster and return the parsed answer."""
     return json.loads(ask(client, [*words, "--json"], upload))
 
 
 def exit_code(job: Job) -> int:
-    """Return the exit code that the study ended with; 130 for one that was stopped."""
+    """Return the exit code of an ended job's study; 130 if the job was stopped."""
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":
@@ -170,7 +176,7 @@ def exit_code(job: Job) -> int:
 
 
 def _written(log: str) -> str:
-    """Return what a command wrote, without the lines that Ray writes before it, and once behind its first."""
+    """Return a command's own output, without Ray's lines before `_BEGIN` or among the output."""
     kept = [
         line for line in log.splitlines(keepends=True) if not line.startswith("Running entrypoint for job ")
     ]
@@ -178,9 +184,9 @@ def _written(log: str) -> str:
 
 
 def _placed(client: Any, job: Job) -> Job:
-    """Return the job with the folder that its study has told; with the one it was to have until then.
+    """Return the job with the results folder that its study has written to the log, if it has done so yet.
 
-    The study itself finds its folder: another one where the name is taken, or an earlier one to go on with.
+    Only the study itself knows its folder: a new one if the name is taken, or an earlier one to resume.
     """
     told = re.search(f"^{re.escape(provenance.FOLDER_LINE)}(/.+)$", client.get_job_logs(job.id), re.MULTILINE)
     return dataclasses.replace(job, folder=told[1]) if told else job

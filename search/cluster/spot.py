@@ -1,16 +1,16 @@
-"""Turns a cloud's notice that this spot machine is about to be taken back into Ray's drain of its node.
+"""Watch for the cloud's notice that it takes this spot machine back, and then drain the machine's Ray node.
 
-The study then saves the running trial at the end of its epoch and goes on with it in another slot.
-Ray's own node providers do not look for such notices. Runs on every spot worker beside Ray, for as long as
-the machine lives; it needs nothing but Python and the `ray` command, so the one file can be copied there:
+The study then saves the running trial at the end of its epoch and continues it in another slot. Ray's own
+node providers do not look for such notices. This script runs on every spot worker beside Ray, for as long as
+the machine lives. It needs only Python and the `ray` command, so this one file can be copied there:
 
     file_mounts:
       /home/ubuntu/transfer/spot.py: search/cluster/spot.py
     worker_start_ray_commands:            # behind `ray start`
       - RAY_AUTH_MODE=token nohup python ~/transfer/spot.py < /dev/null > /tmp/spot.log 2>&1 &
 
-AWS tells two minutes ahead (EC2 User Guide, "Spot Instance interruption notices"; IMDSv2), Google Cloud
-30 seconds (Compute Engine, "Preemptible VM instances").
+AWS gives notice two minutes ahead (EC2 User Guide, "Spot Instance interruption notices"; IMDSv2), Google
+Cloud 30 seconds (Compute Engine, "Preemptible VM instances").
 """
 
 import argparse
@@ -29,29 +29,32 @@ from collections.abc import Callable
 AWS = "http://169.254.169.254"
 GCP = "http://metadata.google.internal"
 LOOK_SECONDS = 2.0
-"""Between two looks: AWS advises 5 at most, and 30 seconds of Google's are few."""
+"""Seconds between two requests: AWS advises 5 at most, and of Google's 30 seconds none should be lost."""
 ANSWER_SECONDS = 2.0
-"""For a metadata server; it is on the same machine."""
+"""Seconds for the metadata server to answer; it is on the same machine."""
 AWS_TOKEN_SECONDS = 300
+"""Seconds for which a session token of AWS's metadata server is valid."""
 AWS_NOTICE_SECONDS = 120
+"""Seconds assumed to be left if AWS's notice has no readable time."""
 GCP_NOTICE_SECONDS = 30
+"""Seconds left after Google's notice, which has no time."""
 
 Look = Callable[[], int | None]
-"""Returns the seconds that are left to the machine; None: no notice has come."""
+"""Type of `aws` and `gcp`: return the seconds left to the machine, or None if no notice has come."""
 
 
 def aws(server: str = AWS) -> int | None:
-    """Return the seconds until EC2 takes this machine back; None: no notice has come.
+    """Return the seconds until EC2 takes this machine back, or None if no notice has come.
 
     Raises:
-        OSError: no such server answers.
+        OSError: no metadata server of AWS answers.
     """
     ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(AWS_TOKEN_SECONDS)}
     token = _ask(f"{server}/latest/api/token", ttl, method="PUT")
     try:
         notice = _ask(f"{server}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
     except urllib.error.HTTPError as answer:
-        if answer.code == 404:  # documented: there is nothing to tell
+        if answer.code == 404:  # documented: there is no notice
             return None
         raise
     try:
@@ -62,10 +65,10 @@ def aws(server: str = AWS) -> int | None:
 
 
 def gcp(server: str = GCP) -> int | None:
-    """Return the seconds until Compute Engine takes this machine back; None: no notice has come.
+    """Return the seconds until Compute Engine takes this machine back, or None if no notice has come.
 
     Raises:
-        OSError: no such server answers.
+        OSError: no metadata server of Google Cloud answers.
     """
     url = f"{server}/computeMetadata/v1/instance/preempted"
     answer = _ask(url, {"Metadata-Flavor": "Google"}).strip()
@@ -73,7 +76,7 @@ def gcp(server: str = GCP) -> int | None:
 
 
 def watch(look: Look, drain: Callable[[int], None], every: float = LOOK_SECONDS) -> None:
-    """Look until a notice comes, drain the node, and return. A server that fails for a while is asked on."""
+    """Wait for a notice, drain the node and return; a metadata server that fails is asked again."""
     while True:
         try:
             left = look()
@@ -87,12 +90,17 @@ def watch(look: Look, drain: Callable[[int], None], every: float = LOOK_SECONDS)
 
 
 def drain(left: int, *, node_id: str | None = None, address: str | None = None) -> None:
-    """Tell Ray that its node here, or `node_id`, is gone in `left` seconds; tries until Ray accepts it.
+    """Tell Ray that a node will be gone in `left` seconds; repeat this until Ray accepts it.
+
+    Args:
+        left: seconds that are left to the machine.
+        node_id: id of the Ray node; None: the node on this machine.
+        address: address of the Ray cluster; None: the one that runs here.
 
     Raises:
-        subprocess.SubprocessError: Ray did not accept it in that time.
+        subprocess.SubprocessError: Ray did not accept the drain in that time.
     """
-    beside = shutil.which("ray", path=os.path.dirname(sys.executable))  # of the same environment
+    beside = shutil.which("ray", path=os.path.dirname(sys.executable))  # `ray` of this Python's environment
     words = [beside or "ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     words += ["--reason-message", "spot notice", "--deadline-remaining-seconds", str(left)]
     words += ["--node-id", node_id] if node_id else []
@@ -109,10 +117,10 @@ def drain(left: int, *, node_id: str | None = None, address: str | None = None) 
 
 
 def find_cloud() -> Look:
-    """Return how to look for a notice on this machine.
+    """Return `aws` or `gcp`, whichever metadata server answers on this machine.
 
     Raises:
-        OSError: it has no metadata server of a cloud that is known here.
+        OSError: neither answers.
     """
     for look in (aws, gcp):
         try:
@@ -124,7 +132,7 @@ def find_cloud() -> Look:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Watch this machine; return 0 once a notice has been passed on, 1 where there is no cloud to ask."""
+    """Watch this machine; return 0 after a notice has been passed on, 1 if no metadata server answers."""
     parser = argparse.ArgumentParser(description="Drain this Ray node when the cloud takes its machine back.")
     parser.add_argument("--cloud", choices=("aws", "gcp"), help="left out: the one that answers")
     parser.add_argument("--server", help="with --cloud: URL of its metadata server")
@@ -147,7 +155,7 @@ def _look(cloud: str, server: str | None) -> Look:
 
 def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
     request = urllib.request.Request(url, headers=headers, method=method)
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is another machine
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would ask its own machine
     with direct.open(request, timeout=ANSWER_SECONDS) as answer:
         text: str = answer.read().decode()
         return text

@@ -1,4 +1,4 @@
-"""How far studies are: from their records, which outlive their cluster, and from a cluster's jobs."""
+"""Report the state of studies, from their records, which outlive their cluster, and from a cluster's jobs."""
 
 import dataclasses
 import re
@@ -23,36 +23,36 @@ _RIGHT = frozenset({"done", "running", "failed", "left"})
 
 @dataclass(frozen=True, kw_only=True)
 class StudyStatus:
-    """One study, in a line."""
+    """State of one study, shown as a line."""
 
     study: str
-    """The name of its folder, or what its job calls it."""
+    """Name of its folder or, before it has one, the study's name in its job."""
     folder: str
     state: str
-    """`starting`, `running`, `interrupted` (resume goes on), `finished`, `failed` or `unreadable`."""
+    """`starting`, `running`, `interrupted` (`resume` continues it), `finished`, `failed` or `unreadable`."""
     planned: int = 0
     done: int = 0
-    """Trials that ended, failed ones included; those that a resumed study repeats do not count."""
+    """Number of trials that ended, including failed ones but not interrupted ones."""
     running: int = 0
     failed: int = 0
     metric: str = ""
     best: float | None = None
     best_trial: str | None = None
     seconds_left: float | None = None
-    """While it runs: the ended trials' mean time for each that is left, shared by those that run now."""
+    """Estimate while it runs: mean time of ended trials, times the trials left, divided by those running."""
     job: str | None = None
-    """The cluster's job that ran it last."""
+    """Id of the cluster's job that ran it last."""
     reason: str | None = None
-    """Why it is unreadable or failed."""
+    """Reason of the state `unreadable` or `failed`."""
 
 
 def in_folder(results: Path) -> list[StudyStatus]:
-    """Return every study below a folder of results, by name."""
+    """Return the state of every study below a folder of results, by name."""
     return [_read(folder) for folder in studies.folders(results)]
 
 
 def of_record(record: StudyRecord) -> StudyStatus:
-    """Return how far a study is."""
+    """Return the state of a study with this record."""
     ended = [t for t in record.trials if t.state not in ("RUNNING", "WAITING") and not t.interrupted]
     running = sum(trial.state == "RUNNING" for trial in record.trials)
     best = record.best
@@ -77,10 +77,10 @@ def of_record(record: StudyRecord) -> StudyStatus:
 
 
 def merged(records: Iterable[Mapping[str, Any]], jobs: Sequence[Job]) -> list[StudyStatus]:
-    """Return the studies of a cluster: those with a record, then the jobs whose study has none yet.
+    """Return the studies of a cluster: first those with a record, then those of jobs without a record yet.
 
     Args:
-        records: Rows as `to_json` gives them.
+        records: Rows as `to_json` returns them.
         jobs: The cluster's jobs, the latest last.
 
     """
@@ -89,7 +89,7 @@ def merged(records: Iterable[Mapping[str, Any]], jobs: Sequence[Job]) -> list[St
     for job in latest.values():
         if any(row.job == job.id for row in rows):
             continue
-        # Until the driver has entered its job in the record, the folder tells whose it is.
+        # Until the driver has entered its job in the record, match the job to its study by folder.
         at = next((i for i, row in enumerate(rows) if row.folder == job.folder), None)
         if at is None:
             rows.append(_of_job(job))
@@ -104,7 +104,7 @@ def to_json(rows: Iterable[StudyStatus]) -> list[dict[str, Any]]:
 
 
 def show(rows: Sequence[StudyStatus], out: Console) -> None:
-    """Print the rows as a table, and under it why one failed."""
+    """Print the rows as a table, and below it the reasons of failed and unreadable studies."""
     print_table(out, _HEADER, [_cells(row) for row in rows], _RIGHT)
     for row in rows:
         if row.reason:

@@ -1,8 +1,9 @@
-"""`submit` and `resume` on a cluster: what a study's job is, and starting or joining it.
+"""`submit` and `resume` on a cluster: describe a study's job, and start or join it.
 
-A job's id is `NAME-HASH`, from the study's name and its config: submitting the same study twice joins the
-first. Ray never takes an id again, so a study that goes on after it was stopped runs as `NAME-HASH-2`, and
-so on; which images, trials and files it has is told by its results folder, not by its job.
+A job's id is `NAME-HASH`, made of the study's name and a hash of its config, so submitting the same study
+twice joins the first. Ray never accepts an id again, so a study that is resumed after a stop runs as
+`NAME-HASH-2`, then `NAME-HASH-3`. All of these continue one study, whose state is in its results folder and
+not in its job.
 """
 
 import hashlib
@@ -23,23 +24,23 @@ from search.errors import ClusterError
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What makes a job of a study."""
+    """All that is needed to submit a study as a job."""
 
     study: str
     words: tuple[str, ...]
-    """The command, behind `python -m search`."""
+    """Command and arguments after `python -m search`."""
     folder: str
-    """The results folder, as far as it is known before the study has begun."""
+    """Expected results folder; the study itself chooses another one if the name is taken."""
     identity: str
-    """What makes it this study: its config, or the folder where it began."""
+    """Text that identifies the study: its config, or the folder of a study to resume."""
     config: str | None = None
-    """The config's text; None where the study has begun and has its own."""
+    """Text of the config; None to resume a study, which has its config in its folder."""
     anew: bool = False
-    """Begin another study, also where one with this identity runs or ran."""
+    """True to begin a new study even if one with this identity runs or ran."""
 
     @property
     def base(self) -> str:
-        """The id of its first job."""
+        """Id of the study's first job."""
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", self.study)
         return f"{name}-{hashlib.sha256(self.identity.encode()).hexdigest()[:8]}"
 
@@ -48,12 +49,12 @@ def from_config(path: str, overrides: Iterable[str], *, anew: bool = False) -> S
     """Return the submission of a config file's study.
 
     Args:
-        path: The file, on this machine.
+        path: Path of the file on this machine.
         overrides: `dotted.key=value`, as for `run`.
-        anew: Begin another study, also where one with this config runs or ran.
+        anew: Begin a new study even if one with this config runs or ran.
 
     Raises:
-        ConfigErrors: the config has mistakes, or paths that only this machine knows.
+        ConfigErrors: the config has mistakes, or paths that exist on this machine only.
     """
     overrides = list(overrides)
     config = config_file.load(path, overrides)
@@ -71,7 +72,7 @@ def from_config(path: str, overrides: Iterable[str], *, anew: bool = False) -> S
 
 
 def from_folder(folder: str) -> Submission:
-    """Return the submission that goes on with the study in a folder of the cluster.
+    """Return the submission that resumes the study in a folder of the cluster.
 
     Raises:
         ClusterError: the path is relative.
@@ -86,13 +87,13 @@ def from_folder(folder: str) -> Submission:
 
 
 def submit(client: Any, submission: Submission, upload: Upload) -> tuple[Job, bool]:
-    """Start a study's job, or join the one that runs it already.
+    """Start a study's job, or join the job that runs it already.
 
     Returns:
-        The job; True if it was there before.
+        The job, and True if it ran before.
 
     Raises:
-        ClusterError: the study runs with other code.
+        ClusterError: the study runs with other code, or the cluster refuses the job.
     """
     code = provenance.code_hash()
     while True:
@@ -106,7 +107,7 @@ def submit(client: Any, submission: Submission, upload: Upload) -> tuple[Job, bo
             _start(client, submission, upload, job_id, code)
         except RuntimeError as error:
             if "already exists" in str(error):
-                continue  # somebody else submitted it in this moment
+                continue  # somebody else has just submitted it: look again, and join
             raise ClusterError(f"{job_id}: the cluster must take the job, got '{error}'.") from None
         return find(client, job_id), False
 
@@ -123,7 +124,7 @@ def _start(client: Any, submission: Submission, upload: Upload, job_id: str, cod
 
 
 def _not_shared(path: str, key: str, value: str) -> Problem:
-    own = key == "features.dir"  # each node has one for itself
+    own = key == "features.dir"  # this folder is on each node's own disk, not shared
     example = f"/{'tmp' if own else 'shared'}/{PurePosixPath(value).name or 'flowers'}"
     option = f"--results {example}" if key == "results" else f"--set {key}={example}"
     which = "that every node of the cluster has" if own else "that every node of the cluster sees"

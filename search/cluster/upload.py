@@ -1,4 +1,4 @@
-"""What is sent to a cluster with a job: the code and the config, and nothing else of the checkout."""
+"""Lay out the files that are sent to a cluster with a job: the code and the config, and nothing else."""
 
 import shutil
 import tempfile
@@ -11,31 +11,32 @@ from search.errors import ClusterError
 from search.provenance import ROOT, code_files, code_folders
 
 CONFIG = "study.yaml"
-"""The study's config, as it travels."""
+"""Name of the study's config in the folder that is sent."""
 LIMIT_BYTES = 10_000_000
-"""Code is far smaller: what is larger was put there by mistake."""
+"""Limit of the size: the code is far smaller, so anything larger was put there by mistake."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A folder that is sent whole, and its size."""
+    """A folder whose whole content is sent with a job."""
 
     folder: Path
     files: int
+    """Number of files."""
     size: int
-    """Bytes, before Ray zips it."""
+    """Size in bytes, before Ray compresses it."""
 
 
 @contextmanager
 def upload(config: str | None, root: Path = ROOT) -> Iterator[Upload]:
-    """Lay out what is sent, in a temporary folder, as it lies in a checkout.
+    """Copy the code and the config to a temporary folder, arranged as in a checkout.
 
     Args:
-        config: The text of the study's config; None where the study has begun and has its own.
+        config: Text of the study's config, or None to send the code alone.
         root: The checkout, or the folder of installed packages.
 
     Raises:
-        ClusterError: it is larger than the limit; the message names the largest files.
+        ClusterError: the files exceed the limit; the message names the largest ones.
     """
     files = code_files(root)
     size = sum(path.stat().st_size for path in files.values()) + len((config or "").encode())
@@ -53,7 +54,7 @@ def upload(config: str | None, root: Path = ROOT) -> Iterator[Upload]:
 
 
 def megabytes(size: int) -> str:
-    """Return a size as people read it."""
+    """Return a size in bytes as text in megabytes."""
     return f"{size / 1e6:.2f} MB"
 
 

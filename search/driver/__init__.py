@@ -1,1 +1,1 @@
-"""One run of a study, in the process that the user starts: Ray Tune, its trials, and what they report."""
+"""The driver, the process that runs a study: its checks, Ray Tune, the trials in Tune and their callback."""

@@ -1,4 +1,4 @@
-"""Follows every trial through Tune and enters what happens: ledger, TensorBoard, progress, files."""
+"""Tune callback that records each trial's events in the ledger, TensorBoard, progress display and files."""
 
 import contextlib
 import json
@@ -24,37 +24,43 @@ from search.views.progress import Progress
 from search.views.tensorboard import Board
 
 LOOK_SECONDS = 0.5
-"""Between two looks whether the slots are lost; the search loop takes a step for each result."""
+"""Seconds between two checks whether the slots are lost; Tune's loop takes a step for each result, far more
+often."""
 MEASURED = ("epoch", "learning_rate", "seconds", "images_per_second")
-"""Metrics of an epoch beside `train/...` and `val/...`."""
+"""Names of an epoch's metrics other than `train/...` and `val/...`."""
 
 
 @dataclass
 class _Followed:
-    """One trial between its start and its end."""
+    """State of one trial between its start and its end."""
 
     number: int
     id: str
     params: dict[str, Any]
     epochs: int
-    """Of a trial that is not stopped early."""
+    """Number of epochs if the trial is not stopped early."""
     began: float
-    """By `time.monotonic`."""
+    """Start time, by `time.monotonic`."""
     history: list[dict[str, float]] = field(default_factory=list)
     slot: str | None = None
     retries: int = 0
     effective: dict[str, Any] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     recalls: dict[str, str] = field(default_factory=dict)
-    """`best` and `last`: the recalls of many classes, as `search.driver.trial.compact` wrote them."""
+    """Recalls of many classes at the epochs `best` and `last`, as text from `search.driver.trial.compact`."""
     note: str | None = None
+    """Remark of its worker for the user."""
     failed: str | None = None
-    """Why it did, by its worker."""
+    """Reason of its failure, as its worker reported it; None if it has not failed."""
     trace: str = ""
+    """Traceback of its failure."""
 
 
 class Watch(Callback):
-    """A Tune callback; its methods run in the search loop, so each must be quick."""
+    """Tune callback that follows all trials of a run of a study.
+
+    Its methods run in Tune's search loop, which handles nothing else meanwhile, so each must be quick.
+    """
 
     def __init__(
         self,
@@ -78,21 +84,23 @@ class Watch(Callback):
         self._kept = Kept(folder, metric=metric, mode=mode, count=keep_checkpoints, earlier=ledger.records())
         self._left, self._slots = left, slots
         self._lost, self._looked = lost, time.monotonic()
-        """Tells why no trial can go on any more, if so; when that was last asked."""
+        """Function that returns the reason why no trial can continue, if so; time of its last call."""
         self._followed: dict[str, _Followed] = {}
+        """Trials that have started and not ended, by Tune's trial id."""
         self.fatal: SearchError | None = None
-        """What ended the study; Tune wraps what a callback raises."""
+        """Error that ends the study; kept here because Tune wraps the exceptions of a callback."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks; nothing is restored from that, `resume` reads the ledger."""
+        """Return no state: Tune pickles its callbacks, but `resume` reads the ledger instead."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """End the study if its slots are lost, or a worker has ignored its settings.
+        """End the study if its slots are lost or a worker has ignored its settings.
 
         Raises:
-            SearchError: it ends here.
+            SearchError: the reason; Tune's loop ends with it.
         """
+        # Raised between two steps: an exception from another method would interrupt Tune within a step.
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
             self._give_up(self._lost())
@@ -100,7 +108,8 @@ class Watch(Callback):
             raise self.fatal
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Open the trial's TensorBoard run, once."""
+        """Begin to follow a trial and open its TensorBoard run."""
+        # After the death of a trial's process Tune starts it again, while the slot trains on.
         if trial.trial_id in self._followed:
             return
         self._followed[trial.trial_id] = followed = _follow(self._suggested[trial.trial_id])
@@ -110,15 +119,17 @@ class Watch(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Enter one epoch, or that the trial failed."""
+        """Record one epoch, or the failure of the trial."""
         followed = self._followed[trial.trial_id]
         if "failed" in result:
-            # Tune keeps what is left in it.
+            # Remove the long texts, as Tune keeps the last result of every trial in memory.
             followed.failed, followed.trace = result.pop("failed"), result.pop("trace")
             followed.retries = result.get("retries", followed.retries)
+            # If one worker ignores its settings, no result of the study can be trusted.
             if result.get("ignored"):
                 self.fatal = SettingsIgnored(followed.failed)
             return
+        # These facts come with the first epoch in each slot only.
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
             followed.retries = result["retries"]
@@ -126,13 +137,14 @@ class Watch(Callback):
             followed.note = result["note"]
             self._progress.note(f"{followed.id}: {followed.note}")
         if result["epoch"] <= len(followed.history):
-            return  # told again to a new process of the trial in Tune
+            return  # a new process in Tune, which replaces a dead one, reports all epochs again
         metrics = {
             name: value
             for name, value in result.items()
             if name.startswith(("train/", "val/")) or name in MEASURED
         }
         followed.history.append(metrics)
+        # The first epoch counts as best even if its metric is NaN: `_close` then fails the trial.
         better = not followed.best or self._sign * (metrics[self._metric] - followed.best[self._metric]) > 0
         if better:
             followed.best = metrics
@@ -145,11 +157,12 @@ class Watch(Callback):
         self._progress.trial_epoch(followed.id, epoch, metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial that ended by itself, failed or was stopped early, and free its slot."""
+        """Close a trial that ran to its end, failed or was stopped early, and free its slot."""
         followed = self._followed.pop(trial.trial_id)
         self._forget(trial)
         full = len(followed.history) == followed.epochs
-        # Its slot is free from here on, and what it said need not be kept for another process in Tune.
+        # This frees the slot of a trial that was stopped early, and drops the messages that the exchange kept
+        # for another process in Tune.
         self._exchange.cancel.remote(followed.id)
         if followed.failed is not None:
             self._fail(followed, followed.failed, followed.trace)
@@ -159,21 +172,23 @@ class Watch(Callback):
             self._close(followed, "COMPLETE" if full else "PRUNED")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial whose processes in Tune failed, one after another; nobody has a result of it."""
+        """Close a trial whose process in Tune failed after all retries, so that no result can arrive."""
         error = _error(trial)
+        # If the process failed because the exchange is gone, the whole study ends, not this trial alone.
         if isinstance(error, RayTaskError) and isinstance(error.cause, RayError):
             self._give_up(f"the exchange does not answer: {_last(error.cause)}")
         self._give_up(self._lost())
         if self.fatal is not None:
-            return  # it is not the trial that failed: it is interrupted, like all others
+            return  # the trial has not failed: it is interrupted, like all others (see `interrupt`)
         suggested = self._suggested[trial.trial_id]
         self._forget(trial)
         followed = self._followed.pop(trial.trial_id, None) or _follow(suggested)
-        self._exchange.cancel.remote(followed.id)  # its slot is free from here on
+        self._exchange.cancel.remote(followed.id)  # frees its slot
         self._fail(followed, f"the trial's process failed: {_last(error)}", str(error))
 
     def interrupt(self) -> None:
-        """Close what was suggested and had not ended when the study was; `resume` goes on with it."""
+        """Record every trial that has not ended as interrupted, so that `resume` continues it."""
+        # `_suggested` holds each trial until it has ended, including those that Tune has not started yet.
         for trial_id, suggested in self._suggested.items():
             followed = self._followed.get(trial_id) or _follow(suggested)
             self._close(followed, "FAIL", error="interrupted", interrupted=True)
@@ -181,10 +196,11 @@ class Watch(Callback):
         self._followed.clear()
 
     def sweep(self) -> None:
-        """Remove the weights of ended trials that are not kept; slots may write late, so call it last."""
+        """Remove the weights of ended trials that are not kept; call it last, as slots may write late."""
         self._kept.sweep(self._ledger.records())
 
     def _give_up(self, reason: str | None) -> None:
+        """Set `fatal` if there is a reason to end the study; the first reason counts."""
         if reason is not None and self.fatal is None:
             root = self._folder.root
             self.fatal = SlotsLost(
@@ -193,6 +209,7 @@ class Watch(Callback):
             )
 
     def _fail(self, followed: _Followed, reason: str, trace: str) -> None:
+        """Close a trial as failed and write its traceback to the error file."""
         log = self._folder.error(followed.id)
         write_text(log, f"{followed.id}: {reason}\n\n{trace}\n")
         self._close(followed, "FAIL", error=reason, log=str(log))
@@ -206,7 +223,9 @@ class Watch(Callback):
         log: str | None = None,
         interrupted: bool = False,
     ) -> None:
+        """Write a trial's end to the ledger and TensorBoard, and update what depends on the trials left."""
         value = followed.best.get(self._metric)
+        # A failed trial never gets a score, and a metric that is NaN or infinite cannot be compared.
         if value is not None and not math.isfinite(value):
             state, error = "FAIL", f"{self._metric} must be finite to be compared, got {value}"
         recalls = followed.recalls or None
@@ -222,34 +241,36 @@ class Watch(Callback):
         optional = {"error": error, "log": log, "interrupted": interrupted or None, "recalls": recalls}
         optional |= {"note": followed.note}
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
+        # The ledger writes in a thread. The trial is announced, and its checkpoint removed, only after the
+        # record is on disk: a driver that dies in between would otherwise have lost the trial.
         then = partial(self._entered, followed.id, state, followed.best, interrupted=interrupted)
         self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
         self._left -= 1
         if self._left < self._slots:
-            self._exchange.want.remote(self._left)  # slots without a trial to come give their nodes back
+            self._exchange.want.remote(self._left)  # slots that get no more trials end and free their nodes
         if value is not None and state != "FAIL":
             self._kept.add(followed.number, followed.id, complete=state == "COMPLETE", value=value)
 
     def _entered(self, name: str, state: str, best: dict[str, float], *, interrupted: bool) -> None:
-        """Announce an ended trial, which the record on disk has now."""
+        """Announce an ended trial, once the record on disk has it."""
         if interrupted:
             self._progress.trial_left(name)
             return
-        if state == "COMPLETE":  # until here a resumed study would need it, to know of the epochs
-            with contextlib.suppress(OSError):  # the sweep tries again
+        if state == "COMPLETE":  # until the record had the trial, a resumed study would have needed this file
+            with contextlib.suppress(OSError):  # `sweep` tries again
                 self._folder.last_weights(name).unlink()
         self._progress.trial_ended(name, state, best)
 
     def _forget(self, trial: Trial) -> None:
-        """Drop what only a running trial needs: a study may have many thousand, and Tune keeps them all."""
+        """Drop what only a running trial needs: Tune keeps all trials, and a study may have many thousand."""
         self._suggested.pop(trial.trial_id)
-        trial.metric_analysis.clear()  # Tune's statistics of each metric; the ledger has every epoch
+        trial.metric_analysis.clear()  # Tune's statistics of each metric, of no use here
         trial.metric_n_steps.clear()
 
 
 def _follow(suggested: Suggested) -> _Followed:
-    """Follow a trial from its suggestion: a slot may have begun it by the time that Tune starts it."""
+    """Return a trial's state, timed from its suggestion: a slot may train it before Tune has started it."""
     job = suggested.job
     return _Followed(
         suggested.number, job["id"], job["params"], job["settings"]["epochs"], began=suggested.at
@@ -257,7 +278,7 @@ def _follow(suggested: Suggested) -> _Followed:
 
 
 def _error(trial: Trial) -> BaseException:
-    """Return what a trial failed with; Tune writes it beside the driver first, to storage only later."""
+    """Return the error of a trial's process; Tune writes it to the driver's disk first, to storage later."""
     path = Path(trial.pickled_error_file or "")
     if path.is_file():
         error: BaseException = cloudpickle.loads(path.read_bytes())  # our own process wrote it
@@ -266,5 +287,6 @@ def _error(trial: Trial) -> BaseException:
 
 
 def _last(error: BaseException) -> str:
+    """Return the last line of an error's text, which in Ray's errors names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

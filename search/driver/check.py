@@ -1,4 +1,4 @@
-"""Look before a study runs: data, weights, backbone and capacity, without training anything."""
+"""The `check` command: examine data, weights, backbones and capacity before a study, and train nothing."""
 
 from typing import Any
 
@@ -23,13 +23,13 @@ KEPT = {"features": "features of frozen blocks", "copies": "copies of far images
 
 
 def plan(config: StudyConfig) -> dict[str, Any]:
-    """Return what a run of this config would do.
+    """Return the plan of a run with this config, as JSON values by section.
 
     Raises:
         FinetuneError: images or weights are not as the config says.
         CapacityError: the slots do not fit on this machine (or on the cluster of RAY_ADDRESS).
     """
-    # Torch is needed to look at weights and backbones; the other commands start without it.
+    # This imports torch, which is needed to look at weights; other commands start without it.
     from finetune.model import weights
 
     file_cache.limit(resolve.copies_bytes(config))
@@ -75,7 +75,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
 
 
 def resources() -> list[Resources]:
-    """Return what each node of the cluster of RAY_ADDRESS has, or else this machine, by Ray's names."""
+    """Return the resources of each node of the cluster of RAY_ADDRESS, or else of this machine."""
     if capacity.is_here():
         return [nodes.here()]
     from search.driver.runner import connected
@@ -85,7 +85,7 @@ def resources() -> list[Resources]:
 
 
 def lines(planned: dict[str, Any]) -> list[str]:
-    """Return the plan for people."""
+    """Return the plan as lines of text."""
     study, slots = planned["study"], planned["slots"]
     worker = f"{counted(slots['workers'], 'worker')} of {counted(slots['cpus_per_worker'], 'CPU')}"
     text = [
@@ -114,7 +114,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def in_words(said: Any, unit: str = "") -> str:
-    """Return what a searched key says, as JSON values, for people: `0.001 to 0.1 (logarithmic)`."""
+    """Return a config key's JSON value (a range, list or single value) as words, such as `0.001 to 0.1`."""
     if isinstance(said, dict) and "low" in said:
         ends = f"{in_words(said['low'])} to {in_words(said['high'], unit)}"
         if said["step"] is not None:
@@ -136,5 +136,5 @@ def in_words(said: Any, unit: str = "") -> str:
 
 
 def errors(planned: dict[str, Any]) -> list[str]:
-    """Return what stands in the way of a run."""
+    """Return the findings about the data that would keep a run from starting."""
     return [finding["text"] for finding in planned["data"]["findings"] if finding["grade"] == "error"]

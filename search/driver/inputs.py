@@ -1,4 +1,4 @@
-"""What a study reads, looked at before Ray is started: `check` and `run` refuse the same."""
+"""Check a study's inputs before Ray is started; used by `check` and `run`, so that both refuse the same."""
 
 import json
 import subprocess
@@ -20,16 +20,16 @@ from search.suggest.space import Space
 
 
 def scan(config: StudyConfig, *, lenient: bool = False) -> Catalog:
-    """Return the images of a study, once they tell its metric and its weights are there.
+    """List a study's images, and check that its metric, weight files and folders can be used.
 
     Args:
-        config: the study.
+        config: the study's config.
         lenient: as in `finetune.images.catalog.scan`.
 
     Raises:
         DataError: the images, or those of a source task, are not as the config says.
         WeightsError: a weights file cannot be read.
-        StudyError: a folder that it writes to cannot be made.
+        StudyError: a folder to which the study writes is not writable.
     """
     _check_folders(config)
     images = catalog.scan(resolve.data_settings(config), lenient=lenient)
@@ -44,10 +44,12 @@ def scan(config: StudyConfig, *, lenient: bool = False) -> Catalog:
 
 
 def check_fit(config: StudyConfig) -> Callable[[], None]:
-    """Begin to look into local weights files, in a process of its own: this one starts without torch.
+    """Start to check that local weights files fit their backbones, in another process.
 
-    Return a function that waits for the answer; it raises a WeightsError if a file does not fit its
-    backbone.
+    The check needs torch, whose import would delay this process.
+
+    Returns:
+        A function that waits for the answer, and raises a WeightsError if a file does not fit its backbone.
     """
     given = {name: config.model.weights_of(name) for name in config.backbones}
     local = set(resolve.weight_files(config))
@@ -61,7 +63,8 @@ def check_fit(config: StudyConfig) -> Callable[[], None]:
 
     def judge() -> None:
         done = looking.result()
-        if done.returncode == _MISFIT:  # whatever else happens there, such as a lack of memory, trials tell
+        # Any other failure there, such as a lack of memory, is left to the trials to report.
+        if done.returncode == _MISFIT:
             raise WeightsError(str(done.stdout).strip())
 
     return judge
@@ -84,10 +87,10 @@ except FinetuneError as error:
 
 
 def source_images(config: StudyConfig, backbone: str) -> Catalog:
-    """Return the images of the source task that a backbone is to be pretrained on.
+    """Return the images of the source task on which a backbone is to be pretrained.
 
     Raises:
-        DataError: they are not as the config says.
+        DataError: the images are not as the config says.
     """
     wanted = Space(config).weights(config.model.weights_of(backbone), config.least_image_size)
     assert wanted.source is not None
@@ -95,7 +98,7 @@ def source_images(config: StudyConfig, backbone: str) -> Catalog:
 
 
 def _check_folders(config: StudyConfig) -> None:
-    """Raise a StudyError if results cannot be written, or where the study runs here what is cached."""
+    """Raise a StudyError if the results folder, or a cache folder on this machine, is not writable."""
     folders = {"results": (config.results, "--results DIR")}
     if capacity.is_here():
         cache = str(resolve.cache_dir())
@@ -107,7 +110,7 @@ def _check_folders(config: StudyConfig) -> None:
 
 
 def _check_workers(workers: int, images: Catalog) -> None:
-    """Raise a DataError unless each worker of a trial gets an image of each split."""
+    """Raise a DataError unless each split has at least one image for each worker of a trial."""
     for split, found in images.splits.items():
         if found and len(found) < workers:
             raise DataError(
@@ -117,13 +120,13 @@ def _check_workers(workers: int, images: Catalog) -> None:
 
 
 def _check_file(location: str) -> None:
-    """Raise a WeightsError unless the first byte of a path or URL can be read; its content comes later."""
+    """Raise a WeightsError unless the first byte of a path or URL can be read; the content is read later."""
     got = None if filesystems.is_url(location) else filesystems.not_a_file(location)
     if got is None:
         try:
             with filesystems.open_binary(location) as file:
                 file.read(1)
-        except Exception as error:  # each of fsspec's file systems raises errors of its own
+        except Exception as error:  # each of fsspec's file systems has its own exceptions
             got = f"{type(error).__name__}: {error}"
     if got is not None:
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""What a study changes in the process that runs it: signals, environment, loggers; all is given back."""
+"""Context managers that change this process's signals, environment or loggers, and restore them."""
 
 import contextlib
 import logging
@@ -10,12 +10,12 @@ from types import FrameType
 from typing import Any
 
 STOPS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-"""`ray job stop` and Kubernetes send SIGTERM, a terminal that is closed SIGHUP."""
+"""Signals that stop a study: `ray job stop` and Kubernetes send SIGTERM, a terminal that is closed SIGHUP."""
 
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str], *, override: bool = True) -> Iterator[None]:
-    """Set environment variables for a while; those that are set already only with `override`."""
+    """Set environment variables within the block; without `override` those that are set already stay."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update({name: value for name, value in values.items() if override or before[name] is None})
     try:
@@ -30,7 +30,7 @@ def environment(values: Mapping[str, str], *, override: bool = True) -> Iterator
 
 @contextlib.contextmanager
 def levels(*loggers: str) -> Iterator[None]:
-    """Give the loggers back the levels that they have now."""
+    """Restore the present levels of the loggers at the end of the block."""
     before = {name: logging.getLogger(name).level for name in loggers}
     try:
         yield
@@ -41,21 +41,22 @@ def levels(*loggers: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handlers(*signals: int) -> Iterator[None]:
-    """Give the signals back the handlers that they have now; only a main thread may change any."""
+    """Restore the present handlers of the signals at the end of the block; only the main thread can do so."""
     before = {number: signal.getsignal(number) for number in signals} if _may_handle() else {}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # else it was not set from Python, and cannot be
+            if handler is not None:  # None: not installed from Python, so it cannot be restored from Python
                 signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Take every signal of STOPS for an interrupt (Ctrl-C): Tune stops gracefully on that one only.
+    """Treat every signal of STOPS like an interrupt (Ctrl-C), the only one on which Tune stops gracefully.
 
-    One that is ignored, as under `nohup`, stays ignored. Outside the main thread nothing is changed.
+    A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. Outside the main thread nothing
+    changes.
     """
     if not _may_handle():
         yield
@@ -64,11 +65,11 @@ def stoppable() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGTERM:
-            # Shell and kernel both tell of a closed terminal, and nothing can be written to it.
+            # Shell and kernel both send SIGHUP when a terminal closes, and writing to it would fail.
             signal.signal(number, signal.SIG_IGN)
             _silence(terminals)
         interrupt: Any = signal.getsignal(signal.SIGINT)
-        if not callable(interrupt):  # ignored, as by a shell without job control
+        if not callable(interrupt):  # SIGINT is ignored, as in background jobs of a shell without job control
             raise KeyboardInterrupt
         interrupt(signal.SIGINT, frame)
 
@@ -81,9 +82,10 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def not_for_children() -> Iterator[None]:
-    """Keep SIGHUP from processes that start meanwhile: a closed terminal tells it to all that belong to it.
+    """Block SIGHUP, so that processes started within the block inherit that and survive a closed terminal.
 
-    Ray's own would be gone before the trials are saved. Here it comes when the block ends.
+    Otherwise Ray's own processes would be gone before the trials are saved. A SIGHUP to this process is
+    delivered when the block ends.
     """
     if not (_may_handle() and hasattr(signal, "SIGHUP")):
         yield
@@ -100,6 +102,7 @@ def _may_handle() -> bool:
 
 
 def _silence(terminals: list[int]) -> None:
+    """Point these file descriptors to the null device."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in terminals:
         os.dup2(nowhere, number)

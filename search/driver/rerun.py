@@ -1,4 +1,4 @@
-"""Run one trial alone, in this process, without Ray: for a debugger, and to see a failure again."""
+"""Train one trial again in this process, without Ray, to reproduce a failure or to use a debugger."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from search.suggest.space import Space
 def run_only(
     folder: StudyFolder, config: StudyConfig, number: int, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Train trial `number` of a study again; return its last epoch's metrics.
+    """Train trial `number` of a study again and return its last epoch's metrics.
 
     The record is not changed; weights go to a temporary folder.
 
     Args:
-        folder: the study's.
-        config: of the study.
-        number: of the trial.
-        say: gets what is reported, line by line.
+        folder: the study's results folder.
+        config: the study's config.
+        number: number of the trial.
+        say: called with each line of the report.
 
     Raises:
         StudyError: the study has no such trial.
-        FinetuneError: what the trial failed with.
+        FinetuneError: the trial failed.
     """
     import torch
 
@@ -53,7 +53,7 @@ def run_only(
         else:
             say(f"effective: {message}")
 
-    torch.set_num_threads(config.resources.cpus_per_worker)  # as a slot's worker does: same bits
+    torch.set_num_threads(config.resources.cpus_per_worker)  # as in a slot, for bit-identical results
     file_cache.limit(copies_bytes(config))
     device = torch.device("cuda" if torch.cuda.is_available() and config.resources.gpu else "cpu")
     with tempfile.TemporaryDirectory() as scratch:

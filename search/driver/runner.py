@@ -1,4 +1,4 @@
-"""Run a study from its config to its record: slots, search, export of the best model."""
+"""Run or resume a study: check its inputs, start slots, search, and export the best model."""
 
 import contextlib
 import dataclasses
@@ -32,19 +32,20 @@ from search.views import export, table
 from search.views.terminal import console, print_line
 
 LOCK_SECONDS = 2.0
-"""`status` holds the lock for a moment, to see whether a study runs."""
+"""Seconds to wait for a study's lock, since `status` takes it for a moment to see whether the study runs."""
 
 
 def run(config: StudyConfig) -> StudyRecord:
-    """Run a new study and return its record; what is found on the way is in its results folder.
+    """Run a new study in a new results folder and return its record.
 
     Raises:
         DataError, WeightsError: images or weights are not as the config says.
         SearchError: the slots do not fit or did not start, or a worker ignored its settings.
     """
+    # The cheapest checks come first, so that a mistake is reported within a second and before Ray starts.
     provenance.check_code()
     _check_room_here(config)
-    check_fit = inputs.check_fit(config)  # answers while the images are listed and Ray starts
+    check_fit = inputs.check_fit(config)  # runs in the background while the images are listed and Ray starts
     images = inputs.scan(config)
     warn_of(images)
     with _new_folder(config) as folder:
@@ -52,17 +53,18 @@ def run(config: StudyConfig) -> StudyRecord:
 
 
 def warn_of(images: Catalog) -> None:
-    """Tell of images that lie there and are not used, and of what else a person should know of them."""
+    """Print warnings about the images, for example about files that are not used."""
     for finding in images.findings:
         if finding.grade == "warning":
             print_line(console(stderr=True), f"warning: data: {finding.text}")
 
 
 def resume(root: Path) -> StudyRecord:
-    """Go on with an interrupted study; one that is over is only shown, and exported if that is missing.
+    """Continue an interrupted study and return its record; if it is over, only write what its folder lacks.
 
     Raises:
-        StudyError: there is no study at `root`, another process runs it, or its images changed.
+        StudyError: there is no study at `root`, another process runs it, or its images or fixed settings have
+            changed.
     """
     provenance.check_code()
     folder = StudyFolder.open(root)
@@ -74,7 +76,7 @@ def resume(root: Path) -> StudyRecord:
             return _complete(config, folder)
     _check_room_here(config)
     images = inputs.scan(config)
-    # There is none if its first run died before the first trial.
+    # The record has no fingerprint if the first run died before its first trial.
     before = facts.get("provenance", {}).get("data_fingerprint", images.fingerprint)
     if before != images.fingerprint:
         raise StudyError(
@@ -85,14 +87,14 @@ def resume(root: Path) -> StudyRecord:
 
 
 def _check_room_here(config: StudyConfig) -> None:
-    """Raise a CapacityError if the slots do not fit, where this can be known before Ray is started."""
+    """Raise a CapacityError if the slots do not fit on this machine; a cluster is checked once connected."""
     if capacity.is_here():
         capacity.plan(config, [nodes.here()])
 
 
 @contextlib.contextmanager
 def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
-    """Make a new study's folder; nothing is left of it where the start is refused."""
+    """Make a new study's folder, and remove it again if the start is refused."""
     results = Path(config.results)
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     folder = StudyFolder.create(results, config.study.name)
@@ -101,9 +103,10 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
         write_text(folder.config, config.model_copy(update={"study": named}).to_yaml())
         yield folder
     except BaseException:
-        if not folder.database.exists():  # it is made once slots are up
+        # The database is made once slots are up; without it there is nothing to resume.
+        if not folder.database.exists():
             shutil.rmtree(folder.root, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another study may have come to lie there
+            with contextlib.suppress(OSError):  # another study may have been put there meanwhile
                 for empty in made:
                     empty.rmdir()
         raise
@@ -112,12 +115,15 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
 def _search(
     config: StudyConfig, folder: StudyFolder, images: Catalog, check_fit: Callable[[], None] = lambda: None
 ) -> StudyRecord:
-    if os.environ.get(provenance.JOB_VARIABLE):  # for whoever looks at the job from a laptop
+    """Run a study in its folder, from the connection to Ray to the exported model; return its record."""
+    # `status` and `stop` on a laptop read the folder from the job's log.
+    if os.environ.get(provenance.JOB_VARIABLE):
         print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
     folder.check_room()
     with _alone(folder), connected():
         began = time.monotonic()
         up = nodes.up()
+        # A study that does not fit, or a node that differs, is refused here, before any process starts.
         plan = capacity.plan(config, [node.resources for node in up])
         expected = preflight.expect(folder.marker, images, resolve.weight_files(config), gpu=plan.gpu)
         expected = preflight.check(expected, up)
@@ -135,28 +141,33 @@ def _search(
             tell = partial(print, file=sys.stderr)
             if not fits:
                 tell("no node has room for a slot yet: waiting for one to join")
+            # The search begins with the first slot; others join while it runs.
             facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS, tell=tell)
             study = StudyRun(config, folder, images, warm, facts)
             try:
                 state = study.search()
             finally:
                 study.close(time.monotonic() - began)
+            # A slot that is still warm exports the model, since it has torch, the images and a device.
             if state == "finished":
                 problem = _export_best(study)
         finally:
             warm.close()
+        # Only now does no slot write weights any more.
         study.watch.sweep()
     record = ledger.read_study(folder)
     table.to_csv(record, folder.table)
+    # The record and its table are written first, so that a failed export loses nothing.
     if problem is not None:
         raise _not_exported(folder, problem)
     return record
 
 
 def _export_best(study: StudyRun) -> str | None:
-    """Have a slot write the model folder of the best trial; it reads the test split.
+    """Have a slot write the model folder of the best trial, which reads the test split.
 
-    Returns why that failed, or None.
+    Returns:
+        The reason if that failed, or None.
     """
     folder, warm = study.folder, study.warm
     record = ledger.read_study(folder)
@@ -175,6 +186,7 @@ def _export_best(study: StudyRun) -> str | None:
         "features": dataclasses.asdict(resolve.feature_settings(study.config)),
     }
     try:
+        # `receive` returns an empty list while the slot works, and `warm.get` raises once nobody can answer.
         warm.get(warm.exchange.submit.remote(job))
         heard = 0
         while True:
@@ -187,7 +199,7 @@ def _export_best(study: StudyRun) -> str | None:
 
 
 def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
-    """Return the record of a study that is over; what its folder lacks is made, in this process."""
+    """Return the record of a study that is over, after writing in this process what its folder lacks."""
     record = ledger.read_study(folder)
     if record.best is not None and not export.is_whole(folder.best, record.best.id):
         study = config.study
@@ -200,7 +212,7 @@ def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
         except FinetuneError as error:
             raise _not_exported(folder, str(error)) from error
     if not folder.table.exists() or folder.table.stat().st_mtime < folder.database.stat().st_mtime:
-        table.to_csv(record, folder.table)  # the same file, unless the driver died before it
+        table.to_csv(record, folder.table)  # the driver may have died before it wrote the table
     return record
 
 
@@ -213,10 +225,10 @@ def _not_exported(folder: StudyFolder, problem: str) -> SearchError:
 
 @contextlib.contextmanager
 def _alone(folder: StudyFolder) -> Iterator[None]:
-    """Hold the study for this process.
+    """Hold the study's lock, so that no other process runs it.
 
     Raises:
-        StudyError: another process holds it.
+        StudyError: another process holds the lock.
     """
     lock = FileLock(folder.lock, timeout=LOCK_SECONDS)
     try:
@@ -230,9 +242,10 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS, the Ray that is running in this process, or start one here.
+    """Use the Ray of this process, or else join the cluster of RAY_ADDRESS, or else start Ray here.
 
-    What that changes in this process is given back: it may be a notebook.
+    Changes to the process (environment, loggers, signal handlers) are undone at the end, as it may be a
+    notebook. A Ray that ran before is left running.
     """
     quiet = process.environment(tuner.QUIET, override=False)
     with quiet, process.levels("ray", "ray.tune"):
@@ -246,7 +259,7 @@ def connected() -> Iterator[None]:
         with process.not_for_children():
             preflight.join(address, log_to_driver=False, logging_level="ERROR", **local)
         try:
-            with process.stoppable():  # Ray has put its own handlers into place
+            with process.stoppable():  # after `join`, which installs Ray's own signal handlers
                 yield
         finally:
             ray.shutdown()

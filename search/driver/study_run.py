@@ -1,4 +1,4 @@
-"""One run of a study: what it has, and what is still to do."""
+"""One run of a study: the parts that search together, and the trials that are still to run."""
 
 import contextlib
 import dataclasses
@@ -31,11 +31,19 @@ from search.views.progress import Progress
 from search.views.tensorboard import Board
 
 NOTE_SECONDS = 30.0
-"""Between two notes of the time that is used: what a killed driver may cost the budget, at most."""
+"""Seconds between two notes of the time used. If the driver is killed, at most this much is not counted."""
 
 
 class StudyRun:
-    """One run of a study: what it has, and what is still to do."""
+    """One run of a study: its ledger, sampler, callback and views, made for the trials still to run.
+
+    Args:
+        config: the study's config.
+        folder: the study's results folder.
+        images: the study's images.
+        warm: the slots, of which at least one is up.
+        facts: facts of each slot that is up, by name, for the record.
+    """
 
     def __init__(
         self, config: StudyConfig, folder: StudyFolder, images: Catalog, warm: Slots, facts: dict[str, Any]
@@ -45,8 +53,10 @@ class StudyRun:
         study = config.study
         self._anew = self._forgotten = 0
         self.space = Space(config)
+        # `past` is the record before this run touches it. Opening the ledger marks the trials that a dead
+        # driver left RUNNING as failed and interrupted.
         past = ledger.read(folder.database)[0] if folder.database.exists() else []
-        # The same seed would repeat an earlier run's first suggestions.
+        # With the same seed, the sampler would repeat an earlier run's first suggestions.
         self.ledger = Ledger(
             folder.database,
             mode=study.mode,
@@ -55,6 +65,7 @@ class StudyRun:
         )
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
+        # The budget counts from here on: the start of the slots is not part of it.
         self.clock = Clock(self.ledger)
         self.deadline = self.clock.deadline(study.budget_seconds)
         self.progress = Progress(
@@ -63,6 +74,7 @@ class StudyRun:
             epochs=study.epochs,
             metric=study.metric,
             mode=study.mode,
+            # Where nodes may join, `_room` updates this number as slots come and go.
             slots=len(facts) if warm.plan.ask else warm.plan.slots,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
@@ -99,11 +111,11 @@ class StudyRun:
             lost=warm.lost,
         )
         self._past = [trial for trial in past if trial.state != "RUNNING"]
-        """Earlier trials with every epoch, which the ledger does not keep; until the search begins."""
+        """Earlier trials with every epoch, which the ledger does not keep in memory; dropped by `search`."""
         self._remember(facts)
 
     def search(self) -> str:
-        """Run what is to do; return `finished` or `interrupted`."""
+        """Run the remaining trials; return `finished` or `interrupted`."""
         study, early = self.config.study, self.config.early_stopping
         stopping = EarlyStopping(
             metric=study.metric,
@@ -115,6 +127,7 @@ class StudyRun:
             deadline=self.deadline,
             strategy_of=self.searcher.strategy_of,
         )
+        # Trials are then also compared with those of earlier runs.
         stopping.replay(self._past)
         self._past = []
         self.ledger.set_fact("state", "running")
@@ -137,23 +150,29 @@ class StudyRun:
             finally:
                 self.ledger.flush()
                 self.progress.stop()
+        # A study whose budget is spent is finished, however many trials it has run.
         done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
         state = "interrupted" if self._in_time and done < study.trials else "finished"
         self.ledger.set_fact("state", state)
         return state
 
     def close(self, seconds: float) -> None:
-        """Bring the record to disk, whatever happened; the file is let go of even where that fails.
+        """Write the record to disk, and close its file even if that fails.
 
-        SQLite ends a process with SIGBUS that exits with a connection to a file whose disk is full.
+        A process that exits with an open connection to a SQLite file on a full disk dies of SIGBUS.
+
+        Args:
+            seconds: duration of this run, added to the record.
         """
-        with contextlib.ExitStack() as last:  # each is done, even if those before it raise
+        # The callbacks run in reverse order, each even if those before it raise; the ledger closes last.
+        with contextlib.ExitStack() as last:
             last.callback(self.ledger.close)
             last.callback(self._note_end, seconds)
             last.callback(self.board.close)
             self.watch.interrupt()
 
     def _note_end(self, seconds: float) -> None:
+        """Add this run's duration to the record; a state still `running` becomes `interrupted`."""
         self.clock.note(now=True)
         self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
         if self.ledger.facts.get("state") == "running":
@@ -164,7 +183,7 @@ class StudyRun:
         return self.deadline is None or time.monotonic() < self.deadline
 
     def _learned(self, trial: FrozenTrial) -> FrozenTrial:
-        """Return an earlier trial as the space is now, and count those that this changes."""
+        """Return an earlier trial in terms of the present space, and count the trials that this changes."""
         now = self.space.learned(trial)
         if now is not trial and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             self._anew += bool(now.params)
@@ -172,7 +191,10 @@ class StudyRun:
         return now
 
     def _room(self) -> int:
-        """Return how many trials may run now, and tell what is new about the cluster."""
+        """Return how many trials may run now; also note the time used and print the cluster's news.
+
+        Tune calls this before each suggestion.
+        """
         plan = self.warm.plan
         self.clock.note()
         up, news = self.warm.news()
@@ -184,13 +206,17 @@ class StudyRun:
         return max(1, up)
 
     def _job(self, number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
-        """Return what a slot needs to train trial `number`."""
+        """Return the job of trial `number`: all that a slot needs to train it.
+
+        A trial that continues an interrupted one takes over its files and the seed of the first of them.
+        """
         first = number
         if plan is not None and plan.continues is not None:
             first = plan.continues if plan.seed_of is None else plan.seed_of
             _hand_over(self.folder, trial_id(plan.continues), trial_id(number))
         settings = self.space.settings(params, number=first, cache_dir=str(resolve.cache_dir()))
         name = trial_id(number)
+        # Early stopping spares the baselines, so that they always have a final score to compare with.
         spared = plan is not None and plan.baseline is not None
         return {
             "id": name,
@@ -210,6 +236,7 @@ class StudyRun:
         }
 
     def _remember(self, facts: dict[str, Any]) -> None:
+        """Enter the fixed settings, at the first run only, and this run's provenance into the record."""
         study = self.config.study
         if changes.FACT not in self.ledger.facts:
             self.ledger.set_fact(changes.FACT, changes.fixed(self.config))
@@ -220,27 +247,31 @@ class StudyRun:
 
 
 class Clock:
-    """Counts the seconds that the runs of a study searched, of which its budget is spent."""
+    """Count the seconds that all runs of a study have searched; they are subtracted from its budget."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         facts = ledger.facts
-        self._before: float = facts.get("searched", facts.get("seconds", 0.0))  # older records have one only
+        # Older records have `seconds` only.
+        self._before: float = facts.get("searched", facts.get("seconds", 0.0))
         self._began = self._noted = time.monotonic()
 
     def deadline(self, budget: float | None) -> float | None:
-        """Return when a budget is spent, by `time.monotonic`; None: never."""
+        """Return the time at which a budget is spent, by `time.monotonic`; None if there is no budget."""
         return None if budget is None else self._began + budget - self._before
 
     def note(self, *, now: bool = False) -> None:
-        """Bring the seconds to the record, unless that was a moment ago: a driver may be killed any time."""
+        """Write the seconds to the record, at most every NOTE_SECONDS unless `now`.
+
+        A driver that is killed has then noted nearly all of its time.
+        """
         if now or time.monotonic() - self._noted >= NOTE_SECONDS:
             self._noted = time.monotonic()
             self._ledger.set_fact("searched", round(self._before + self._noted - self._began, 3))
 
 
 def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Study) -> bool:
-    """True if the study finished and neither its trials nor its budget were raised since."""
+    """True if the study is finished and neither its trials nor its budget have been raised since."""
     if facts.get("state") != "finished":
         return False
     budget = study.budget_seconds
@@ -248,12 +279,19 @@ def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Stud
 
 
 def _left(trials: Iterable[TrialRecord], study: Study) -> int:
-    """Return how many trials are to run."""
+    """Return how many trials are still to run; interrupted ones do not count as done."""
     return study.trials - sum(not trial.interrupted and trial.state != "RUNNING" for trial in trials)
 
 
 def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
-    """Return what is set: interrupted trials, then baselines, then starts; and how many to sample."""
+    """Return the trials of this run.
+
+    Returns:
+        The planned trials (first interrupted trials, then baselines, then the starts of the strategies), and
+        the number of trials to sample after them.
+    """
+    # An interrupted trial is run again unless an earlier resume has done so, or the space has changed so that
+    # its settings are no longer possible.
     continued = {trial.continues for trial in earlier}
     again = [
         Planned(
@@ -267,11 +305,13 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
         and trial.number not in continued
         and space.settings_now(trial, cache_dir="") is not None
     ]
+    # A baseline that has ended, or is run again above, is not planned a second time.
     settled = {trial.baseline for trial in earlier if not trial.interrupted}
     settled |= {plan.baseline for plan in again}
     fresh = [
         Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
     ]
+    # Neither is a start that an earlier run has tried, whatever came of it.
     tried = [space.sampled(trial.params) for trial in earlier]
     starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
     left = _left(earlier, study)
@@ -280,7 +320,7 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
 
 
 def _hand_over(folder: StudyFolder, old: str, new: str) -> None:
-    """Give an interrupted trial's checkpoints to the one that goes on with it."""
+    """Move an interrupted trial's checkpoints to the trial that continues it."""
     folder.trial(new).mkdir(parents=True, exist_ok=True)
     for weights in (folder.best_weights, folder.last_weights):
         if weights(old).exists():

@@ -1,7 +1,7 @@
-"""One trial as Tune sees it: a light process that borrows a slot and forwards what it reports.
+"""One trial as Tune sees it: a light process that reads a slot's messages and reports them to Tune.
 
-It imports neither torch nor torchvision, so starting its process costs little, and with
-`reuse_actors=True` one process serves many trials.
+It imports neither torch nor torchvision, so its process starts quickly, and with `reuse_actors=True` one
+process serves many trials.
 """
 
 import json
@@ -25,46 +25,46 @@ CHECKED = (
     *("mix", "mix_alpha"),
 )
 CHECKED_OF_DATA = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
-"""Settings, and those below `data`, that the worker reads back from what it built under the same name."""
+"""Settings, and settings below `data`, that the worker reads back from what it built, by the same names."""
 SHOWN = 5
-"""Settings that an error names; it counts all."""
+"""Number of settings that an error names; of the others it gives the number."""
 
 
 class SlotTrial(Trainable):
-    """Has one suggestion after another trained in a slot, reporting each epoch to Tune.
+    """Report each epoch of a trial, which a slot trains, to Tune; then do so for the next trial.
 
-    A class, since Tune needs two threads, a queue and one call more per trial for a function. The slot is
-    given back by the watch, in the driver: this process may be killed, and it waits while Tune thinks.
-    `config` holds `job`: what a slot needs to train it, as JSON.
+    This is a class since for a function Tune needs two threads, a queue and one more call per trial. The
+    driver's callback (callback.py) frees the slot at the end, since this process may be killed, and is idle
+    while Tune decides. `config` holds `job`, the slot's job, as JSON.
     """
 
     exchange: Any = None
-    """The actor that hands trials to slots; set in a subclass (tuner.py)."""
+    """Actor that gives trials to slots; set in a subclass (tuner.py)."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take note of the trial's job, which a slot may have begun by now.
+        """Take a trial's job, which a slot may have begun already; ask the exchange for nothing yet.
 
-        Nothing is asked yet: Tune may drop this process and set the trial up in another one, which would
-        never hear what this one was told.
+        Tune may still drop this process and set the trial up in another one, and the answer would be lost.
         """
         self._job = json.loads(config["job"])
         self._heard: deque[dict[str, Any]] = deque()
         self._facts: dict[str, Any] = {}
         self._count = 0
-        """Messages heard so far; a process that takes the place of one that died hears all again."""
+        """Number of messages received; a process that replaces a dead one begins at 0 and gets all again."""
         self._answer: Any = None
+        """Reference to the exchange's next answer, if it has been asked for."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go on with the next trial."""
+        """Take the next trial; Tune calls this instead of starting another process."""
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next epoch's metrics, waiting for it, or the end.
+        """Wait for the next epoch, or the trial's end, and return it as a result for Tune.
 
-        The end of a trial that failed holds `failed`, the worker's reason, and `trace`; also `ignored`, if
-        the worker used other settings than the job's. At an exception Tune would drop this process, and the
-        epochs that came in one answer with the end.
+        The result of a failed trial holds `failed`, the worker's reason, and `trace`; also `ignored` if the
+        worker used other settings than the job's. Failures are results, not exceptions: after an exception
+        Tune would drop this process, and with it the epochs that arrived together with the end.
         """
         try:
             while True:
@@ -77,7 +77,7 @@ class SlotTrial(Trainable):
             return {DONE: True, "failed": str(error), "trace": traceback.format_exc(), "ignored": True}
 
     def _ask(self) -> None:
-        """Wait for what there is to hear, and ask for what comes after it."""
+        """Wait for the next messages, and ask for those after them in advance."""
         self._answer = self._answer or self.exchange.run.remote(self._job)
         heard = ray.get(self._answer)
         self._heard.extend(heard)
@@ -86,14 +86,14 @@ class SlotTrial(Trainable):
         self._answer = None if over else self.exchange.receive.remote(self._job["id"], self._count)
 
     def train_buffered(self, *_: Any) -> list[dict[str, Any]]:
-        """Return the next epoch and every one after it that is there already: nobody waits for more."""
+        """Return the next epoch and all further ones that have arrived, without waiting for more."""
         results = [self.train()]
         while self._heard and RESULT_DUPLICATE not in results[-1]:
             results.append(self.train())
         return results
 
     def log_result(self, result: dict[str, Any]) -> None:
-        """Leave out what Tune knows, as it sent it; each result travels and is kept."""
+        """Remove the trial's config from a result, which Tune would transfer and keep for each epoch."""
         result.pop("config", None)
 
     @property
@@ -101,6 +101,7 @@ class SlotTrial(Trainable):
         return bool(self._heard) and self._heard[-1]["kind"] == "end"
 
     def _hear(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a message as a result for Tune; None if it holds only facts, which join the next epoch."""
         match message.pop("kind"):
             case "started":
                 self._facts = {"slot": message["slot"], "retries": message["retries"]}
@@ -110,7 +111,7 @@ class SlotTrial(Trainable):
                 check_effective(self._job, message)
                 self._facts["effective"] = json.dumps(message)
             case "epoch":
-                facts, self._facts = self._facts, {}  # once is enough
+                facts, self._facts = self._facts, {}  # the callback needs them once per slot
                 return compact(message, self._job["keep"]["metric"]) | facts
             case "end" if message["state"] == "failed":
                 retries = message.get("retries", self._facts.get("retries"))
@@ -122,10 +123,10 @@ class SlotTrial(Trainable):
 
 
 def compact(epoch: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """Return an epoch's metrics with the recalls of many classes as one text, `recalls`.
+    """Return an epoch's metrics, with the recalls of many classes replaced by one text, `recalls`.
 
-    Tune, TensorBoard and the record handle each metric of each epoch: with 1,000 classes that would be
-    1,000 values. The text holds class -> recall as JSON; `metric`, which the study optimises, stays.
+    Tune, TensorBoard and the record handle each metric of each epoch; with 1,000 classes that would be 1,000
+    values. The text is a JSON object, name of the metric -> recall. The study's own `metric` always stays.
     """
     recalls = {name: value for name, value in epoch.items() if name.startswith(RECALL)}
     if len(recalls) <= RECALLS_OF_AN_EPOCH:
@@ -135,26 +136,28 @@ def compact(epoch: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def check_effective(job: Mapping[str, Any], effective: Mapping[str, Any]) -> None:
-    """Compare what the worker used with what it was given.
+    """Check that the worker trains with the settings of its job, learning rates included.
 
     Raises:
-        SettingsIgnored: they differ; the message names every setting with both values.
+        SettingsIgnored: they differ; the message names the first settings that do, with both values.
     """
     settings = job["settings"]
+    # `given` holds what the job says, `used` what the worker reports, by the same names.
     given = {name: settings[name] for name in CHECKED if name in job["params"]}
     given |= {name: settings["data"][name] for name in CHECKED_OF_DATA if name in job["params"]}
     used = {name: effective.get(name) for name in given}
     given |= {"data_fingerprint": job["data_fingerprint"], "epochs": settings["epochs"]}
     used |= {name: effective.get(name) for name in ("data_fingerprint", "epochs")}
     every = effective.get("blocks")
-    given["frozen_layers"] = every if settings["frozen_layers"] < 0 else settings["frozen_layers"]  # ALL: -1
+    # -1 (`finetune.settings.ALL`) stands for all blocks.
+    given["frozen_layers"] = every if settings["frozen_layers"] < 0 else settings["frozen_layers"]
     used["frozen_layers"] = effective.get("frozen_blocks")
     given |= _rates(settings, effective["learning_rates"])
     used |= {_rate_of(group): rate for group, rate in effective["learning_rates"].items()}
     differ = sorted(name for name in used if not _same(given[name], used[name]))
     if differ:
         told = [f"{name} {used[name]!r} instead of {given[name]!r}" for name in differ[:SHOWN]]
-        more = [f"{len(differ) - SHOWN} more"] * (len(differ) > SHOWN)  # a rate for each of many blocks
+        more = [f"{len(differ) - SHOWN} more"] * (len(differ) > SHOWN)  # there is a rate for each block
         raise SettingsIgnored(
             f"trial: the worker must train with the suggested settings, got {', '.join(told + more)}. "
             "Do the workers run another version of the code?"
@@ -162,7 +165,10 @@ def check_effective(job: Mapping[str, Any], effective: Mapping[str, Any]) -> Non
 
 
 def _rates(settings: Mapping[str, Any], groups: Iterable[str]) -> dict[str, float]:
-    """The peak rate of each parameter group; the backbone's come in the order of its blocks."""
+    """Return the peak learning rate that each parameter group should have; block groups come in block order.
+
+    A block's rate is learning_rate * backbone_rate * layer_decay ** distance, with distance 1 for the last.
+    """
     blocks = [group for group in groups if group.startswith("blocks.")]
     share = {
         group: settings["backbone_rate"] * settings["layer_decay"] ** distance
@@ -176,6 +182,7 @@ def _rate_of(group: str) -> str:
 
 
 def _same(given: Any, used: Any) -> bool:
+    """True if two values are equal, or as near as floats are after a calculation in another order."""
     if isinstance(given, float) or isinstance(used, float):
         return isinstance(used, int | float) and math.isclose(given, used, rel_tol=1e-6, abs_tol=1e-12)
     return bool(given == used)

@@ -1,4 +1,4 @@
-"""Ray Tune, set up for trials that borrow slots."""
+"""Set up and run Ray Tune for trials that are trained in slots."""
 
 import logging
 import os
@@ -19,50 +19,53 @@ from search.errors import SearchError
 from search.slots.nodes import HEAD
 from search.suggest.sampler import StudySearcher
 
-# A trial function only waits, so it takes no CPU; this keeps it on the head node, beside the exchange.
 TRIAL_RESOURCES = {"cpu": 0, HEAD: 0.001}
+"""Resources of a trial's process (SlotTrial): it only waits, so it takes no CPU. The share of HEAD keeps it
+on the head node, beside the exchange."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and the board keep what these would
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and TensorBoard logs replace them
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+"""Environment variables that keep Ray's own tables, loggers and warnings quiet."""
 
 LEAN = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's state of all trials; `resume` reads the ledger instead
-    "TUNE_RESULT_BUFFER_LENGTH": "1000",  # epochs that are there come together: SlotTrial.train_buffered
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune need not save its state often: `resume` reads the ledger
+    "TUNE_RESULT_BUFFER_LENGTH": "1000",  # Tune takes all epochs that have arrived: SlotTrial.train_buffered
 }
+"""Environment variables that spare Tune work during the search."""
 
 
 def quieten() -> None:
     """Keep Ray's own tables and hints off the terminal, unless the user's environment asks for them."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # A failed trial is in the record with its reason and its trace; Tune would print the trace too.
+    # Tune would print the traceback of a failed trial, which is in the trial's error file already.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 class Room(ConcurrencyLimiter):
-    """Lets as many trials run at a time as there is room for now: slots come and go with their nodes."""
+    """Limit the trials that run at a time to the room there is now, as slots come and go with their nodes."""
 
     def __init__(self, searcher: StudySearcher, most: int, room: Callable[[], int]) -> None:
         super().__init__(searcher, max_concurrent=most)
         self._most, self._room = most, room
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next trial's job, FINISHED, or None: not now."""
+        """Return the next trial's job, or FINISHED, or None if there is no room now."""
         self.max_concurrent = min(self._most, self._room())
         job: dict[str, Any] | str | None = super().suggest(trial_id)
         return job
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher; nothing is restored from that, `resume` reads the ledger."""
+        """Return no state: Tune pickles its searcher, but `resume` reads the ledger instead."""
         return {}
 
     def get_state(self) -> dict[str, Any]:
-        """Tune saves its searcher's state, too."""
+        """Return no state, for the same reason."""
         return {}
 
 
@@ -79,15 +82,26 @@ def tune(
     storage: Path,
     name: str,
 ) -> None:
-    """Run `trials` trials, as many at a time as `room` says, at `most`; returns early when interrupted.
+    """Run the trials of a study; return early after an interrupt (Ctrl-C).
 
-    A trial whose process here dies gets another one, `retries` times; what its slot does goes on meanwhile.
+    Args:
+        exchange: actor that gives trials to slots.
+        searcher: suggests trials.
+        scheduler: stops trials early.
+        watch: records what trials report.
+        trials: number of trials.
+        most: upper limit of the trials that run at a time.
+        room: returns how many trials may run at a time now.
+        retries: how often a trial's process in Tune is replaced after it died; the slot trains on meanwhile.
+        storage: folder for the files that Tune writes.
+        name: name of this run in that folder.
 
     Raises:
         SettingsIgnored: a worker trained with other settings than were suggested.
         SlotsLost: the exchange or the keeper died.
     """
 
+    # Tune creates the trial objects, so they get the exchange as an attribute of a class made for this study.
     class StudyTrial(SlotTrial):
         pass
 
@@ -106,7 +120,7 @@ def tune(
             storage_path=str(storage),
             callbacks=[watch],
             failure_config=ray_tune.FailureConfig(max_failures=retries),
-            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # slots keep them
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # slots write them
             verbose=0,
         ),
     )
@@ -114,6 +128,7 @@ def tune(
         with process.environment(LEAN), process.handlers(signal.SIGINT, signal.SIGUSR1):
             search.fit()
     except (TuneError, SearchError):
+        # Tune wraps the callback's exception; the user should see the original.
         if watch.fatal:
             raise watch.fatal from None
         raise

@@ -1,1 +1,1 @@
-"""Where trials train: warm worker groups, the exchange that feeds them, the nodes that they are on."""
+"""Slots, where trials train: warm worker groups, the exchange that feeds them, and their nodes."""

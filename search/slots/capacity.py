@@ -1,4 +1,4 @@
-"""How many slots a study may have on the machine or cluster that it is started on."""
+"""Decide how many slots a study may have on the machine or cluster where it is started."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from search.slots.slots import SlotPlan
 
 
 def plan(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
-    """Return the slots of a study on a machine or cluster whose nodes have these resources."""
+    """Return the number and shape of a study's slots on nodes with these resources."""
     wanted = config.resources
     return slots.plan(
         up,
@@ -29,10 +29,10 @@ def plan(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
 
 
 def is_cluster() -> bool:
-    """True if the study joins a Ray that was started for more than it: nodes may come and go."""
+    """True if the study joins a Ray cluster named by RAY_ADDRESS, whose nodes may come and go."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
 def is_here() -> bool:
-    """True if the study starts a Ray of its own on this machine, so that nobody has to be asked."""
+    """True if the study starts its own Ray on this machine, so that its resources are known without Ray."""
     return not is_cluster() and not ray.is_initialized()

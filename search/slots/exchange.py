@@ -1,12 +1,16 @@
-"""The exchange: an actor that hands trials to slots and carries back what the slots say.
+"""The exchange: an actor that gives jobs (trials, or the export of a model) to slots and relays messages.
 
-The driver offers jobs (`offer`) and ends what is not wanted any more (`cancel`, `leave`, `close`). Trials
-hear of theirs from one side (`run`, `receive`), slots take and tell from the other (`register`, `take`,
-`report`, `until_stopped`). The keeper of the slots says where they are (`place`), which nodes are about to go
-(`vacate`) and whose workers died (`bury`).
-Every way a trial can end frees its slot. A slot that ends since its node goes, or whose workers or node
-die, hands its trial on, and it continues from its last checkpoint in another one. A trial fails, with the
-reason, by an exception of its own, or once it has been tried again so often that it may be what kills them.
+- The driver offers jobs (`offer`, `submit`) and ends unwanted ones (`cancel`, `leave`, `close`).
+- The trial's process in Tune reads the messages of its job (`run`, `receive`).
+- The workers of a slot take jobs and report on them (`register`, `take`, `report`, `until_stopped`).
+- The keeper tells on which nodes a slot is (`place`), which nodes are being drained (`vacate`) and whose
+  workers died (`bury`).
+
+A slot becomes free whichever way its trial ends. If a slot's node is drained, or its workers or node die, the
+trial moves to another slot and continues from its last checkpoint. A trial fails if it raises an exception,
+or if its workers have died so often that the trial itself may be the cause.
+
+All methods run on one event loop. Between two `await`s nothing else runs, so no state here needs a lock.
 """
 
 import asyncio
@@ -18,20 +22,21 @@ from typing import Any
 from search.slots.job_state import Bell, Job, Message, Slot, Work
 
 RECEIVE_SECONDS = 30.0
-"""How long `receive` waits before it answers with nothing."""
+"""Seconds that `receive` waits before it returns an empty list."""
 NOT_BEGUN_AGAIN = 1
-"""A job whose slot died before the worker began it is handed out again so often, even with no `retries`."""
+"""Times that a job is handed out again after its slot died before it began, even with `retries` 0."""
 LOST_AT_MOST = 3
-"""Nodes that may die under one job without notice: it may be what kills them."""
+"""Times that a job is retried after its node died without notice; at the next such death the job fails,
+since it may be what kills the nodes."""
 FUTILE_STARTS = 3
-"""Deaths in a row, without a start between them, after which a slot is given up."""
+"""Deaths in a row, without a successful start between them, after which a slot counts as given up."""
 
 
 class Exchange:
-    """Matches jobs and slots; meant to run as one asynchronous Ray actor per study.
+    """Matches jobs to slots; runs as one asynchronous Ray actor per study.
 
     Args:
-        retries: how often a job is tried again whose workers die under it.
+        retries: how often a job is tried again after its workers have died.
     """
 
     def __init__(self, retries: int = 2) -> None:
@@ -39,45 +44,49 @@ class Exchange:
         self._works: dict[str, Work] = {}
         self._queue: deque[Work] = deque()
         self._offered: set[str] = set()
-        """Ids of all jobs that were, ended ones too."""
+        """Ids of all jobs that were ever offered, including ended ones."""
         self._slots: dict[str, Slot] = {}
         self._going: frozenset[str] = frozenset()
-        """Nodes that are about to go."""
+        """Ids of the nodes that are being drained."""
         self._wanted: int | None = None
-        """Slots that the study has use for; None: all."""
+        """Number of slots that the study has work for; None means as many as there may be."""
         self._notes: list[str] = []
         self._closed = False
         self._kept_at = time.monotonic()
-        """When the keeper last asked what is wanted."""
+        """Time of the keeper's last call of `wanted`, by `time.monotonic`."""
         self._change = Bell()
 
     # The trial's side
 
     async def submit(self, job: Job) -> None:
-        """Queue a job for the next free slot; a job of the same id that still runs is stopped."""
+        """Queue a job for the next free slot, after stopping any job with the same id."""
         await self.cancel(job["id"])
         self._works[job["id"]] = work = Work(job)
         self._queue.append(work)
         self._match()
 
     async def offer(self, job: Job) -> None:
-        """Queue a job that nobody has offered before."""
+        """Queue a job, unless one with its id was offered before."""
+        # The driver and the trial's process both offer a trial's job, in either order. Ended jobs count too:
+        # a late offer of a trial that was cancelled meanwhile must not start it again.
         if job["id"] not in self._offered:
             self._offered.add(job["id"])
             await self.submit(job)
 
     async def run(self, job: Job) -> list[Message]:
-        """Return a job's first messages; it is queued, unless the driver's offer was here first."""
+        """Queue a job, unless the driver has offered it already, and return its first messages."""
         await self.offer(job)
         return await self.receive(job["id"])
 
     async def receive(self, job_id: str, heard: int = 0) -> list[Message]:
-        """Return what the slot said after the first `heard` messages, waiting for more than that it started.
+        """Return a job's messages after the first `heard`; wait until there is one other than `started`.
 
-        Messages are `started` (with the slot's name, and `retries` so far), `effective`, `epoch` and, last,
-        `end` with a `state` of `complete`, `stopped` or `failed`; a job that was moved says `started` and
-        `effective` once per slot, and every epoch once. Empty: nothing for RECEIVE_SECONDS.
-        They are kept until the job is cancelled, for a process that takes the place of one that has died.
+        Message kinds are `started` (with the slot's name and the `retries` so far), `note`, `effective`,
+        `epoch` and, last, `end` with a `state` of `complete`, `stopped` or `failed`. A job that moved to
+        another slot repeats `started` and `effective` for each slot, but has each epoch only once.
+
+        The list is empty if nothing came within RECEIVE_SECONDS. Messages are kept until the job is
+        cancelled, so that a process that replaces a dead one can read them from the beginning.
         """
         work = self._works.get(job_id)
         if work is None:
@@ -90,7 +99,7 @@ class Exchange:
         return work.messages[heard:]
 
     async def cancel(self, job_id: str) -> None:
-        """Stop a job wherever it is, and forget it; its slot is then free."""
+        """Stop a job, whether queued or running, and forget it; its slot is then free."""
         work = self._works.pop(job_id, None)
         if work is None:
             return
@@ -100,13 +109,14 @@ class Exchange:
         self._match()
 
     async def leave(self, job_id: str) -> None:
-        """Nobody listens to a job any more: if it still runs it ends its epoch, is saved, and stops.
+        """Let a running job finish its epoch, save its checkpoint and stop; cancel any other job at once.
 
-        That is how trials end that a stopped study leaves behind; one that is no longer wanted at all is
-        cancelled at once.
+        This is how the running trials of an interrupted study end. `cancel` is for a trial whose further
+        training nobody wants.
         """
         work = self._works.get(job_id)
         if work is None or work.ended or work in self._queue:
+            # There is nothing to save.
             await self.cancel(job_id)
             return
         work.left = True
@@ -115,8 +125,9 @@ class Exchange:
     # The slot's side
 
     async def register(self, name: str, facts: dict[str, Any]) -> int:
-        """Enter a started slot; return its generation. A job of an earlier one is lost."""
+        """Record that the workers of a slot have started; return the number of this generation of workers."""
         slot = self._slots.setdefault(name, Slot(name))
+        # A job that an earlier generation still held cannot end there any more.
         self._drop_work(slot)
         slot.generation += 1
         slot.facts, slot.serial, slot.ready, slot.asking, slot.deaths = facts, 0, True, False, 0
@@ -126,11 +137,12 @@ class Exchange:
         return slot.generation
 
     async def take(self, name: str, generation: int, rank: int, serial: int) -> Job | None:
-        """Return the slot's job number `serial`, waiting for it; None: the slot is to end.
+        """Wait for the slot's job number `serial` and return it; return None if the slot is to end.
 
-        The first worker's call asks for a new job; the others wait for the one it gets.
+        The call of the first worker (rank 0) asks for a new job; the other workers wait for the same job.
         """
         slot = self._slots[name]
+        # Only rank 0 asks, so that a slot of several workers is offered one job, not one for each worker.
         if rank == 0 and slot.generation == generation:
             slot.asking = True
             self._match()
@@ -142,33 +154,39 @@ class Exchange:
         return slot.work.job if slot.work and slot.generation == generation else None
 
     async def report(self, job_id: str, number: int, message: Message) -> None:
-        """Pass on a slot's message `number` of its job, counted from the job's `first_message`, or 0.
+        """Deliver a worker's message about its job; a message about a cancelled job is dropped.
 
-        One that nobody waits for is dropped.
+        Args:
+            job_id: the job.
+            number: the message's number; the worker counts from the job's `first_message`, or from 0.
+            message: the message.
         """
         work = self._works.get(job_id)
         if work is None:
             return
         slot = next((s for s in self._slots.values() if s.work is work), None)
         if slot is not None and message["kind"] == "started":
+            # The worker knows neither: a job may have been in other slots before.
             message = message | {"slot": slot.name, "retries": work.retries}
         if work.hear(number, message):
+            # The worker has saved and released the job, as `move` had asked: another slot continues it.
             if slot is not None:
                 slot.work = None
             self._hand_on(work)
         elif work.ended:
-            self._match()  # its slot may have asked for the next one already
+            # Calls may overtake one another: the slot may have asked for its next job before this end came.
+            self._match()
             self._change.ring()
 
     async def report_all(self, job_id: str, number: int, messages: list[Message]) -> None:
-        """Pass on messages that follow one another, the first one's number being `number`."""
+        """Deliver consecutive messages, of which the first has the given number."""
         for i, message in enumerate(messages):
             await self.report(job_id, number + i, message)
 
     async def until_stopped(self, job_id: str, moving: bool = False) -> str:
-        """Return `stop` once the job was cancelled or has ended, `move` once it is to leave its slot.
+        """Wait until the worker must react; return `stop` if its job has ended, `move` if it must leave.
 
-        A worker that knows it is `moving` asks for the rest.
+        A worker that was told to move calls again with `moving`, and then waits for `stop` only.
         """
         work = self._works.get(job_id)
         while work is not None and not work.ended:
@@ -180,22 +198,23 @@ class Exchange:
     # The keeper's side
 
     async def place(self, name: str, nodes: Collection[str]) -> None:
-        """Take note on which nodes a slot's workers are starting; on none: it has none any more, or yet."""
+        """Record the nodes on which a slot's workers are starting; no nodes means that it has no workers."""
         slot = self._slots.setdefault(name, Slot(name))
         slot.nodes, slot.buried = tuple(nodes), False
         if not nodes:
             if slot.work is not None and not slot.work.ended:
-                slot.reason = "its slot has ended"  # and nobody has said why
+                # A death with a known reason has called `bury`, which took the job away.
+                slot.reason = "its slot has ended"
             slot.ready = slot.asking = False
             self._drop_work(slot)
             self._change.ring()
 
     async def places(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the nodes of each slot."""
+        """Return the node ids of each slot, by the slot's name."""
         return {slot.name: slot.nodes for slot in self._slots.values()}
 
     async def vacate(self, nodes: Collection[str]) -> None:
-        """Empty the slots on nodes that are about to go: idle ones now, others after their epoch."""
+        """Empty the slots on nodes that are being drained: idle slots now, the others after their epoch."""
         self._going = frozenset(nodes)
         for slot in self._slots.values():
             if self._goes(slot) and not slot.leaving:
@@ -208,19 +227,25 @@ class Exchange:
     async def bury(
         self, name: str, reason: str, lost: bool = False, parted: bool = False, raised: bool = False
     ) -> None:
-        """Take note that a slot's workers died; who tells it second changes nothing.
+        """Record that a slot's workers died, and retry or fail their job; a second report changes nothing.
 
-        Their job continues in another slot. How often depends on whether they were `lost` with their node,
-        or `parted` from one another on several nodes, as one of these may have died. It ends here if the job
-        has `raised` the exception by which they ended.
+        Args:
+            name: the slot.
+            reason: why they died, for the user.
+            lost: their node died. Such deaths have a limit of their own, LOST_AT_MOST.
+            parted: they lost the connection to one another; on several nodes that counts as `lost`, as one of
+                these may have died.
+            raised: the trial itself raised the exception that ended them, so it is not retried.
         """
         slot = self._slots.setdefault(name, Slot(name))
+        # Witness and keeper may both report one death; only the first report may cost the job a retry.
         if slot.buried:
             return
         lost = lost or (parted and len(set(slot.nodes)) > 1) or self._goes(slot)
         slot.ready, slot.asking, slot.buried, slot.reason = False, False, True, reason
         slot.deaths += not lost
         self._drop_work(slot, lost=lost, raised=raised)
+        # If even starting fails, and no other slot is up, waiting jobs would wait for ever.
         if slot.deaths >= FUTILE_STARTS and not any(s.ready for s in self._slots.values()):
             for work in list(self._queue):
                 self._fail(work, f"no slot is left, the last one died of: {reason}")
@@ -228,28 +253,28 @@ class Exchange:
         self._change.ring()
 
     async def note(self, text: str) -> None:
-        """Tell the driver something about the cluster."""
+        """Add a line for the user, which the driver prints."""
         self._notes.append(text)
         self._change.ring()
 
     async def wanted(self) -> int | None:
-        """Return how many slots the study has use for; None: as many as there may be; 0: it is closed."""
+        """Return how many slots the study has work for; None: no limit; 0: the study is closed."""
         self._kept_at = time.monotonic()
         return 0 if self._closed else self._wanted
 
     # The driver's side
 
     async def pulse(self) -> float:
-        """Return for how many seconds the keeper has not asked for anything."""
+        """Return the seconds since the keeper's last call of `wanted`."""
         return time.monotonic() - self._kept_at
 
     async def want(self, slots: int) -> None:
-        """Say how many slots there is still work for: idle ones beyond that end, the last one stays."""
+        """Set how many slots there is still work for; idle slots beyond that end, but one always stays."""
         self._wanted = max(1, slots)
         self._match()
 
     async def wait_for_slots(self, count: int, seconds: float) -> dict[str, Any]:
-        """Return `status` once `count` slots are up, a slot was given up or the time has passed."""
+        """Return `status` once `count` slots are up, a slot is given up or the time has passed."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             status = await self.status()
@@ -259,7 +284,11 @@ class Exchange:
             await self._wait(left)
 
     async def watch(self, up: int, notes: int) -> dict[str, Any]:
-        """Return `up`, the slots that are up, and all `notes`, once either is no longer as given."""
+        """Wait until the number of slots that are up differs from `up`, or the number of notes from `notes`.
+
+        Returns:
+            `up`, the number of slots, and `notes`, the list of all lines so far.
+        """
         while True:
             now = sum(slot.stays for slot in self._slots.values())
             if self._closed or now != up or len(self._notes) != notes:
@@ -267,7 +296,11 @@ class Exchange:
             await self._change.wait()
 
     async def status(self) -> dict[str, Any]:
-        """Return `ready` (slot -> facts), `given_up` (slot -> reason), jobs `queued`, `running`, `notes`."""
+        """Return a summary.
+
+        Returns:
+            `ready` (slot -> facts), `given_up` (slot -> reason), `queued` and `running` (job ids), `notes`.
+        """
         slots = self._slots.values()
         return {
             "ready": {s.name: s.facts for s in slots if s.stays},
@@ -278,13 +311,15 @@ class Exchange:
         }
 
     async def close(self, seconds: float = 0.0) -> None:
-        """Stop every job and let every slot end; trials get `seconds` to end and save their epoch before."""
+        """Stop every job and let every slot end; running trials first get `seconds` to save their epoch."""
+        # A half-written model folder is of no use, so an export is not waited for.
         for work in [slot.work for slot in self._slots.values() if slot.work]:
             if work.job.get("kind") != "export":
                 await self.leave(work.job["id"])
         deadline = asyncio.get_running_loop().time() + seconds
         while self._is_saving() and (left := deadline - asyncio.get_running_loop().time()) > 0:
             await self._wait(left)
+        # From here on `take` returns None and `wanted` returns 0: slots and keeper end by themselves.
         self._closed = True
         for job_id in list(self._works):
             await self.cancel(job_id)
@@ -292,9 +327,10 @@ class Exchange:
             slot.change.ring()
         self._change.ring()
 
-    # What it does by itself
+    # Internal steps
 
     def _match(self) -> None:
+        """Give queued jobs to free slots; called after every change that may free a slot or add a job."""
         if self._closed:
             return
         for slot in self._slots.values():
@@ -307,9 +343,10 @@ class Exchange:
         self._release()
 
     def _release(self) -> None:
-        """Let idle slots go that there is no work for, those first whose nodes are the least busy."""
+        """End idle slots that there is no work for, first those on the least busy nodes."""
         if self._wanted is None or self._queue:
             return
+        # An autoscaler takes back only nodes that are wholly idle, so idle slots on busy nodes end last.
         staying = [slot for slot in self._slots.values() if slot.stays]
         busy = Counter(node for slot in staying if not slot.asking for node in slot.nodes)
         idle = sorted((s for s in staying if s.asking), key=lambda s: sum(busy[node] for node in s.nodes))
@@ -318,6 +355,7 @@ class Exchange:
             slot.change.ring()
 
     def _end(self, slot: Slot, generation: int) -> None:
+        # A worker of an earlier generation may still call; it must not end the slot of its successor.
         if slot.generation == generation:
             slot.ready = slot.asking = False
             self._change.ring()
@@ -326,17 +364,21 @@ class Exchange:
         return not self._going.isdisjoint(slot.nodes)
 
     def _drop_work(self, slot: Slot, *, lost: bool = False, raised: bool = False) -> None:
+        """Take the job from a slot whose workers are gone, and retry or fail it; for the flags see `bury`."""
         work, slot.work = slot.work, None
-        slot.change.ring()
+        slot.change.ring()  # workers that still wait in `take` see that their generation has no job
         if work is None or work.ended or work.job["id"] not in self._works:
             return
-        if not lost and not work.started:  # no word of it has come, so it is hardly what killed the worker
+        # No message has come from the worker, so the job is hardly what killed it: this costs no retry, but
+        # may happen NOT_BEGUN_AGAIN times only (or `retries` times, if that is more).
+        if not lost and not work.started:
             if work.handed_out <= max(NOT_BEGUN_AGAIN, self._retries):
                 self._queue.appendleft(work)
                 self._match()
                 return
             again = False
         elif lost:
+            # Deaths of a node that was being drained were announced, so they cost nothing.
             again = self._goes(slot) or work.lost < LOST_AT_MOST
             work.lost += again and not self._goes(slot)
         else:
@@ -354,7 +396,9 @@ class Exchange:
         return any(slot.work and slot.work.left and not slot.work.ended for slot in self._slots.values())
 
     def _hand_on(self, work: Work) -> None:
+        """Queue a job that has left its slot, before all others; end it if the study is being stopped."""
         if work.left:
+            # Its checkpoint is written; `close` waits for this end.
             work.say(_ended("stopped"))
             self._change.ring()
             return
@@ -367,7 +411,7 @@ class Exchange:
         work.say(_ended("failed") | {"error": error, "trace": error, "retries": work.retries})
 
     async def _wait(self, seconds: float) -> None:
-        # A ring counts from here on, also before `wait_for` has begun to wait.
+        # `Bell.wait` takes its event now, so a ring before `wait_for` has begun to wait is not missed.
         try:
             await asyncio.wait_for(self._change.wait(), seconds)
         except asyncio.TimeoutError:

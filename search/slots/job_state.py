@@ -1,4 +1,4 @@
-"""What the exchange keeps of one job and of one slot."""
+"""State that the exchange keeps for each job (`Work`) and each slot (`Slot`)."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -7,69 +7,77 @@ from typing import Any
 
 Message = dict[str, Any]
 Job = dict[str, Any]
-"""`id`, `kind` (`train` or `export`) and what the worker needs; travels to the slot as it is."""
+"""A job as the worker gets it: `id`, `kind` (`train` or `export`) and all that the worker needs."""
 
 MESSAGES_PER_TAKE = 2**32
-"""More than a slot ever says of one job: the next slot's messages are numbered from the next multiple,
-so that a late one of the slot before is known by its number."""
+"""A number above all messages that a slot sends about one job. The next slot's messages are numbered from the
+next multiple of it, so that a late message of the slot before is recognised by its number."""
 
 
 class Bell:
-    """Wakes everybody who waits for it, any number of times."""
+    """An event that can be waited for again and again: each ring wakes all who wait at that moment."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def ring(self) -> None:
-        """Wake those who wait now."""
+        """Wake all who wait now."""
         self._event.set()
         self._event = asyncio.Event()
 
     def wait(self) -> Awaitable[bool]:
-        """Wait for the next ring after this call, whenever the answer is awaited."""
+        """Return an awaitable of the next ring after this call, even if it is awaited later."""
         return self._event.wait()
 
 
 @dataclass(eq=False)
 class Work:
-    """One job on its way: queued, running or ended."""
+    """One job and its messages, while it is queued or running and after its end."""
 
     job: Job
     messages: list[Message] = field(default_factory=list)
     news: Bell = field(default_factory=Bell)
     told: Bell = field(default_factory=Bell)
-    """Rings when the worker has something to do: stop, or move."""
+    """Rings when the worker must stop or move."""
     moving: bool = False
-    """Its slot's node goes, or the study ends: the worker saves the trial after its epoch and leaves it."""
+    """True if the worker is to save the trial after its epoch and release it, because its node is being
+    drained or the study is being stopped."""
     left: bool = False
-    """Nobody listens any more: it is not handed on."""
+    """True if the study is being stopped: once its worker releases the job, it ends, and is not queued."""
     started: bool = False
+    """True if the worker of the present slot has reported that it started."""
     handed_out: int = 0
+    """Times that it was given to a slot without any worker starting it in between."""
     lost: int = 0
-    """Times that it was tried again since its node had died without notice."""
+    """Retries after its node died without notice."""
     died: int = 0
-    """Times that it was tried again since its workers had died alone."""
+    """Retries after its workers died while their node lived."""
     ended: bool = False
     epoch: int = 0
-    """The last one passed on; a trial that was moved tells the ones before its checkpoint again."""
+    """Last epoch that was passed on; a trial that moved reports the epochs before its checkpoint again."""
     early: dict[int, Message] = field(default_factory=dict)
-    """Messages of the worker that overtook an earlier one, by number."""
+    """The worker's messages that overtook an earlier one, by number."""
     heard: int = 0
-    """Number of the worker's next message."""
+    """Number of the worker's next message in order."""
 
     def has_news(self, heard: int) -> bool:
-        """True if there is more than a start after the first `heard` messages."""
+        """True if a message other than `started` follows the first `heard` ones."""
         return any(message["kind"] != "started" for message in self.messages[heard:])
 
     @property
     def retries(self) -> int:
-        """Times that it was tried again, for whatever reason."""
+        """Number of retries, for whatever reason."""
         return self.lost + self.died
 
     def hear(self, number: int, message: Message) -> bool:
-        """Take the worker's message `number`, say it once all before it are there; True: it has let go."""
+        """Deliver message `number` once all earlier ones have arrived.
+
+        Returns:
+            True if the worker has released the job, so that another slot may continue it.
+        """
         if number < self.heard:
-            return False  # of a slot that had the job before
+            return False  # a late message of the slot that had the job before
+        # Calls of an asynchronous actor may overtake one another, so messages wait here for their turn.
         self.early[number] = message
         while self.heard in self.early:
             message = self.early.pop(self.heard)
@@ -82,23 +90,23 @@ class Work:
         return False
 
     def say(self, message: Message) -> None:
-        """Pass a message on; the first `end` is the last."""
+        """Append a message for the trial's process; nothing follows the first `end`."""
         if not self.ended:
             self.messages.append(message)
             self.ended = message["kind"] == "end"
             self.started = self.started or message["kind"] == "started"
-            if message["kind"] != "started":  # that one can wait for the next
+            if message["kind"] != "started":  # not worth a call of its own: it travels with the next message
                 self.news.ring()
         if self.ended:
             self.told.ring()
 
     def move(self) -> None:
-        """Ask the worker to let go of the job after its epoch."""
+        """Ask the worker to save the trial after its epoch and release the job."""
         self.moving = True
         self.told.ring()
 
     def hand_on(self) -> None:
-        """Make ready for another slot; whatever the last one still says is too late."""
+        """Prepare the job for another slot; messages that the last one still sends are then ignored."""
         self.heard = (self.heard // MESSAGES_PER_TAKE + 1) * MESSAGES_PER_TAKE
         self.early, self.started, self.moving, self.handed_out = {}, False, False, 0
         self.job = self.job | {"first_message": self.heard}
@@ -106,36 +114,39 @@ class Work:
 
 @dataclass(eq=False)
 class Slot:
-    """One worker group."""
+    """One slot, a group of workers that trains one job at a time.
+
+    Workers that start again under the same name are the next `generation`.
+    """
 
     name: str
     facts: dict[str, Any] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
-    """Where its workers are."""
+    """Ids of the nodes of its workers."""
     generation: int = 0
     serial: int = 0
-    """Jobs handed to this generation so far; its workers ask for them by number."""
+    """Number of jobs given to this generation so far; its workers ask for a job by its number."""
     work: Work | None = None
     change: Bell = field(default_factory=Bell)
     ready: bool = False
     asking: bool = False
-    """The first worker waits for a job."""
+    """True while its first worker waits for a job."""
     leaving: bool = False
-    """It gets no more jobs, and ends once it has none."""
+    """True if it gets no more jobs and ends once it has none."""
     deaths: int = 0
-    """In a row, without a start between them."""
+    """Deaths in a row without a successful start between them."""
     reason: str = ""
-    """Why it last died."""
+    """Reason of its last death."""
     buried: bool = False
-    """That death is counted, and no workers have been placed since."""
+    """True if its last death is counted and no workers have been placed since."""
 
     @property
     def is_free(self) -> bool:
-        """True if it can take a job now: it asks for one, and the end of its last one has been heard."""
+        """True if it can take a job now: it asks for one, and the end of its last job has been reported."""
         asks = self.ready and self.asking and not self.leaving
         return asks and (self.work is None or self.work.ended)
 
     @property
     def stays(self) -> bool:
-        """True if it is up and will be."""
+        """True if it is up and not about to end."""
         return self.ready and not self.leaving

@@ -1,8 +1,10 @@
-"""By which network interface the workers of a slot find one another.
+"""Choose the network interface by which the workers of a slot connect to one another.
 
-gloo asks for the address of the machine's own name, and NCCL takes the first interface that looks right.
-On a cluster both may choose one that other nodes cannot reach, such as a loopback or a container bridge.
-The interface that holds the node's Ray address is reachable: Ray itself uses it. Imports torch.
+gloo resolves the machine's own host name, and NCCL takes the first interface that looks right. On a cluster
+both may choose an interface that other nodes cannot reach, such as a loopback or a container bridge. The
+interface that holds the node's Ray address can be reached, as Ray itself uses it.
+
+This module imports torch, so it is imported for slots of several workers only.
 """
 
 import fcntl
@@ -20,28 +22,29 @@ from finetune.worker import gpu_problem
 from search.errors import SlotsLost
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""What gloo and NCCL read; whoever sets them is obeyed."""
+"""Variables from which gloo and NCCL read the interface; values that the user has set are kept."""
 _GET_ADDRESS = 0x8915
 """Linux: SIOCGIFADDR, the IPv4 address of an interface (netdevice(7))."""
 
 
 class SlotTorchConfig(TorchConfig):
-    """Torch's process group for a slot, whose workers first choose the interface that they meet by."""
+    """Configuration of a slot's process group, whose workers first choose their network interface."""
 
     @property
     def backend_cls(self) -> Any:
-        """What sets it up."""
+        """Class that sets up the process group."""
         return SlotBackend
 
 
 class SlotBackend(_TorchBackend):
-    """Runs in the controller of a slot's Train run."""
+    """Set up the process group of a slot; runs in the controller of its Train run."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Have the workers meet.
+        """Check the workers' GPUs, choose their interfaces and connect them.
 
         Raises:
-            SlotsLost: they do not; the message names the interface of each. Or torch sees no GPU there.
+            SlotsLost: torch does not see the GPU of a worker, or the workers cannot connect; the message then
+                names the interface of each.
         """
         if problem := max(worker_group.execute(gpu_problem), default=""):
             raise SlotsLost(problem)
@@ -50,27 +53,27 @@ class SlotBackend(_TorchBackend):
         try:
             super().on_start(worker_group, backend_config)
         except RayActorError:
-            raise  # a worker died, maybe with its node: Train tells
+            raise  # a worker died, maybe with its node: Train reports that
         except Exception as error:
             raise meeting_failed(worker_group, error) from error
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of the interface that holds an IPv4 address of this machine; None: none does."""
+    """Return the name of the interface that holds an IPv4 address of this machine, or None."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
             try:
                 answer = fcntl.ioctl(asked.fileno(), _GET_ADDRESS, request)
             except OSError:
-                continue  # it has no IPv4 address
+                continue  # this interface has no IPv4 address
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return None
 
 
 def choose_interface() -> dict[str, str]:
-    """Set the interface of this worker's process where the user has not; return what is set."""
+    """Set the interface for this process, unless the user has set one; return the variables now in use."""
     name = interface_of(ray.util.get_node_ip_address())
     for variable in VARIABLES:
         if name is not None:
@@ -79,16 +82,16 @@ def choose_interface() -> dict[str, str]:
 
 
 def in_use() -> dict[str, str]:
-    """Return what gloo and NCCL are told in this process, by variable."""
+    """Return the values of VARIABLES in this process, without those that are not set."""
     return {variable: os.environ[variable] for variable in VARIABLES if variable in os.environ}
 
 
 def meeting_failed(worker_group: Any, error: Exception) -> SlotsLost:
-    """Return the error of workers that could not meet, with the interface that each one used."""
+    """Return an error about workers that could not connect, with the interface that each of them used."""
     try:
         used = ray.get(worker_group.execute_async(in_use), timeout=10)
         told = [sorted(set(each.values())) for each in used]
-    except Exception:  # they are gone, too
+    except Exception:  # the workers are gone, too
         told = []
     names = ", ".join(f"worker {rank} by {'/'.join(each) or 'any'}" for rank, each in enumerate(told))
     reason = str(error).strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: those that are up, those about to go, and those its autoscaler may add."""
+"""List the nodes of a Ray cluster that are up, are being drained, or may be added by its autoscaler."""
 
 import logging
 import time
@@ -17,13 +17,13 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 HEAD = "node:__internal_head__"
 """A resource that only Ray's head node has."""
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-"""Where `ray up` leaves the cluster's whole config on the head, for the autoscaler there."""
+"""File on the head node to which `ray up` writes the cluster's whole config, for the autoscaler."""
 
 LOOK_SECONDS = 0.1
-"""Between two looks whether actors are dead."""
+"""Seconds between two checks whether actors are dead."""
 
 Resources = Mapping[str, float]
-"""Ray's names (CPU, GPU) -> how much of it."""
+"""Resources of a node: Ray's name of each (CPU, GPU, ...) -> its amount."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class Node:
 
     @property
     def is_head(self) -> bool:
-        """True for the node that holds Ray's own state, where a study runs."""
+        """True for the head node, which holds Ray's own state and runs the study's driver."""
         return HEAD in self.resources
 
     @property
     def gpus(self) -> float:
-        """GPUs that Ray knows of."""
+        """Number of GPUs that Ray knows of."""
         return self.resources.get("GPU", 0.0)
 
 
 def here() -> Resources:
-    """Return what this machine has by Ray's own count, which knows a container's quota; starts nothing."""
-    logging.getLogger("ray").setLevel(logging.ERROR)  # what Ray warns of here it would warn of again
-    spec = ResourceAndLabelSpec(memory=1, object_store_memory=1)  # these two are not of interest
+    """Return this machine's resources by Ray's own count (which knows container quotas), without Ray."""
+    logging.getLogger("ray").setLevel(logging.ERROR)  # Ray would give the same warnings again when it starts
+    spec = ResourceAndLabelSpec(memory=1, object_store_memory=1)  # these two are not needed here
     found: Resources = spec.resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()
     return found
 
 
 def up() -> list[Node]:
-    """Return the nodes that may be given work, the head first."""
+    """Return the nodes that live and are not being drained, the head first."""
     going = about_to_go()
     nodes = [
         Node(entry["NodeID"], entry["NodeManagerAddress"], entry["Resources"])
@@ -65,17 +65,17 @@ def up() -> list[Node]:
 
 
 def alive() -> frozenset[str]:
-    """Return the ids of all nodes that have not died."""
+    """Return the ids of all nodes that live, including those that are being drained."""
     return frozenset(entry["NodeID"] for entry in ray.nodes() if entry["Alive"])
 
 
 def about_to_go() -> frozenset[str]:
-    """Return the ids of the nodes that are being drained: Ray gives them no more work."""
+    """Return the ids of the nodes that are being drained, to which Ray gives no more work."""
     return frozenset(state.get_draining_nodes())
 
 
 def free(actor: str) -> None:
-    """Remove the placement groups that a dead actor has made: Ray keeps them until the driver ends, too."""
+    """Remove the placement groups of a dead actor; Ray itself would keep them until the driver ends, too."""
     for entry in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(entry)
         if group.creator_actor_id.hex() == actor and group.state != PlacementGroupTableData.REMOVED:
@@ -83,11 +83,11 @@ def free(actor: str) -> None:
 
 
 def free_children(actor: str, seconds: float) -> None:
-    """Remove the placement groups of the actors that a dead actor had started, once these are dead, too.
+    """Remove the placement groups of all actors that a dead actor had started, once these are dead, too.
 
     Args:
-        actor: id of the dead one.
-        seconds: to wait for its children at most.
+        actor: id of the dead actor.
+        seconds: longest time to wait for the death of the actors that it had started.
     """
     end = time.monotonic() + seconds
     while True:
@@ -104,7 +104,8 @@ def free_children(actor: str, seconds: float) -> None:
 def may_come(bootstrap: Path = BOOTSTRAP) -> list[Resources]:
     """Return the resources of every node that the autoscaler of `ray up` may add, the largest first.
 
-    Empty without such an autoscaler, and for hosts of one's own: their file does not say what they have.
+    The list is empty without such an autoscaler, and for a cluster of the user's own hosts, as its file does
+    not tell their resources.
     """
     path = bootstrap.expanduser()
     if not path.is_file():

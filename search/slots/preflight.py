@@ -1,8 +1,9 @@
-"""Looks at a node before it gets a slot: it must see what the driver sees and run what the driver runs.
+"""Check each node before it gets a slot: it must see the same files and run the same code as the driver.
 
-`join` connects to the cluster. `expect` takes down what the driver has; `examine` looks at one node, by a
-task there; `problems` compares. `check` does all three for the nodes that are up when a study starts; the
-keeper does it for each that joins. On a cluster of one node there is nothing to compare, and nothing is run.
+`join` connects to the cluster. `expect` collects the driver's facts, `examine` starts a task that collects
+the same facts on a node, and `problems` compares them. `check` does so for all nodes that are up when a study
+starts; the keeper (supervisor.py) does so for each node that joins later. On a cluster of one node there is
+nothing to compare, and no task is run.
 """
 
 import hashlib
@@ -32,41 +33,43 @@ from search.record.study_folder import write_text
 from search.slots.nodes import Node
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna")
-"""Those whose versions decide what a trial computes, or whether nodes understand one another."""
+"""Packages whose versions affect what a trial computes, or whether nodes can talk to one another."""
 ANSWER_SECONDS = 120.0
-"""For the tasks of all nodes together; they import nothing heavy except torch, where there are GPUs."""
+"""Seconds for the tasks of all nodes together; they import nothing heavy except torch, on nodes with GPUs."""
 REACH_SECONDS = 10.0
-"""For a connection to the head, which takes milliseconds."""
+"""Seconds for a connection to the head, which normally takes milliseconds."""
 COUNT_GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 GPU_SECONDS = 90.0
+"""Seconds for a process that runs COUNT_GPUS, most of which is the import of torch."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the driver has, and every node must have; travels to the nodes."""
+    """Facts of the driver that every node must share; sent to the nodes."""
 
     facts: Mapping[str, str]
-    """Python, packages and code -> version."""
+    """Versions of Python, the packages and our own code, by name."""
     marker: Path
+    """File in the results folder that every node must be able to read."""
     content: str
-    """Of the marker."""
+    """Random content of the marker, so that an old file does not pass for it."""
     reader: Reader
     images: Mapping[str, str]
-    """Paths of a few images -> hash of a part of them."""
+    """A few images: path -> size and hash of a sample of the content."""
     files: Mapping[str, int]
-    """Weight files -> size in bytes."""
+    """Weight files: path -> size in bytes."""
     gpu: bool
-    """Trials train on GPUs."""
+    """True if trials train on GPUs."""
     passed: tuple[str, ...] = ()
-    """Ids of the nodes that were found good."""
+    """Ids of the nodes that have passed the check."""
 
 
 def join(address: str, **options: Any) -> None:
     """Connect this process to the Ray at `address`, or start one here (`local`).
 
     Raises:
-        PreflightError: it is no address, none answers there, or it asks for a token that this process does
-            not have.
+        PreflightError: the address is malformed, nothing answers there, or the cluster asks for a token that
+            this process does not have.
     """
     if address not in ("auto", "local"):
         _reach(address)
@@ -88,7 +91,7 @@ def join(address: str, **options: Any) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raise a PreflightError unless something listens at an address; Ray itself would try for a minute."""
+    """Raise a PreflightError at once unless something listens at an address; Ray would try for a minute."""
     host, _, port = address.rpartition(":")
     if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.%]+\]", host) or not port.isdecimal():
         raise PreflightError(
@@ -105,16 +108,17 @@ def _reach(address: str) -> None:
 
 
 def expect(marker: Path, images: Catalog, files: Iterable[str], *, gpu: bool) -> Expected:
-    """Return what every node must have, and leave a new marker in the results folder.
+    """Collect the facts that every node must share, and write a new marker to the results folder.
 
     Args:
-        marker: its path.
-        images: some of them must be readable everywhere.
-        files: local weight files; one that is missing here is told by the slot that needs it.
-        gpu: trials train on GPUs.
+        marker: path of the marker.
+        images: the study's images; a few of them must be readable on every node.
+        files: local weight files; a file that is missing here is reported later, by the slot that needs it.
+        gpu: whether trials train on GPUs.
     """
     content = secrets.token_hex(16)
     write_text(marker, content)
+    # The first and the last image of each split: a copy that was cut short would lack the last one.
     examples = [split[i] for split in images.splits.values() if split for i in {0, len(split) - 1}]
     return Expected(
         facts=_facts(),
@@ -128,10 +132,10 @@ def expect(marker: Path, images: Catalog, files: Iterable[str], *, gpu: bool) ->
 
 
 def check(expected: Expected, nodes: list[Node]) -> Expected:
-    """Return `expected` with the nodes in `passed`, once all have been looked at.
+    """Check all nodes that are up when a study starts; return `expected` with their ids in `passed`.
 
     Raises:
-        PreflightError: a line for each fact of each node that is not as it must be.
+        PreflightError: a node differs; the message has a line for each fact of each node that does.
     """
     if len(nodes) > 1:
         answers = [examine(expected, node) for node in nodes]
@@ -144,14 +148,14 @@ def check(expected: Expected, nodes: list[Node]) -> Expected:
 
 
 def examine(expected: Expected, node: Node) -> Any:
-    """Start to look at a node; return the reference to what is found there, by fact."""
+    """Start `look` as a task on a node; return the reference to its answer."""
     there = NodeAffinitySchedulingStrategy(node.id, soft=False)
     task = ray.remote(look).options(num_cpus=0, scheduling_strategy=there, max_retries=1)
     return task.remote(expected, node.id, expected.gpu and node.gpus > 0)
 
 
 def look(expected: Expected, node_id: str, count_gpus: bool) -> dict[str, Any]:
-    """Return what this node has: versions, the marker's content, what is wrong with files, GPUs."""
+    """Run on a node: return its versions, marker content, image hashes, file sizes and number of GPUs."""
     return {
         "facts": _facts(),
         "marker": _answer(expected.marker, node_id),
@@ -162,12 +166,12 @@ def look(expected: Expected, node_id: str, count_gpus: bool) -> dict[str, Any]:
 
 
 def problems(expected: Expected, node: Node, answer: Any) -> list[str]:
-    """Return what is wrong with a node, a line each: node, fact and fix.
+    """Return a line for each problem of a node, with node, fact and fix.
 
     Args:
-        expected: what the driver has.
+        expected: the driver's facts.
         node: the node.
-        answer: what `examine` returned for it; not ready counts as no answer.
+        answer: reference that `examine` returned for the node; one that is not ready counts as no answer.
     """
     try:
         return compare(expected, node, ray.get(answer, timeout=0))
@@ -180,12 +184,13 @@ def problems(expected: Expected, node: Node, answer: Any) -> list[str]:
 
 
 def compare(expected: Expected, node: Node, found: Mapping[str, Any]) -> list[str]:
-    """Return a line for everything that `look` found on a node and that is not as it must be."""
+    """Return a line for each fact that `look` found on a node and that differs from the driver's."""
     lines = [
         _line(node, f"{name} must be {want} as on the driver's node", found["facts"].get(name), _FIX[name])
         for name, want in expected.facts.items()
         if found["facts"].get(name) != want
     ]
+    # A node that reads the marker may yet see a copy of the folder; its answer arrives only in the real one.
     folder = expected.marker.parent
     if found["marker"] != expected.content:
         lines.append(_line(node, f"the results folder {folder} must be shared", found["marker"], _SHARE))
@@ -232,7 +237,7 @@ _FIX = {
 
 
 def _answer(marker: Path, node_id: str) -> str:
-    """Return the marker's content as this node reads it, and leave an answer beside it."""
+    """Return the marker's content as this node reads it, and write the same content to a file beside it."""
     try:
         content = marker.read_text(encoding="utf-8")
         if marker.parent.is_dir():
@@ -243,7 +248,7 @@ def _answer(marker: Path, node_id: str) -> str:
 
 
 def _answered(expected: Expected, node_id: str) -> bool:
-    """True if a node's answer is here; it is taken away."""
+    """True if the file that a node wrote beside the marker has arrived; removes it."""
     file = _answer_file(expected.marker, node_id)
     there = file.is_file() and file.read_text(encoding="utf-8") == expected.content
     file.unlink(missing_ok=True)
@@ -267,7 +272,7 @@ def _hash(reader: Reader, path: str) -> str:
 
 
 def _gpus() -> int:
-    """Return how many GPUs torch sees on this node; in a process of its own, as tasks may hide them."""
+    """Return how many GPUs torch sees on this node; a new process counts, as Ray may hide GPUs from tasks."""
     free = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     asked = [sys.executable, "-c", COUNT_GPUS]
     try:

@@ -1,10 +1,10 @@
 """Slots: warm worker groups, each one long-lived Ray Train run that takes trial after trial.
 
-The documented pattern starts a Train run per trial and pays seconds to tens of seconds for it; a
-slot pays once. `once` gives that pattern back: fresh processes for every trial.
+Ray's documented pattern starts a Train run for each trial, which costs seconds to tens of seconds each time;
+a slot pays this once. With `once` each trial gets fresh processes, as in the documented pattern.
 
-`plan` says how many slots there may be, `Slots` is the driver's end of them. The keeper (supervisor.py)
-starts and ends them as nodes come and go; the exchange (exchange.py) is where they get their trials.
+`plan` decides how many slots a study may have. `Slots` is the driver's handle on them. The keeper
+(supervisor.py) starts and ends slots as nodes come and go; the exchange (exchange.py) gives them trials.
 """
 
 import math
@@ -25,36 +25,37 @@ from search.slots.nodes import HEAD, Resources
 from search.slots.preflight import Expected
 
 START_SECONDS = 600.0
-"""For the first slot to be up: imports of torch take minutes on a machine that is busy with other work. If a
-slot, the keeper or the exchange dies, that is told at once."""
+"""Seconds to wait for the first slot: imports of torch take minutes on a machine that is busy with other
+work. If a slot, the keeper or the exchange dies meanwhile, that is reported at once."""
 BOOT_SECONDS = 1800.0
-"""The same where no node has room yet: an autoscaler has to get one from its cloud first."""
+"""Seconds to wait for the first slot if no node has room yet and an autoscaler must first start one."""
 CLOSE_SECONDS = 20.0
-"""For the keeper to end all slots; it takes END_SECONDS of its own, and a moment to kill the rest."""
+"""Seconds for the keeper to end all slots: its own END_SECONDS, and a moment to kill the rest."""
 LOOK_SECONDS = 0.5
-"""Between two looks whether exchange and keeper live, while the driver waits."""
+"""Seconds between two checks that exchange and keeper live, while the driver waits."""
 SILENT_SECONDS = 120.0
-"""For the exchange to answer and the keeper to look at the cluster. It takes them milliseconds, and many
-seconds on a machine that is short of memory."""
+"""Seconds without an answer of the exchange, or a call of the keeper, after which they count as dead. Both
+take milliseconds, but many seconds on a machine that is short of memory."""
 SAVE_SECONDS = 60.0
-"""For the trials of a stopped study to end their epoch and save it; a longer epoch is lost."""
+"""Seconds for the trials of a stopped study to finish and save their epoch; a longer epoch is lost."""
 
 ON_HEAD = {"num_cpus": 0, "resources": {HEAD: 0.001}}
-"""Beside the driver and Ray's own state: a node that goes takes none of what a study cannot do without."""
+"""Options that place an actor on the head node, beside the driver and Ray's own state, so that the loss of
+another node cannot end the study."""
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-"""glibc keeps what torch gives back, instead of having the kernel clear it again for each batch: on a CPU an
-epoch of a whole mobilenet_v2 took 25.5 s instead of 30.2 (1,000 images of 128 pixels, once, by hand,
-beside other work)."""
+"""With these settings glibc keeps memory that torch frees, so that the kernel need not clear it again for
+each batch: on a CPU an epoch of a whole mobilenet_v2 took 25.5 s instead of 30.2 (1,000 images of 128 pixels,
+measured once, by hand, beside other work)."""
 
 TRAIN_ENVIRONMENT = {
-    # Train looks at its workers every 2 s by default: a dead one is noticed within this instead.
+    # Train checks its workers every 2 s by default; with this a dead worker is noticed sooner.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run; the keeper sees drains for all
-    # A worker answers these looks from a thread of its own while it trains. One that does not for so long is
-    # taken for dead; by default after ten minutes. One on a machine that swaps may be mute for many seconds.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run; the keeper watches drains for all slots
+    # A worker answers these checks from a separate thread while it trains. If it does not answer for this
+    # long, it counts as dead (default: ten minutes). On a machine that swaps it may be mute for many seconds.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    # A slot whose room another one has taken starts again with the nodes that are there by then.
+    # If another study has taken a slot's room, the slot starts again with the nodes that are up by then.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
@@ -64,35 +65,35 @@ TRAIN_ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class SlotPlan:
-    """How many worker groups of which shape."""
+    """Number and shape of a study's slots."""
 
     slots: int
-    """At most."""
+    """Maximum number of slots."""
     workers: int
-    """Per slot."""
+    """Workers per slot."""
     cpus: int
-    """Per worker."""
+    """CPUs per worker."""
     gpu: bool
-    """Workers train on GPUs."""
+    """True if workers train on GPUs."""
     gpu_per_worker: float = 1.0
-    """GPUs of a worker, if it trains on them; below 1 several workers share one."""
+    """GPUs per worker if `gpu`; below 1, several workers share a GPU."""
     ask: int = 0
-    """Slots that an autoscaler is asked for while nodes for them are not up."""
+    """Number of slots for which an autoscaler is asked for nodes; 0 if no nodes can join."""
     once: bool = False
-    """Fresh processes for every trial."""
+    """True if every trial gets fresh processes."""
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one worker takes, by Ray's names."""
+        """Resources of one worker, by Ray's names."""
         return {"CPU": self.cpus} | ({"GPU": self.gpu_per_worker} if self.gpu else {})
 
     def fit(self, nodes: Iterable[Resources]) -> int:
-        """Return how many slots fit on nodes with these resources; a slot may span nodes, a worker not."""
+        """Return how many slots fit on nodes with these resources; slots may span nodes, workers may not."""
         return self.workers_fit(nodes) // self.workers
 
     def workers_fit(self, nodes: Iterable[Resources]) -> int:
         """Return how many workers fit on nodes with these resources."""
-        slack = 1e-6  # of floats: ten workers of a tenth of a GPU fit on one
+        slack = 1e-6  # against rounding of floats: ten workers of a tenth of a GPU fit on one GPU
         return sum(
             min(math.floor(node.get(name, 0) / amount + slack) for name, amount in self.bundle.items())
             for node in nodes
@@ -112,22 +113,22 @@ def plan(
     grows: bool = False,
     once: bool = False,
 ) -> SlotPlan:
-    """Return the slots of a study.
+    """Return the number and shape of a study's slots.
 
     Args:
         up: resources of each node that is up.
-        slots: how many; `auto`: as many as fit, on a cluster also later.
-        workers: per slot.
-        cpus: per worker.
-        gpu: train on GPUs; `auto`: if any node has or will have one.
-        gpu_per_worker: if so, GPUs of each worker.
-        trials: no more slots than these.
+        slots: number of slots; `auto`: as many as fit, on a cluster also as nodes join later.
+        workers: workers per slot.
+        cpus: CPUs per worker.
+        gpu: whether to train on GPUs; `auto`: if any node has one or an autoscaler may add such a node.
+        gpu_per_worker: GPUs per worker, if GPUs are used.
+        trials: upper limit of the number of slots.
         may_come: resources of each node that an autoscaler may add.
-        grows: nodes may join; else what does not fit now never will.
-        once: fresh processes for every trial.
+        grows: whether nodes may join; if not, slots that do not fit now never will.
+        once: whether every trial gets fresh processes.
 
     Raises:
-        CapacityError: not one slot fits now or later, or fewer than were asked for.
+        CapacityError: not a single slot fits now or later, or fewer than the number asked for.
     """
     gpus = sum(node.get("GPU", 0) for node in (*up, *may_come))
     use_gpu = gpus > 0 if gpu == "auto" else bool(gpu)
@@ -147,19 +148,22 @@ def plan(
             f"resources: {max(wanted, 1)} slot(s) of {kind} must fit, got room for {fit} "
             f"({total}). Lower slots, workers_per_trial or cpus_per_worker, or set gpu: false{wait}."
         )
+    # Where nodes may join, `auto` takes any room that appears, but asks an autoscaler only for what may come.
     most = trials if slots == "auto" and grows else min(wanted, trials)
     return replace(shape, slots=most, ask=min(wanted, trials) if grows else 0)
 
 
 class Slots:
-    """The slots of one study, from start to close; `exchange` is where trials find them.
+    """Start the slots of one study, watch that they can work, and close them.
+
+    The attribute `exchange` is the actor that gives them trials.
 
     Args:
-        plan: how many of which shape.
-        folder: for what Train writes.
-        copies_bytes: what copies of far files may take on each node.
-        expected: what a node must be like to get a slot; None: any will do.
-        retries: how often a trial is tried again whose workers die under it.
+        plan: number and shape of the slots.
+        folder: folder for the files that Ray Train writes.
+        copies_bytes: limit of the disk space for copies of far files on each node.
+        expected: facts that a node must share with the driver to get a slot; None: any node may have slots.
+        retries: how often a trial is tried again after its workers have died.
     """
 
     def __init__(
@@ -183,23 +187,26 @@ class Slots:
         self._up, self._notes = 0, 0
         self._new: list[str] = []
         """Notes that `news` has not returned yet."""
+        # This call stays open until there is news, so that looking for news costs the driver no round trip.
         self._change = self.exchange.watch.remote(0, 0)
         self._pulse, self._felt = self.exchange.pulse.remote(), time.monotonic()
         self._dead: str | None = None
-        """Why no trial can go on."""
+        """Reason why no trial can continue, once that is so."""
 
     def wait(
         self, count: int = 1, seconds: float = START_SECONDS, tell: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        """Return facts by slot once `count` slots are up.
+        """Wait until `count` slots are up; return the facts of each slot that is up.
+
+        It returns with fewer slots, but at least one, when the time has passed or a slot is given up.
 
         Args:
-            count: how many.
-            seconds: to wait for them, at most.
-            tell: gets what is new about the cluster meanwhile; else `news` has it afterwards.
+            count: number of slots to wait for.
+            seconds: longest time to wait.
+            tell: gets each note about the cluster as it comes; None: `news` returns the notes afterwards.
 
         Raises:
-            SlotsLost: no slot came up; the message carries the reason.
+            SlotsLost: no slot came up; the message gives the reason.
         """
         answer = self.exchange.wait_for_slots.remote(count, seconds)
         while tell and not ray.wait([answer], timeout=LOOK_SECONDS)[0] and self.lost() is None:
@@ -216,13 +223,13 @@ class Slots:
         return facts
 
     def news(self) -> tuple[int, list[str]]:
-        """Return how many slots are up, and what is new about the cluster; never waits."""
+        """Return the number of slots that are up and the new notes about the cluster, without waiting."""
         self._listen()
         new, self._new = self._new, []
         return self._up, new
 
     def lost(self) -> str | None:
-        """Return why no trial can go on any more, if so; never waits."""
+        """Return the reason why no trial can continue, or None, without waiting."""
         self._listen()
         self._feel()
         if self._dead is None and ray.wait([self._run], timeout=0)[0]:
@@ -234,10 +241,10 @@ class Slots:
         return self._dead
 
     def get(self, answer: Any) -> Any:
-        """Return an answer of the exchange, waiting for it as long as there is anybody to give it.
+        """Wait for an answer of the exchange and return it.
 
         Raises:
-            SlotsLost: there is not.
+            SlotsLost: the exchange or the keeper died, or does nothing any more.
         """
         while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
             if (reason := self.lost()) is not None:
@@ -250,7 +257,7 @@ class Slots:
             ) from error
 
     def _listen(self) -> None:
-        """Take in what is new, if anything is."""
+        """Read the answer of `watch`, if it is there, and ask for the next one."""
         if self._dead is not None or not ray.wait([self._change], timeout=0)[0]:
             return
         try:
@@ -258,46 +265,46 @@ class Slots:
             self._new += now["notes"][self._notes :]
             self._up, self._notes = now["up"], len(now["notes"])
         except ActorUnavailableError:
-            pass  # a call was lost; the next one may not be
+            pass  # one call was lost, which is not the end of the actor: ask again
         except RayError as error:
             self._dead = f"the exchange has died: {train_run.first_words(error)}"
         self._change = self.exchange.watch.remote(self._up, self._notes)
 
     def _feel(self) -> None:
-        """Look whether exchange and keeper, where they live, do anything."""
+        """Check that exchange and keeper still work: an actor may live, and yet do nothing."""
         now = time.monotonic()
         if ray.wait([self._pulse], timeout=0)[0]:
             try:
                 if ray.get(self._pulse) > SILENT_SECONDS:
                     self._dead = f"the keeper of the slots has done nothing for {SILENT_SECONDS:.0f} s"
             except RayError:
-                pass  # `_listen` tells a dead exchange
+                pass  # `_listen` reports a dead exchange
             self._pulse, self._felt = self.exchange.pulse.remote(), now
         elif now - self._felt > SILENT_SECONDS:
             self._dead = f"the exchange has not answered for {SILENT_SECONDS:.0f} s"
 
     def close(self) -> None:
-        """End every slot; processes that do not end by themselves are killed."""
-        # Workers belong to the keeper and end with it: then there is nothing left to save.
+        """End every slot; kill the processes that do not end by themselves."""
+        # If the keeper is dead, so are the workers, which belong to it: there is nothing left to save.
         seconds = SAVE_SECONDS if self.lost() is None else 0.0
         try:
             ray.get(self.exchange.close.remote(seconds), timeout=seconds + CLOSE_SECONDS)
             ray.get(self._run, timeout=CLOSE_SECONDS)
             ended = True
         except (GetTimeoutError, RayError):
-            ended = False  # they are killed below: their workers belong to the keeper and go with it
+            ended = False  # the keeper is killed below, and the workers, which belong to it, with it
         for actor in (self._keeper, self.exchange):
             ray.kill(actor)
-        if not ended:  # nobody has freed what the slots held, and this driver may go on with another study
+        if not ended:  # nobody has freed the slots' placement groups, and this driver may run another study
             nodes.free_children(self._keeper._actor_id.hex(), CLOSE_SECONDS)
 
 
 def serve(config: dict[str, Any]) -> None:
-    """Serve trials in a worker; imported there, so that keeper and controllers start without it."""
+    """Serve trials in a worker; the import is here, so that keeper and controllers start without torch."""
     from finetune.worker import slot_loop
 
     slot_loop(config)
 
 
 Serve = Callable[[dict[str, Any]], None]
-"""What a worker of a slot runs."""
+"""Type of the function that each worker of a slot runs, with the slot's settings."""

@@ -1,9 +1,13 @@
-"""The keeper: an actor that starts, ends and starts again the slots of a study as nodes come and go.
+"""The keeper: an actor that starts, ends and restarts the slots of a study as nodes come and go.
 
-Every second it looks at the cluster. A node that has joined is checked (preflight.py) before it gets a slot;
-the slots of one that is about to go are emptied; slots are started while there are trials and room for more;
-and where room is missing, an autoscaler is asked for it by placement groups that wait.
-It lives beside the driver, so that the driver need not import torch.
+Every second it looks at the cluster:
+
+- A node that has joined is checked (preflight.py) before it gets a slot.
+- The slots of a node that is being drained are emptied.
+- Slots are started while there are trials and room for more.
+- If room is missing, waiting placement groups ask the autoscaler for nodes.
+
+It is an actor beside the driver, so that the driver need not import torch.
 """
 
 import contextlib
@@ -23,21 +27,23 @@ from search.slots.nodes import Node, Resources
 from search.slots.preflight import Expected
 
 LOOK_SECONDS = 1.0
+"""Seconds between two looks at the cluster."""
 END_SECONDS = 10.0
-"""For slots to end by themselves once the study has; one that starts has to get its workers up first."""
+"""Seconds for slots to end by themselves after the study; a slot that is starting must first get its workers
+up."""
 
 MISSES_AT_MOST = 30
-"""Looks in a row that Ray may leave without an answer, as while its state service starts again."""
+"""Looks in a row that may fail with a Ray error, for example while Ray's state service restarts."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a study lacks."""
+    """Slots and nodes that a study lacks."""
 
     start: int
-    """Slots that are to be started: there is room for them."""
+    """Slots to start now, as there is room for them."""
     ask: int
-    """Workers that nodes are to be asked for."""
+    """Workers for which an autoscaler is to be asked for nodes."""
 
 
 def need(
@@ -47,16 +53,17 @@ def need(
     usable: Collection[Node],
     refused: Iterable[Resources] = (),
 ) -> Need:
-    """Return what a study lacks; slots on nodes that are about to go, or have died, do not count.
+    """Return the slots and nodes that a study lacks.
 
     Args:
-        plan: how many slots of which shape.
-        wanted: slots that the study has use for.
-        slots: name -> ids of its nodes, none where they are not known yet, for those whose run has not ended.
+        plan: number and shape of the slots (a SlotPlan).
+        wanted: number of slots that the study has work for.
+        slots: slots whose Train run has not ended: name -> ids of its nodes, empty while it is starting.
         usable: nodes that may hold slots.
-        refused: what those nodes have that may not; nobody is asked for others in their place.
+        refused: resources of the nodes that failed the check; no other nodes are asked for in their place.
     """
     resources = [node.resources for node in usable]
+    # Count the slots whose nodes all stay; a slot on a drained or dead node is replaced before it is gone.
     ids = {node.id for node in usable}
     staying = sum(ids.issuperset(places) for places in slots.values())
     missing = plan.workers * min(wanted, plan.ask) - plan.workers_fit(resources) - plan.workers_fit(refused)
@@ -64,15 +71,15 @@ def need(
 
 
 class Keeper:
-    """Holds the Train runs of all slots, one thread each.
+    """Keep the slots of a study running: a Ray actor with one thread for the Train run of each slot.
 
     Args:
-        exchange: where slots get their trials.
-        plan: how many slots of which shape.
-        folder: for what Train writes.
-        given: what their workers are told besides: room for copies of far files.
-        serve: what their workers run.
-        expected: what a node must be like to get a slot; None: any will do.
+        exchange: actor that gives slots their trials.
+        plan: number and shape of the slots (a SlotPlan).
+        folder: folder for the files that Ray Train writes.
+        given: further settings for the workers, such as `copies_bytes`.
+        serve: function that each worker runs.
+        expected: facts that a node must share with the driver to get a slot; None: any node may have slots.
     """
 
     def __init__(
@@ -92,13 +99,14 @@ class Keeper:
         self._over = threading.Event()
         self._asked: list[PlacementGroup] = []
         self._asked_for: tuple[int, frozenset[str]] = (0, frozenset())
-        """How many workers, and the nodes on which they are not to be."""
+        """The request behind `_asked`: number of workers, and ids of the nodes that they must not take."""
         self._passed: set[str] = set(expected.passed) if expected else set()
         self._refused: dict[str, Resources] = {}
-        """Node -> what it has; nobody is asked for another one in its place."""
+        """Nodes that failed the check: id -> resources. No other nodes are asked for in their place."""
         self._looking: dict[str, Any] = {}
-        """Node -> the check of it that runs."""
+        """Checks that still run: node id -> reference to the answer."""
         self._going: frozenset[str] = frozenset()
+        """Ids of the nodes that the exchange knows to be drained."""
 
     def run(self) -> None:
         """Keep as many slots up as there are trials and room for, until the exchange is closed.
@@ -106,6 +114,7 @@ class Keeper:
         Raises:
             RayError: the exchange has died, or Ray has not answered for long; the driver then ends the study.
         """
+        # Each look starts from the cluster's present state, so a look that failed needs no repair.
         misses = 0
         while True:
             try:
@@ -120,13 +129,14 @@ class Keeper:
                 misses += 1
                 if misses > MISSES_AT_MOST:
                     raise
+            # A slot's thread that ends sets `_changed`, so that the slot is replaced without delay.
             self._changed.wait(LOOK_SECONDS)
             self._changed.clear()
             self._slots = {name: thread for name, thread in self._slots.items() if thread.is_alive()}
         self._end()
 
     def _follow(self, wanted: int) -> None:
-        """Bring the slots to where the nodes are."""
+        """Look at the cluster once, ask for missing nodes and start missing slots."""
         usable, places = self._look(), self._places()
         lacking = need(self._plan, wanted, places, usable, self._refused.values())
         self._ask(lacking.ask, usable)
@@ -134,9 +144,9 @@ class Keeper:
             self._start(usable)
 
     def _places(self) -> dict[str, tuple[str, ...]]:
-        """Return the nodes of each slot whose run has not ended, after telling which of them have died.
+        """Return the node ids of each slot whose run has not ended, after reporting slots with dead nodes.
 
-        Their Train run may hear of it much later, and their trials shall not wait for that.
+        Train may notice the death of a node much later, and the trial should not wait for that.
         """
         known = ray.get(self._exchange.places.remote())
         places = {name: known.get(name, ()) for name in self._slots}
@@ -147,7 +157,8 @@ class Keeper:
         return places
 
     def _end(self) -> None:
-        """Wait for the slots to end by themselves, a while; then kill them."""
+        """Give the slots END_SECONDS to end by themselves, then kill them."""
+        # First withdraw the requests for nodes, or the autoscaler may start one for a study that is over.
         self._ask(0, [])
         deadline = time.monotonic() + END_SECONDS
         for thread in self._slots.values():
@@ -157,7 +168,7 @@ class Keeper:
             thread.join()
 
     def _look(self) -> list[Node]:
-        """Return the nodes that may hold slots, after telling the exchange which ones are about to go."""
+        """Tell the exchange which nodes are drained, check new ones, and return those that may hold slots."""
         going = nodes.about_to_go()
         if going != self._going:
             ray.get(self._exchange.vacate.remote(sorted(going)))
@@ -165,6 +176,7 @@ class Keeper:
         up = nodes.up()
         if self._expected is None:
             return up
+        # A check is a task that may take minutes, so it runs while the loop goes on.
         for node in up:
             if node.id not in {*self._passed, *self._refused, *self._looking}:
                 self._looking[node.id] = preflight.examine(self._expected, node)
@@ -175,19 +187,21 @@ class Keeper:
         return [node for node in up if node.id in self._passed]
 
     def _judge(self, expected: Expected, node: Node, answer: Any) -> None:
+        """Enter a checked node as passed, or as refused with a note for the user."""
         problems = preflight.problems(expected, node, answer)
         if not problems:
             self._passed.add(node.id)
-        elif node.id in {there.id for there in nodes.up()}:  # else it has died meanwhile
+        elif node.id in {there.id for there in nodes.up()}:  # if not, it died meanwhile: nothing to report
             self._refused[node.id] = node.resources
             for problem in problems:
                 self._exchange.note.remote(f"{problem} It gets no slot.")
 
     def _ask(self, workers: int, usable: list[Node]) -> None:
-        """Have a placement group wait for each missing worker: that is what an autoscaler starts nodes for.
+        """Keep one placement group waiting for each missing worker; autoscalers start nodes for such groups.
 
-        They wait for new nodes: on a usable one they would take the room of slots that start, and a refused
-        one they would keep from being given back. One that is granted keeps its node until that is judged.
+        The groups accept new nodes only. On a usable node they would take the room of slots that are
+        starting; on a refused node they would keep the autoscaler from giving it back. A group that is
+        granted holds its node until the node has been checked.
         """
         asked_for = (workers, frozenset({*(node.id for node in usable), *self._refused}))
         if asked_for == self._asked_for:
@@ -201,15 +215,16 @@ class Keeper:
         self._asked = [placement_group(bundles, bundle_label_selector=new) for _ in range(workers)]
 
     def _start(self, usable: list[Node]) -> None:
-        # The runs of slots whose nodes went may still hold their names.
+        """Start a slot, under the first free name, in a thread of its own."""
+        # A run whose nodes are gone may not have ended yet, and its name is taken until then.
         name = next(name for i in itertools.count() if (name := f"slot-{i}") not in self._slots)
-        ray.get(self._exchange.place.remote(name, []))  # not where the one before it was
+        ray.get(self._exchange.place.remote(name, []))  # forget the nodes of an earlier slot of this name
         thread = threading.Thread(target=self._keep, args=(name, usable), name=name, daemon=True)
         self._slots[name] = thread
         thread.start()
 
     def _keep(self, name: str, usable: list[Node]) -> None:
-        """Hold one slot until it ends, or dies where other nodes could take its place."""
+        """Run one slot until it ends, or until it dies and other nodes could take its place."""
         try:
             train_run.run(
                 self._serve,
@@ -217,16 +232,18 @@ class Keeper:
                 plan=self._plan,
                 folder=self._folder,
                 nodes=[node.id for node in usable],
-                # A group that is restarted stays on its nodes. Where there are others, a new one is better.
+                # Workers that Train restarts stay on the same nodes. With nodes beside the head it is better
+                # that the run ends, and the loop starts a new one on the nodes that are usable by then.
                 restarts=all(node.is_head for node in usable),
                 over=self._over,
             )
         except Exception as error:
-            # The witness has told of dead workers, unless its controller died with them.
+            # The witness has reported dead workers, unless its controller died with them; `bury` ignores the
+            # second report.
             if not train_run.has_waited(error) and not self._over.is_set():
                 how = train_run.how_lost(*train_run.failures(error))
                 ray.get(self._exchange.bury.remote(name, train_run.first_words(error), **how))
         finally:
-            with contextlib.suppress(RayError):  # `run` sees to an exchange that is gone
+            with contextlib.suppress(RayError):  # if the exchange is gone, `run` ends the keeper
                 ray.get(self._exchange.place.remote(name, []))
             self._changed.set()

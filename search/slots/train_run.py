@@ -1,4 +1,4 @@
-"""One slot's Train run: which nodes it may use, how its workers meet, and what is said when they die."""
+"""Run one slot as a Ray Train run: choose its nodes, connect its workers, and report why they died."""
 
 import threading
 import time
@@ -9,15 +9,17 @@ from typing import Any
 from search.slots import nodes
 
 LOOK_SECONDS = 0.5
+"""Seconds between two checks whether the study is over."""
 DEAD_SECONDS = 5.0
-"""For a controller that was killed to be gone."""
+"""Seconds for a killed controller to be gone."""
 NODE_LABEL = "ray.io/node-id"
-"""Ray's own label of every node."""
+"""Label that Ray gives to every node."""
 NODE_DIED = ("its node has died",)
+"""Words in Ray's errors about a worker whose node died."""
 UNAVAILABLE = "is unavailable"
-"""In the words of Ray's own errors."""
+"""Words in Ray's errors about a worker that does not answer."""
 PEER_LOST = ("gloo", "NCCL")
-"""Words of errors by which workers lose one another."""
+"""Words in the errors of workers that lost the connection to one another."""
 
 
 def run(
@@ -33,13 +35,17 @@ def run(
     """Run one slot until its workers' loop ends.
 
     Args:
-        serve: what each worker runs, with `config`.
-        config: has `exchange` and `slot`, the slot's name.
-        plan: shape of the slot.
-        folder: for what Train writes.
-        nodes: ids of those that its workers may be on.
-        restarts: start the workers again when they die; else that is raised.
-        over: set when the study has ended and waits for nothing any more: whatever still runs is killed.
+        serve: function that each worker runs, with `config`.
+        config: settings of the workers, with `exchange` (the actor) and `slot` (the slot's name).
+        plan: shape of the slot (a SlotPlan).
+        folder: folder for the files that Train writes.
+        nodes: ids of the nodes that its workers may use.
+        restarts: whether dead workers are started again; if not, their error is raised.
+        over: set when the study is over and waits for nothing any more; whatever still runs is then killed.
+
+    Raises:
+        TimeoutError: `over` was set first.
+        TrainingFailedError: (Ray's) workers or their controller failed.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -64,34 +70,39 @@ def run(
 
 
 def has_waited(error: Exception) -> bool:
-    """True if a run has waited in vain for room, which is no failure: another study may have taken it."""
+    """True if a run waited for room in vain. That is no failure, as another study may have taken the room."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
 def failures(error: Exception) -> list[Exception]:
-    """Return what the workers ended with that ended a run; if it was not they, the run's own error."""
+    """Return the errors of the workers that ended a run, by rank, or else the run's own error."""
     by_rank: dict[int, Exception] = getattr(error, "worker_failures", {})
     return [by_rank[rank] for rank in sorted(by_rank)] or [error]
 
 
 def first_words(error: BaseException) -> str:
-    """Return the one line of a Ray error that says what happened, without its general advice."""
+    """Return the line of a Ray error that tells what happened, without Ray's general advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "SYSTEM_ERROR" in line or "OOM" in line or "Error:" in line]
     return (telling or lines or [type(error).__name__])[-1].partition(" Some common causes include")[0]
 
 
 def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
-    """Return `lost`, workers died with their node; `parted`, they lost one another, for whatever reason.
+    """Classify how a slot's workers died, as flags for `Exchange.bury`.
 
-    And `raised`: the trial itself has raised an exception that spoilt its worker.
+    Args:
+        errors: the errors of the workers.
+        away: whether workers were on a node other than the head.
 
-    Of a worker that dies alone Ray knows why within a second. One that is only `unavailable` by then, and
-    `away` from the head, has a node that is silent, too.
+    Returns:
+        `lost`: they died with their node. `parted`: they lost the connection to one another, for whatever
+        reason. `raised`: the trial itself raised an exception after which its worker could not continue.
     """
     texts = [str(error) for error in errors]
+    # If a worker dies alone, Ray knows the reason within a second. If all that Ray knows by then is that the
+    # worker is unavailable, its whole node is silent; the head's node cannot be, as this code runs there.
     died = NODE_DIED if not away else (*NODE_DIED, UNAVAILABLE)
     return {
         "lost": any(getattr(error, "preempted", False) for error in errors)
@@ -102,7 +113,7 @@ def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
 
 
 def is_own(error: Exception) -> bool:
-    """True for an exception of the trial itself: not one of Ray's, nor by which workers lose one another."""
+    """True for an exception of the trial itself: neither one of Ray's nor workers that lost one another."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -112,13 +123,14 @@ def is_own(error: Exception) -> bool:
 
 
 def _trainer(workers: int, over: threading.Event) -> Any:
-    """Return the trainer of a slot: `TorchTrainer`, or what it is built on where a worker is alone.
+    """Return the trainer class of a slot: `TorchTrainer`, or its base class if the slot has one worker.
 
-    One worker has nobody to meet, so neither keeper nor controllers import torch for it: on few cores that is
-    a good part of what the start of a slot costs.
+    A single worker needs no process group, so neither keeper nor controllers import torch for it. On few
+    cores that import is a good part of the time that a slot takes to start.
 
-    Left out are helper processes that a slot has no use for. One deals out Ray datasets, another frees what a
-    controller leaves that has died: `_control` does that. A third speaks to the autoscaler (`_silent`).
+    Some helper processes of Train are left out, as a slot does not need them. One distributes Ray datasets;
+    another cleans up after a controller that died, which `_control` does here; a third sends requests to the
+    autoscaler (see `_silent`).
     """
     if workers == 1:
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
@@ -143,10 +155,10 @@ def _trainer(workers: int, over: threading.Event) -> Any:
 
 
 def _silent(scaling: Any) -> Any:
-    """Return Train's policy for a fixed number of workers, less its own requests to the autoscaler.
+    """Return Train's policy for a fixed number of workers, without its own requests to the autoscaler.
 
-    The keeper asks for nodes. What Train asks for is kept up while the run lasts: the autoscaler of Ray 2.60
-    may take an idle node for it and never end that node, although the workers are on another.
+    The keeper asks for nodes. Train would keep its request up as long as the run lasts, and the autoscaler of
+    Ray 2.60 may reserve an idle node for it and never end that node, although the workers are on another one.
     """
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
@@ -161,12 +173,12 @@ def _silent(scaling: Any) -> Any:
 
 
 def _control(how: dict[str, Any], over: threading.Event) -> Any:
-    """Run Train's controller, an actor, until its workers have ended or it is `over`; leave nothing of it.
+    """Run Train's controller, an actor, until its workers have ended or `over` is set; then remove it.
 
-    Train itself waits without limit, and leaves the actor to Ray's count of references.
+    Train itself waits without limit, and leaves the removal of the actor to Ray's reference counting.
 
     Raises:
-        TimeoutError: it was over first.
+        TimeoutError: `over` was set first.
     """
     import ray
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
@@ -186,13 +198,14 @@ def _control(how: dict[str, Any], over: threading.Event) -> Any:
         ray.get(running)
         return ray.get(controller.get_result.remote())
     finally:
+        # The order matters: a controller that still lives could make another placement group after `free`.
         ray.kill(controller)
-        ray.wait([running], timeout=DEAD_SECONDS)  # a controller that lives may still ask for room
+        ray.wait([running], timeout=DEAD_SECONDS)
         nodes.free(controller._actor_id.hex())
 
 
 def _witness(exchange: Any, name: str) -> Any:
-    """Return a Train callback that tells the exchange where a slot's workers start, and how they died."""
+    """Return a Train callback that reports a slot's nodes, and the death of its workers, to the exchange."""
     import ray
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
@@ -206,12 +219,12 @@ def _witness(exchange: Any, name: str) -> Any:
 
         def after_worker_group_poll_status(self, status: Any) -> None:
             if status.errors:
-                # The others may say no more than that they have lost the one that failed.
+                # One worker's exception is the cause; the others may only report that they lost that worker.
                 rank, error = min(
                     status.errors.items(), key=lambda worker: (not is_own(worker[1]), worker[0])
                 )
                 how = how_lost(*status.errors.values(), away=self.away)
-                # Awaited, as this actor is killed as soon as the run ends, and its calls with it.
+                # Wait for the answer: this actor is killed when the run ends, and its open calls with it.
                 ray.get(exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how))
 
     return Witness()

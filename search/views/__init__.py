@@ -1,1 +1,1 @@
-"""What people see of a record: table, TensorBoard, progress, exported models, predictions."""
+"""Views of a study's record: table, TensorBoard, progress display, model folders and predictions."""

@@ -1,6 +1,6 @@
-"""What a backbone is made of, for the command line, and the table of all backbones for the docs.
+"""List a backbone's blocks for the command line, and write the table of all backbones for the docs.
 
-The table is written by `python -m search.views.blocks > docs/models.md`.
+`python -m search.views.blocks > docs/models.md` writes the table.
 """
 
 from typing import Any
@@ -30,9 +30,9 @@ This page is written by `python -m search.views.blocks > docs/models.md`.
 
 
 def listing(name: str, image_size: int) -> dict[str, Any]:
-    """Return the blocks of backbone `name` with parameter counts and output shapes; builds no weights.
+    """Return the blocks of a backbone with parameter counts and output shapes, without allocating weights.
 
-    Shapes are of one image, without the batch.
+    Shapes are those of one image, without the batch dimension.
 
     Raises:
         BackboneError: there is no such backbone, or it cannot read images of this size.
@@ -57,7 +57,7 @@ def listing(name: str, image_size: int) -> dict[str, Any]:
 
 
 def show(listed: dict[str, Any]) -> None:
-    """Print what `listing` gave as a table, in the order in which an image meets the blocks."""
+    """Print the result of `listing` as a table, in the order in which an image passes the blocks."""
     rows = [
         (str(i), block["name"], f"{block['parameters']:,}", _shape(block["output"]))
         for i, block in enumerate(listed["blocks"], start=1)
@@ -75,7 +75,7 @@ def show(listed: dict[str, Any]) -> None:
 
 
 def document() -> str:
-    """Return the docs' page of all backbones in Markdown."""
+    """Return the page of all backbones for the docs, as Markdown."""
     return _INTRODUCTION + "".join(_row(name) for name in backbones.names())
 
 

@@ -1,4 +1,4 @@
-"""What this node keeps for later trials: features of frozen blocks, decoded images, copies of far files."""
+"""List and clear what this node stores for later trials: features, decoded images and copies of far files."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from search.views.terminal import console, print_line, print_table
 
 
 def check(folder: Path) -> None:
-    """Raise a StudyError unless a study kept features in this folder."""
+    """Raise a StudyError unless the folder is marked as a feature store of ours."""
     from finetune.disk.array_store import TAG, Store
 
     if not Store(folder, 0).is_marked():
@@ -22,7 +22,11 @@ def check(folder: Path) -> None:
 
 
 def listing(folder: Path) -> dict[str, Any]:
-    """Return the folder of features, its bytes and entries, the last used first; and of copies the sum."""
+    """Return the entries of a feature store, the last used first, and the sums of stored bytes and copies.
+
+    Returns:
+        `dir`, `bytes` and `entries` of the store, and `copies`, with `dir`, `bytes` and `files`.
+    """
     from finetune.disk.array_store import Store
 
     entries = [
@@ -40,9 +44,9 @@ def listing(folder: Path) -> dict[str, Any]:
 
 
 def clear(folder: Path, *, copies: bool) -> int:
-    """Remove all features, and the copies of far files if told to; return the bytes that were freed.
+    """Remove all features, and with `copies` the copies of far files; return the number of bytes freed.
 
-    A running study computes anew what it needs.
+    A running study computes again what it needs.
     """
     from finetune.disk.array_store import Store
 
@@ -50,7 +54,7 @@ def clear(folder: Path, *, copies: bool) -> int:
 
 
 def show(listed: dict[str, Any]) -> None:
-    """Print what `listing` gave as a table."""
+    """Print the result of `listing` as a table."""
     out = console()
     header = ("MiB", "used", "what", "split", "images", "data")
     rows = [

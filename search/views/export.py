@@ -1,4 +1,4 @@
-"""Make a model folder of a trial, in this process: the best trial's is made by the study itself."""
+"""Write the model folder of a trial in this process; during a study a slot writes that of the best trial."""
 
 import hashlib
 from pathlib import Path
@@ -15,11 +15,13 @@ from search.suggest.space import Space
 
 
 def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str, Any]:
-    """Write the model folder of trial `number`, or of the best, and return what its model.yaml says.
+    """Write the model folder of trial `number`, or of the best one, and return the content of its model.yaml.
+
+    This measures the model on the test images, which the record counts.
 
     Raises:
-        StudyError: the study has no such trial, or none that completed; or `to` cannot take a model.
-        CheckpointError: the trial's weights were not kept.
+        StudyError: the study has no such trial, or none that completed.
+        CheckpointError: the trial's weights were not kept, or `to` cannot take a model.
     """
     record = ledger.read_study(folder)
     trial = _chosen(record, number)
@@ -44,14 +46,14 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
 
 
 def is_whole(model: Path, trial: str) -> bool:
-    """True if `model` is the whole model folder of a study's `trial`."""
+    """True if `model` is a complete model folder of the trial with this id."""
     try:
         facts = yaml.safe_load((model / "model.yaml").read_text(encoding="utf-8"))
         provenance = facts["provenance"]
         digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return False
-    # README.md is written last.
+    # README.md is written last, so where it exists everything does.
     same = (provenance.get("trial"), provenance.get("model_sha256")) == (trial, digest)
     return same and (model / "README.md").is_file()
 

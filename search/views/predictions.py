@@ -1,4 +1,4 @@
-"""Classify images with a model folder, as a list or a CSV file."""
+"""Classify images with a model folder, and write the predictions as lines or as a CSV file."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ _COLUMNS = ("path", "class", "probability", "error")
 
 
 class Counted:
-    """Predictions, counted while they are read."""
+    """Iterable of predictions that counts the images, and the unreadable ones, while it is read."""
 
     def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
         self._rows = rows
@@ -31,8 +31,8 @@ def predict(model: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield `path`, `class`, `probability`, `top` and `error` for every image found.
 
     Raises:
-        CheckpointError: `model` is no whole model folder.
-        DataError: an image is missing.
+        CheckpointError: `model` is not a complete model folder.
+        DataError: a path of `images` does not exist.
     """
     import torch
 
@@ -44,7 +44,7 @@ def predict(model: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """Return a prediction as a line: path, class, probability; or path, `unreadable` and the reason."""
+    """Return a prediction as a line with tabs: path, class, probability; or path, `unreadable`, reason."""
     if row["error"] is None:
         told = (row["path"], row["class"], f"{row['probability']:.4f}")
     else:
@@ -53,7 +53,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write `path`, `class`, `probability` and `error` per image, whole or not at all.
+    """Write `path`, `class`, `probability` and `error` of each image to a file, completely or not at all.
 
     Raises:
         StudyError: the file cannot be written.

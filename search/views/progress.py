@@ -1,7 +1,7 @@
-"""Live progress on stderr, so that stdout stays for results.
+"""Show a study's progress on stderr, so that stdout holds the results alone.
 
-On a terminal a display that is redrawn four times a second, elsewhere one plain line per ended trial.
-Trials report by updating a few fields; drawing is done by a thread at its own pace.
+A terminal gets a display that is redrawn four times a second, any other output a plain line per ended trial.
+The search loop only updates a few fields; a thread draws at its own pace.
 """
 
 import math
@@ -35,7 +35,7 @@ class _Running:
 
 
 class Progress:
-    """How far a study is; told by calls, shown to people."""
+    """Progress display of a study, updated by calls from the search loop."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class Progress:
         """Prepare to show a study.
 
         Args:
-            study: Its name.
-            planned: Trials it was asked for.
+            study: Name of the study.
+            planned: Number of trials that the study is to run.
             epochs: Epochs of a full trial.
-            metric: What is shown of each epoch, and compared.
+            metric: Name of the metric that is shown and compared.
             mode: `max` or `min`.
-            slots: Trials that run at once; may be assigned later, as a cluster grows.
-            earlier: The record's trials when a study goes on; the ended ones count as done.
-            out: Where to write; stderr by default.
+            slots: Number of trials that run at once; the attribute may be changed as a cluster grows.
+            earlier: Trials of earlier runs of the study; those that ended count as done.
+            out: Console to write to; stderr by default.
 
         """
         self.slots = slots
@@ -69,7 +69,7 @@ class Progress:
         self._states: Counter[str] = Counter()
         self._trial_seconds = 0.0
         self._best: tuple[float, str, str] | None = None
-        """Cost (the metric, negated for `max`), trial, strategy: the smallest is best."""
+        """Cost (the metric, negated for `max`), id and strategy of the best trial (the one of least cost)."""
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._out = out or console(stderr=True)
@@ -79,7 +79,7 @@ class Progress:
                 self._count(trial.id, trial.state, trial.params, trial.metrics["best"], trial.seconds)
 
     def start(self) -> None:
-        """Begin to show; on a terminal other output then appears above the display."""
+        """Start the display; on a terminal other output then appears above it."""
         self._started = time.monotonic()
         if self._out.is_terminal:
             self._live = Live(
@@ -91,29 +91,32 @@ class Progress:
             self._live.start(refresh=True)
 
     def stop(self) -> None:
-        """Leave the last state on the screen; safe to call twice, and needed even after an error."""
+        """Stop the display and leave its last state on the screen.
+
+        Call it after an error, too, to restore the terminal; it may be called twice.
+        """
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def trial_started(self, trial_id: str, params: Mapping[str, Any], since: float | None = None) -> None:
-        """Show a trial as running since then (by `time.monotonic`; None: now)."""
+        """Show a trial as running since a time by `time.monotonic`, or since now."""
         with self._lock:
             self._running[trial_id] = _Running(params, time.monotonic() if since is None else since)
 
     def trial_epoch(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Take a running trial's epoch (from 1); costs microseconds."""
+        """Update a running trial's epoch (counted from 1) and metric; takes microseconds."""
         with self._lock:
             trial = self._running[trial_id]
             trial.epoch, trial.value = epoch, metrics.get(self._metric)
 
     def trial_ended(self, trial_id: str, state: str, best: Mapping[str, float]) -> None:
-        """Count an ended trial; failures are printed on a terminal too.
+        """Count an ended trial and print its line; a terminal shows lines of failed trials only.
 
         Args:
-            trial_id: The trial; it may have failed before it started.
+            trial_id: Id of the trial, which may have failed before it started.
             state: COMPLETE, PRUNED or FAIL.
-            best: Metrics of its best epoch; empty if it reported none.
+            best: Metrics of its best epoch; empty if it reported no epoch.
 
         """
         with self._lock:
@@ -125,12 +128,12 @@ class Progress:
             print_line(self._out, line)
 
     def trial_left(self, trial_id: str) -> None:
-        """Show a trial no longer that has not ended: it was interrupted, and `resume` goes on with it."""
+        """Stop showing an interrupted trial; it does not count as ended, since `resume` continues it."""
         with self._lock:
             self._running.pop(trial_id, None)
 
     def note(self, text: str) -> None:
-        """Print a line; on a terminal it stands above the display."""
+        """Print a line; on a terminal it appears above the display."""
         print_line(self._out, clean(text))
 
     def _count(
@@ -144,9 +147,10 @@ class Progress:
             self._best = this if self._best is None else min(self._best, this)
 
     def _seconds_left(self) -> float | None:
-        """Estimate the time left: the ended trials' mean seconds for each open one, shared by the slots.
+        """Estimate the seconds left, or return None until a trial has ended.
 
-        What running trials have used already is taken off, at most a mean each. None until a trial ended.
+        Each open trial counts with the mean time of the ended ones, less the time that it has run already (at
+        most the mean); the sum is divided by the number of slots.
         """
         ended = self._states.total()
         if not ended:
@@ -199,7 +203,7 @@ class Progress:
 
 
 def _choice(params: Mapping[str, Any]) -> list[str]:
-    """Return what tells one trial from another at a glance."""
+    """Return the parameters by which people tell trials apart: strategy and learning rate."""
     parts = [clean(params["strategy"])] if "strategy" in params else []
     if "learning_rate" in params:
         parts.append(f"lr={params['learning_rate']:.3g}")

@@ -1,4 +1,4 @@
-"""Views of a study's record: the ranked table, the verdict, the failures, JSON and CSV."""
+"""Show a study's record: ranked table, comparison with the baselines, failures, JSON and CSV."""
 
 import csv
 import json
@@ -23,9 +23,9 @@ _RIGHT = frozenset({"rank", "learning rate", "head size", "frozen layers", "epoc
 _CSV_FIRST = ("number", "id", "state", "baseline", "epochs", "seconds")
 _CSV_LAST = ("slot", "error", "log")
 _INTERRUPTED = "interrupted"
-"""Shown as the state of a trial that failed only because the study was interrupted."""
+"""State shown for a trial that ended only because the study was interrupted."""
 _ALL_BLOCKS = -1
-"""`finetune.settings.ALL`: every block of the backbone is frozen."""
+"""Copy of `finetune.settings.ALL`, the value of `frozen_layers` for which every block is frozen."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Failures:
     """Trials that failed for the same reason."""
 
     cause: str
-    """The first trial's own words."""
+    """Error message of the first of these trials."""
     trials: tuple[TrialRecord, ...]
 
 
 def ranked(study: StudyRecord) -> list[TrialRecord]:
-    """Return the trials that stand best first: COMPLETE, then PRUNED, FAIL, RUNNING, WAITING.
+    """Return the trials by state (COMPLETE, PRUNED, FAIL, RUNNING, WAITING), the best of each state first.
 
-    Ties: the earlier one.
+    Of equal trials the earlier one comes first. Interrupted trials that a later trial continues are left out.
     """
     sign = -1.0 if study.mode == "max" else 1.0
 
@@ -52,9 +52,10 @@ def ranked(study: StudyRecord) -> list[TrialRecord]:
 
 
 def failures(study: StudyRecord) -> list[Failures]:
-    """Return the failed trials by cause, the most frequent first; numbers and paths make no difference.
+    """Return the failed trials grouped by cause, the most frequent cause first.
 
-    An interrupted one has not failed: `resume` goes on with it.
+    Causes that differ only in numbers or paths count as the same. Interrupted trials have not failed, as
+    `resume` continues them.
     """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in study.trials:
@@ -65,7 +66,7 @@ def failures(study: StudyRecord) -> list[Failures]:
 
 
 def comparison(study: StudyRecord) -> list[str]:
-    """Return what the search gained over the baselines, and how far to trust it, one line each."""
+    """Return lines on the best trial, its gain over each baseline, and how far to trust that gain."""
     best = study.best
     if best is None:
         return [f"best: none, no trial completed with {study.metric}"]
@@ -108,7 +109,7 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
 
     Args:
         study: The record.
-        history: Give each trial's `history` too, every epoch's metrics.
+        history: Include each trial's `history`, the metrics of every epoch.
 
     """
     trials = {trial.number: _trial_json(trial, history) for trial in study.trials}
@@ -122,9 +123,10 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
 
 
 def to_csv(study: StudyRecord, path: Path) -> None:
-    """Write one row per trial that stands, a column per parameter and metric seen.
+    """Write a CSV file with a row per trial and a column per parameter and metric.
 
-    A reader never sees half a file.
+    Interrupted trials that a later trial continues are left out. The file is replaced in one step, so a
+    reader never sees a part of it.
     """
     rows = [_csv_row(trial) for trial in standing(study.trials)]
     seen = dict.fromkeys(column for row in rows for column in row)
@@ -154,14 +156,14 @@ def _number(value: float) -> str:
 
 
 def _cell(trial: TrialRecord, name: str) -> str:
-    """Return a parameter as text; where it was not searched, what the worker used; `-` where unused."""
+    """Return a parameter as text: the searched value, else the value that the worker used, else `-`."""
     value = trial.params.get(name, trial.effective.get(name))
     if value is None:
         return "-"
     if name == "frozen_layers" and value == _ALL_BLOCKS:
         return "all"
     if name == "frozen_layers" and isinstance(value, float) and "frozen_blocks" in trial.effective:
-        return f"{trial.effective['frozen_blocks']} ({value:.3g})"  # what the share came to
+        return f"{trial.effective['frozen_blocks']} ({value:.3g})"  # blocks, and the share searched
     return f"{value:.3g}" if isinstance(value, float) else clean(value)
 
 
@@ -194,7 +196,7 @@ def _against(study: StudyRecord, best: TrialRecord, baseline: str) -> str:
 
 
 def _test_split(study: StudyRecord) -> str:
-    """Return how far the test split can still tell what to expect."""
+    """Return a clause on the test split: whether it exists, and how often it has been read."""
     if study.provenance.get("images", {}).get("test") == 0:
         return "there is no test split to measure it on"
     if not study.test_reads:
@@ -205,7 +207,7 @@ def _test_split(study: StudyRecord) -> str:
 
 
 def _gain(study: StudyRecord, best: float, other: float) -> str:
-    """Return a difference; a metric to maximise that lies within 0..1 is a share and told in points."""
+    """Return a difference as text: in points (hundredths) for a metric to maximise with values in 0..1."""
     if best == other:
         return "no difference"
     if study.mode == "max" and 0 <= other <= best <= 1:
@@ -243,7 +245,7 @@ def _trial_json(trial: TrialRecord, history: bool) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return dicts with string keys, lists, strings and finite numbers; whatever else as its text."""
+    """Return a value as JSON types: other objects become text, numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -262,7 +264,7 @@ def _csv_row(trial: TrialRecord) -> dict[str, Any]:
 
 
 def _few(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the values with the recalls of many classes as one, class -> recall."""
+    """Return the values, with the recalls of many classes replaced by one dict, class -> recall."""
     recalls = {name.removeprefix(RECALL): value for name, value in values.items() if name.startswith(RECALL)}
     if len(recalls) <= RECALLS_OF_AN_EPOCH:
         return values

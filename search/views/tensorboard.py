@@ -1,14 +1,14 @@
-"""TensorBoard while trials run: one run folder per trial, with scalars and a row in HParams.
+"""Write TensorBoard logs while trials run: one run folder per trial, with scalars and a row in HParams.
 
     <logdir>/<trial id>/events.out.tfevents.<nanoseconds>.<pid>        scalars, hyperparameters
     <logdir>/<trial id>/events.out.tfevents.<nanoseconds>.<pid>.end    how the trial ended
 
-The records are written with TensorBoard's own protos: no torch, no threads, one write and flush per
-epoch. No run carries an HParams EXPERIMENT tag: TensorBoard takes the columns of the first such tag
-for all runs, while without one it shows the union of every trial's parameters and metrics, which a
-conditional space needs. The ending has a file of its own because TensorBoard believes the first one
-it finds in a run: a trial that goes on after a failure has that file removed. A TensorBoard that had
-read it already shows the new ending after a restart.
+The records are written with TensorBoard's own protos, which needs no torch and no threads: one write and
+flush per epoch. No run has an HParams EXPERIMENT tag: TensorBoard takes the columns of the first such tag for
+all runs, while without one it shows the union of all trials' parameters and metrics, which a conditional
+space needs. The ending has a separate file because TensorBoard believes the first ending that it finds in a
+run. If a trial continues after a failure, that file is removed; a TensorBoard that has already read it shows
+the new ending only after a restart.
 """
 
 import math
@@ -23,7 +23,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 _FILE_VERSION = "brain.Event:2"
-"""With it TensorBoard purges on a session start only, not whenever a step is lower than the last."""
+"""With this version TensorBoard discards later steps at a session start only, not whenever a step is lower
+than the last one."""
 
 _STATUS = {
     "COMPLETE": api_pb2.STATUS_SUCCESS,
@@ -33,17 +34,17 @@ _STATUS = {
 
 
 class Board:
-    """Writes what running trials report; every call leaves files that can be read at once."""
+    """Write the logs of running trials; after every call the files can be read at once."""
 
     def __init__(self, logdir: Path) -> None:
         self._logdir = logdir
         self._runs: dict[str, _Run] = {}
 
     def start(self, trial_id: str, params: Mapping[str, Any]) -> None:
-        """Open the trial's run with its hyperparameters; one that is None is left out.
+        """Open the trial's run and write its hyperparameters, without those that are None.
 
-        A trial that was started before goes on in a new file: from its next epoch on, what the
-        earlier files say is replaced.
+        A trial that was started before continues in a new file, which replaces the steps of the earlier files
+        from its next epoch on.
         """
         self._close(trial_id)
         self._runs[trial_id] = _Run(self._logdir / trial_id, trial_id, params)
@@ -51,21 +52,21 @@ class Board:
     def epoch(
         self, trial_id: str, epoch: int, metrics: Mapping[str, float], best: Mapping[str, float]
     ) -> None:
-        """Write one scalar per metric at step `epoch`, and the best epoch's as `best/<metric>`."""
+        """Write one scalar per metric at step `epoch`, and the best epoch's values as `best/<metric>`."""
         scalars = {tag: value for tag, value in metrics.items() if tag != "epoch"}
         self._runs[trial_id].scalars(epoch, {**scalars, **{f"best/{tag}": v for tag, v in best.items()}})
 
     def end(self, trial_id: str, state: str) -> None:
-        """Close the trial's run and say how it ended; a state that is no ending says nothing.
+        """Close the trial's run and, if the state is an ending, write it.
 
-        A trial that never started, such as one whose process could not be placed, has no run to end.
+        A trial that never started, for example because its process could not be placed, has no run to close.
         """
         if trial_id in self._runs and state in _STATUS:
             self._runs[trial_id].ended(_STATUS[state])
         self._close(trial_id)
 
     def close(self) -> None:
-        """Close every open run without an ending: those trials were interrupted and may go on."""
+        """Close every open run without an ending, as those trials were interrupted and may continue."""
         for trial_id in list(self._runs):
             self._close(trial_id)
 
@@ -92,7 +93,8 @@ class _Run:
         _write(self._writer, 0, summary=_hparams(metadata.SESSION_START_INFO_TAG, data))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._fresh:  # TensorBoard purges this and later steps at every session start but a run's first
+        # At every session start but a run's first, TensorBoard discards this step and later ones.
+        if self._fresh:
             _write(self._writer, step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
             self._fresh = False
         value = summary_pb2.Summary.Value
@@ -111,7 +113,7 @@ class _Run:
 
 
 def _open(folder: Path, suffix: str = "") -> RecordWriter:
-    """Open a new event file; TensorBoard reads a run's files in the order of their names."""
+    """Open a new event file, named by time: TensorBoard reads a run's files in the order of their names."""
     name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}{suffix}"
     writer = RecordWriter((folder / name).open("xb"))
     _write(writer, 0, file_version=_FILE_VERSION)
@@ -131,7 +133,7 @@ def _hparams(tag: str, data: plugin_data_pb2.HParamsPluginData) -> summary_pb2.S
 
 
 def _set(slot: Any, value: Any) -> None:
-    """Fill a protobuf Value; `bool` goes first because Python's bool is an int."""
+    """Fill a protobuf Value; `bool` is tested first because Python's bool is an int."""
     if isinstance(value, bool):
         slot.bool_value = value
     elif isinstance(value, (int, float)) and math.isfinite(value):

@@ -1,4 +1,4 @@
-"""What the command line writes with: colour and boxes for a person, plain lines for anything else."""
+"""Output of the command line: colour and tables on a terminal, plain lines anywhere else."""
 
 import os
 import re
@@ -13,20 +13,20 @@ from rich.text import Text
 from finetune import safe_text
 
 _PIPE_WIDTH = 160
-"""Columns where there is no terminal to ask; the widest output, the table of trials, needs about 120."""
+"""Width in columns if the output is no terminal; the widest output, the table of trials, needs about 120."""
 
 _NARROW = 100
-"""Columns below which the table of trials has no room for wide gaps."""
+"""Width in columns below which the table of trials has no room for wide gaps."""
 
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x1f\x7f-\x9f]")
 """A terminal's escape sequences (ECMA-48 CSI and OSC), and every other control character."""
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console that colours on a terminal only, and never where `NO_COLOR` is set.
+    """Return a console that uses colour on a terminal only, and never if `NO_COLOR` is set.
 
-    Whether it is a terminal is asked of the stream itself: `FORCE_COLOR`, as CI services set it, would
-    put cursor movements into a log file.
+    The stream itself decides whether it is a terminal: `FORCE_COLOR`, which CI services set, would put cursor
+    movements into a log file.
     """
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -43,14 +43,14 @@ def console(stderr: bool = False) -> Console:
 
 
 def clean(text: object) -> str:
-    """Return text from elsewhere, such as an error, as one line without control characters."""
+    """Return foreign text, such as an error message, as one line without control characters."""
     return _CONTROL.sub("", " ".join(str(text).split()))
 
 
 def print_line(out: Console, text: str, style: str = "") -> None:
-    """Print one line, never broken, so that paths and commands in it can be copied.
+    """Print one line without wrapping it, so that paths and commands in it can be copied.
 
-    Names of classes and files may be in it: a terminal obeys no control character of theirs.
+    Control characters in the text, for example in names of classes or files, are not passed to the terminal.
     """
     out.print(Text(safe_text.terminal(text, keep="\t"), style=style), soft_wrap=True)
 
@@ -58,13 +58,13 @@ def print_line(out: Console, text: str, style: str = "") -> None:
 def print_table(
     out: Console, header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
 ) -> None:
-    """Print a table: ruled on a terminal, elsewhere aligned lines with no trailing blanks.
+    """Print a table: ruled on a terminal, elsewhere as aligned lines without trailing blanks.
 
     Args:
-        out: Where to print.
+        out: Console to print to.
         header: Names of the columns.
         rows: Cells, one sequence per row.
-        right: Names of the columns that are numbers.
+        right: Names of the columns to align right (numbers).
 
     """
     if out.is_terminal:
@@ -79,7 +79,7 @@ def print_table(
 
 
 def _ruled(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str], gap: int) -> Table:
-    """Return a table whose names stand in several lines, so that no cell is cut on 80 columns."""
+    """Return a table with column names broken over several lines, so that no cell is cut on 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for i, name in enumerate(header):
         sentence = any(" " in row[i] for row in rows)
@@ -91,7 +91,7 @@ def _ruled(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozense
 
 
 def seconds_text(seconds: float) -> str:
-    """Return a duration as people say it: `3.2 s`, `2 min 05 s`, `1 h 04 min`."""
+    """Return a duration as text: `3.2 s`, `2 min 05 s` or `1 h 04 min`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
