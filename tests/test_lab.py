@@ -19,6 +19,8 @@ from tests import machine
 from tests.lab_study import record, resources, row, running, write
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
+EPOCHS = 300
+"""Enough for the study to be running still when it is followed, stopped and loses a host; .15 s each when idle."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_the_token_is_private_on_every_host_and_the_dashboard_listens_on_loopbac
 
 
 def test_submit_runs_a_study_on_both_hosts_and_a_second_submit_joins_it(lab: labs.Lab) -> None:
-    config = write(lab, "long", study={"epochs": 100, "trials": 4}, resources={"slots": 2})
+    config = write(lab, "long", study={"epochs": EPOCHS, "trials": 4}, resources={"slots": 2})
     first = lab.search("submit", config)
     assert "no images, results or caches" in first.stderr
     again = lab.search("submit", config, "--json", "--cluster", str(lab.cluster_file), RAY_ADDRESS="")
@@ -128,7 +130,7 @@ def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(la
     complete = [trial for trial in ended["trials"] if trial["state"] == "COMPLETE"]
     assert len(complete) == 4
     for trial in complete:
-        assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, 101))
+        assert [int(epoch["epoch"]) for epoch in trial["history"]] == list(range(1, EPOCHS + 1))
         if trial["continues"] is not None:  # the saved epochs are those of before the stop, to the digit
             saved = lab.saved.pop(trial["continues"])
             assert [epoch["seconds"] for epoch in trial["history"][: len(saved)]] == saved
