@@ -20,7 +20,7 @@ from tests.lab_study import record, resources, row, running, write
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
 EPOCHS = 300
-"""Enough for the study to be running still when it is followed, stopped and loses a host; .15 s each when idle."""
+"""Enough for the study to run still when it is followed, stopped and loses a host: .15 s each when idle."""
 
 
 @pytest.fixture(scope="module")
