@@ -1,6 +1,7 @@
 """What every test may use: the material, a Ray of one's own, and a study small enough for seconds."""
 
 import os
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -24,6 +25,11 @@ LIMITS = {"slow": 900, "ray": 900, "long": 7200}
 
 # Small tensors gain nothing from a second thread, and lose much where other processes want the core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# A shell starts its background jobs with Ctrl-C ignored, and so would be all that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
