@@ -27,9 +27,12 @@ LIMITS = {"slow": 900, "ray": 900, "long": 7200}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# A shell starts its background jobs with Ctrl-C ignored, and so would be all that the tests start.
+# A shell starts its background jobs with Ctrl-C ignored, and nohup ignores hang-ups; so would all that the
+# tests start. Programs inherit what is ignored, but no handler.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -126,7 +126,7 @@ def test_nodes_install_one_fitting_version_of_every_dependency(path: Path) -> No
     pins = [Requirement(word) for word in shlex.split(text) if re.fullmatch(r"[\w.\[\],-]+==[\w.]+", word)]
     pinned = {canonicalize_name(pin.name): pin for pin in pins}
     assert len(pinned) == len(pins)
-    needed = [Requirement(line) for line in importlib.metadata.requires("finetune") or []]
+    needed = [Requirement(line) for line in importlib.metadata.requires("transfer-search") or []]
     needed = [need for need in needed if need.marker is None]
     assert {canonicalize_name(need.name) for need in needed} == set(pinned)
     for need in needed:

@@ -111,6 +111,8 @@ def test_environment_and_loggers_are_given_back(monkeypatch: pytest.MonkeyPatch)
     """Also where Ray cannot be joined."""
     from search.errors import PreflightError
 
+    for name in tuner.QUIET:  # a Ray of an earlier test may have set them
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "1")
     logger = logging.getLogger("ray.tune")

@@ -85,6 +85,18 @@ def test_writing_to_the_rows_changes_no_file(tmp_path: Path) -> None:
     assert torch.equal(get(Store(tmp_path, 2**20), make=refuse), expected())
 
 
+def test_a_file_that_another_process_renames_meanwhile_is_counted_by_its_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry is completed after the files were listed, and before they are looked at."""
+    store = Store(tmp_path, LAYOUT.bytes + 1)
+    get(store)
+    whole = tmp_path / f"{digest('a')}.bin"
+    monkeypatch.setattr(store, "_files", lambda *kinds: [whole.with_suffix(".part")] * ("part" in kinds))
+    assert get(store, "b") is None  # the budget has room for one of them
+    assert store.clear() == LAYOUT.bytes
+
+
 def test_several_threads_fill_an_entry_with_the_same_rows_each_chunk_once(tmp_path: Path) -> None:
     asked: list[int] = []
     both = threading.Barrier(2, timeout=120)

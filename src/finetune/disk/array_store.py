@@ -6,6 +6,7 @@ than the new one. A file named CACHEDIR.TAG marks the folder. Other files in it 
 changed.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -119,7 +120,7 @@ class Store:
         """Remove every entry and return the bytes freed. Processes that have mapped one can still use it."""
         freed = 0
         for path in self._files("bin", "json", "part", "sums"):
-            freed += path.stat().st_size
+            freed += _size(path)
             path.unlink(missing_ok=True)
         return freed
 
@@ -142,7 +143,7 @@ class Store:
                 return True  # reserved by another process
             # Reserved files count with their full size, so that processes that fill at the same time stay
             # within the budget together.
-            used = sum(path.stat().st_size for path in self._files("bin", "part"))
+            used = sum(_size(path) for path in self._files("bin", "part"))
             victims = self._victims(used + entry.layout.bytes - self.budget_bytes, worth)
             if victims is None:
                 return False
@@ -163,9 +164,12 @@ class Store:
             if idle or entry["worth"] < worth:
                 candidates.append((not idle, entry["used"] if idle else entry["worth"], entry))
         for part in self._files("part"):
-            used = part.stat().st_mtime
+            try:
+                used = part.stat().st_mtime
+            except FileNotFoundError:
+                continue  # it is complete by now, and has another name
             if now - used > IDLE_SECONDS:  # the process that filled it has ended
-                candidates.append((False, used, {"key": part.stem, "bytes": part.stat().st_size}))
+                candidates.append((False, used, {"key": part.stem, "bytes": _size(part)}))
         chosen = []
         for _, _, entry in sorted(candidates, key=lambda candidate: candidate[:2]):
             if excess <= 0:
@@ -173,3 +177,11 @@ class Store:
             chosen.append(entry["key"])
             excess -= entry["bytes"]
         return chosen if excess <= 0 else None
+
+
+def _size(path: Path) -> int:
+    """Return a file's size in bytes; other processes rename files that they have filled, and remove some."""
+    for there in (path, path.with_suffix(".bin")):
+        with contextlib.suppress(FileNotFoundError):
+            return there.stat().st_size
+    return 0
