@@ -1,4 +1,4 @@
-"""What the README says exists: files, commands, options, exit codes, make targets."""
+"""What README and docs say exists: files, commands, options, exit codes, make targets."""
 
 import ast
 import functools
@@ -18,13 +18,15 @@ from search.config.study import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 FILE_MAP = README.partition("\n## Map\n")[2].partition("```text\n")[2].partition("```")[0]
 COMMANDS = [
     words
-    for line in (README + CLUSTER).splitlines()
-    for words in re.findall(r"python -m search (\S[^`#\n]*)", line)
+    for line in re.sub(r"\\\n\s*", "", "\n".join(PAGES)).splitlines()
+    for words in re.findall(r"(?:python -m|transfer-) ?search ([a-z][^`#>\n]*)", line)
 ]
+TABLE = README.partition("\n## Commands\n")[2].partition("\n## ")[0]
 
 
 @functools.cache
@@ -59,7 +61,8 @@ def test_each_line_of_the_file_map_says_what_the_file_is() -> None:
 
 def test_the_readme_shows_every_command_the_program_has() -> None:
     there = re.findall(r"^  ([a-z]+) {2,}", help_of().partition("Commands:")[2], flags=re.MULTILINE)
-    assert set(there) == {shlex.split(text)[0] for text in COMMANDS}
+    first = re.findall(r"^\| (.*?) \|", TABLE, flags=re.MULTILINE)
+    assert set(there) == {name for cell in first for name in re.findall(r"`([a-z]+)", cell)}
 
 
 @pytest.mark.parametrize("text", sorted(set(COMMANDS)))
@@ -72,22 +75,22 @@ def test_every_option_of_every_command_line_exists(text: str) -> None:
 
 
 def test_options_named_beside_a_command_in_the_table_exist() -> None:
-    rows = re.findall(r"^\| `python -m search (\w+)[^`]*` \| (.*) \|$", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`(\w+)[^`]*`) \| (.*) \|$", TABLE, flags=re.MULTILINE)
     assert len(rows) >= 7
-    for command, description in rows:
-        for option in re.findall(r"--[a-z-]+", description):
+    for call, command, description in rows:
+        for option in re.findall(r"--[a-z-]+", call + description):
             assert option in help_of(command), f"python -m search {command} has no {option}"
 
 
-def test_every_config_of_the_readme_exists() -> None:
-    names = set(re.findall(r"configs/[\w.-]+\.\w+", README))
+def test_every_config_and_page_of_the_readme_exists() -> None:
+    names = set(re.findall(r"(?:configs|docs|benchmarks)/[\w.-]+\.\w+", README))
     assert names
     for name in names:
         assert (ROOT / name).is_file(), name
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
-    codes = re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)
+    codes = re.findall(r"^\| (\d+) \|", RESULTS, flags=re.MULTILINE)
     assert [int(code) for code in codes] == sorted(Exit)
 
 
@@ -112,10 +115,16 @@ def test_the_yaml_of_the_readme_loads(tmp_path: Path) -> None:
     assert load(path).study.trials == 24
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+def test_every_make_target_of_the_docs_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", README, flags=re.MULTILINE))
+    named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", "\n".join(PAGES), flags=re.MULTILINE))
     assert {"quickstart", "test", "test-lab", "lint"} <= named <= targets
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
 
 
 def test_ci_ends_with_the_command_of_make_test_and_runs_the_lab_too() -> None:
