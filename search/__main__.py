@@ -179,6 +179,22 @@ def results_command(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder.")],
+    to: Annotated[
+        Path | None, typer.Option(help="File to write; left out: report.html in the folder.")
+    ] = None,
+    shareable: Annotated[bool, typer.Option(help="Leave out images, paths and names.")] = False,
+) -> None:
+    """Write one page about a study: verdict, ranked trials, curves, mistakes. It needs no network."""
+    from search.report import page
+
+    written = page.write(StudyFolder.open(folder), to, shareable=shareable)
+    print_line(console(), str(written))
+    say(f"{written.stat().st_size / 2**20:.1f} MiB, self-contained: open it in a browser, or send it")
+
+
+@app.command()
 def check(
     config: Config = None,
     data: Data = None,

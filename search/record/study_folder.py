@@ -97,6 +97,11 @@ class StudyFolder:
         """The model folder of the best trial."""
         return self.root / "best"
 
+    @property
+    def report(self) -> Path:
+        """The page that `report` writes."""
+        return self.root / "report.html"
+
     def trial(self, trial_id: str) -> Path:
         """Return the folder of one trial's own files."""
         return self.root / "trials" / trial_id

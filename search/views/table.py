@@ -72,7 +72,7 @@ def comparison(study: StudyRecord) -> list[str]:
         return [f"best: none, no trial completed with {study.metric}"]
     metrics = best.metrics["best"]
     epoch = f" at epoch {metrics['epoch']:.0f}" if "epoch" in metrics else ""
-    strategy = f" ({_cell(best, 'strategy')})"
+    strategy = f" ({cell(best, 'strategy')})"
     lines = [f"best: {best.id}{strategy}, {study.metric} {_number(metrics[study.metric])}{epoch}"]
     lines += [_against(study, best, baseline) for baseline in ("recipe", "scratch")]
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
@@ -86,7 +86,7 @@ def comparison(study: StudyRecord) -> list[str]:
 def show(study: StudyRecord, out: Console) -> None:
     """Print the ranked table, the comparison with the baselines and the failures."""
     trials = standing(study.trials)
-    states = Counter(_state(trial) for trial in trials)
+    states = Counter(state_of(trial) for trial in trials)
     counts = [f"{states[state]} {state}" for state in (*STATES, _INTERRUPTED) if states[state]]
     print_line(
         out,
@@ -142,7 +142,8 @@ def to_csv(study: StudyRecord, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _state(trial: TrialRecord) -> str:
+def state_of(trial: TrialRecord) -> str:
+    """Return the state that people read: `interrupted` is not a failure."""
     return _INTERRUPTED if trial.interrupted else trial.state
 
 
@@ -155,7 +156,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _cell(trial: TrialRecord, name: str) -> str:
+def cell(trial: TrialRecord, name: str) -> str:
     """Return a parameter as text: the searched value, else the value that the worker used, else `-`."""
     value = trial.params.get(name, trial.effective.get(name))
     if value is None:
@@ -172,8 +173,8 @@ def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
     return [
         str(rank) if trial.state == "COMPLETE" and score is not None else "-",
         f"{trial.id} {trial.baseline}" if trial.baseline else trial.id,
-        _state(trial),
-        *(_cell(trial, name) for name in ("strategy", "learning_rate", "head_size", "frozen_layers")),
+        state_of(trial),
+        *(cell(trial, name) for name in ("strategy", "learning_rate", "head_size", "frozen_layers")),
         "-" if score is None else _number(score),
         str(trial.epochs),
         f"{trial.seconds:.1f}",
@@ -190,7 +191,7 @@ def _against(study: StudyRecord, best: TrialRecord, baseline: str) -> str:
     if trial.state == "FAIL" and not trial.interrupted:
         return f"against {baseline}: it failed ({trial.id}: {_cause(trial)}), so there is nothing to compare"
     if trial.state != "COMPLETE" or score is None:
-        return f"against {baseline}: it has no final score ({trial.id}: {_state(trial)})"
+        return f"against {baseline}: it has no final score ({trial.id}: {state_of(trial)})"
     gain = _gain(study, best.metrics["best"][study.metric], score)
     return f"against {baseline}: {gain} ({trial.id}, {_number(score)})"
 

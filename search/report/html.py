@@ -1,0 +1,85 @@
+"""Parts of an HTML page. Text from outside is escaped here, and every number says where it comes from."""
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from finetune import safe_text
+
+
+class Markup(str):
+    """Text that is HTML already; all other text is escaped where it enters a page."""
+
+
+def text(value: object) -> Markup:
+    """Return a value as escaped text; control characters become visible escapes."""
+    return value if isinstance(value, Markup) else Markup(html.escape(safe_text.terminal(value)))
+
+
+def join(parts: Iterable[object], between: str = "") -> Markup:
+    """Return the parts, each escaped unless it is markup, one after another."""
+    return Markup(between.join(text(part) for part in parts))
+
+
+def tag(element: str, /, *parts: object, **attributes: object) -> Markup:
+    """Return an element; attributes that are None are left out, and `class_` stands for `class`."""
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
+    told = "".join(
+        f' {key}="{html.escape(safe_text.terminal(value))}"' if value is not True else f" {key}"
+        for key, value in given.items()
+        if value is not None and value is not False
+    )
+    return Markup(f"<{element}{told}>{join(parts)}</{element}>")
+
+
+def pointer(*keys: object) -> str:
+    """Return the JSON pointer (RFC 6901) of a value in `results --json --history`."""
+    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
+
+
+def number(value: float | None, shown: str, *source: object) -> Markup:
+    """Return a number with its exact value and its place in `results --json --history`.
+
+    Args:
+        value: the number; None and values that are not finite are shown as a dash.
+        shown: a format, such as `.4f`.
+        source: keys that lead to it in the JSON; none for a number that the page has worked out.
+    """
+    if value is None or not math.isfinite(value):
+        return Markup("–")
+    place = pointer(*source) if source else None
+    return tag("data", format(value, shown), value=repr(value), data_json=place)
+
+
+def table(
+    header: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: object = "",
+    sortable: bool = False,
+) -> Markup:
+    """Return a table that scrolls within its own box where it is wider than the page."""
+    head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
+    body = (tag("tr", *(tag("td", cell, class_=_side(cell)) for cell in row)) for row in rows)
+    inner = [tag("caption", caption)] if caption else []
+    made = tag(
+        "table", *inner, tag("thead", head), tag("tbody", *body), class_="sortable" if sortable else None
+    )
+    return tag("div", made, class_="wide", tabindex="0", role="region", aria_label=str(caption) or "table")
+
+
+def _side(cell: object) -> str | None:
+    return "n" if isinstance(cell, int | float) or str(cell).startswith("<data") else None
+
+
+def details(summary: object, *parts: object) -> Markup:
+    """Return a part that opens on a click, also without scripts."""
+    return tag("details", tag("summary", summary), *parts)
+
+
+def script_json(value: Any) -> Markup:
+    """Return JSON that can stand inside a script element: no text in it can end the element."""
+    raw = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(raw.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,0 +1,84 @@
+"""The difference of two settings over several seeds on the same images, with its interval.
+
+Two things are chance: which images were drawn, and which seeds. All models saw the same images, so the
+images' part is that of the paired differences: for each image, the mean over the seeds of one setting minus
+that of the other. The seeds' part is that of each setting's own scores, as the seeds are independent. Their
+sum slightly overstates the variance, since a seed's scores vary by images too; it errs towards "cannot be
+told apart". The degrees of freedom are Satterthwaite's: with three seeds the normal distribution would be far
+too sure of itself.
+
+McNemar's exact test, for comparison, knows the images only. It compares two trained models, not two settings.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One setting, trained with S seeds and measured on N images."""
+
+    scores: Floats
+    """Metric of each seed, (S,)."""
+    credits: Floats
+    """Share of each image in it, (S, N); see `answers.credits_of`."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference and the bounds within which it lies with the asked confidence."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def difference(one: Runs, other: Runs, *, level: float, sign: float = 1.0) -> Interval:
+    """Return how much better `one` is than `other`, with an interval of confidence `level`.
+
+    Args:
+        one: at least two seeds.
+        other: at least two seeds, on the same images.
+        level: confidence, in 0..1.
+        sign: -1 for a metric of which less is better; a positive difference then also means better.
+
+    Raises:
+        ValueError: fewer than two seeds, or other images.
+    """
+    if min(len(one.scores), len(other.scores)) < 2 or one.credits.shape[1] != other.credits.shape[1]:
+        raise ValueError("two settings are compared over two seeds each and the same images")
+    found = sign * float(one.scores.mean() - other.scores.mean())
+    images = one.credits.shape[1]
+    paired = one.credits.mean(axis=0) - other.credits.mean(axis=0)
+    parts = [(float(paired.var(ddof=1)) / images, images - 1)] if images > 1 else [(math.inf, 1)]
+    for runs in (one, other):
+        seeds = len(runs.scores)
+        parts.append((float(runs.scores.var(ddof=1)) / seeds, seeds - 1))
+    half = _half_width(parts, level)
+    return Interval(found, found - half, found + half)
+
+
+def _half_width(parts: list[tuple[float, int]], level: float) -> float:
+    """Return half the width of an interval from variances of a mean, each with its degrees of freedom."""
+    from scipy.stats import t
+
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    if not math.isfinite(variance):
+        return math.inf
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    return float(t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
+
+
+def mcnemar(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Return the p value of McNemar's exact test that two models are right equally often, (N,) each."""
+    from scipy.stats import binomtest
+
+    only, others = int((right & ~other).sum()), int((~right & other).sum())
+    return 1.0 if only + others == 0 else float(binomtest(only, only + others).pvalue)
