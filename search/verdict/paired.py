@@ -7,7 +7,8 @@ sum slightly overstates the variance, since a seed's scores vary by images too; 
 told apart". The degrees of freedom are Satterthwaite's: with three seeds the normal distribution would be far
 too sure of itself.
 
-McNemar's exact test, for comparison, knows the images only. It compares two trained models, not two settings.
+McNemar's exact test is not used: it knows the images only, so it compares two trained models and not two
+settings.
 """
 
 import math
@@ -74,11 +75,3 @@ def _half_width(parts: list[tuple[float, int]], level: float) -> float:
         return math.inf
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     return float(t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
-
-
-def mcnemar(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Return the p value of McNemar's exact test that two models are right equally often, (N,) each."""
-    from scipy.stats import binomtest
-
-    only, others = int((right & ~other).sum()), int((~right & other).sum())
-    return 1.0 if only + others == 0 else float(binomtest(only, only + others).pvalue)

@@ -1,0 +1,110 @@
+"""The report: one page, of which every number is one of the record's."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import synthetic_study
+from search.record.study_folder import StudyFolder
+from search.report import page
+
+
+class Page(HTMLParser):
+    """The numbers of a page with their places in the JSON, its sections, and its scripts' data."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.numbers: list[tuple[str, str, str]] = []
+        """Place, exact value, and text as shown."""
+        self.sections: list[str] = []
+        self._open: tuple[str, str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "data":
+            self._open = given.get("data-json", ""), given["value"]
+        if tag == "section":
+            self.sections.append(given["id"])
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None:
+            self.numbers.append((*self._open, data))
+            self._open = None
+
+
+def at(value: Any, pointer: str) -> Any:
+    """Return the value at a JSON pointer."""
+    for key in pointer.split("/")[1:]:
+        key = key.replace("~1", "/").replace("~0", "~")
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    return synthetic_study.write(tmp_path_factory.mktemp("studies") / "flowers", 30)
+
+
+@pytest.fixture(scope="module")
+def written(folder: StudyFolder) -> Path:
+    return page.write(folder)
+
+
+def results(folder: StudyFolder) -> Any:
+    from typer.testing import CliRunner
+
+    from search.__main__ import app
+
+    done = CliRunner().invoke(app, ["results", str(folder.root), "--json", "--history"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_every_number_is_one_of_results_json(folder: StudyFolder, written: Path) -> None:
+    told = results(folder)
+    numbers = [found for found in Page(written.read_text()).numbers if found[0]]
+    assert len(numbers) > 100
+    assert [place for place, value, _ in numbers if repr(at(told, place)) != value] == []
+    assert [(value, shown) for _, value, shown in numbers if not rounds_to(float(value), shown)] == []
+
+
+def rounds_to(value: float, shown: str) -> bool:
+    """True if the text is the value, rounded to the digits that it has."""
+    scale = 100 if shown.endswith(" points") else 1
+    plain = shown.removesuffix(" points")
+    if "e" in plain:
+        return float(plain) == float(
+            f"{scale * value:.{len(plain.split('e')[0].replace('.', '').lstrip('-')) - 1}e}"
+        )
+    decimals = len(plain.partition(".")[2])
+    return abs(float(plain) - scale * value) <= 0.5 * 10**-decimals + 1e-12
+
+
+def test_the_sections_stand_in_order(written: Path) -> None:
+    assert Page(written.read_text()).sections[:3] == ["verdict", "trials", "progress"]
+
+
+def test_nothing_in_the_page_refers_to_an_address_and_it_is_small(written: Path) -> None:
+    text = written.read_text()
+    assert len(text.encode()) < 8 * 2**20
+    policy = text.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
+    assert policy.startswith("default-src &#x27;none&#x27;; script-src &#x27;sha256-")
+    outside = text.split("<script>")[0]
+    assert "http://" not in outside
+    assert "https://" not in outside
+
+
+def test_a_missing_plotly_is_one_line_with_the_command(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from search.errors import StudyError
+
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(StudyError, match=r"pip install 'transfer-search\[report\]'"):
+        page.write(folder)
