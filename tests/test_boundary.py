@@ -39,7 +39,7 @@ FLOORS = {
     ],
     "finetune": [
         {"errors", "safe_text", "settings"},
-        {"metrics"},
+        {"metrics", "model_card"},
         {"disk"},
         {"images"},
         {"model"},

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from finetune import model_folder
+from finetune import model_card, model_folder
 from finetune.errors import CheckpointError
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
@@ -119,7 +119,7 @@ HOSTILE = ("=cmd|' /C calc'!A0", "<script>alert(1)</script>", "a\n# Heading\n[x]
 
 def test_names_of_classes_are_plain_text_in_the_card(model: Path, written: Path) -> None:
     facts = model_folder.load(written).facts | {"classes": list(HOSTILE)}
-    card = model_folder._card(facts)
+    card = model_card.text(facts)
     assert "\x1b" not in card
     listed = next(line for line in card.splitlines() if line.startswith("Classifies images"))
     assert listed == (
@@ -236,7 +236,10 @@ STEPS = {"whole_image": True, "image_size": 32, "mean": [0.5, 0.5, 0.5], "std": 
 STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (without("model.safetensors"), r"got no model\.safetensors\. Make one"),
     "no facts": (without("model.yaml"), r"got no model\.yaml\. Make one"),
-    "another format": (changed({"format": 999}), "got format 999 in model.yaml, where this version knows 1"),
+    "another format": (
+        changed({"format": 999}),
+        "got format 999 in model.yaml, where this version knows 1 and 2",
+    ),
     "no format": (text("model.yaml", b"a: 1"), "got a model.yaml without a format"),
     "a list": (text("model.yaml", b"[1, 2]"), "got a model.yaml without a format"),
     "no text": (text("model.yaml", b"\xff\xfe"), "must be whole and fit together"),

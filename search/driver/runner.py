@@ -179,6 +179,7 @@ def _export_best(study: StudyRun) -> str | None:
         "kind": "export",
         "checkpoint": str(folder.best_weights(record.best.id)),
         "to": str(folder.best),
+        "answers": str(folder.trial(record.best.id)),
         "provenance": record.provenance
         | {"study": record.name, "trial": record.best.id}
         | reads.enter(folder, record, record.best.id),

@@ -38,7 +38,12 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     now = Space(config).settings_now(trial, cache_dir=str(resolve.cache_dir()))
     try:
         return model_folder.write(
-            folder.best_weights(trial.id), to, provenance, world=World(device=device), now=now
+            folder.best_weights(trial.id),
+            to,
+            provenance,
+            world=World(device=device),
+            now=now,
+            answers=folder.trial(trial.id),
         )
     except FinetuneError:
         reads.withdraw(folder, entered)

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetune import model_card
 from finetune.disk import checkpoint
 from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError, DataError
@@ -25,15 +27,21 @@ from finetune.images.pixels import load_image, normalise
 from finetune.images.sources import EXTENSIONS
 from finetune.model import backbones, strategies
 from finetune.model.strategies import TransferModel
-from finetune.safe_text import markdown
 from finetune.settings import FeatureSettings, TrialSettings
-from finetune.training import loop, shared
+from finetune.training import calibration, loop, outputs, shared
+from finetune.training.calibration import Calibration
 from finetune.training.evaluate import BATCH
 from finetune.training.loop import World
+from finetune.training.outputs import Outputs
 
-FORMAT = 1
+FORMAT = 2
+"""Version of model.yaml. Version 1 has no `calibration`; its models answer with the temperature 1."""
 FILES = ("model.safetensors", "model.yaml", "README.md")
 """Files of a model folder, in the order in which they are written."""
+ANSWERS, MISTAKES = "answers.npz", "mistakes.json"
+"""Files about a measured model in its study's record."""
+SPLITS = (("validation", "val"), ("test", "test"))
+"""Splits that an export measures: name in model.yaml, name in the catalog."""
 TOP = 5
 """Number of most probable classes that a prediction lists."""
 
@@ -53,13 +61,18 @@ class Model:
         names: list[str] = self.facts["classes"]
         return names
 
+    @property
+    def calibration(self) -> Calibration:
+        """The temperature that was fitted on the validation images."""
+        return Calibration(self.facts.get("calibration", {}).get("temperature", 1.0))
+
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Return softmax probabilities (B, C), float32, for uint8 images (B, 3, S, S)."""
+        """Return calibrated probabilities (B, C), float32, for uint8 images (B, 3, S, S)."""
         steps = self.facts["preprocessing"]
         pixels = normalise(images.to(self.device), steps["mean"], steps["std"])
         logits: Tensor = self.net(pixels)
-        return logits.float().softmax(1).cpu()
+        return self.calibration.of(logits).cpu()
 
 
 def write(
@@ -70,6 +83,7 @@ def write(
     world: World | None = None,
     features: FeatureSettings | None = None,
     now: TrialSettings | None = None,
+    answers: Path | None = None,
 ) -> dict[str, Any]:
     """Write a trial's best weights as the model folder `to`, and measure them on validation and test images.
 
@@ -82,6 +96,8 @@ def write(
         world: this worker and its group; None: one worker on the CPU.
         features: store from which images and features that the trials left there are read.
         now: settings with the present paths of images, weights and cache, in case they moved since the trial.
+        answers: folder of the record that gets the answer on each validation and test image, and the most
+            confident mistakes as pictures; None: none. A folder that cannot be written gets nothing.
 
     Returns:
         The content of model.yaml.
@@ -100,20 +116,36 @@ def write(
     run = loop.Run(settings, world, features)
     run.model.load_trained_state(tensors)
     metrics: dict[str, Any] = {"validation": None, "test": None}
-    for name, split in (("validation", "val"), ("test", "test")):
+    found: dict[str, Outputs] = {}
+    for name, split in SPLITS:
         if run.data.size(split):
-            metrics[name] = run.evaluate(split) | {"images": run.data.size(split)}
+            scores, found[split] = outputs.measure(run, split)
+            metrics[name] = scores | {"images": run.data.size(split)}
     metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
+    fitted = calibration.fit(found["val"].logits, found["val"].labels)
     facts = _facts(run, metrics, provenance)
+    facts["calibration"] = calibration.facts(
+        fitted, {name: (found[s].logits, found[s].labels) for name, s in SPLITS if s in found}
+    )
     if world.rank == 0:
+        if answers is not None:
+            _keep_answers(answers, run, found, fitted)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
         _replace(to / FILES[0], lambda path: save_file(state, path))
         digest = hashlib.sha256((to / FILES[0]).read_bytes()).hexdigest()
         facts["provenance"]["model_sha256"] = digest
         text = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
         _replace(to / FILES[1], lambda path: path.write_text(text, encoding="utf-8"))
-        _replace(to / FILES[2], lambda path: path.write_text(_card(facts), encoding="utf-8"))
+        _replace(to / FILES[2], lambda path: path.write_text(model_card.text(facts), encoding="utf-8"))
     return facts
+
+
+def _keep_answers(to: Path, run: loop.Run, found: dict[str, Outputs], fitted: Calibration) -> None:
+    """Write answers and mistakes for the record; a record that cannot be written must not stop an export."""
+    split = "test" if "test" in found else "val"
+    with suppress(OSError):
+        outputs.save(to / ANSWERS, found, fitted)
+        outputs.save_mistakes(to / MISTAKES, run, split, found[split], fitted)
 
 
 def _claim(to: Path) -> None:
@@ -235,8 +267,13 @@ def _check_facts(facts: Any) -> None:
     """
     if not isinstance(facts, dict) or "format" not in facts:
         raise ValueError("a model.yaml without a format")
-    if facts["format"] != FORMAT:
-        raise ValueError(f"format {facts['format']!r:.40} in model.yaml, where this version knows {FORMAT}")
+    if facts["format"] not in (1, FORMAT):
+        raise ValueError(
+            f"format {facts['format']!r:.40} in model.yaml, where this version knows 1 and {FORMAT}"
+        )
+    warmth = facts.get("calibration", {}).get("temperature", 1.0)
+    if not isinstance(warmth, float) or not calibration.LEAST <= warmth <= calibration.MOST:
+        raise ValueError(f"calibration with temperature {warmth!r:.40}")
     classes, steps = facts["classes"], facts["preprocessing"]
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes that are no list of names")
@@ -323,54 +360,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _of_test(provenance: dict[str, Any]) -> str:
-    """Return the table label of the test scores, with the number of test reads if the provenance has it."""
-    if "test_reads" not in provenance:
-        return "test (read at export)"
-    reads = provenance["test_reads"]
-    if reads is None:
-        return "test (read at export; not counted, as the study's folder could not be written)"
-    return f"test (read at export, by then {reads} time{'s'[: reads > 1]} in all)"
-
-
-def _card(facts: dict[str, Any]) -> str:
-    """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
-    scores = facts["metrics"]
-    whole = {name: value for name, value in scores["validation"].items() if "/" not in name}
-    columns = [name for name, value in whole.items() if isinstance(value, float)]
-
-    def row(name: str, split: dict[str, Any]) -> str:
-        return f"| {name} | {split['images']} | " + " | ".join(f"{split[c]:.4f}" for c in columns) + " |"
-
-    names = ", ".join(map(markdown, facts["classes"]))
-    lines = [
-        f"# {facts['backbone']}, strategy {facts['strategy']}",
-        "",
-        f"Classifies images into {len(facts['classes'])} classes: {names}.",
-        "",
-        f"Transferred from {markdown(facts['source']['weights'])}. Input: RGB, "
-        f"{facts['preprocessing']['image_size']} x {facts['preprocessing']['image_size']} px.",
-        "",
-        "| split | images | " + " | ".join(columns) + " |",
-        "|" + " --- |" * (len(columns) + 2),
-        row("validation (chose this model: reads high)", scores["validation"]),
-    ]
-    if scores["test"]:
-        lines.append(row(_of_test(facts["provenance"]), scores["test"]))
-    else:
-        lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
-    lines += [
-        "",
-        "## Use",
-        "",
-        "    python -m search predict THIS_FOLDER IMAGES...",
-        "",
-        "It knows only the classes above and answers one of them for any image. It was measured on images",
-        "of the same source as its training images; on others it may do worse.",
-        "",
-        "Settings, data fingerprint, weights hash and versions are in `model.yaml`.",
-        "",
-    ]
-    return "\n".join(lines)

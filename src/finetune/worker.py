@@ -156,6 +156,7 @@ def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
         world=world,
         features=FeatureSettings(**job["features"]),
         now=TrialSettings.from_dict(job["settings"]) if job["settings"] else None,
+        answers=Path(job["answers"]) if job["answers"] else None,
     )
     world.agree(True)  # a barrier: no worker takes the next job before all have finished this one
     return {"state": "complete"}

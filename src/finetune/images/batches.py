@@ -97,6 +97,10 @@ class ImageData:
         """Return the labels of a split, int64 (N,)."""
         return self._labels[split].clone()
 
+    def paths(self, split: str) -> list[str]:
+        """Return the path of each image of a split, as the catalog names it."""
+        return [example.path for example in self._catalog.splits[split]]
+
     def weights(self, split: str) -> Tensor | None:
         """Return the weight of each image of a split in the loss, float32 (N,); None if all are 1.
 

@@ -86,7 +86,10 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], scores: Scores
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    scores: Scores,
+    keep: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Return the metrics over all batches of all workers.
 
@@ -94,6 +97,7 @@ def evaluate(
         forward: function from the inputs in `batches` to logits (B, C), in evaluation mode.
         batches: this worker's share of the inputs, with int64 labels (B,), on the device.
         scores: metrics for these classes; they are reset first.
+        keep: list that gets the logits (B, C), float32, of each batch of this worker; None: keep none.
     """
     scores.reset()
     logits, labels, waiting = [], [], 0
@@ -101,6 +105,8 @@ def evaluate(
         logits.append(forward(x).float())
         labels.append(answers)
         waiting += len(answers)
+        if keep is not None:
+            keep.append(logits[-1])
         if waiting * len(scores.classes) > SCORED_AT_ONCE:
             scores.update(torch.cat(logits), torch.cat(labels))
             logits, labels, waiting = [], [], 0

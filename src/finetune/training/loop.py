@@ -344,8 +344,11 @@ class Run:
             return trained
         return DistributedDataParallel(trained, broadcast_buffers=False)
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Return the metrics of a split; each worker reads its own share, and all get the same result."""
+    def evaluate(self, split: str, keep: list[Tensor] | None = None) -> dict[str, float]:
+        """Return the metrics of a split; each worker reads its own share, and all get the same result.
+
+        The list `keep` gets the logits of this worker's images, which are every size-th of the split.
+        """
         world = self.world
         mine = shares.split(self.data.size(split), world.rank, world.size, BATCH)
         feed = self.inputs.feed(split)
@@ -354,7 +357,7 @@ class Run:
         batches = zip(feed.batches(mine), labels, strict=True)
         self.model.eval()
         with self._autocast(), execution.rounding(self.settings.precision):
-            return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores)
+            return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores, keep)
 
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
