@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu_setup import Setup, say
 from finetune.frozen import execution
 from finetune.frozen.execution import Pass
+from finetune.messages import Epoch, Message
 from finetune.model import backbones
 from finetune.settings import ALL, TrialSettings
 from finetune.training import loop
@@ -362,9 +363,9 @@ def train(settings: TrialSettings, setup: Setup, name: str) -> list[dict[str, An
         with suppress(FileNotFoundError):
             (folder / file).unlink()
     keep = Keep(metric="val/accuracy", mode="max", best=folder / "best", last=folder / "last")
-    said: list[dict[str, Any]] = []
+    said: list[Message] = []
     loop.train(settings, keep=keep, report=said.append, world=World(device=setup.device))
-    return [message for message in said if message["kind"] == "epoch"]
+    return [dict(message.metrics) for message in said if isinstance(message, Epoch)]
 
 
 PARTS = {

@@ -74,6 +74,7 @@ def serve(config: dict[str, Any], *, epochs: int) -> None:
     """Serve trials like a real worker, but report made-up epochs at once instead of training."""
     from finetune import worker
     from finetune.images import catalog
+    from finetune.messages import Effective, End, Epoch
     from finetune.training.loop import Outcome
     from search.driver.trial import CHECKED, CHECKED_OF_DATA
 
@@ -84,12 +85,12 @@ def serve(config: dict[str, Any], *, epochs: int) -> None:
         used |= {name: getattr(settings.data, name) for name in CHECKED_OF_DATA}
         used |= {"learning_rates": {"head": settings.learning_rate}}
         used |= {"frozen_blocks": settings.frozen_layers, "blocks": settings.frozen_layers}
-        report({"kind": "effective", "data_fingerprint": fingerprint(settings.data)} | used)
+        report(Effective({"data_fingerprint": fingerprint(settings.data)} | used))
         for epoch in range(1, epochs + 1):
             scores = {"val/accuracy": 0.5, "val/loss": 1.0, "train/loss": 1.0, "learning_rate": 0.1}
-            report({"kind": "epoch", "epoch": epoch, "seconds": 0.0} | scores)
+            report(Epoch({"epoch": epoch, "seconds": 0.0} | scores))
         return Outcome("complete", epochs)
 
     worker.loop.train = train
-    worker._export = lambda job, world: {"state": "complete"}
+    worker._export = lambda job, world: End("complete")
     worker.slot_loop(config)

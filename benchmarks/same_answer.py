@@ -17,6 +17,7 @@ from scipy.stats import kendalltau
 
 from benchmarks import report
 from benchmarks.workload import Workload, suggestions, workload
+from finetune.messages import Epoch, Message
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import loop
 from finetune.training.history import Keep
@@ -62,7 +63,7 @@ def answers(load: Workload, precision: str, count: int, *, stored: bool) -> list
 
 def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> dict[str, Any]:
     """Train one trial; return its last metrics, and what its best weights answer."""
-    told: list[dict[str, Any]] = []
+    told: list[Message] = []
     paths = {"best": scratch / "best.safetensors", "last": scratch / "last.safetensors"}
     keep = Keep(metric="val/accuracy", mode="max", **paths)
     keep.last.unlink(missing_ok=True)  # of the trial before, which is complete
@@ -76,7 +77,8 @@ def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> di
     order = list(torch.arange(model.data.size("val")).split(64))
     with torch.no_grad():
         said = [model.model.from_features(feed.finish(x)).argmax(1) for x in feed.batches(order)]
-    return told[-1] | {"answers": torch.cat(said).tolist()}
+    (*_, last) = (message.metrics for message in told if isinstance(message, Epoch))
+    return {**last, "answers": torch.cat(said).tolist()}
 
 
 def without_clock(trial: dict[str, Any]) -> dict[str, Any]:

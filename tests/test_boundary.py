@@ -22,6 +22,7 @@ TORCH_FREE = (
     "search.__main__",
     "finetune.model.known_backbones",
     "finetune.metrics",
+    "finetune.messages",
 )
 
 
@@ -38,7 +39,7 @@ FLOORS = {
         {"__main__"},
     ],
     "finetune": [
-        {"errors", "safe_text", "settings"},
+        {"errors", "safe_text", "settings", "messages"},
         {"metrics", "model_card"},
         {"disk"},
         {"images"},

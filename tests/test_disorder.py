@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune.messages import End, Epoch, Message, Started
 from search.slots.exchange import Exchange
 
 EPOCHS = [1, 2, 3]
@@ -28,7 +29,7 @@ class Disorder:
         for _ in range(self.chance.randrange(most)):
             await asyncio.sleep(0)
 
-    def say(self, job_id: str, number: int, message: dict[str, Any]) -> asyncio.Task[None]:
+    def say(self, job_id: str, number: int, message: Message) -> asyncio.Task[None]:
         async def arrive() -> None:
             await self.pass_by()
             await self.exchange.report(job_id, number, message)
@@ -39,17 +40,17 @@ class Disorder:
 
     async def train(self, job: dict[str, Any]) -> None:
         name, numbers = job["id"], itertools.count(job.get("first_message", 0))
-        await self.say(name, next(numbers), {"kind": "started"})
+        await self.say(name, next(numbers), Started())
         orders = asyncio.create_task(self.exchange.until_stopped(name))
         state = "complete"
         for epoch in EPOCHS:
-            self.say(name, next(numbers), {"kind": "epoch", "epoch": epoch})
+            self.say(name, next(numbers), Epoch({"epoch": epoch}))
             await self.pass_by()
             if orders.done():
                 state = {"move": "moved", "stop": "stopped"}[orders.result()]
                 break
         orders.cancel()
-        self.say(name, next(numbers), {"kind": "end", "state": state})
+        self.say(name, next(numbers), End(state))
 
     async def live(self, slot: str) -> None:
         """Serve as the worker of a slot does."""
@@ -80,12 +81,12 @@ class Disorder:
     async def follow(self, name: str) -> None:
         """Have a job trained and listen to it, as the driver and a trial do."""
         await self.exchange.offer({"id": name, "kind": "train"})
-        told: list[dict[str, Any]] = []
-        while not told or told[-1]["kind"] != "end":
+        told: list[Message] = []
+        while not told or not isinstance(told[-1], End):
             told += await self.exchange.receive(name, len(told))
         await self.exchange.cancel(name)
-        assert told[-1]["state"] == "complete"
-        assert [message["epoch"] for message in told if message["kind"] == "epoch"] == EPOCHS
+        assert told[-1].state == "complete"
+        assert [message.number for message in told if isinstance(message, Epoch)] == EPOCHS
 
     async def play(self) -> None:
         slots = [asyncio.create_task(self.keep(f"slot-{i}", node)) for i, node in enumerate("ABB")]

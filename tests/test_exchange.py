@@ -8,6 +8,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
+from finetune.messages import End, Epoch, Started
 from search.slots import job_state, train_run
 from search.slots.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
@@ -34,14 +35,14 @@ async def start(exchange: Exchange, slot: str = "slot-0", node: str = "A") -> di
     generation = await begin(exchange, slot, node)
     taken = await exchange.take(slot, generation, 0, 0)
     assert taken is not None
-    await exchange.report(taken["id"], taken.get("first_message", 0), {"kind": "started"})
+    await exchange.report(taken["id"], taken.get("first_message", 0), Started())
     return taken
 
 
-async def ends(exchange: Exchange, name: str) -> dict[str, object]:
+async def ends(exchange: Exchange, name: str) -> End:
     while True:
         for message in await exchange.receive(name):
-            if message["kind"] == "end":
+            if isinstance(message, End):
                 return message
 
 
@@ -52,13 +53,13 @@ def test_a_job_is_queued_once_whoever_comes_first() -> None:
         generation = await exchange.register("slot-0", {})
         await exchange.offer(job("a"))
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
-        await exchange.report("a", 0, {"kind": "end", "state": "complete"})  # before anybody has asked
-        assert [message["kind"] for message in await exchange.run(job("a"))] == ["end"]
+        await exchange.report("a", 0, End("complete"))  # before anybody has asked
+        assert [type(message) for message in await exchange.run(job("a"))] == [End]
         asked = asyncio.create_task(exchange.run(job("b")))
         assert await exchange.take("slot-0", generation, 0, 1) == job("b")
         await exchange.offer(job("b"))  # it comes late
-        await exchange.report("b", 0, {"kind": "end", "state": "complete"})
-        assert [message["kind"] for message in await asked] == ["end"]
+        await exchange.report("b", 0, End("complete"))
+        assert [type(message) for message in await asked] == [End]
         await exchange.offer(job("b"))  # very late
         assert (await exchange.status())["queued"] == []
 
@@ -69,7 +70,7 @@ def test_a_job_that_was_cancelled_before_its_trial_came_up_stays_so() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.offer(job("a"))
         await exchange.cancel("a")
-        assert [message["kind"] for message in await exchange.run(job("a"))] == ["end"]
+        assert [type(message) for message in await exchange.run(job("a"))] == [End]
         assert (await exchange.status())["queued"] == []
 
     play(scene)
@@ -81,12 +82,12 @@ def test_a_slot_gets_jobs_in_order_and_their_messages_reach_the_trial() -> None:
         await exchange.submit(job("b"))
         generation = await exchange.register("slot-0", {})
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
-        await exchange.report("a", 0, {"kind": "started"})
-        await exchange.report("a", 2, {"kind": "end", "state": "complete"})  # it overtook the epoch
-        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
+        await exchange.report("a", 0, Started())
+        await exchange.report("a", 2, End("complete"))  # it overtook the epoch
+        await exchange.report("a", 1, Epoch({"epoch": 1}))
         messages = await exchange.receive("a")
-        assert [m["kind"] for m in messages] == ["started", "epoch", "end"]
-        assert messages[0]["slot"] == "slot-0"
+        assert [type(m) for m in messages] == [Started, Epoch, End]
+        assert messages[0].slot == "slot-0"
         assert await exchange.take("slot-0", generation, 0, 1) == job("b")
 
     play(scene)
@@ -114,7 +115,7 @@ def test_a_cancelled_job_is_stopped_in_its_slot_and_the_slot_takes_the_next() ->
         assert not stopped.done()
         await exchange.cancel("a")
         assert await stopped
-        await exchange.report("a", 1, {"kind": "epoch", "epoch": 2})  # too late, nobody listens
+        await exchange.report("a", 1, Epoch({"epoch": 2}))  # too late, nobody listens
         await exchange.submit(job("b"))
         assert await exchange.take("slot-0", generation, 0, 1) == job("b")
 
@@ -128,9 +129,9 @@ def test_a_job_that_nobody_listens_to_is_saved_after_its_epoch_and_not_handed_on
         await exchange.take("slot-0", generation, 0, 0)
         await exchange.leave("a")
         assert await exchange.until_stopped("a") == "move"
-        await exchange.report("a", 0, {"kind": "end", "state": "moved"})
+        await exchange.report("a", 0, End("moved"))
         assert (await exchange.status())["queued"] == []
-        assert (await exchange.receive("a"))[-1]["state"] == "stopped"
+        assert (await exchange.receive("a"))[-1].state == "stopped"
 
     play(scene)
 
@@ -143,7 +144,7 @@ def test_a_study_that_is_stopped_waits_for_its_trials_to_be_saved_but_not_for_ev
             await exchange.take(name, generation, 0, 0)
         closing = asyncio.create_task(exchange.close(1.0))
         assert await exchange.until_stopped("slot-0") == "move"
-        await exchange.report("slot-0", 0, {"kind": "end", "state": "moved"})
+        await exchange.report("slot-0", 0, End("moved"))
         await settled()
         assert not closing.done()  # the other trial still trains
         await closing
@@ -168,19 +169,19 @@ def test_a_job_whose_worker_dies_is_tried_again_and_tells_no_epoch_twice() -> No
     async def scene(exchange: Exchange) -> None:
         await exchange.submit(job("a"))
         await start(exchange)
-        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
+        await exchange.report("a", 1, Epoch({"epoch": 1}))
         await exchange.bury("slot-0", "worker 0: killed")
         again = await start(exchange, "slot-1")
         told = [
-            {"kind": "epoch", "epoch": 1},
-            {"kind": "epoch", "epoch": 2},
-            {"kind": "end", "state": "complete"},
+            Epoch({"epoch": 1}),
+            Epoch({"epoch": 2}),
+            End("complete"),
         ]
         await exchange.report_all("a", again["first_message"] + 1, told)
         heard = await exchange.receive("a")
-        assert [m["epoch"] for m in heard if m["kind"] == "epoch"] == [1, 2]
-        assert [m["retries"] for m in heard if m["kind"] == "started"] == [0, 1]
-        assert heard[-1]["state"] == "complete"
+        assert [m.number for m in heard if isinstance(m, Epoch)] == [1, 2]
+        assert [m.retries for m in heard if isinstance(m, Started)] == [0, 1]
+        assert heard[-1].state == "complete"
         (note,) = (await exchange.status())["notes"]
         assert note.startswith("a: its worker died: worker 0: killed. It is tried again")
 
@@ -195,8 +196,8 @@ def test_a_job_that_keeps_killing_its_workers_fails_alone_with_the_reason() -> N
             assert (await start(exchange))["id"] == "a"
             await exchange.bury("slot-0", "worker 0: out of memory")
         end = await ends(exchange, "a")
-        assert end["error"] == "its worker died: worker 0: out of memory (tried 3 times)"
-        assert end["retries"] == 2
+        assert end.error == "its worker died: worker 0: out of memory (tried 3 times)"
+        assert end.retries == 2
         assert await start(exchange) == job("b")
 
     play(scene)
@@ -207,7 +208,7 @@ def test_a_job_is_not_tried_again_where_its_study_says_so() -> None:
         await exchange.submit(job("a"))
         await start(exchange)
         await exchange.bury("slot-0", "worker 0: killed")
-        assert (await ends(exchange, "a"))["error"] == "its worker died: worker 0: killed"
+        assert (await ends(exchange, "a")).error == "its worker died: worker 0: killed"
 
     play(scene, retries=0)
 
@@ -220,7 +221,7 @@ def test_an_exception_of_the_trial_itself_fails_it_at_once() -> None:
         await start(exchange)
         await exchange.bury("slot-0", "worker 1: ValueError: no such class", raised=True)
         end = await ends(exchange, "a")
-        assert end["error"] == "its worker died: worker 1: ValueError: no such class"
+        assert end.error == "its worker died: worker 1: ValueError: no such class"
 
     play(scene)
 
@@ -234,7 +235,7 @@ def test_a_death_that_is_told_twice_counts_once() -> None:
             assert (await start(exchange, slot))["id"] == "a"
             await exchange.bury(slot, "worker 0: killed")
             await exchange.bury(slot, "the run has ended")
-        assert (await ends(exchange, "a"))["error"] == "its worker died: worker 0: killed (tried 3 times)"
+        assert (await ends(exchange, "a")).error == "its worker died: worker 0: killed (tried 3 times)"
         for _ in range(FUTILE_STARTS - 1):
             await exchange.place("slot-3", [])
             await exchange.bury("slot-3", "no start")
@@ -250,13 +251,13 @@ def test_a_trial_whose_process_in_tune_died_is_heard_whole_by_the_next_one() -> 
     async def scene(exchange: Exchange) -> None:
         await exchange.offer(job("a"))
         await start(exchange)
-        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
+        await exchange.report("a", 1, Epoch({"epoch": 1}))
         first = await exchange.run(job("a"))
         dead = asyncio.create_task(exchange.receive("a", len(first)))
         await asyncio.sleep(0)
-        await exchange.report("a", 2, {"kind": "end", "state": "complete"})
-        assert [m["kind"] for m in await dead] == ["end"]
-        assert [m["kind"] for m in await exchange.run(job("a"))] == ["started", "epoch", "end"]
+        await exchange.report("a", 2, End("complete"))
+        assert [type(m) for m in await dead] == [End]
+        assert [type(m) for m in await exchange.run(job("a"))] == [Started, Epoch, End]
 
     play(scene)
 
@@ -292,7 +293,7 @@ def test_a_job_that_had_not_begun_is_handed_out_again_once_where_none_is_tried_a
             generation = await exchange.register("slot-0", {})
             assert await exchange.take("slot-0", generation, 0, 0) == job("a")
             await exchange.bury("slot-0", "killed")
-        assert (await ends(exchange, "a"))["state"] == "failed"
+        assert (await ends(exchange, "a")).state == "failed"
 
     play(scene, retries=0)
 
@@ -307,7 +308,7 @@ def test_workers_of_a_dead_generation_are_sent_home() -> None:
         await exchange.submit(job("a"))
         assert await exchange.take("slot-0", new, 0, 0) == job("a")
         assert await exchange.take("slot-0", old, 0, 1) is None
-        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.report("a", 0, Started())
         assert (await exchange.status())["running"] == ["a"]
 
     play(scene)
@@ -320,7 +321,7 @@ def test_queued_jobs_fail_when_the_last_slot_keeps_dying() -> None:
             await exchange.place("slot-0", [])
             await exchange.bury("slot-0", "ImportError: no torch")
         end = await ends(exchange, "a")
-        assert end["error"] == "no slot is left, the last one died of: ImportError: no torch"
+        assert end.error == "no slot is left, the last one died of: ImportError: no torch"
         assert (await exchange.wait_for_slots(1, 5))["given_up"] == {"slot-0": "ImportError: no torch"}
 
     play(scene)
@@ -333,7 +334,7 @@ def test_trials_that_kill_one_worker_after_another_do_not_give_up_the_slot() -> 
         for name in "abcd":
             assert (await start(exchange))["id"] == name
             await exchange.bury("slot-0", "killed")
-            assert (await ends(exchange, name))["error"] == "its worker died: killed"
+            assert (await ends(exchange, name)).error == "its worker died: killed"
 
     play(scene, retries=0)
 
@@ -347,7 +348,7 @@ def test_closing_ends_every_job_and_sends_every_worker_home() -> None:
         listening = asyncio.create_task(ends(exchange, "b"))
         await asyncio.sleep(0)
         await exchange.close()
-        assert (await listening)["state"] == "stopped"
+        assert (await listening).state == "stopped"
         assert await exchange.until_stopped("a")
         assert await exchange.take("slot-0", generation, 0, 1) is None
         status = await exchange.status()
@@ -361,11 +362,11 @@ def test_a_call_queues_a_job_and_waits_for_more_than_its_start() -> None:
         generation = await exchange.register("slot-0", {})
         trial = asyncio.create_task(exchange.run(job("a")))
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
-        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.report("a", 0, Started())
         await settled()
         assert not trial.done()
-        await exchange.report_all("a", 1, [{"kind": "epoch", "epoch": 1}, {"kind": "epoch", "epoch": 2}])
-        assert [m["kind"] for m in await trial] == ["started", "epoch", "epoch"]
+        await exchange.report_all("a", 1, [Epoch({"epoch": 1}), Epoch({"epoch": 2})])
+        assert [type(m) for m in await trial] == [Started, Epoch, Epoch]
 
     play(scene)
 
@@ -375,10 +376,10 @@ def test_messages_sent_together_keep_their_order_when_a_later_call_comes_first()
         generation = await exchange.register("slot-0", {})
         await exchange.submit(job("a"))
         await exchange.take("slot-0", generation, 0, 0)
-        await exchange.report_all("a", 3, [{"kind": "end", "state": "complete"}])
-        epochs = [{"kind": "epoch", "epoch": 1}, {"kind": "epoch", "epoch": 2}]
-        await exchange.report_all("a", 0, [{"kind": "started"}, *epochs])
-        assert [m["kind"] for m in await exchange.receive("a")] == ["started", "epoch", "epoch", "end"]
+        await exchange.report_all("a", 3, [End("complete")])
+        epochs = [Epoch({"epoch": 1}), Epoch({"epoch": 2})]
+        await exchange.report_all("a", 0, [Started(), *epochs])
+        assert [type(m) for m in await exchange.receive("a")] == [Started, Epoch, Epoch, End]
 
     play(scene)
 
@@ -396,22 +397,22 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere_and_tells_no_epoch_twice() ->
         first, second = await begin(exchange, "slot-0", "A"), await begin(exchange, "slot-1", "B")
         await exchange.submit(job("a"))
         assert await exchange.take("slot-0", first, 0, 0) == job("a")
-        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.report("a", 0, Started())
         for epoch in (1, 2, 3):
-            await exchange.report("a", epoch, {"kind": "epoch", "epoch": epoch})
+            await exchange.report("a", epoch, Epoch({"epoch": epoch}))
         await exchange.bury("slot-0", "worker 0: its node died", lost=True)
         again = await exchange.take("slot-1", second, 0, 0)
         assert again is not None
-        await exchange.report("a", 4, {"kind": "epoch", "epoch": 4})  # late, from the slot that is gone
+        await exchange.report("a", 4, Epoch({"epoch": 4}))  # late, from the slot that is gone
         start = again["first_message"]
-        told = [{"kind": "started"}, *({"kind": "epoch", "epoch": e} for e in (2, 3, 4, 5))]
-        told.append({"kind": "end", "state": "complete"})
+        told = [Started(), *(Epoch({"epoch": e}) for e in (2, 3, 4, 5))]
+        told.append(End("complete"))
         for number, message in enumerate(told):
-            await exchange.report("a", start + number, dict(message))
+            await exchange.report("a", start + number, message)
         heard = await exchange.receive("a")
-        assert [m["epoch"] for m in heard if m["kind"] == "epoch"] == [1, 2, 3, 4, 5]
-        assert [m["slot"] for m in heard if m["kind"] == "started"] == ["slot-0", "slot-1"]
-        assert heard[-1]["state"] == "complete"
+        assert [m.number for m in heard if isinstance(m, Epoch)] == [1, 2, 3, 4, 5]
+        assert [m.slot for m in heard if isinstance(m, Started)] == ["slot-0", "slot-1"]
+        assert heard[-1].state == "complete"
 
     play(scene)
 
@@ -424,13 +425,11 @@ def test_a_job_whose_end_the_driver_knows_is_forgotten() -> None:
         for serial in range(20):
             trial = asyncio.create_task(exchange.run(job(f"job-{serial}")))
             await exchange.take("slot-0", generation, 0, serial)
-            await exchange.report_all(
-                f"job-{serial}", 0, [{"kind": "started"}, {"kind": "end", "state": "complete"}]
-            )
+            await exchange.report_all(f"job-{serial}", 0, [Started(), End("complete")])
             await trial
             await exchange.cancel(f"job-{serial}")
         assert len(exchange._works) == 0
-        assert await exchange.receive("job-3") == [{"kind": "end", "state": "stopped", "seconds": 0.0}]
+        assert await exchange.receive("job-3") == [End("stopped")]
 
     play(scene)
 
@@ -444,9 +443,9 @@ def test_workers_that_lose_one_another_are_a_lost_node_only_if_they_are_on_sever
             generation = await exchange.register(name, {})
             await exchange.submit(job(name))
             await exchange.take(name, generation, 0, 0)
-            await exchange.report(name, 0, {"kind": "started"})
+            await exchange.report(name, 0, Started())
             await exchange.bury(name, "gloo: connection reset", parted=True)
-        assert (await ends(exchange, "one"))["error"] == "its worker died: gloo: connection reset"
+        assert (await ends(exchange, "one")).error == "its worker died: gloo: connection reset"
         assert (await exchange.status())["queued"] == ["two"]
 
     play(scene, retries=0)
@@ -460,7 +459,7 @@ def test_a_trial_under_which_nodes_keep_dying_fails() -> None:
         for _ in range(LOST_AT_MOST + 1):
             await start(exchange)
             await exchange.bury("slot-0", "node died", lost=True)
-        assert (await ends(exchange, "a"))["error"] == "its worker died: node died (tried 4 times)"
+        assert (await ends(exchange, "a")).error == "its worker died: node died (tried 4 times)"
 
     play(scene)
 
@@ -475,9 +474,9 @@ def test_a_slot_on_a_node_that_goes_lets_its_trial_go_after_the_epoch() -> None:
         await exchange.vacate(["A"])
         assert await told == "move"
         stopped = asyncio.create_task(exchange.until_stopped("a", moving=True))
-        await exchange.report("a", 0, {"kind": "started"})
-        await exchange.report("a", 1, {"kind": "epoch", "epoch": 1})
-        await exchange.report("a", 2, {"kind": "end", "state": "moved"})
+        await exchange.report("a", 0, Started())
+        await exchange.report("a", 1, Epoch({"epoch": 1}))
+        await exchange.report("a", 2, End("moved"))
         assert await exchange.take("slot-0", first, 0, 1) is None
         second = await begin(exchange, "slot-1", "B")
         again = await exchange.take("slot-1", second, 0, 0)
@@ -519,8 +518,8 @@ def test_slots_without_a_trial_to_come_end_and_the_busiest_node_keeps_its_own() 
         await exchange.want(0)
         assert await takes["slot-2"] is None
         assert await exchange.wanted() == 1
-        await exchange.report("a", 0, {"kind": "started"})
-        await exchange.report("a", 1, {"kind": "end", "state": "complete"})
+        await exchange.report("a", 0, Started())
+        await exchange.report("a", 1, End("complete"))
         last = asyncio.create_task(exchange.take("slot-0", generations["slot-0"], 0, 1))
         await exchange.submit(job("export"))
         assert await last == job("export")
@@ -549,10 +548,10 @@ def test_a_trial_that_lets_go_is_handed_on_though_its_slot_has_asked_for_another
         first = await begin(exchange, "slot-0", "A")
         await exchange.submit(job("a"))
         await exchange.take("slot-0", first, 0, 0)
-        await exchange.report("a", 0, {"kind": "started"})
+        await exchange.report("a", 0, Started())
         await exchange.vacate(["A"])
         assert await exchange.take("slot-0", first, 0, 1) is None
-        await exchange.report("a", 1, {"kind": "end", "state": "moved"})
+        await exchange.report("a", 1, End("moved"))
         assert (await start(exchange, "slot-1", "B"))["id"] == "a"
 
     play(scene)
@@ -568,12 +567,12 @@ def test_a_slot_gets_its_next_job_once_the_end_of_the_last_is_heard() -> None:
         for serial, end in enumerate(("reported", "cancelled", "lost")):
             taken = await exchange.take("slot-0", generation, 0, serial)
             assert taken == job("abc"[serial])
-            await exchange.report(taken["id"], 0, {"kind": "started"})
+            await exchange.report(taken["id"], 0, Started())
             following = asyncio.create_task(exchange.take("slot-0", generation, 0, serial + 1))
             await asyncio.sleep(0)
             assert not following.done()
             if end == "reported":
-                await exchange.report("a", 1, {"kind": "end", "state": "complete"})
+                await exchange.report("a", 1, End("complete"))
             elif end == "cancelled":
                 await exchange.cancel("b")
             else:

@@ -17,6 +17,7 @@ import ray
 import ray.cloudpickle
 from ray.exceptions import RaySystemError
 
+from finetune.messages import Epoch, Message
 from search.config.study import StudyConfig
 from search.driver import callback, runner
 from search.errors import SlotsLost
@@ -50,9 +51,9 @@ def once(folder: Path, at_epoch: int, do: Callable[[], None]) -> Callable[[dict[
         train = worker.loop.train
 
         def faulty(settings: Any, *, report: Any, **options: Any) -> Any:
-            def told(message: dict[str, Any]) -> None:
+            def told(message: Message) -> None:
                 report(message)
-                if message.get("epoch") == at_epoch:
+                if isinstance(message, Epoch) and message.number == at_epoch:
                     with contextlib.suppress(FileExistsError):
                         (folder / "done").touch(exist_ok=False)
                         do()

@@ -15,6 +15,7 @@ from finetune.frozen import execution
 from finetune.frozen.execution import BATCH, Pass
 from finetune.frozen.features import Inputs
 from finetune.images.pixels import normalise
+from finetune.messages import Epoch, Message
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.training import loop, shared
 from finetune.training.history import Keep
@@ -79,17 +80,17 @@ def features(tmp_path: Path) -> FeatureSettings:
     return FeatureSettings(folder=str(tmp_path / "features"), budget_bytes=2**30, trials=MANY)
 
 
-def train(settings: TrialSettings, folder: Path, features: FeatureSettings | None) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
+def train(settings: TrialSettings, folder: Path, features: FeatureSettings | None) -> list[Message]:
+    messages: list[Message] = []
     paths = {"best": folder / "best.safetensors", "last": folder / "last.safetensors"}
     keep = Keep(metric="val/accuracy", mode="max", **paths)
     loop.train(settings, keep=keep, report=messages.append, features=features)
     return messages
 
 
-def learned(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def learned(messages: list[Message]) -> list[dict[str, float]]:
     timed = ("seconds", "images_per_second")
-    return [{k: v for k, v in m.items() if k not in timed} for m in messages if m["kind"] == "epoch"]
+    return [{k: v for k, v in m.metrics.items() if k not in timed} for m in messages if isinstance(m, Epoch)]
 
 
 @pytest.mark.parametrize(

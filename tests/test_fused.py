@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from finetune.disk import checkpoint
+from finetune.messages import Epoch, Message
 from finetune.settings import DataSettings, FeatureSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import fused_heads, loop
 from finetune.training.history import Keep
@@ -51,9 +52,9 @@ def data(settings: TrialSettings, folder: Path) -> fused_heads.Stored:
 def one_by_one(settings: TrialSettings, folder: Path, number: int) -> tuple[list[dict[str, float]], Any]:
     best = folder / f"{number}-best.safetensors"
     keep = Keep(metric="val/accuracy", mode="max", best=best, last=folder / "last.safetensors")
-    found: list[dict[str, Any]] = []
+    found: list[Message] = []
     loop.train(settings, keep=keep, report=found.append, features=stored(settings, folder))
-    return [m for m in found if m["kind"] == "epoch"], checkpoint.read(best)[0]
+    return [dict(m.metrics) for m in found if isinstance(m, Epoch)], checkpoint.read(best)[0]
 
 
 WAYS: list[dict[str, Any]] = [

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from finetune import model_folder
 from finetune.disk import checkpoint
 from finetune.errors import DataError, NonFiniteLoss
+from finetune.messages import Effective, Epoch, Message, Note
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
 from finetune.training.history import Keep
@@ -63,24 +64,25 @@ def keep(folder: Path, **options: Any) -> Keep:
     return Keep(metric="val/accuracy", mode="max", **paths, **options)
 
 
-def epochs(messages: list[dict[str, Any]]) -> list[dict[str, float]]:
+def epochs(messages: list[Message]) -> list[dict[str, float]]:
     """Return the epochs' metrics without those that a clock gives."""
-    timed = ("kind", "seconds", "images_per_second")
-    return [{k: v for k, v in m.items() if k not in timed} for m in messages if m["kind"] == "epoch"]
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in m.metrics.items() if k not in timed} for m in messages if isinstance(m, Epoch)]
 
 
-def train(settings: TrialSettings, folder: Path, **options: Any) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
+def train(settings: TrialSettings, folder: Path, **options: Any) -> list[Message]:
+    messages: list[Message] = []
     loop.train(settings, keep=keep(folder), report=messages.append, **options)
     return messages
 
 
 def test_every_epoch_reports_losses_metrics_rate_and_speed(settings: TrialSettings, tmp_path: Path) -> None:
     first, *rest = train(settings, tmp_path)
-    assert first["kind"] == "effective"
-    assert [m["epoch"] for m in rest] == [1, 2, 3, 4]
-    assert {"train/loss", "val/loss", "val/accuracy", "learning_rate", "seconds"} <= rest[0].keys()
-    assert rest[-1]["train/loss"] < rest[0]["train/loss"]
+    assert isinstance(first, Effective)
+    metrics = [m.metrics for m in rest if isinstance(m, Epoch)]
+    assert [m["epoch"] for m in metrics] == [1, 2, 3, 4]
+    assert {"train/loss", "val/loss", "val/accuracy", "learning_rate", "seconds"} <= metrics[0].keys()
+    assert metrics[-1]["train/loss"] < metrics[0]["train/loss"]
 
 
 def test_targets_take_the_memory_of_a_few_batches_and_are_those_of_a_whole_epoch(
@@ -133,11 +135,11 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_uninterrupted_one(
     class Dies(Exception):
         pass
 
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
 
-    def die_after_epoch_2(message: dict[str, Any]) -> None:
+    def die_after_epoch_2(message: Message) -> None:
         messages.append(message)
-        if message.get("epoch") == 2:
+        if isinstance(message, Epoch) and message.number == 2:
             raise Dies
 
     part = keep(tmp_path / "part", every_seconds=0.0)
@@ -155,19 +157,19 @@ def test_a_run_that_is_to_move_ends_after_its_epoch_and_goes_on_elsewhere(
 ) -> None:
     """No epoch is trained twice, and the result is that of a run that stayed."""
     whole = epochs(train(settings, tmp_path / "whole"))
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     there = keep(tmp_path / "moved")
 
     def after_two() -> bool:
-        return messages[-1].get("epoch") == 2
+        return isinstance(messages[-1], Epoch) and messages[-1].number == 2
 
     left = loop.train(settings, keep=there, report=messages.append, should_move=after_two)
     assert (left.state, left.epochs) == ("moved", 2)
-    again: list[dict[str, Any]] = []
+    again: list[Message] = []
     end = loop.train(settings, keep=there, report=again.append)
     assert end.state == "complete"
     assert epochs(again) == whole
-    assert [m["epoch"] for m in again if m["kind"] == "epoch" and m in messages] == [1, 2]  # times and all
+    assert [m.number for m in again if isinstance(m, Epoch) and m in messages] == [1, 2]  # times and all
 
 
 def cut_off(settings: TrialSettings, folder: Path) -> Keep:
@@ -236,10 +238,11 @@ def test_a_checkpoint_that_is_of_no_use_sends_its_trial_to_its_start_and_that_is
     whole = epochs(train(settings, tmp_path / "whole"))
     part = cut_off(settings, tmp_path)
     DAMAGES[damage](part.last)
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     assert loop.train(settings, keep=part, report=messages.append).state == "complete"
-    assert [m["kind"] for m in messages[:3]] == ["effective", "note", "epoch"]
-    assert re.match(r"trained from its start: .*checkpoint.* must .*, got ", messages[1]["text"])
+    assert [type(m) for m in messages[:3]] == [Effective, Note, Epoch]
+    assert isinstance(messages[1], Note)
+    assert re.match(r"trained from its start: .*checkpoint.* must .*, got ", messages[1].text)
     assert epochs(messages) == whole
 
 
@@ -253,9 +256,9 @@ def test_best_weights_that_are_of_no_use_send_a_trial_to_its_start(
         part.best.unlink()
     else:
         DAMAGES[damage](part.best)
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     loop.train(settings, keep=part, report=messages.append)
-    assert [m["kind"] for m in messages[:3]] == ["effective", "note", "epoch"]
+    assert [type(m) for m in messages[:3]] == [Effective, Note, Epoch]
     assert epochs(messages) == whole
     assert checkpoint.read(part.best)[1]["metrics"]["epoch"] in (1, 2, 3, 4)
 
@@ -278,7 +281,7 @@ def test_two_workers_begin_anew_together(settings: TrialSettings, tmp_path: Path
     (tmp_path / "two" / "last0").write_bytes(b"damaged")
     done = finish(sys.executable, script, tmp_path / "two", given=repr([short.to_dict(), short.to_dict()]))
     assert done.returncode == 0, done.stderr
-    anew, fresh = (epochs([{**m, "kind": "epoch"} for m in told]) for told in eval(done.stdout))
+    anew, fresh = (epochs([Epoch(m) for m in told]) for told in eval(done.stdout))
     assert anew == fresh
 
 
@@ -305,9 +308,9 @@ def test_a_trial_goes_on_wherever_its_images_weights_and_cache_have_gone(tmp_pat
 
     part = cut_off(of(here), tmp_path / "trial")
     here.rename(there)
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     loop.train(of(there), keep=part, report=messages.append)
-    assert [m["kind"] for m in messages] == ["effective", "epoch", "epoch"]
+    assert [type(m) for m in messages] == [Effective, Epoch, Epoch]
     there.rename(tmp_path / "elsewhere")
     facts = model_folder.write(part.best, tmp_path / "model", {}, now=of(tmp_path / "elsewhere"))
     assert facts["settings"]["data"]["path"] == str(tmp_path / "elsewhere" / "images")
@@ -393,7 +396,7 @@ def test_two_workers_evaluate_every_image_once_and_train_like_one(
     assert all(math.isfinite(epoch["val/loss"]) for epoch in told.pop())
     for number, (trial, two) in enumerate(zip(trials, told, strict=True)):
         one = epochs(train(trial, tmp_path / f"one{number}"))
-        timed = {"kind", "seconds", "images_per_second"}
+        timed = {"seconds", "images_per_second"}
         assert [{k: v for k, v in epoch.items() if k not in timed} for epoch in two] == [
             pytest.approx(epoch, rel=1e-3, abs=1e-6) for epoch in one
         ]
@@ -409,7 +412,7 @@ def test_two_workers_evaluate_every_image_once_and_train_like_one(
 def test_a_metric_that_the_images_do_not_tell_is_refused_before_training(
     settings: TrialSettings, tmp_path: Path, metric: str
 ) -> None:
-    told: list[dict[str, Any]] = []
+    told: list[Message] = []
     other = dataclasses.replace(keep(tmp_path), metric=metric)
     with pytest.raises(DataError, match=rf"study\.metric: must be one .*, got '{metric}'\. .*Known: "):
         loop.train(settings, keep=other, report=told.append)

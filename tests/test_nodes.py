@@ -18,6 +18,7 @@ from ray._private.state import state
 from ray.cluster_utils import Cluster
 
 from finetune.images import catalog
+from finetune.messages import Effective, End, Epoch, Started
 from finetune.settings import DataSettings
 from finetune.training.history import Keep
 from search.cluster import spot
@@ -162,11 +163,11 @@ class Driver:
             if until():
                 return True
             told.extend(self.call("receive", name, len(told)))
-            assert not told or told[-1]["kind"] != "end", told[-1]
+            assert not told or not isinstance(told[-1], End), told[-1]
             return False
 
         eventually(heard, lambda: (told[-3:], self.call("status"), self.trained(name)[-3:]))
-        return str([message["slot"] for message in told if message["kind"] == "started"][-1])
+        return str([message.slot for message in told if isinstance(message, Started)][-1])
 
     def listen_to(self, name: str, epoch: int) -> str:
         return self.listen(name, lambda: epoch in self.epochs(name))
@@ -184,7 +185,7 @@ class Driver:
         return there()
 
     def epochs(self, name: str) -> list[int]:
-        return [message["epoch"] for message in self.heard[name] if message["kind"] == "epoch"]
+        return [message.number for message in self.heard[name] if isinstance(message, Epoch)]
 
     def trained(self, name: str) -> list[tuple[str, int]]:
         """Return node and number of every epoch that was begun, in order."""
@@ -272,8 +273,8 @@ def test_a_slot_of_two_workers_spans_two_nodes_and_outlives_one(
     try:
         study.submit("pair", every_seconds=0.0)
         study.listen_to("pair", epoch=3)
-        effective = next(message for message in study.heard["pair"] if message["kind"] == "effective")
-        assert effective["workers"] == 2
+        effective = next(message for message in study.heard["pair"] if isinstance(message, Effective))
+        assert effective.facts["workers"] == 2
         assert {node for node, _ in study.trained("pair")} == {node.node_id for node in pair}
         cluster.remove_node(pair[1], allow_graceful=False)
         third = cluster.add_node(num_cpus=1)

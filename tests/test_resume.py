@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune.messages import Epoch, Note
 from search.config import config_file
 from search.config.study import StudyConfig
 from search.driver import runner
@@ -349,8 +350,8 @@ def test_a_note_of_a_worker_comes_into_the_record(tmp_path: Path, capsys: pytest
     trial = begin(watch, suggested, book, 0.5)
     job = {"id": "trial-0000", "keep": {"metric": "val/accuracy"}}
     stand_in: Any = SimpleNamespace(_job=job, _facts={})
-    assert SlotTrial._hear(stand_in, {"kind": "note", "text": "trained from its start: x"}) is None
-    epoch = SlotTrial._hear(stand_in, {"kind": "epoch", "epoch": 2, "val/accuracy": 0.6})
+    assert SlotTrial._hear(stand_in, Note("trained from its start: x")) is None
+    epoch = SlotTrial._hear(stand_in, Epoch({"epoch": 2, "val/accuracy": 0.6}))
     assert epoch is not None
     watch.on_trial_result(0, [], trial, epoch)
     watch.on_trial_complete(0, [], trial)

@@ -18,6 +18,7 @@ from PIL import Image
 
 import search
 from finetune.disk import checkpoint
+from finetune.messages import End, Epoch, Message
 from finetune.training.history import Keep
 from search.config import resolve
 from search.config.study import StudyConfig
@@ -162,8 +163,8 @@ def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
         enter(self, *args, **info)
 
     def last_epoch_waits(job: torchless.Job, report: torchless.Report) -> None:
-        def wait_and_report(message: dict[str, Any]) -> None:
-            if message.get("epoch") == 3:
+        def wait_and_report(message: Message) -> None:
+            if isinstance(message, Epoch) and message.number == 3:
                 eventually(killed.exists, "the trial's process is killed")
             report(message)
 
@@ -228,8 +229,8 @@ def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail_late(job: torchless.Job, report: torchless.Report) -> None:
-        def fail_or_report(message: dict[str, Any]) -> None:
-            if message.get("epoch") == 3:
+        def fail_or_report(message: Message) -> None:
+            if isinstance(message, Epoch) and message.number == 3:
                 raise ArithmeticError("the third epoch must end")
             report(message)
 
@@ -377,14 +378,14 @@ def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Pat
         long, short = (job(config, name, tmp_path) for name in ("long", "short"))
         long["settings"]["epochs"] = 10_000
         ray.get(warm.exchange.submit.remote(long))
-        while not any(m["kind"] == "epoch" for m in ray.get(warm.exchange.receive.remote("long"))):
+        while not any(isinstance(m, Epoch) for m in ray.get(warm.exchange.receive.remote("long"))):
             pass
         ray.get(warm.exchange.cancel.remote("long"))
         ray.get(warm.exchange.submit.remote(short))
-        messages: list[dict[str, Any]] = []
-        while not messages or messages[-1]["kind"] != "end":
+        messages: list[Message] = []
+        while not messages or not isinstance(messages[-1], End):
             messages += ray.get(warm.exchange.receive.remote("short", len(messages)))
-        assert messages[-1]["state"] == "complete"
+        assert messages[-1].state == "complete"
     finally:
         warm.close()
 
@@ -401,7 +402,7 @@ def test_a_trial_of_a_study_that_is_stopped_is_saved_with_the_epoch_it_was_in(
         long["settings"]["epochs"] = 10_000
         ray.get(warm.exchange.submit.remote(long))
         while not epochs:
-            epochs = sum(m["kind"] == "epoch" for m in ray.get(warm.exchange.receive.remote("long")))
+            epochs = sum(isinstance(m, Epoch) for m in ray.get(warm.exchange.receive.remote("long")))
     finally:
         warm.close()
     _, facts = checkpoint.read(tmp_path / "long.last")

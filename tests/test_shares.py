@@ -16,6 +16,7 @@ from PIL import Image
 
 from finetune.errors import DataError
 from finetune.images import order
+from finetune.messages import Message
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
 from finetune.training.history import Keep
@@ -118,7 +119,7 @@ def test_batch_norm_over_a_single_value_is_refused_before_training_in_our_words(
     tmp_path: Path, changes: dict[str, int], told: str
 ) -> None:
     data = digits(batch_size=changes.pop("batch_size"))
-    reported: list[dict[str, Any]] = []
+    reported: list[Message] = []
     keep = Keep(metric="val/accuracy", mode="max", best=tmp_path / "best", last=tmp_path / "last")
     with pytest.raises(DataError, match=BATCH_NORM + told):
         loop.train(settings(tmp_path, data, frozen_layers=0, **changes), keep=keep, report=reported.append)

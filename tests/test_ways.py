@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from finetune.disk import checkpoint
 from finetune.images import augment
+from finetune.messages import Epoch, Message
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop, optimize
 from finetune.training.averaging import Average
@@ -176,14 +177,15 @@ def test_the_average_is_what_is_evaluated_and_kept_and_training_goes_on_with_the
 ) -> None:
     settings = dataclasses.replace(settings, ema_decay=0.9, epochs=1)
     keep = Keep(metric="val/loss", mode="min", best=tmp_path / "best", last=tmp_path / "last")
-    told: list[dict[str, Any]] = []
+    told: list[Message] = []
     loop.train(settings, keep=keep, report=told.append)
     run = run_of(settings)
     train_epoch(run)
     assert run.average is not None
     own = copied(run)
     with run.average.applied():
-        assert run.evaluate("val")["loss"] == told[-1]["val/loss"]
+        assert isinstance(told[-1], Epoch)
+        assert run.evaluate("val")["loss"] == told[-1].metrics["val/loss"]
         assert moved(own, run)
     assert not moved(own, run)
     kept, _ = checkpoint.read(keep.best)

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.cloudpickle
 
+from finetune.messages import Effective, End, Epoch, Message, Report, Started
 from search.driver.trial import CHECKED, CHECKED_OF_DATA
 from search.slots import slots
 
@@ -21,7 +22,6 @@ NOT_IMPORTED = "not imported"
 BLOCKS = 18
 """Of every backbone."""
 Job = dict[str, Any]
-Report = Callable[[dict[str, Any]], None]
 Train = Callable[[Job, Report], None]
 """Trains a job: reports what was effective and every epoch; an exception fails the trial."""
 
@@ -35,19 +35,19 @@ def serve(config: dict[str, Any], train: Train) -> None:
         serial += 1
         number = job.get("first_message", 0)
 
-        def report(message: dict[str, Any], job: Job = job) -> None:
+        def report(message: Message, job: Job = job) -> None:
             nonlocal number
             ray.get(exchange.report.remote(job["id"], number, message))
             number += 1
 
-        report({"kind": "started"})
+        report(Started())
         try:
             if job["kind"] == "train":
                 train(job, report)
-            end = {"state": "complete"}
+            end = End("complete")
         except Exception as error:
-            end = {"state": "failed", "error": str(error), "trace": f"{type(error).__name__}: {error}"}
-        report({"kind": "end", "seconds": 0.0} | end)
+            end = End("failed", error=str(error), trace=f"{type(error).__name__}: {error}")
+        report(end)
         if config["once"]:
             return
 
@@ -79,7 +79,7 @@ def train(job: Job, report: Report, seconds: float = 0.0) -> None:
         path.write_bytes(b"weights")
 
 
-def effective(job: Job, **changes: Any) -> dict[str, Any]:
+def effective(job: Job, **changes: Any) -> Effective:
     """Return the message of a worker that does as it is told."""
     settings = job["settings"]
     used = {name: settings[name] for name in (*CHECKED, "epochs")}
@@ -87,13 +87,13 @@ def effective(job: Job, **changes: Any) -> dict[str, Any]:
     frozen = settings["frozen_layers"]
     used |= {"frozen_blocks": BLOCKS if frozen < 0 else frozen, "blocks": BLOCKS}
     used |= {"learning_rates": {"head": settings["learning_rate"]}}
-    return {"kind": "effective", "data_fingerprint": job["data_fingerprint"]} | used | changes
+    return Effective({"data_fingerprint": job["data_fingerprint"]} | used | changes)
 
 
-def told(epoch: int) -> dict[str, Any]:
+def told(epoch: int) -> Epoch:
     """Return the message of an epoch."""
     scores = {"val/accuracy": 0.5, "val/loss": 1.0, "train/loss": 1.0, "learning_rate": 0.1}
-    return {"kind": "epoch", "epoch": epoch, "seconds": 0.0, "images_per_second": 1.0} | scores
+    return Epoch({"epoch": epoch, "seconds": 0.0, "images_per_second": 1.0} | scores)
 
 
 def worker(train: Train = train) -> Callable[[dict[str, Any]], None]:

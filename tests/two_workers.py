@@ -10,6 +10,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import torch.distributed
 
+from finetune.messages import Epoch, Message
 from finetune.settings import TrialSettings
 from finetune.training import loop
 from finetune.training.history import Keep
@@ -19,11 +20,11 @@ def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> Non
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     told = []
     for number, settings in enumerate(trials):
-        messages: list[dict[str, object]] = []
+        messages: list[Message] = []
         paths = {"best": folder / f"best{number}", "last": folder / f"last{number}"}
         keep = Keep(metric="val/accuracy", mode="max", **paths)
         loop.train(settings, keep=keep, report=messages.append, world=loop.World(rank, 2))
-        told.append([m for m in messages if m["kind"] == "epoch"])
+        told.append([dict(m.metrics) for m in messages if isinstance(m, Epoch)])
     if rank == 0:
         (folder / "epochs.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()

@@ -3,8 +3,8 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from finetune.messages import Effective, Epoch, Note
 from search.config.resolve import cache_dir, copies_bytes, feature_settings
 from search.config.study import StudyConfig
 from search.driver.trial import compact
@@ -45,13 +45,16 @@ def run_only(
     say(f"{trial.id}: {settings}")
     history: list[dict[str, float]] = []
 
-    def report(message: dict[str, Any]) -> None:
-        if message.pop("kind") == "epoch":
-            history.append(message)
-            told = compact(message, config.study.metric)
-            say("  ".join(f"{k} {v:.4g}" for k, v in told.items() if k != "recalls"))
-        else:
-            say(f"effective: {message}")
+    def report(message: Effective | Note | Epoch) -> None:
+        match message:
+            case Epoch(metrics):
+                history.append(dict(metrics))
+                told = compact(metrics, config.study.metric)
+                say("  ".join(f"{k} {v:.4g}" for k, v in told.items() if k != "recalls"))
+            case Effective(facts):
+                say(f"effective: {facts}")
+            case Note(text):
+                say(f"note: {text}")
 
     torch.set_num_threads(config.resources.cpus_per_worker)  # as in a slot, for bit-identical results
     file_cache.limit(copies_bytes(config))

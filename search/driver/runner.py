@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from finetune.errors import FinetuneError
 from finetune.images.catalog import Catalog
+from finetune.messages import End
 from search import provenance
 from search.config import config_file, resolve
 from search.config.study import StudyConfig
@@ -193,8 +194,8 @@ def _export_best(study: StudyRun) -> str | None:
         while True:
             for message in warm.get(warm.exchange.receive.remote("export", heard)):
                 heard += 1
-                if message["kind"] == "end":
-                    return str(message["error"]) if message["state"] == "failed" else None
+                if isinstance(message, End):
+                    return message.error if message.state == "failed" else None
     except (RayError, SlotsLost) as error:
         return f"no answer from its slot ({train_run.first_words(error)})"
 

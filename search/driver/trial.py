@@ -15,6 +15,7 @@ import ray
 from ray.tune import Trainable
 from ray.tune.result import DONE, RESULT_DUPLICATE
 
+from finetune.messages import Effective, End, Epoch, Message, Note, Started
 from search.errors import SettingsIgnored
 from search.record.records import RECALL, RECALLS_OF_AN_EPOCH
 
@@ -47,7 +48,7 @@ class SlotTrial(Trainable):
         Tune may still drop this process and set the trial up in another one, and the answer would be lost.
         """
         self._job = json.loads(config["job"])
-        self._heard: deque[dict[str, Any]] = deque()
+        self._heard: deque[Message] = deque()
         self._facts: dict[str, Any] = {}
         self._count = 0
         """Number of messages received; a process that replaces a dead one begins at 0 and gets all again."""
@@ -98,26 +99,26 @@ class SlotTrial(Trainable):
 
     @property
     def _has_ended(self) -> bool:
-        return bool(self._heard) and self._heard[-1]["kind"] == "end"
+        return bool(self._heard) and isinstance(self._heard[-1], End)
 
-    def _hear(self, message: dict[str, Any]) -> dict[str, Any] | None:
+    def _hear(self, message: Message) -> dict[str, Any] | None:
         """Return a message as a result for Tune; None if it holds only facts, which join the next epoch."""
-        match message.pop("kind"):
-            case "started":
-                self._facts = {"slot": message["slot"], "retries": message["retries"]}
-            case "note":
-                self._facts["note"] = message["text"]
-            case "effective":
-                check_effective(self._job, message)
-                self._facts["effective"] = json.dumps(message)
-            case "epoch":
+        match message:
+            case Started():
+                self._facts = {"slot": message.slot, "retries": message.retries}
+            case Note(text):
+                self._facts["note"] = text
+            case Effective(used):
+                check_effective(self._job, used)
+                self._facts["effective"] = json.dumps(used)
+            case Epoch(metrics):
                 facts, self._facts = self._facts, {}  # the callback needs them once per slot
-                return compact(message, self._job["keep"]["metric"]) | facts
-            case "end" if message["state"] == "failed":
-                retries = message.get("retries", self._facts.get("retries"))
+                return compact(metrics, self._job["keep"]["metric"]) | facts
+            case End("failed"):
+                retries = self._facts.get("retries") if message.retries is None else message.retries
                 told = {} if retries is None else {"retries": retries}
-                return told | {DONE: True, "failed": message["error"], "trace": message["trace"]}
-            case "end":
+                return told | {DONE: True, "failed": message.error, "trace": message.trace}
+            case End():
                 return {RESULT_DUPLICATE: True}
         return None
 

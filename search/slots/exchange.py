@@ -17,9 +17,11 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from search.slots.job_state import Bell, Job, Message, Slot, Work
+from finetune.messages import End, Message, Started
+from search.slots.job_state import Bell, Job, Slot, Work
 
 RECEIVE_SECONDS = 30.0
 """Seconds that `receive` waits before it returns an empty list."""
@@ -79,18 +81,17 @@ class Exchange:
         return await self.receive(job["id"])
 
     async def receive(self, job_id: str, heard: int = 0) -> list[Message]:
-        """Return a job's messages after the first `heard`; wait until there is one other than `started`.
+        """Return a job's messages after the first `heard`; wait until there is one other than Started.
 
-        Message kinds are `started` (with the slot's name and the `retries` so far), `note`, `effective`,
-        `epoch` and, last, `end` with a `state` of `complete`, `stopped` or `failed`. A job that moved to
-        another slot repeats `started` and `effective` for each slot, but has each epoch only once.
+        The last one is an End that is not `moved`. A job that moved to another slot has Started and Effective
+        for each slot, but each Epoch only once.
 
         The list is empty if nothing came within RECEIVE_SECONDS. Messages are kept until the job is
         cancelled, so that a process that replaces a dead one can read them from the beginning.
         """
         work = self._works.get(job_id)
         if work is None:
-            return [_ended("stopped")]
+            return [End("stopped")]
         if not work.has_news(heard):
             try:
                 await asyncio.wait_for(work.news.wait(), RECEIVE_SECONDS)
@@ -105,7 +106,7 @@ class Exchange:
             return
         if work in self._queue:
             self._queue.remove(work)
-        work.say(_ended("stopped"))  # wakes the worker's `until_stopped` and a late `receive`
+        work.say(End("stopped"))  # wakes the worker's `until_stopped` and a late `receive`
         self._match()
 
     async def leave(self, job_id: str) -> None:
@@ -165,9 +166,9 @@ class Exchange:
         if work is None:
             return
         slot = next((s for s in self._slots.values() if s.work is work), None)
-        if slot is not None and message["kind"] == "started":
+        if slot is not None and isinstance(message, Started):
             # The worker knows neither: a job may have been in other slots before.
-            message = message | {"slot": slot.name, "retries": work.retries}
+            message = replace(message, slot=slot.name, retries=work.retries)
         if work.hear(number, message):
             # The worker has saved and released the job, as `move` had asked: another slot continues it.
             if slot is not None:
@@ -399,7 +400,7 @@ class Exchange:
         """Queue a job that has left its slot, before all others; end it if the study is being stopped."""
         if work.left:
             # Its checkpoint is written; `close` waits for this end.
-            work.say(_ended("stopped"))
+            work.say(End("stopped"))
             self._change.ring()
             return
         work.hand_on()
@@ -408,7 +409,7 @@ class Exchange:
 
     @staticmethod
     def _fail(work: Work, error: str) -> None:
-        work.say(_ended("failed") | {"error": error, "trace": error, "retries": work.retries})
+        work.say(End("failed", error=error, trace=error, retries=work.retries))
 
     async def _wait(self, seconds: float) -> None:
         # `Bell.wait` takes its event now, so a ring before `wait_for` has begun to wait is not missed.
@@ -416,7 +417,3 @@ class Exchange:
             await asyncio.wait_for(self._change.wait(), seconds)
         except asyncio.TimeoutError:
             return
-
-
-def _ended(state: str) -> Message:
-    return {"kind": "end", "state": state, "seconds": 0.0}

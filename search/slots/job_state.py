@@ -5,7 +5,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = dict[str, Any]
+from finetune.messages import End, Epoch, Message, Started
+
 Job = dict[str, Any]
 """A job as the worker gets it: `id`, `kind` (`train` or `export`) and all that the worker needs."""
 
@@ -62,7 +63,7 @@ class Work:
 
     def has_news(self, heard: int) -> bool:
         """True if a message other than `started` follows the first `heard` ones."""
-        return any(message["kind"] != "started" for message in self.messages[heard:])
+        return any(not isinstance(message, Started) for message in self.messages[heard:])
 
     @property
     def retries(self) -> int:
@@ -82,20 +83,23 @@ class Work:
         while self.heard in self.early:
             message = self.early.pop(self.heard)
             self.heard += 1
-            if message["kind"] == "end" and message["state"] == "moved":
+            if isinstance(message, End) and message.state == "moved":
                 return True
-            if message["kind"] != "epoch" or message["epoch"] > self.epoch:
-                self.epoch = message.get("epoch", self.epoch)
-                self.say(message)
+            if isinstance(message, Epoch):
+                if message.number <= self.epoch:
+                    continue
+                self.epoch = message.number
+            self.say(message)
         return False
 
     def say(self, message: Message) -> None:
         """Append a message for the trial's process; nothing follows the first `end`."""
         if not self.ended:
             self.messages.append(message)
-            self.ended = message["kind"] == "end"
-            self.started = self.started or message["kind"] == "started"
-            if message["kind"] != "started":  # not worth a call of its own: it travels with the next message
+            self.ended = isinstance(message, End)
+            if isinstance(message, Started):  # not worth a call of its own: it travels with the next message
+                self.started = True
+            else:
                 self.news.ring()
         if self.ended:
             self.told.ring()

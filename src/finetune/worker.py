@@ -10,7 +10,7 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import finetune
 from finetune import model_folder
 from finetune.disk import file_cache
 from finetune.errors import FinetuneError, NonFiniteLoss
+from finetune.messages import End, Message, Report, Started
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import loop
 from finetune.training.history import Keep
@@ -79,21 +80,21 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
     together = TOGETHER_SECONDS if job.get("may_be_stopped", True) else PATIENT_SECONDS
     outbox = _Outbox(exchange, job["id"], job.get("first_message", 0), together)
 
-    def tell(message: dict[str, Any]) -> None:
+    def tell(message: Message) -> None:
         if leads:
             outbox.put(message)
 
     # All workers train, but only rank 0 reports, else each message would arrive once per worker.
     begin = time.perf_counter()
-    tell({"kind": "started"})
+    tell(Started())
     outbox.wait()  # else a trial that kills its worker at once would look as if it had not begun
     try:
         end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
     except Exception as error:
         if not _survives(error, world):
             raise
-        end = {"state": "failed", "error": _one_line(error), "trace": traceback.format_exc()}
-    tell({"kind": "end", "seconds": time.perf_counter() - begin} | end)
+        end = End("failed", error=_one_line(error), trace=traceback.format_exc())
+    tell(replace(end, seconds=time.perf_counter() - begin))
     outbox.send()
     return outbox
 
@@ -107,12 +108,12 @@ class _Outbox:
 
     def __init__(self, exchange: Any, job_id: str, first: int, together: float) -> None:
         self._exchange, self._job_id, self._together = exchange, job_id, together
-        self._messages: list[dict[str, Any]] = []
+        self._messages: list[Message] = []
         self._number = first
         self._sent = -math.inf
         self._call: Any = None
 
-    def put(self, message: dict[str, Any]) -> None:
+    def put(self, message: Message) -> None:
         """Queue a message; send the queue unless the last call was less than `together` seconds ago."""
         self._messages.append(message)
         if time.monotonic() - self._sent >= self._together:
@@ -131,9 +132,7 @@ class _Outbox:
             ray.get(self._call)
 
 
-def _train(
-    job: dict[str, Any], exchange: Any, world: World, tell: Callable[[dict[str, Any]], Any]
-) -> dict[str, Any]:
+def _train(job: dict[str, Any], exchange: Any, world: World, tell: Report) -> End:
     keep = job["keep"] | {name: Path(job["keep"][name]) for name in ("best", "last")}
     orders = _Orders(exchange, job["id"]) if world.rank == 0 else None
     outcome = loop.train(
@@ -145,10 +144,10 @@ def _train(
         should_move=orders.moving if orders else lambda: False,
         features=FeatureSettings(**job["features"]),
     )
-    return {"state": outcome.state}
+    return End(outcome.state)
 
 
-def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
+def _export(job: dict[str, Any], world: World) -> End:
     model_folder.write(
         Path(job["checkpoint"]),
         Path(job["to"]),
@@ -159,7 +158,7 @@ def _export(job: dict[str, Any], world: World) -> dict[str, Any]:
         answers=Path(job["answers"]) if job["answers"] else None,
     )
     world.agree(True)  # a barrier: no worker takes the next job before all have finished this one
-    return {"state": "complete"}
+    return End("complete")
 
 
 class _Orders:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -21,6 +21,7 @@ from finetune.frozen import execution
 from finetune.frozen.features import Feed, Inputs
 from finetune.images import augment, order
 from finetune.images.batches import ImageData
+from finetune.messages import Effective, Epoch, Note, Report
 from finetune.metrics import check as check_metric
 from finetune.model import backbones, strategies
 from finetune.model.strategies import TransferModel
@@ -30,12 +31,6 @@ from finetune.training.averaging import Average
 from finetune.training.evaluate import BATCH, Scores, evaluate
 from finetune.training.history import History, Keep
 from finetune.training.losses import Loss
-
-Report = Callable[[dict[str, Any]], None]
-"""Function that receives messages: first `{"kind": "effective", ...}`, then one per epoch,
-`{"kind": "epoch", "epoch": 1, ...}`.
-
-A message `{"kind": "note", "text": ...}` may come between them, with a remark for the trial's record."""
 
 LOOK_EVERY = 20
 """Batches between two reads of a loss that is on a GPU; each read waits for the device."""
@@ -65,7 +60,7 @@ class World:
 class Outcome:
     """Result of `train`: `complete`, `stopped` or `moved` (to resume elsewhere), and the epochs trained."""
 
-    state: str
+    state: Literal["complete", "stopped", "moved"]
     epochs: int
 
 
@@ -83,7 +78,7 @@ def train(
 
     If `keep.last` exists from an interrupted run of the same settings, its epochs are reported again and
     training resumes after them; the result equals that of an uninterrupted run. If the file cannot be used,
-    a `note` gives the reason and training starts from the beginning.
+    a Note gives the reason and training starts from the beginning.
 
     Args:
         settings: settings of the trial.
@@ -102,14 +97,14 @@ def train(
     # Before the first epoch, so that a metric which these images cannot give fails at once.
     check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
     history = _history(run, keep)
-    report({"kind": "effective"} | run.effective())
+    report(Effective(run.effective()))
     if problem := _restore(history, run.world):
-        report({"kind": "note", "text": f"trained from its start: {problem}"})
+        report(Note(f"trained from its start: {problem}"))
         # The failed restore may have overwritten part of the model or optimiser, so build both again.
         run = Run(settings, run.world, features)
         history = _history(run, keep)
     for past in history.epochs:
-        report({"kind": "epoch"} | past)
+        report(Epoch(past))
         # A run that had to divide its batches for lack of memory keeps to that when it is resumed.
         run.parts = int(past.get("accumulate", run.parts))
     for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
@@ -131,7 +126,7 @@ def train(
         if run.parts != settings.accumulate:
             metrics["accumulate"] = run.parts
         history.add(metrics)
-        report({"kind": "epoch"} | metrics)
+        report(Epoch(metrics))
         # Only rank 0 hears of a move, so the workers agree on it. After the last epoch it is pointless.
         if any(run.world.agree(should_move())) and epoch < settings.epochs:
             history.save()
