@@ -14,7 +14,7 @@ import ray
 
 from search.config.study import StudyConfig
 from search.driver import runner, tuner
-from search.record.ledger import STUDY_NAME, open_storage
+from search.record.storage import only_study, open_storage
 from search.record.study_folder import StudyFolder
 from search.slots import slots
 
@@ -56,7 +56,7 @@ def study(trials: int, *, epochs: int, concurrent: int, sampler: str) -> list[fl
         if states != {"COMPLETE"} or len(record.trials) != trials:
             raise RuntimeError(f"benchmark: {trials} trials must complete, got {len(record.trials)} {states}")
         storage = open_storage(StudyFolder(Path(record.folder)).database)
-        done = optuna.load_study(storage=storage, study_name=STUDY_NAME).get_trials(deepcopy=False)
+        done = optuna.load_study(storage=storage, study_name=only_study(storage)).get_trials(deepcopy=False)
         storage.remove_session()
         storage.engine.dispose()
     return sorted(t.datetime_complete.timestamp() for t in done if t.datetime_complete)

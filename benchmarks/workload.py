@@ -27,8 +27,8 @@ from finetune.settings import TrialSettings
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import runner, tuner
-from search.record.ledger import STUDY_NAME, open_storage
 from search.record.records import StudyRecord
+from search.record.storage import only_study, open_storage
 from search.record.study_folder import StudyFolder
 from search.suggest.space import Space
 
@@ -191,7 +191,7 @@ def _memory() -> Iterator[list[float]]:
 def _times(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     """Return when the trials of a study began and ended, in order, in seconds since 1970."""
     storage = open_storage(StudyFolder(folder).database)
-    done = optuna.load_study(storage=storage, study_name=STUDY_NAME).get_trials(deepcopy=False)
+    done = optuna.load_study(storage=storage, study_name=only_study(storage)).get_trials(deepcopy=False)
     begins = sorted(t.datetime_start.timestamp() for t in done if t.datetime_start)
     return begins, sorted(t.datetime_complete.timestamp() for t in done if t.datetime_complete)
 

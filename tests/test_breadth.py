@@ -131,9 +131,10 @@ def test_a_study_of_a_manifest_counts_what_it_left_out_and_bounds_the_recalls(
             assert {name for name in trial["metrics"][which] if "recall" in name} == recalls
         for epoch in trial["history"]:
             assert {name for name in epoch if "recall" in name} == {"val/recall/kind 03"}
-        board = EventAccumulator(str(folder.tensorboard / trial["id"])).Reload()
+        (run,) = folder.tensorboard.glob(f"{trial['number']:04d}-*")
+        board = EventAccumulator(str(run)).Reload()
         tags = {tag for tag in board.Tags()["scalars"] if "recall" in tag}
-        assert tags == {"val/recall/kind 03", "best/val/recall/kind 03"}
+        assert tags == {"val/recall/kind 03", "work/best val/recall/kind 03"}
     with folder.table.open(newline="") as file:
         row = next(csv.DictReader(file))
     assert [name for name in row if "recall" in name] == ["best.val/recall", "last.val/recall"]

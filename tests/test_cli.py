@@ -262,7 +262,7 @@ class TestStudy:
     def test_tensorboard_shows_every_parameter_of_every_trial(self, study: Study) -> None:
         from tensorboard.backend.event_processing import event_accumulator
 
-        folders = sorted((study[0] / "tensorboard").iterdir())
+        folders = sorted((study[0] / "tensorboard").glob("00*"))
         assert len(folders) == 6
         for folder in folders:
             events = event_accumulator.EventAccumulator(str(folder)).Reload()
@@ -271,12 +271,12 @@ class TestStudy:
                 "train/loss",
                 "val/loss",
                 "val/accuracy",
-                "learning_rate",
-                "seconds",
-                "images_per_second",
+                "work/learning rate",
+                "work/seconds trained",
+                "work/images per second",
+                "work/best val/accuracy",
             }
             assert wanted <= tags
-            assert "best/val/accuracy" in tags
 
     def test_resuming_a_finished_study_changes_no_file_and_a_lost_model_is_made_again(
         self, command: list[str], study: Study, env: dict[str, str]

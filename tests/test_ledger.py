@@ -20,7 +20,8 @@ from sqlalchemy import event
 
 from search.errors import RecordLost, StudyError
 from search.record import ledger
-from search.record.ledger import PAUSE_SECONDS, STUDY_NAME, Ledger, open_storage
+from search.record.ledger import PAUSE_SECONDS, Ledger, open_storage, read
+from search.record.storage import OLD_NAME, let_go, only_study
 from search.suggest.sampler import make
 from tests import mounts
 from tests.waiting import eventually
@@ -35,9 +36,29 @@ def open_ledger(path: Path) -> Ledger:
     return Ledger(path, mode="max", sampler=make("tpe", seed=0))
 
 
+def test_optunas_dashboard_shows_the_name_of_the_study_and_of_its_metric(path: Path) -> None:
+    for _ in range(2):
+        Ledger(path, mode="max", sampler=make("tpe", seed=0), name="flowers", metric="val/accuracy").close()
+        storage = open_storage(path)
+        assert optuna.get_all_study_names(storage) == ["flowers"]
+        assert optuna.load_study(storage=storage, study_name="flowers").metric_names == ["val/accuracy"]
+        let_go(storage)
+
+
+def test_a_record_of_an_earlier_version_opens_and_keeps_its_name(path: Path) -> None:
+    open_ledger(path).close()
+    book = Ledger(path, mode="max", sampler=make("tpe", seed=0), name="flowers", metric="val/accuracy")
+    book.suggested(book.ask().number, {"params": {}})
+    book.close()
+    assert len(read(path)[0]) == 1
+    storage = open_storage(path)
+    assert optuna.get_all_study_names(storage) == [OLD_NAME]
+    let_go(storage)
+
+
 def stored(path: Path) -> list[optuna.trial.FrozenTrial]:
     storage = open_storage(path)
-    study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
+    study = optuna.load_study(storage=storage, study_name=only_study(storage))
     trials = study.get_trials()
     storage.remove_session()
     storage.engine.dispose()
@@ -310,6 +331,7 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
         import sys
         from pathlib import Path
         from search.views.tensorboard import Board
+        from search.config.study import StudyConfig
         from search.errors import RecordLost
         from search.record.ledger import Ledger
         from search.suggest.sampler import make
@@ -328,7 +350,8 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
                 book.flush()
                 book.end(trial.number, "FAIL", None, {"interrupted": True, "history": [{"epoch": 1}] * 20000})
         run = StudyRun.__new__(StudyRun)
-        run.ledger, run.watch, run.board = book, Watch(), Board(Path(folder, "tensorboard"))
+        run.ledger, run.watch = book, Watch()
+        run.board = Board(Path(folder, "tensorboard"), StudyConfig.from_folder("."))
         run.clock = Clock(book)
         try:
             run.close(1.0)

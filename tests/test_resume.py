@@ -275,9 +275,11 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggeste
     """Return the watch of a run of a study that keeps the weights of two trials, and its suggestions."""
     suggested: dict[str, Suggested] = {}
     progress = Progress(study="s", planned=6, epochs=2, metric="val/accuracy", mode="max", slots=1)
+    board = Board(folder.tensorboard, StudyConfig.from_folder("."))
+    board.study.open()
     watch = Watch(
         ledger=book,
-        board=Board(folder.tensorboard),
+        board=board,
         progress=progress,
         folder=folder,
         exchange=Exchange(),

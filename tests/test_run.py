@@ -28,6 +28,8 @@ from search.errors import SearchError, SettingsIgnored
 from search.record.ledger import read_study
 from search.record.study_folder import StudyFolder
 from search.slots import slots
+from search.views.tensorboard.columns import Columns
+from search.views.tensorboard.study_page import STUDY_RUN
 from tests import torchless
 from tests.waiting import eventually
 
@@ -88,7 +90,8 @@ def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_s
     for path in (folder.config, folder.database, folder.table, folder.best / "model.yaml"):
         assert path.is_file(), path
     assert any(folder.tune.rglob("experiment_state*.json"))
-    assert {p.name for p in folder.tensorboard.iterdir()} == {trial.id for trial in record.trials}
+    runs = {Columns(config).run_name(trial.id, trial.params, trial.baseline) for trial in record.trials}
+    assert {p.name for p in folder.tensorboard.iterdir()} == {STUDY_RUN, *runs}
     for trial in record.trials:
         assert trial.slot in ("slot-0", "slot-1")
         assert trial.effective["learning_rates"]["head"] == pytest.approx(trial.params["learning_rate"])

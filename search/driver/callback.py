@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial
 from search.errors import SearchError, SettingsIgnored, SlotsLost
 from search.record.kept import Kept
 from search.record.ledger import Ledger
+from search.record.records import TrialRecord
 from search.record.study_folder import StudyFolder, write_text
 from search.suggest.sampler import Suggested
 from search.views.progress import Progress
@@ -41,6 +42,9 @@ class _Followed:
     """Number of epochs if the trial is not stopped early."""
     began: float
     """Start time, by `time.monotonic`."""
+    baseline: str | None = None
+    continues: int | None = None
+    """Number of the interrupted trial that it continues."""
     history: list[dict[str, float]] = field(default_factory=list)
     slot: str | None = None
     retries: int = 0
@@ -113,7 +117,7 @@ class Watch(Callback):
         if trial.trial_id in self._followed:
             return
         self._followed[trial.trial_id] = followed = _follow(self._suggested[trial.trial_id])
-        self._board.start(followed.id, followed.params)
+        self._board.start(followed.id, followed.params, followed.baseline, followed.continues)
         self._progress.trial_started(followed.id, followed.params, followed.began)
 
     def on_trial_result(
@@ -243,7 +247,7 @@ class Watch(Callback):
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
         # The ledger writes in a thread. The trial is announced, and its checkpoint removed, only after the
         # record is on disk: a driver that dies in between would otherwise have lost the trial.
-        then = partial(self._entered, followed.id, state, followed.best, interrupted=interrupted)
+        then = partial(self._entered, followed, state, interrupted=interrupted)
         self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
         self._left -= 1
@@ -252,15 +256,17 @@ class Watch(Callback):
         if value is not None and state != "FAIL":
             self._kept.add(followed.number, followed.id, complete=state == "COMPLETE", value=value)
 
-    def _entered(self, name: str, state: str, best: dict[str, float], *, interrupted: bool) -> None:
+    def _entered(self, followed: _Followed, state: str, *, interrupted: bool) -> None:
         """Announce an ended trial, once the record on disk has it."""
         if interrupted:
-            self._progress.trial_left(name)
+            self._progress.trial_left(followed.id)
             return
         if state == "COMPLETE":  # until the record had the trial, a resumed study would have needed this file
             with contextlib.suppress(OSError):  # `sweep` tries again
-                self._folder.last_weights(name).unlink()
-        self._progress.trial_ended(name, state, best)
+                self._folder.last_weights(followed.id).unlink()
+        with contextlib.suppress(OSError):  # the record is what counts, and the next trial tries again
+            self._board.study.ended(_as_record(followed, state))
+        self._progress.trial_ended(followed.id, state, followed.best)
 
     def _forget(self, trial: Trial) -> None:
         """Drop what only a running trial needs: Tune keeps all trials, and a study may have many thousand."""
@@ -272,8 +278,29 @@ class Watch(Callback):
 def _follow(suggested: Suggested) -> _Followed:
     """Return a trial's state, timed from its suggestion: a slot may train it before Tune has started it."""
     job = suggested.job
+    plan = suggested.plan
     return _Followed(
-        suggested.number, job["id"], job["params"], job["settings"]["epochs"], began=suggested.at
+        suggested.number,
+        job["id"],
+        job["params"],
+        job["settings"]["epochs"],
+        began=suggested.at,
+        baseline=plan.baseline if plan else None,
+        continues=plan.continues if plan else None,
+    )
+
+
+def _as_record(followed: _Followed, state: str) -> TrialRecord:
+    """Return what the views read of a trial that has just ended."""
+    return TrialRecord(
+        number=followed.number,
+        id=followed.id,
+        state=state,
+        params=followed.params,
+        baseline=followed.baseline,
+        metrics={"best": followed.best, "last": followed.history[-1] if followed.history else {}},
+        effective=followed.effective,
+        history=followed.history,
     )
 
 

@@ -61,6 +61,8 @@ class StudyRun:
             folder.database,
             mode=study.mode,
             sampler=sampler.make(study.sampler, seed=study.seed + len(past)),
+            name=study.name,
+            metric=study.metric,
             learned=self._learned,
         )
         earlier = self.ledger.records()
@@ -84,7 +86,9 @@ class StudyRun:
                 f"trials as if suggested now, and {self._forgotten} that it could not suggest only stay in "
                 "the record"
             )
-        self.board = Board(folder.tensorboard)
+        self.board = Board(folder.tensorboard, config)
+        self.board.take_up(past)
+        self.board.study.open(past, searched=lambda: self.clock.searched, slots=self.progress.slots)
         self.searcher = StudySearcher(
             self.ledger,
             self.space,
@@ -164,11 +168,11 @@ class StudyRun:
         Args:
             seconds: duration of this run, added to the record.
         """
-        # The callbacks run in reverse order, each even if those before it raise; the ledger closes last.
+        # The callbacks run in reverse order, each even if those before it raise.
         with contextlib.ExitStack() as last:
+            last.callback(self.board.close)  # after the ledger, whose writer still announces trials
             last.callback(self.ledger.close)
             last.callback(self._note_end, seconds)
-            last.callback(self.board.close)
             self.watch.interrupt()
 
     def _note_end(self, seconds: float) -> None:
@@ -260,6 +264,11 @@ class Clock:
         """Return the time at which a budget is spent, by `time.monotonic`; None if there is no budget."""
         return None if budget is None else self._began + budget - self._before
 
+    @property
+    def searched(self) -> float:
+        """Seconds searched so far, over all runs of the study."""
+        return self._before + time.monotonic() - self._began
+
     def note(self, *, now: bool = False) -> None:
         """Write the seconds to the record, at most every NOTE_SECONDS unless `now`.
 
@@ -267,7 +276,7 @@ class Clock:
         """
         if now or time.monotonic() - self._noted >= NOTE_SECONDS:
             self._noted = time.monotonic()
-            self._ledger.set_fact("searched", round(self._before + self._noted - self._began, 3))
+            self._ledger.set_fact("searched", round(self.searched, 3))
 
 
 def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Study) -> bool:

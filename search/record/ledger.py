@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sqlite3
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,7 +29,7 @@ from search.errors import RecordLost, SearchError, StudyError
 from search.record import reads, snapshot, storage
 from search.record.records import StudyFacts, StudyRecord, TrialRecord, check_types
 from search.record.sqlite import Mirror
-from search.record.storage import STUDY_NAME, open_storage
+from search.record.storage import OLD_NAME, only_study, open_storage
 from search.record.study_folder import StudyFolder, trial_id
 
 PAUSE_SECONDS = 0.2
@@ -69,6 +70,8 @@ class Ledger:
         *,
         mode: str,
         sampler: optuna.samplers.BaseSampler,
+        name: str = OLD_NAME,
+        metric: str | None = None,
         learned: Callable[[FrozenTrial], FrozenTrial] = lambda trial: trial,
     ) -> None:
         """Open the record, or make it if there is none.
@@ -77,6 +80,8 @@ class Ledger:
             path: file of the record.
             mode: `max` or `min`.
             sampler: Optuna's sampler, which suggests the trials.
+            name: name of the study for Optuna, if the record is made.
+            metric: name of the metric for Optuna's dashboard and plots.
             learned: returns an earlier trial as the sampler is to see it.
         """
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
@@ -84,10 +89,10 @@ class Ledger:
         self._study = optuna.create_study(direction=direction, sampler=sampler)
         with _writing(path, StudyError):
             if not path.exists():
-                storage.make(path, direction)
+                storage.make(path, direction, name=name)
             self._storage = open_storage(path)
             try:
-                self._stored = self._take_up(learned)
+                self._stored = self._take_up(learned, metric)
             except BaseException:  # leave no open connection behind, also after Ctrl-C
                 storage.let_go(self._storage)
                 raise
@@ -101,13 +106,18 @@ class Ledger:
         self._writer = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
         self._writer.start()
 
-    def _take_up(self, learned: Callable[[FrozenTrial], FrozenTrial]) -> optuna.Study:
+    def _take_up(self, learned: Callable[[FrozenTrial], FrozenTrial], metric: str | None) -> optuna.Study:
         """Copy the earlier trials into memory, and return the stored study."""
-        earlier = optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        name = only_study(self._storage)
+        earlier = optuna.load_study(storage=self._storage, study_name=name)
+        if metric is not None and earlier.metric_names != [metric]:
+            with warnings.catch_warnings():  # the call is marked experimental
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                earlier.set_metric_names([metric])
         fail_orphans(earlier)
         self._study.add_trials([_short(learned(trial)) for trial in earlier.get_trials(deepcopy=False)])
         # Load the study again: an Optuna study keeps every trial that it has read in memory.
-        return optuna.load_study(storage=self._storage, study_name=STUDY_NAME)
+        return optuna.load_study(storage=self._storage, study_name=name)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -293,9 +303,9 @@ def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]
     except RuntimeError:
         raise sqlite3.DatabaseError("tables of another version of Optuna") from None
     try:
-        if STUDY_NAME not in optuna.get_all_study_names(stored):
-            raise sqlite3.DatabaseError(f"no study named '{STUDY_NAME}'")
-        study = optuna.load_study(storage=stored, study_name=STUDY_NAME)
+        if (name := only_study(stored)) is None:
+            raise sqlite3.DatabaseError("no study, or several")
+        study = optuna.load_study(storage=stored, study_name=name)
         facts = study.user_attrs
         known = {field.name for field in dataclasses.fields(StudyFacts)} & set(facts)
         check_types(StudyFacts(**{name: facts[name] for name in known}))

@@ -14,7 +14,8 @@ from sqlalchemy.pool import Pool, QueuePool
 
 from finetune.disk.filesystems import is_network
 
-STUDY_NAME = "study"
+OLD_NAME = "study"
+"""Optuna's name of every study whose record an earlier version made."""
 BUSY_SECONDS = 60
 """Seconds for which SQLite waits if another process, such as a dashboard, has locked the file."""
 
@@ -45,8 +46,8 @@ def over(
     return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": pool}, **options)
 
 
-def make(path: Path, direction: StudyDirection) -> None:
-    """Make a storage with an empty study; it appears at `path` only when it is complete.
+def make(path: Path, direction: StudyDirection, *, name: str = OLD_NAME) -> None:
+    """Make a storage with an empty study called `name`; it appears at `path` only when it is complete.
 
     A reader that opened it half made would create the missing tables, and then the driver could not.
     """
@@ -55,13 +56,21 @@ def make(path: Path, direction: StudyDirection) -> None:
     try:
         storage = over(lambda: sqlite3.connect(part, check_same_thread=False))
         try:
-            optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
+            optuna.create_study(storage=storage, study_name=name, direction=direction)
         finally:
             let_go(storage)
         os.replace(part, path)
     finally:
         for suffix in ("", "-journal"):
             path.with_name(f"{part.name}{suffix}").unlink(missing_ok=True)
+
+
+def only_study(storage: RDBStorage) -> str | None:
+    """Return Optuna's name of the study in a record, which has one; None if it has none or several."""
+    # Optuna's own list of names would load and keep the attributes of every study.
+    with storage.engine.connect() as connection:
+        names = connection.exec_driver_sql("select study_name from studies").scalars().all()
+    return str(names[0]) if len(names) == 1 else None
 
 
 def let_go(storage: RDBStorage) -> None:

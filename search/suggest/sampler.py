@@ -40,6 +40,8 @@ class Suggested:
     """Number of the trial in the ledger."""
     job: dict[str, Any]
     """Everything that a slot needs to train the trial."""
+    plan: Planned | None = None
+    """Its plan; None if it was sampled."""
     at: float = field(default_factory=time.monotonic)
 
 
@@ -112,7 +114,7 @@ class StudySearcher(Searcher):
             facts |= {name: fact for name, fact in set_by.items() if fact is not None}
         # Record the trial before a slot can begin it, so that no result arrives for an unknown trial.
         self._ledger.suggested(trial.number, facts)
-        self.suggested[trial_id] = Suggested(trial.number, job)
+        self.suggested[trial_id] = Suggested(trial.number, job, plan)
         self._offer(job)
         # Return the job as text: Tune would copy, flatten and write a config of many keys over and over.
         return {"job": json.dumps(job)}
