@@ -88,7 +88,7 @@ def replay(study: StudyRecord, order: Sequence[TrialRecord], rule: Rule) -> tupl
         epochs=study.epochs,
         grace=max(1, rule.grace),
         factor=rule.factor,
-        enabled=rule.grace > 0,
+        rule="asha" if rule.grace else "none",
         deadline=None,
         strategy_of=names.get,
     )

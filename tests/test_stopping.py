@@ -1,10 +1,14 @@
 """Early stopping: who is compared with whom, by what, and who is spared."""
 
+import random
 import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from search.record.records import TrialRecord
+from search.suggest import stopping
 from search.suggest.stopping import EarlyStopping
 
 
@@ -16,7 +20,7 @@ def rule(**changes: Any) -> EarlyStopping:
         "epochs": 5,
         "grace": 2,
         "factor": 3,
-        "enabled": True,
+        "rule": "asha",
         "deadline": None,
         "strategy_of": lambda name: None if name.startswith("baseline") else name.split("-")[0],
     }
@@ -73,10 +77,10 @@ def test_baselines_run_to_their_end_and_nobody_is_compared_with_them() -> None:
 
 
 def test_switched_off_it_stops_nobody_before_the_deadline() -> None:
-    stopping = rule(enabled=False)
+    stopping = rule(rule="none")
     falling = [0.9, 0.8, 0.7, 0.6]
     assert trained(stopping, *(5 * (v,) for v in falling)) == [5, 5, 5, 5]
-    over = rule(enabled=False, deadline=time.monotonic())
+    over = rule(rule="none", deadline=time.monotonic())
     assert epochs_of(over, "load-0", 0.9, 0.9) == 1
     assert epochs_of(over, "baseline-0", 0.9, 0.9) == 1
     assert epochs_of(rule(epochs=1, deadline=time.monotonic()), "load-0", 0.9) == 1, "its last epoch is done"
@@ -103,3 +107,46 @@ def test_a_resumed_study_judges_like_one_that_was_not_interrupted() -> None:
     assert epochs_of(stopping, "load-4", 0.1, 0.8, 0.9, 0.9, 0.9) == 5
     assert epochs_of(stopping, "fuse-3", 0.9, 0.95, 0.95, 0.95, 0.95) == 5, "no rival but itself"
     assert epochs_of(stopping, "replace-0", 0.1, 0.1, 0.1, 0.1, 0.1) == 5
+
+
+def test_a_strategys_state_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was made anew at each epoch, and thrown away."""
+    made = []
+    original = stopping.ASHAScheduler
+    monkeypatch.setattr(stopping, "ASHAScheduler", lambda **given: made.append(1) or original(**given))
+    trained(rule(), *(5 * (0.5 + number / 10,) for number in range(3)))
+    assert len(made) == 1
+
+
+def test_the_median_rule_ends_what_is_below_half_of_its_rivals() -> None:
+    """It judges at every epoch from the grace on, and only once there are three rivals."""
+    median = rule(rule="median")
+    rivals = [(v, v, v, v, v) for v in (0.1, 0.2, 0.3)]
+    assert trained(median, *rivals) == [5, 5, 5]
+    assert epochs_of(median, "load-3", 0.1, 0.15, 0.9, 0.9, 0.9) == 2
+    assert epochs_of(median, "load-4", 0.9, 0.9, 0.9, 0.9, 0.9) == 5
+    assert epochs_of(median, "fuse-0", 0.0, 0.0, 0.0, 0.0, 0.0) == 5, "it has no rivals"
+    less = rule(rule="median", metric="val/loss", mode="min")
+    assert trained(less, *rivals, (0.4, 0.4, 0.4, 0.4, 0.4), (0.1, 0.1, 0.1, 0.1, 0.1)) == [5, 5, 5, 2, 5]
+
+
+def test_hyperband_gives_every_second_trial_more_time() -> None:
+    """Of 8 epochs with grace 2 and factor 3 there are two brackets: rungs at 2 and 6, and at 6 only."""
+    hyperband = rule(rule="hyperband", epochs=8, number_of=lambda name: int(name.split("-")[1]))
+    falling = [8 * (0.9 - number / 10,) for number in range(6)]
+    assert trained(hyperband, *falling) == [8, 8, 2, 6, 2, 6]
+
+
+@pytest.mark.parametrize("kind", ["asha", "median", "hyperband"])
+def test_a_rules_state_is_rebuilt_from_the_record(kind: str) -> None:
+    """A study that goes on judges every later trial as the one that was not interrupted does."""
+    draw = random.Random(0)
+    curves = [[draw.random() for _ in range(8)] for _ in range(30)]
+    given: dict[str, Any] = {"rule": kind, "epochs": 8, "number_of": lambda name: int(name.split("-")[1])}
+    whole = rule(**given)
+    all_at_once = trained(whole, *map(tuple, curves))
+    resumed = rule(**given)
+    resumed.replay(record(i, "load", *c[:n]) for i, (c, n) in enumerate(zip(curves, all_at_once)) if i < 15)
+    later = [epochs_of(resumed, f"load-{i}", *curves[i]) for i in range(15, 30)]
+    assert later == all_at_once[15:]
+    assert len(set(later)) > 1

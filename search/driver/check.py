@@ -55,7 +55,11 @@ def plan(config: StudyConfig) -> dict[str, Any]:
         "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
         "space": said["space"],
         "seen": {field: said["data"][field] for field in DATA_FIELDS},
-        "early_stopping": {"enabled": config.early_stopping.enabled, "grace": config.grace},
+        "early_stopping": {
+            "enabled": config.early_stopping.stops,
+            "rule": config.early_stopping.rule,
+            "grace": config.grace,
+        },
         "slots": {
             "count": min(slots.slots, slots.fit(up)),
             "asked_for": slots.ask,
@@ -102,7 +106,11 @@ def lines(planned: dict[str, Any]) -> list[str]:
         text += [f"{section}.{key}: {in_words(value, UNITS.get(key, ''))}" for key, value in values.items()]
     stop = planned["early_stopping"]
     grace = counted(stop["grace"], "epoch")
-    text.append(f"early stopping: every trial gets {grace}" if stop["enabled"] else "no early stopping")
+    text.append(
+        f"early stopping ({stop['rule']}): every trial gets {grace}"
+        if stop["enabled"]
+        else "no early stopping"
+    )
     for what, kept in planned["kept"].items():
         text.append(f"{KEPT[what]}: up to {kept['bytes'] / 2**30:g} GiB on each node, in {kept['dir']}")
     return [*text, f"results: {planned['results']}"]

@@ -127,9 +127,10 @@ class StudyRun:
             epochs=study.epochs,
             grace=self.config.grace,
             factor=early.factor,
-            enabled=early.enabled,
+            rule=early.rule if early.enabled else "none",
             deadline=self.deadline,
             strategy_of=self.searcher.strategy_of,
+            number_of=self.searcher.number_of,
         )
         # Trials are then also compared with those of earlier runs.
         stopping.replay(self._past)
@@ -230,7 +231,7 @@ class StudyRun:
             "params": params,
             "data_fingerprint": self.images.fingerprint,
             "spared": spared,
-            "may_be_stopped": self.config.early_stopping.enabled and not spared,
+            "may_be_stopped": self.config.early_stopping.stops and not spared,
             "keep": {
                 "metric": self.config.study.metric,
                 "mode": self.config.study.mode,

@@ -124,6 +124,10 @@ class StudySearcher(Searcher):
         job = self.suggested[trial_id].job
         return None if job["spared"] else str(job["params"]["strategy"])
 
+    def number_of(self, trial_id: str) -> int:
+        """Return the number in the study of a suggested trial."""
+        return self.suggested[trial_id].number
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Do nothing: the callback records results, also those that end a trial."""
 

@@ -1,24 +1,35 @@
-"""Stop trials early: successive halving among trials of one strategy, and the study's time budget."""
+"""Stop trials early: by a rule among trials of one strategy, and at the end of the study's time."""
 
+import math
+import statistics
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Literal
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from search.record.records import TrialRecord
 
+Rule = Literal["asha", "median", "hyperband", "none"]
+ENOUGH = 3
+"""Rivals that must have reached an epoch before the rule `median` judges a trial after it."""
+
 
 class EarlyStopping(FIFOScheduler):
-    """ASHA (Li et al., MLSys 2020) within each strategy; at a deadline all trials stop, baselines included.
+    """A rule within each strategy; at a deadline all trials stop, baselines included.
 
     A trial is compared with trials of its own strategy only: fine-tuning begins below a probe and ends
     above it, so that a comparison of the two after an epoch or two would be wrong. Trials are compared by
     their best epoch so far, since a trial's final score is that of its best epoch. No trial is stopped after
     its last epoch: nothing would be saved.
+
+    - `asha` (Li et al., MLSys 2020): one in `factor` trials continues after each rung.
+    - `hyperband` (Li et al., JMLR 2018): the trials are dealt out in turn to several such rules, of which
+      each begins to stop `factor` times later than the one before.
+    - `median` (Golovin et al., KDD 2017): a trial ends when it is below the median of the others.
+
+    The state is a function of the trials' epochs, so `replay` rebuilds it from the record.
 
     Args:
         metric: metric of an epoch by which trials are compared.
@@ -26,9 +37,10 @@ class EarlyStopping(FIFOScheduler):
         epochs: epochs of a trial that is not stopped.
         grace: epochs that every trial may run.
         factor: one in `factor` trials continues after each rung.
-        enabled: if False, trials stop at the deadline only.
+        rule: the rule; with `none` trials stop at the deadline only.
         deadline: time on the monotonic clock at which all trials stop; None: no limit.
-        strategy_of: see the attribute `_strategy_of`.
+        strategy_of: function from Tune's trial id to the strategy, or None for a trial that runs to its end.
+        number_of: function from Tune's trial id to the trial's number in the study.
     """
 
     def __init__(
@@ -39,27 +51,21 @@ class EarlyStopping(FIFOScheduler):
         epochs: int,
         grace: int,
         factor: int,
-        enabled: bool,
+        rule: Rule,
         deadline: float | None,
-        strategy_of: Callable[[str], str | None],
+        strategy_of: Callable[[str], Hashable | None],
+        number_of: Callable[[str], int] = lambda trial_id: 0,
     ) -> None:
         super().__init__()
         self._metric, self._better = metric, max if mode == "max" else min
-        self._epochs, self._enabled, self._deadline = epochs, enabled, deadline
-        self._strategy_of = strategy_of
-        """Function from Tune's trial id to the strategy, or None for a baseline, which runs to its end."""
-        self._make_rungs = partial(
-            ASHAScheduler,
-            time_attr="epoch",
-            metric=metric,
-            mode=mode,
-            max_t=epochs,
-            grace_period=grace,
-            reduction_factor=factor,
-            stop_last_trials=False,
-        )
-        self._rungs: dict[str, ASHAScheduler] = {}
-        """Rungs of each strategy, with the values that its trials reached at each."""
+        self._epochs, self._rule, self._deadline = epochs, rule, deadline
+        self._grace, self._factor, self._mode = grace, factor, mode
+        self._strategy_of, self._number_of = strategy_of, number_of
+        self._brackets = 1
+        if rule == "hyperband":
+            self._brackets += int(math.log(epochs / grace) / math.log(factor))
+        self._rungs: dict[tuple[Hashable, int], _Halving | _Median] = {}
+        """State of the rule for each strategy and bracket."""
         self._best: dict[str, float] = {}
         """Best value so far of each running trial, by its id."""
 
@@ -70,9 +76,9 @@ class EarlyStopping(FIFOScheduler):
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return str(TrialScheduler.STOP)
         strategy = self._strategy_of(trial.trial_id)
-        if not self._enabled or strategy is None:
+        if self._rule == "none" or strategy is None:
             return str(TrialScheduler.CONTINUE)
-        return self._judge(strategy, trial, result)
+        return self._judge(strategy, self._number_of(trial.trial_id), trial.trial_id, result)
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Return None, so that Tune starts trials in their order.
@@ -91,15 +97,71 @@ class EarlyStopping(FIFOScheduler):
         """
         for trial in trials:
             if trial.baseline is None and not trial.interrupted:
-                past = SimpleNamespace(trial_id=trial.id)
                 for epoch in trial.history:
-                    self._judge(trial.params["strategy"], past, epoch)
+                    if epoch["epoch"] < self._epochs:
+                        self._judge(trial.params["strategy"], trial.number, trial.id, epoch)
                 self._best.pop(trial.id, None)
 
-    def _judge(self, strategy: str, trial: Any, result: dict[str, Any]) -> str:
-        """Enter an epoch of `trial`, anything with a `trial_id`, and return CONTINUE or STOP."""
-        name, value = trial.trial_id, result[self._metric]
+    def _judge(self, strategy: Hashable, number: int, name: str, result: dict[str, Any]) -> str:
+        """Enter an epoch of a trial, and return CONTINUE or STOP."""
+        value = result[self._metric]
         best = self._best[name] = self._better(value, self._best.get(name, value))
-        rungs = self._rungs.setdefault(strategy, self._make_rungs())
-        rungs.on_trial_add(None, trial)  # there is only one bracket; adding a trial twice changes nothing
-        return str(rungs.on_trial_result(None, trial, {"epoch": result["epoch"], self._metric: best}))
+        bracket = number % self._brackets
+        if (strategy, bracket) not in self._rungs:
+            self._rungs[strategy, bracket] = self._make(bracket)
+        stops = self._rungs[strategy, bracket].stops(name, int(result["epoch"]), best)
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+
+    def _make(self, bracket: int) -> "_Halving | _Median":
+        if self._rule == "median":
+            return _Median(self._mode, self._grace)
+        grace = min(self._epochs, self._grace * self._factor**bracket)
+        return _Halving(self._mode, grace, self._factor, self._epochs)
+
+
+class _Halving:
+    """Tune's ASHA with one bracket."""
+
+    def __init__(self, mode: str, grace: int, factor: int, epochs: int) -> None:
+        self._asha = ASHAScheduler(
+            time_attr="epoch",
+            metric="value",
+            mode=mode,
+            max_t=epochs,
+            grace_period=grace,
+            reduction_factor=factor,
+            stop_last_trials=False,
+        )
+
+    def stops(self, name: str, epoch: int, best: float) -> bool:
+        """Enter a trial's best value after an epoch, and return whether the trial is to end."""
+        trial = _Named(name)
+        # There is only one bracket, so adding a trial twice changes nothing.
+        self._asha.on_trial_add(None, trial)
+        told = self._asha.on_trial_result(None, trial, {"epoch": epoch, "value": best})
+        return bool(told == TrialScheduler.STOP)
+
+
+class _Median:
+    """The median rule on best values. Tune's own looks through all epochs of all trials at each result."""
+
+    def __init__(self, mode: str, grace: int) -> None:
+        self._sign, self._grace = (1.0 if mode == "max" else -1.0), grace
+        self._reached: dict[int, list[float]] = {}
+        """Best values after each epoch, of all trials that reached it, signed so that more is better."""
+
+    def stops(self, name: str, epoch: int, best: float) -> bool:
+        """Enter a trial's best value after an epoch, and return whether the trial is to end."""
+        if epoch < self._grace or not math.isfinite(best):
+            return False
+        rivals = self._reached.setdefault(epoch, [])
+        stops = len(rivals) >= ENOUGH and self._sign * best < statistics.median(rivals)
+        rivals.append(self._sign * best)
+        return stops
+
+
+class _Named:
+    """All of a trial that ASHA reads."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
