@@ -160,7 +160,6 @@ class TestStudy:
         assert done.returncode == 0, done.stderr
         assert re.search(r"^study tiny: finished, 6 of 6 trials", done.stdout, re.MULTILINE)
         assert "against recipe:" in done.stdout
-        assert "against scratch:" in done.stdout
         assert len(re.findall(r"^\[ ?\d/6\] trial-\d{4} ", done.stderr, re.MULTILINE)) == 6
         assert (
             f"tensorboard --logdir {os.path.relpath(folder, ROOT)}" in done.stderr

@@ -148,7 +148,10 @@ def test_a_score_that_is_nan_or_missing_ranks_last_among_its_state() -> None:
 @pytest.mark.parametrize(
     ("trials", "line"),
     [
-        (TRIALS[2:3], "against recipe: not run"),
+        (
+            (trial(0, "COMPLETE", RECIPE, 0.26, baseline="scratch"), TRIALS[2]),
+            "against scratch: it is at chance (trial-0000, 0.2600): the gain says nothing",
+        ),
         (
             (TRIALS[0], TRIALS[2]),
             "against recipe: the best is the recipe itself; the search found nothing better",
@@ -164,7 +167,20 @@ def test_a_score_that_is_nan_or_missing_ranks_last_among_its_state() -> None:
     ],
 )
 def test_the_comparison_says_plainly_what_it_cannot_say(trials: tuple[TrialRecord, ...], line: str) -> None:
-    assert comparison(record(trials))[1] == line
+    provenance = {"chance": {METRIC: 0.2}, "images": {"val": 100}}
+    assert comparison(record(trials, provenance=provenance))[1] == line
+
+
+def test_a_baseline_that_was_not_asked_for_is_not_mentioned() -> None:
+    assert comparison(record(TRIALS[2:3]))[1].startswith("caution")
+
+
+def test_chance_reaches_two_standard_errors_above_the_most_frequent_class() -> None:
+    study = record(provenance={"chance": {METRIC: 0.2}, "images": {"val": 100}})
+    assert study.is_at_chance(trial(0, "COMPLETE", RECIPE, 0.28))
+    assert not study.is_at_chance(trial(0, "COMPLETE", RECIPE, 0.281))
+    assert [told["at_chance"] for told in to_json(study)["trials"]] == [False] * len(TRIALS)
+    assert not record(metric="val/loss").is_at_chance(trial(0, "COMPLETE", RECIPE, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +264,10 @@ def test_json_is_valid_and_complete_even_with_nan() -> None:
     assert set(told) == {"study", "best", "trials"}
     assert told["best"] == told["trials"][0]
     assert told["study"]["provenance"] == {"loss": None, "path": "x"}
-    assert set(told["trials"][2]) == {field.name for field in dataclasses.fields(TrialRecord)}
+    assert set(told["trials"][2]) == {
+        *(field.name for field in dataclasses.fields(TrialRecord)),
+        "at_chance",
+    }
     assert told["trials"][2]["effective"] == {"rates": [None, 0.1]}
     assert told["trials"][2]["history"] == [{"loss": None}]
     assert told["trials"][2]["params"]["classes"] == ["cat", "dog"]

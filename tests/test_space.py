@@ -440,15 +440,15 @@ def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_rep
     config = StudyConfig.from_dict({"study": {"name": "s", "trials": 8}, "data": {"path": "/images"}})
     space = Space(config)
     planned, sampled = to_do([], config.study, space)
-    assert [plan.baseline for plan in planned] == ["recipe", "scratch", None, None, None]
-    assert [plan.params for plan in planned[2:]] == space.starts()
-    assert sampled == 3
+    assert [plan.baseline for plan in planned] == ["recipe", None, None, None]
+    assert [plan.params for plan in planned[1:]] == space.starts()
+    assert sampled == 4
     before = [
         TrialRecord(number=n, id=f"trial-{n}", state="COMPLETE", params=plan.params, baseline=plan.baseline)
-        for n, plan in enumerate(planned[:4])
+        for n, plan in enumerate(planned[:3])
     ]
     planned, sampled = to_do(before, config.study, space)
     assert [plan.params["strategy"] for plan in planned] == ["fuse"]
-    assert sampled == 3
+    assert sampled == 4
     cold = config.study.model_copy(update={"warm_start": False})
-    assert [plan.baseline for plan in to_do([], cold, space)[0]] == ["recipe", "scratch"]
+    assert [plan.baseline for plan in to_do([], cold, space)[0]] == ["recipe"]

@@ -458,12 +458,9 @@ def test_a_manifest_may_lie_behind_a_url(tmp_path: Path) -> None:
     assert load(write(tmp_path, text)).data.path == "s3://bucket/pets.parquet"
 
 
-@pytest.mark.parametrize(("trials", "baselines"), [(1, ("recipe",)), (2, ("recipe", "scratch"))])
-def test_baselines_that_are_not_named_are_as_many_as_trials_allow(
-    trials: int, baselines: tuple[str, ...]
-) -> None:
-    assert StudyConfig.from_dict(said(study={"trials": trials})).study.baselines == baselines
-    assert StudyConfig.from_folder("/pets", trials=trials).study.baselines == baselines
+def test_the_cheap_baseline_runs_unless_others_are_named() -> None:
+    assert StudyConfig.from_dict(said(study={"trials": 1})).study.baselines == ("recipe",)
+    assert StudyConfig.from_folder("/pets", baselines=["scratch"]).study.baselines == ("scratch",)
 
 
 def test_options_of_python_are_those_of_the_study_where_two_sections_have_the_key() -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -248,7 +249,8 @@ class StudyRun:
         known = provenance.collect(seed=study.seed, data_fingerprint=self.images.fingerprint)
         counts = {split: len(self.images.splits[split]) for split in self.images.splits}
         skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
-        self.ledger.set_fact("provenance", known | {"images": counts, "skipped": skipped, "slots": facts})
+        told = {"images": counts, "chance": chance(self.images), "skipped": skipped, "slots": facts}
+        self.ledger.set_fact("provenance", known | told)
 
 
 class Clock:
@@ -278,6 +280,15 @@ class Clock:
         if now or time.monotonic() - self._noted >= NOTE_SECONDS:
             self._noted = time.monotonic()
             self._ledger.set_fact("searched", round(self.searched, 3))
+
+
+def chance(images: Catalog) -> dict[str, float]:
+    """Return the scores on the validation images of a model that does not look at them, by metric."""
+    sizes = Counter(image.label for image in images.splits["val"])
+    if not sizes:
+        return {}
+    most = max(sizes.values()) / sizes.total()
+    return {"val/accuracy": most, "val/balanced_accuracy": 1 / len(sizes)}
 
 
 def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Study) -> bool:

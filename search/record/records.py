@@ -4,6 +4,7 @@ The ledger makes them from Optuna's storage (`optuna.db`), which is the source o
 JSON, the CSV and the exported model are views.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -91,6 +92,19 @@ class StudyRecord:
         done = [t for t in self.trials if t.state == "COMPLETE" and self.metric in t.metrics["best"]]
         sign = -1.0 if self.mode == "max" else 1.0
         return min(done, key=lambda t: (sign * t.metrics["best"][self.metric], t.number), default=None)
+
+    def is_at_chance(self, trial: TrialRecord) -> bool:
+        """Return True if a trial's score is no better than that of a model which does not look at the images.
+
+        For accuracy such a model names the most frequent class. A score within two standard errors above that
+        counts as chance, too. False for metrics whose chance level is not known.
+        """
+        chance = self.provenance.get("chance", {}).get(self.metric)
+        score = trial.metrics["best"].get(self.metric)
+        images = self.provenance.get("images", {}).get("val", 0)
+        if chance is None or score is None or not images:
+            return False
+        return bool(score <= chance + 2 * math.sqrt(chance * (1 - chance) / images))
 
 
 @dataclass(frozen=True, kw_only=True)

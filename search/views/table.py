@@ -74,7 +74,7 @@ def comparison(study: StudyRecord) -> list[str]:
     epoch = f" at epoch {metrics['epoch']:.0f}" if "epoch" in metrics else ""
     strategy = f" ({cell(best, 'strategy')})"
     lines = [f"best: {best.id}{strategy}, {study.metric} {_number(metrics[study.metric])}{epoch}"]
-    lines += [_against(study, best, baseline) for baseline in ("recipe", "scratch")]
+    lines += [_against(study, best, trial) for trial in standing(study.trials) if trial.baseline]
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
     lines.append(
         f"caution: chosen on validation as the best of {complete}, so expect less on new images; "
@@ -112,7 +112,7 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
         history: Include each trial's `history`, the metrics of every epoch.
 
     """
-    trials = {trial.number: _trial_json(trial, history) for trial in study.trials}
+    trials = {trial.number: _trial_json(study, trial, history) for trial in study.trials}
     best = study.best
     facts = {name: value for name, value in vars(study).items() if name != "trials"}
     return {
@@ -181,10 +181,8 @@ def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
     ]
 
 
-def _against(study: StudyRecord, best: TrialRecord, baseline: str) -> str:
-    trial = next((t for t in standing(study.trials) if t.baseline == baseline), None)
-    if trial is None:
-        return f"against {baseline}: not run"
+def _against(study: StudyRecord, best: TrialRecord, trial: TrialRecord) -> str:
+    baseline = trial.baseline
     if trial.number == best.number:
         return f"against {baseline}: the best is the {baseline} itself; the search found nothing better"
     score = _score(study, trial)
@@ -192,6 +190,8 @@ def _against(study: StudyRecord, best: TrialRecord, baseline: str) -> str:
         return f"against {baseline}: it failed ({trial.id}: {_cause(trial)}), so there is nothing to compare"
     if trial.state != "COMPLETE" or score is None:
         return f"against {baseline}: it has no final score ({trial.id}: {state_of(trial)})"
+    if study.is_at_chance(trial):
+        return f"against {baseline}: it is at chance ({trial.id}, {_number(score)}): the gain says nothing"
     gain = _gain(study, best.metrics["best"][study.metric], score)
     return f"against {baseline}: {gain} ({trial.id}, {_number(score)})"
 
@@ -239,9 +239,9 @@ def _show_failures(study: StudyRecord, group: Failures, out: Console) -> None:
     print_line(out, f"  rerun   {rerun}")
 
 
-def _trial_json(trial: TrialRecord, history: bool) -> dict[str, Any]:
+def _trial_json(study: StudyRecord, trial: TrialRecord, history: bool) -> dict[str, Any]:
     facts = {name: value for name, value in vars(trial).items() if history or name != "history"}
-    plain: dict[str, Any] = _plain(facts)
+    plain: dict[str, Any] = _plain(facts | {"at_chance": study.is_at_chance(trial)})
     return plain
 
 

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
@@ -70,12 +70,10 @@ class Study(Section):
     """Wall time for all trials, counted from when the first slot is up: `90s`, `10m`, `2h`; null: no limit.
     When it is used up, no new trial starts, and running trials, baselines included, are stopped after their
     current epoch. A resumed study has only the time that its earlier runs left."""
-    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = Field(
-        default_factory=lambda study: get_args(Baseline)[: study.get("trials", 2)],
-        json_schema_extra={"default": list(get_args(Baseline))},
-    )
+    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe",)
     """Fixed trials that run before all sampled ones: `recipe` is the founding recipe, a new head on a frozen
-    backbone; `scratch` trains from random weights. Default: both, or only `recipe` if study.trials is 1."""
+    backbone; `scratch` trains the whole network from random weights. `scratch` runs only if it is named: it
+    costs as much as any trial, and with few images it learns little."""
     warm_start: bool = True
     """After the baselines, try for each strategy one setting that did well elsewhere, if the search space
     contains it. These trials are judged and learned from like sampled ones."""
