@@ -153,7 +153,10 @@ def check_effective(job: Mapping[str, Any], effective: Mapping[str, Any]) -> Non
     # -1 (`finetune.settings.ALL`) stands for all blocks.
     given["frozen_layers"] = every if settings["frozen_layers"] < 0 else settings["frozen_layers"]
     used["frozen_layers"] = effective.get("frozen_blocks")
-    given |= _rates(settings, effective["learning_rates"])
+    # A worker may lower a rate at which the loss diverges (finetune/training/limits.py), but never raise it.
+    limit = effective.get("learning_rate_limit", settings["learning_rate"])
+    peak = min(limit, settings["learning_rate"])
+    given |= _rates(settings | {"learning_rate": peak}, effective["learning_rates"])
     used |= {_rate_of(group): rate for group, rate in effective["learning_rates"].items()}
     differ = sorted(name for name in used if not _same(given[name], used[name]))
     if differ:

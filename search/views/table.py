@@ -165,6 +165,8 @@ def cell(trial: TrialRecord, name: str) -> str:
         return "all"
     if name == "frozen_layers" and isinstance(value, float) and "frozen_blocks" in trial.effective:
         return f"{trial.effective['frozen_blocks']} ({value:.3g})"  # blocks, and the share searched
+    if name == "learning_rate" and "learning_rate_limit" in trial.effective:
+        return f"{trial.effective['learning_rate_limit']:.3g} ({value:.3g})"  # used, and the one searched
     return f"{value:.3g}" if isinstance(value, float) else clean(value)
 
 

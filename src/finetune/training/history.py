@@ -31,6 +31,11 @@ class Keep:
     every_seconds: float = 30.0
     """Seconds of training between two writes of `last`."""
 
+    def forget(self) -> None:
+        """Delete the files of an attempt that does not count."""
+        for path in (self.best, self.last):
+            path.unlink(missing_ok=True)
+
 
 class History:
     """Metrics of the epochs so far and the best weights, with the checkpoints of both."""
@@ -46,6 +51,7 @@ class History:
         average: Average | None,
         read: Mapping[str, str | None],
         leads: bool,
+        limit: float | None = None,
     ) -> None:
         self.model, self.optimizer, self.rates = model, optimizer, rates
         self.settings, self.keep, self.average = settings, keep, average
@@ -53,6 +59,8 @@ class History:
         """Hashes of data and weights. A checkpoint must have the same ones, wherever the files are stored."""
         self.leads = leads
         """True for the one worker that writes the files; the others only count."""
+        self.limit = limit
+        """Learning rate in use, if it is not that of the settings; see limits.py."""
         self.epochs: list[dict[str, float]] = []
         self._best: dict[str, Tensor] = {}
         self._best_epoch = 0
@@ -146,7 +154,8 @@ class History:
         checkpoint.write(self.keep.last, model | flat, facts)
 
     def _facts(self) -> dict[str, Any]:
-        return {"settings": self.settings.to_dict(), "read": self.read, "history": self.epochs}
+        limited = {} if self.limit is None else {"learning_rate_limit": self.limit}
+        return {"settings": self.settings.to_dict(), "read": self.read, "history": self.epochs} | limited
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Shapes: B images of a batch, C classes, H, W pixels.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from finetune.metrics import check as check_metric
 from finetune.model import backbones, strategies
 from finetune.model.strategies import TransferModel
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
-from finetune.training import graphs, optimize, shared, shares
+from finetune.training import graphs, limits, optimize, shared, shares
 from finetune.training.averaging import Average
 from finetune.training.evaluate import BATCH, Scores, evaluate
 from finetune.training.history import History, Keep
@@ -80,6 +81,9 @@ def train(
     training resumes after them; the result equals that of an uninterrupted run. If the file cannot be used,
     a Note gives the reason and training starts from the beginning.
 
+    If the loss diverges in the first steps, the trial begins again with a lower learning rate (limits.py),
+    and a Note says so.
+
     Args:
         settings: settings of the trial.
         keep: the files to write, and the metric that chooses the best epoch.
@@ -93,7 +97,32 @@ def train(
         NonFiniteLoss: the loss became NaN or infinite; the message says where.
         FinetuneError: data, weights or backbone are not as the settings say.
     """
-    run = Run(settings, world or World(), features)
+    world = world or World()
+    limit = limits.of_checkpoint(keep.last)
+    while True:
+        try:
+            run, history = _begin(settings, limit, keep, report, world, features)
+            return _train(run, history, report, should_stop, should_move)
+        except limits.RateTooHigh as error:
+            if world.rank == 0:
+                keep.forget()
+            highest = settings.learning_rate if limit is None else limit
+            limit = limits.find(Run(settings, world, features, limits.LOWEST), highest, should_stop)
+            if limit is None:
+                return Outcome("stopped", 0)
+            report(Note(f"learning rate limited to {limit:.3g}: {error}"))
+
+
+def _begin(
+    settings: TrialSettings,
+    limit: float | None,
+    keep: Keep,
+    report: Report,
+    world: World,
+    features: FeatureSettings | None,
+) -> tuple["Run", History]:
+    """Return a trial's run, and its history with the epochs of an interrupted run, which are reported."""
+    run = Run(settings, world, features, limit)
     # Before the first epoch, so that a metric which these images cannot give fails at once.
     check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
     history = _history(run, keep)
@@ -101,13 +130,30 @@ def train(
     if problem := _restore(history, run.world):
         report(Note(f"trained from its start: {problem}"))
         # The failed restore may have overwritten part of the model or optimiser, so build both again.
-        run = Run(settings, run.world, features)
+        run = Run(settings, run.world, features, limit)
         history = _history(run, keep)
     for past in history.epochs:
         report(Epoch(past))
         # A run that had to divide its batches for lack of memory keeps to that when it is resumed.
         run.parts = int(past.get("accumulate", run.parts))
-    for epoch in range(len(history.epochs) + 1, settings.epochs + 1):
+        run.watch.is_over = True
+    return run, history
+
+
+def _train(
+    run: "Run",
+    history: History,
+    report: Report,
+    should_stop: Callable[[], bool],
+    should_move: Callable[[], bool],
+) -> Outcome:
+    """Train the epochs that are left.
+
+    Raises:
+        RateTooHigh: the loss diverged in the first steps; none of their epochs was reported.
+    """
+    settings, said = run.settings, len(history.epochs)
+    for epoch in range(said + 1, settings.epochs + 1):
         begin = time.perf_counter()
         with execution.rounding(settings.precision):
             loss = run.train_epoch(epoch, should_stop)
@@ -126,9 +172,13 @@ def train(
         if run.parts != settings.accumulate:
             metrics["accumulate"] = run.parts
         history.add(metrics)
-        report(Epoch(metrics))
         # Only rank 0 hears of a move, so the workers agree on it. After the last epoch it is pointless.
-        if any(run.world.agree(should_move())) and epoch < settings.epochs:
+        moves = any(run.world.agree(should_move())) and epoch < settings.epochs
+        if run.watch.is_over or moves:
+            for past in history.epochs[said:]:
+                report(Epoch(past))
+            said = epoch
+        if moves:
             history.save()
             return Outcome("moved", epoch)
     history.finish()
@@ -145,6 +195,7 @@ def _history(run: "Run", keep: Keep) -> History:
         average=run.average,
         read={"data": run.data.fingerprint, "weights": run.weights_sha256},
         leads=run.world.rank == 0,
+        limit=run.limit,
     )
 
 
@@ -165,12 +216,23 @@ def _restore(history: History, world: World) -> str:
 
 
 class Run:
-    """All parts of one trial, newly built: images, model, loss, optimiser, learning rates."""
+    """All parts of one trial, newly built: images, model, loss, optimiser, learning rates.
+
+    Args:
+        settings: settings of the trial.
+        world: this worker and its group.
+        features: store for the features of frozen blocks; None: no store.
+        limit: learning rate to use instead of the settings' one, which is too high for the model.
+    """
 
     def __init__(
-        self, settings: TrialSettings, world: World, features: FeatureSettings | None = None
+        self,
+        settings: TrialSettings,
+        world: World,
+        features: FeatureSettings | None = None,
+        limit: float | None = None,
     ) -> None:
-        self.settings, self.world = settings, world
+        self.settings, self.world, self.limit = settings, world, limit
         # First of all, so that an impossible size fails before images and weights are read.
         backbones.check_image_size(settings.backbone, settings.data.image_size)
         self.data = shared.images(settings.data, features)
@@ -191,7 +253,9 @@ class Run:
         first = self._order(1)
         shares.check(settings, self.model, map(len, first), world.size)
         self.steps = len(first)
-        self.optimizer = optimize.optimizer(self.model.parameter_groups(), settings)
+        limited = settings if limit is None else dataclasses.replace(settings, learning_rate=limit)
+        self.optimizer = optimize.optimizer(self.model.parameter_groups(), limited)
+        self.watch = limits.Watch(limited, classes=len(self.data.classes), steps_per_epoch=self.steps)
         self.rates = optimize.Rates(self.optimizer, settings, steps_per_epoch=self.steps)
         self.starts = optimize.starts(self.optimizer)
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
@@ -220,6 +284,7 @@ class Run:
                 "batch_size": self.settings.data.batch_size,
                 "workers": self.world.size,
                 "device": str(self.world.device),
+                **({} if self.limit is None else {"learning_rate_limit": self.limit}),
                 "weights_sha256": self.weights_sha256,
                 "data_fingerprint": self.data.fingerprint,
             }
@@ -245,7 +310,9 @@ class Run:
         for step, (x, targets, scale) in enumerate(batches):
             x, targets = augment.mix(self.mixing, x, targets)
             optimize.clear(self.optimizer)
-            total += self._backward(feed, x, targets, scale=scale)
+            loss = self._backward(feed, x, targets, scale=scale)
+            total += loss
+            self.watch.add(loss, sums[step] / world.size)
             optimize.step(self.optimizer, self.starts, clip_norm=settings.clip_norm)
             self.rates.step()
             if self.average:
@@ -255,7 +322,10 @@ class Run:
             if world.size > 1 and not look:
                 continue  # agreeing is a collective call, and would wait for the device after each batch
             # Only rank 0 is told to stop; agreeing lets all workers leave the epoch at the same batch.
-            stop, bad = world.agree(should_stop(), look and not math.isfinite(total.item()))
+            high = look and self.watch.is_too_high()
+            stop, bad, high = world.agree(should_stop(), look and not math.isfinite(total.item()), high)
+            if high:
+                raise self.watch.error(epoch)
             if bad:
                 raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
             if stop:
