@@ -30,11 +30,10 @@ def settings_of(backbone: str, side: int, cache: Path, **options: Any) -> TrialS
     """Return a trial on 24 digits, one batch per epoch."""
     digits: dict[str, Any] = {"kind": "digits", "classes": tuple("567"), "horizontal_flip": False}
     digits |= {"image_size": side, "batch_size": 32, "validation_share": 0.5, "test_share": 0.45}
-    usual = {"strategy": "fuse", "learning_rate": 0.02, "epochs": 6, "seed": 7}
+    usual = {"strategy": "fuse", "weights": WeightsSettings(), "learning_rate": 0.02, "epochs": 6, "seed": 7}
     return TrialSettings(
         data=DataSettings(**digits),
         backbone=backbone,
-        weights=WeightsSettings(),
         cache_dir=str(cache),
         **usual | options,
     )
