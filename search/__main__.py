@@ -38,6 +38,7 @@ from search.errors import CapacityError, ClusterError, PreflightError, SearchErr
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.views import table
+from search.views.phases import Phases
 from search.views.terminal import console, print_line
 
 PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
@@ -81,16 +82,18 @@ def run(
     if only_trial is not None:
         _run_only(wanted, loaded, only_trial, as_json)
         return
-    from search.driver import runner
-    from search.record import studies as begun_studies
+    phases = Phases()
+    with phases.phase("program", "loads Ray and Optuna"):
+        from search.driver import runner
+        from search.record import studies as begun_studies
 
     begun = begun_studies.find(loaded) if go_on else None
     if begun is None:
         if go_on and (line := begun_studies.near(loaded)):
             say(line)
-        finish(runner.run(loaded), as_json)
+        finish(runner.run(loaded, phases), as_json)
     else:
-        go_on_with(begun, as_json)
+        go_on_with(begun, as_json, phases)
 
 
 def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -> None:
@@ -104,7 +107,7 @@ def _run_only(wanted: Wanted, config: StudyConfig, number: int, as_json: bool) -
         print_json(last)
 
 
-def go_on_with(folder: StudyFolder, as_json: bool) -> None:
+def go_on_with(folder: StudyFolder, as_json: bool, phases: Phases | None = None) -> None:
     """Resume the earlier study of a config, or show it if it has finished."""
     from search.config import config_file
     from search.driver import runner
@@ -116,7 +119,7 @@ def go_on_with(folder: StudyFolder, as_json: bool) -> None:
         say(f"{folder.root}: this study has finished; `submit --new` begins another with its config")
     else:
         say(f"{folder.root}: going on with this study")
-    finish(runner.resume(folder.root), as_json)
+    finish(runner.resume(folder.root, phases), as_json)
 
 
 @app.command()
@@ -133,9 +136,11 @@ def resume(
         return
     if wait:
         raise typer.BadParameter("--wait goes with --cluster or --address")
-    from search.driver import runner
+    phases = Phases()
+    with phases.phase("program", "loads Ray and Optuna"):
+        from search.driver import runner
 
-    finish(runner.resume(folder), as_json)
+    finish(runner.resume(folder, phases), as_json)
 
 
 def finish(record: StudyRecord, as_json: bool) -> None:
@@ -211,7 +216,9 @@ def check(
 
     options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
     wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
-    planned = checker.plan(wanted.load())
+    loaded = wanted.load()
+    with Phases().phase("check"):
+        planned = checker.plan(loaded)
     if as_json:
         print_json(planned)
     else:
@@ -276,7 +283,8 @@ def export(
     """Write the best model, or that of another trial, with its card, and measure it on the test images."""
     from search.views.export import export_trial
 
-    facts = export_trial(StudyFolder.open(folder), trial, to)
+    with Phases().phase("export"):
+        facts = export_trial(StudyFolder.open(folder), trial, to)
     if as_json:
         print_json(facts)
     else:
@@ -306,11 +314,14 @@ def predict(
         raise typer.BadParameter("give --json or --csv, one of them")
     found = predictions.Counted(predictions.predict(model, images))
     if as_json:
-        print_json(list(found))
+        with Phases().phase("classify"):
+            rows = list(found)
+        print_json(rows)
     elif csv is not None:
-        predictions.write_csv(found, csv)
+        with Phases().phase("classify"):
+            predictions.write_csv(found, csv)
         say(f"{csv}: {found.images} images")
-    else:
+    else:  # the lines themselves are the progress
         for row in found:
             print(predictions.line(row), flush=True)
     if found.unreadable:

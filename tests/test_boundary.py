@@ -39,7 +39,7 @@ FLOORS = {
         {"__main__"},
     ],
     "finetune": [
-        {"errors", "safe_text", "settings", "messages"},
+        {"errors", "safe_text", "settings", "steps", "messages"},
         {"metrics", "model_card"},
         {"disk"},
         {"images"},

@@ -375,7 +375,9 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
 
     layout = Layout(rows=4, shape=(3,), dtype="float32")
     facts = {"backbone": "resnet18", "blocks": 9, "view": "plain", "split": "val", "images": 4, "data": "ab"}
-    Store(tmp_path, 2**20).get(24 * "a", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts)
+    Store(tmp_path, 2**20).get(
+        24 * "a", layout, lambda a, b: torch.ones(b - a, 3), worth=1, facts=facts, step="a"
+    )
     copies = tmp_path / "node" / "finetune" / "files"
     copies.mkdir(parents=True)
     (copies / f"{64 * 'b'}.jpg").write_bytes(bytes(1000))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import ActorDiedError
@@ -9,6 +10,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from finetune.messages import End, Epoch, Started
+from finetune.steps import Step
 from search.slots import job_state, train_run
 from search.slots.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
 
@@ -532,11 +534,37 @@ def test_the_driver_hears_of_slots_that_come_and_go_and_of_notes() -> None:
         watching = asyncio.create_task(exchange.watch(0, 0))
         await asyncio.sleep(0)
         await begin(exchange, "slot-0", "A")
-        assert await watching == {"up": 1, "notes": []}
+        assert await watching == {"up": 1, "notes": [], "steps": {}, "shown": 0, "computed": 0}
         await exchange.note("node 10.0.0.5: another torch")
         assert (await exchange.watch(1, 0))["notes"] == ["node 10.0.0.5: another torch"]
         await exchange.vacate(["A"])
         assert (await exchange.watch(1, 1))["up"] == 0
+
+    play(scene)
+
+
+def test_the_driver_hears_how_far_the_slots_are_with_long_steps() -> None:
+    async def scene(exchange: Exchange) -> None:
+        first = await begin(exchange, "slot-0", "A")
+        await exchange.submit(job("a"))
+        await exchange.take("slot-0", first, 0, 0)
+        await exchange.watch(0, 0, 0)
+        watching = asyncio.create_task(exchange.watch(1, 0, 0))
+        await asyncio.sleep(0)
+        step = Step(name="features of train", done=128, total=1300, unit="images", seconds=1.0)
+        await exchange.show("slot-0", "a", step)
+        told = await watching
+        assert (told["steps"], told["shown"], told["notes"]) == ({"a": step}, 1, [])
+        await exchange.show("slot-0", "b", step)  # late: the slot has another job by now
+        await exchange.show("slot-0", "a", replace(step, done=1300, seconds=9.0, over=True))
+        told = await exchange.watch(1, 0, 1)
+        assert (told["steps"], told["computed"]) == ({}, 1)
+        assert told["notes"] == ["features of train: 1,300 images in 9.0 s, 144/s (a in slot-0)"]
+        await exchange.show("slot-0", "a", step)
+        await exchange.report("a", 0, Started())
+        await exchange.report("a", 1, End("complete"))
+        await begin(exchange, "slot-1", "A")
+        assert (await exchange.watch(1, 1, 3))["steps"] == {}
 
     play(scene)
 

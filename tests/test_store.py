@@ -30,7 +30,7 @@ def expected(begin: int = 0, end: int = ROWS) -> Tensor:
 def get(
     store: Store, key: str = "a", layout: Layout = LAYOUT, worth: float = 1.0, make: Any = expected
 ) -> Any:
-    return store.get(digest(key), layout, make, worth=worth, facts={"what": key})
+    return store.get(digest(key), layout, make, worth=worth, facts={"what": key}, step=key)
 
 
 def digest(key: str) -> str:
@@ -108,7 +108,7 @@ def test_several_threads_fill_an_entry_with_the_same_rows_each_chunk_once(tmp_pa
         return expected(begin, end)
 
     layout = dataclasses.replace(LAYOUT, chunk_rows=10)
-    got = Store(tmp_path, 2**20).get("a", layout, make, worth=1.0, facts={}, threads=2)
+    got = Store(tmp_path, 2**20).get("a", layout, make, worth=1.0, facts={}, step="a", threads=2)
     assert got is not None
     assert torch.equal(got, expected())
     assert sorted(asked) == [begin for begin, _ in layout.chunks()]
@@ -117,7 +117,7 @@ def test_several_threads_fill_an_entry_with_the_same_rows_each_chunk_once(tmp_pa
 
 def test_what_a_thread_cannot_compute_is_said_to_who_asked_for_the_rows(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="were computed again"):
-        Store(tmp_path, 2**20).get("a", LAYOUT, refuse, worth=1.0, facts={}, threads=3)
+        Store(tmp_path, 2**20).get("a", LAYOUT, refuse, worth=1.0, facts={}, step="a", threads=3)
 
 
 def test_two_processes_that_race_compute_each_chunk_once(tmp_path: Path) -> None:

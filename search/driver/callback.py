@@ -118,7 +118,7 @@ class Watch(Callback):
             return
         self._followed[trial.trial_id] = followed = _follow(self._suggested[trial.trial_id])
         self._board.start(followed.id, followed.params, followed.baseline, followed.continues)
-        self._progress.trial_started(followed.id, followed.params, followed.began)
+        self._progress.trial_started(followed.id, followed.params, followed.began, followed.baseline)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

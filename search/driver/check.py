@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from finetune import steps
 from finetune.disk import file_cache
 from finetune.images import inspection
 from search.config import resolve
@@ -30,7 +31,8 @@ def plan(config: StudyConfig) -> dict[str, Any]:
         CapacityError: the slots do not fit on this machine (or on the cluster of RAY_ADDRESS).
     """
     # This imports torch, which is needed to look at weights; other commands start without it.
-    from finetune.model import weights
+    with steps.step("program", why="loads torch, to look at weights"):
+        from finetune.model import weights
 
     file_cache.limit(resolve.copies_bytes(config))
     images = inputs.scan(config, lenient=True)

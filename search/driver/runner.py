@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from finetune.errors import FinetuneError
 from finetune.images.catalog import Catalog
 from finetune.messages import End
+from finetune.steps import Step
 from search import provenance
 from search.config import config_file, resolve
 from search.config.study import StudyConfig
@@ -30,14 +31,19 @@ from search.record.study_folder import StudyFolder, write_text
 from search.slots import capacity, nodes, preflight, slots, train_run
 from search.slots.slots import Slots
 from search.views import export, table
+from search.views.phases import Phases
 from search.views.terminal import console, print_line
 
 LOCK_SECONDS = 2.0
 """Seconds to wait for a study's lock, since `status` takes it for a moment to see whether the study runs."""
 
 
-def run(config: StudyConfig) -> StudyRecord:
+def run(config: StudyConfig, phases: Phases | None = None) -> StudyRecord:
     """Run a new study in a new results folder and return its record.
+
+    Args:
+        config: the study's config.
+        phases: shows the phases of the command that this is part of; None: begins with this call.
 
     Raises:
         DataError, WeightsError: images or weights are not as the config says.
@@ -46,11 +52,21 @@ def run(config: StudyConfig) -> StudyRecord:
     # The cheapest checks come first, so that a mistake is reported within a second and before Ray starts.
     provenance.check_code()
     _check_room_here(config)
+    phases = phases or Phases()
     check_fit = inputs.check_fit(config)  # runs in the background while the images are listed and Ray starts
-    images = inputs.scan(config)
+    images = _scan(config, phases)
     warn_of(images)
     with _new_folder(config) as folder:
-        return _search(config, folder, images, check_fit)
+        return _search(config, folder, images, phases, check_fit)
+
+
+def _scan(config: StudyConfig, phases: Phases) -> Catalog:
+    """List and check the images, and show how far that is."""
+    with phases.phase("images") as phase:
+        images = inputs.scan(config)
+        counts = (f"{len(found):,} {split}" for split, found in images.splits.items() if found)
+        phase.tell(f"{len(images.classes)} classes, {', '.join(counts)}")
+    return images
 
 
 def warn_of(images: Catalog) -> None:
@@ -60,23 +76,28 @@ def warn_of(images: Catalog) -> None:
             print_line(console(stderr=True), f"warning: data: {finding.text}")
 
 
-def resume(root: Path) -> StudyRecord:
+def resume(root: Path, phases: Phases | None = None) -> StudyRecord:
     """Continue an interrupted study and return its record; if it is over, only write what its folder lacks.
+
+    Args:
+        root: the study's results folder.
+        phases: as in `run`.
 
     Raises:
         StudyError: there is no study at `root`, another process runs it, or its images or fixed settings have
             changed.
     """
     provenance.check_code()
+    phases = phases or Phases()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
     trials, facts = ledger.read(folder.database) if folder.database.exists() else ([], {})
     changes.check(config, facts, trials, folder.config)
     if is_over(trials, facts, config.study):
         with _alone(folder):
-            return _complete(config, folder)
+            return _complete(config, folder, phases)
     _check_room_here(config)
-    images = inputs.scan(config)
+    images = _scan(config, phases)
     # The record has no fingerprint if the first run died before its first trial.
     before = facts.get("provenance", {}).get("data_fingerprint", images.fingerprint)
     if before != images.fingerprint:
@@ -84,7 +105,7 @@ def resume(root: Path) -> StudyRecord:
             f"{folder.root}: a study must go on with the images it began with (fingerprint {before[:12]}), "
             f"got others ({images.fingerprint[:12]}). Restore them, or run a new study."
         )
-    return _search(config, folder, images)
+    return _search(config, folder, images, phases)
 
 
 def _check_room_here(config: StudyConfig) -> None:
@@ -114,21 +135,31 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
 
 
 def _search(
-    config: StudyConfig, folder: StudyFolder, images: Catalog, check_fit: Callable[[], None] = lambda: None
+    config: StudyConfig,
+    folder: StudyFolder,
+    images: Catalog,
+    phases: Phases,
+    check_fit: Callable[[], None] = lambda: None,
 ) -> StudyRecord:
     """Run a study in its folder, from the connection to Ray to the exported model; return its record."""
     # `status` and `stop` on a laptop read the folder from the job's log.
     if os.environ.get(provenance.JOB_VARIABLE):
         print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
     folder.check_room()
-    with _alone(folder), connected():
-        began = time.monotonic()
-        up = nodes.up()
+    with contextlib.ExitStack() as held:
+        held.enter_context(_alone(folder))
+        with phases.phase("Ray", "starts its processes, or joins those of a cluster") as phase:
+            held.enter_context(connected())
+            began = time.monotonic()
+            up = nodes.up()
+            cpus = sum(node.resources.get("CPU", 0) for node in up)
+            phase.tell(f"{len(up)} node{'s' * (len(up) != 1)}, {cpus:g} CPUs")
         # A study that does not fit, or a node that differs, is refused here, before any process starts.
         plan = capacity.plan(config, [node.resources for node in up])
-        expected = preflight.expect(folder.marker, images, resolve.weight_files(config), gpu=plan.gpu)
-        expected = preflight.check(expected, up)
-        check_fit()
+        with phases.phase("checks", "whether weights fit their backbones, and all nodes see the same files"):
+            expected = preflight.expect(folder.marker, images, resolve.weight_files(config), gpu=plan.gpu)
+            expected = preflight.check(expected, up)
+            check_fit()
         warm = Slots(
             plan,
             folder.slots,
@@ -143,17 +174,24 @@ def _search(
             if not fits:
                 tell("no node has room for a slot yet: waiting for one to join")
             # The search begins with the first slot; others join while it runs.
-            facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS, tell=tell)
+            why = "each starts a process that imports torch, once for all trials"
+            with phases.phase("slots", why, partial(_slots_up, warm)) as phase:
+                facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS, tell=tell)
+                phase.tell(f"{len(facts)} of {plan.slots} up")
             study = StudyRun(config, folder, images, warm, facts)
             try:
-                state = study.search()
+                with phases.timed("trials"):
+                    state = study.search()
             finally:
                 study.close(time.monotonic() - began)
             # A slot that is still warm exports the model, since it has torch, the images and a device.
             if state == "finished":
-                problem = _export_best(study)
+                with phases.phase("export of the best model", source=lambda: warm.steps.get("export")):
+                    problem = _export_best(study)
         finally:
-            warm.close()
+            with phases.phase("end", "running trials save their epoch, slots end"):
+                warm.close()
+        study.board.study.phases(phases.seconds)
         # Only now does no slot write weights any more.
         study.watch.sweep()
     record = ledger.read_study(folder)
@@ -162,6 +200,10 @@ def _search(
     if problem is not None:
         raise _not_exported(folder, problem)
     return record
+
+
+def _slots_up(warm: Slots) -> Step:
+    return Step(name="slots", done=warm.up, total=warm.plan.slots, unit="up")
 
 
 def _export_best(study: StudyRun) -> str | None:
@@ -200,7 +242,7 @@ def _export_best(study: StudyRun) -> str | None:
         return f"no answer from its slot ({train_run.first_words(error)})"
 
 
-def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
+def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> StudyRecord:
     """Return the record of a study that is over, after writing in this process what its folder lacks."""
     record = ledger.read_study(folder)
     if record.best is not None and not export.is_whole(folder.best, record.best.id):
@@ -210,7 +252,8 @@ def _complete(config: StudyConfig, folder: StudyFolder) -> StudyRecord:
         )
         kept.sweep(record.trials)
         try:
-            export.export_trial(folder, None, folder.best)
+            with phases.phase("export of the best model"):
+                export.export_trial(folder, None, folder.best)
         except FinetuneError as error:
             raise _not_exported(folder, str(error)) from error
     if not folder.table.exists() or folder.table.stat().st_mtime < folder.database.stat().st_mtime:

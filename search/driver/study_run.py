@@ -79,6 +79,9 @@ class StudyRun:
             mode=study.mode,
             # Where nodes may join, `_room` updates this number as slots come and go.
             slots=len(facts) if warm.plan.ask else warm.plan.slots,
+            up=lambda: warm.up,
+            steps=lambda: warm.steps,
+            workers=warm.plan.workers,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
         if self._anew or self._forgotten:
@@ -89,7 +92,12 @@ class StudyRun:
             )
         self.board = Board(folder.tensorboard, config)
         self.board.take_up(past)
-        self.board.study.open(past, searched=lambda: self.clock.searched, slots=self.progress.slots)
+        self.board.study.open(
+            past,
+            searched=lambda: self.clock.searched,
+            slots=self.progress.slots,
+            computed=lambda: warm.computed,
+        )
         self.searcher = StudySearcher(
             self.ledger,
             self.space,

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune.messages import End, Message, Started
+from finetune.steps import Step
 from search.slots.job_state import Bell, Job, Slot, Work
 
 RECEIVE_SECONDS = 30.0
@@ -30,6 +31,10 @@ NOT_BEGUN_AGAIN = 1
 LOST_AT_MOST = 3
 """Times that a job is retried after its node died without notice; at the next such death the job fails,
 since it may be what kills the nodes."""
+SAID_SECONDS = 2.0
+"""Seconds from which the end of a step is told to the user."""
+FEATURES = "features of "
+"""Beginning of the names of the steps that compute features."""
 FUTILE_STARTS = 3
 """Deaths in a row, without a successful start between them, after which a slot counts as given up."""
 
@@ -53,6 +58,10 @@ class Exchange:
         self._wanted: int | None = None
         """Number of slots that the study has work for; None means as many as there may be."""
         self._notes: list[str] = []
+        self._steps: dict[str, Step] = {}
+        """Long steps of running jobs, by the id of the job."""
+        self._shown = self._computed = 0
+        """Number of reports about steps, and of feature arrays that were computed."""
         self._closed = False
         self._kept_at = time.monotonic()
         """Time of the keeper's last call of `wanted`, by `time.monotonic`."""
@@ -184,6 +193,24 @@ class Exchange:
         for i, message in enumerate(messages):
             await self.report(job_id, number + i, message)
 
+    async def show(self, name: str, job_id: str, step: Step) -> None:
+        """Keep how far a slot is with a long step of its job, for `watch`; a late report changes nothing.
+
+        The end of a step of SAID_SECONDS or more becomes a note, so that it can be read afterwards.
+        """
+        slot = self._slots.get(name)
+        if slot is None or slot.work is None or slot.work.job["id"] != job_id:
+            return
+        self._computed += step.over and step.name.startswith(FEATURES)
+        if step.over:
+            self._steps.pop(job_id, None)
+            if step.seconds >= SAID_SECONDS and not step.name.startswith("epoch"):
+                self._notes.append(f"{step.summary} ({job_id} in {name})")
+        else:
+            self._steps[job_id] = step
+        self._shown += 1
+        self._change.ring()
+
     async def until_stopped(self, job_id: str, moving: bool = False) -> str:
         """Wait until the worker must react; return `stop` if its job has ended, `move` if it must leave.
 
@@ -284,16 +311,25 @@ class Exchange:
                 return status
             await self._wait(left)
 
-    async def watch(self, up: int, notes: int) -> dict[str, Any]:
+    async def watch(self, up: int, notes: int, shown: int | None = None) -> dict[str, Any]:
         """Wait until the number of slots that are up differs from `up`, or the number of notes from `notes`.
 
+        Args:
+            up: number of slots that the caller knows of.
+            notes: number of notes that it has read.
+            shown: `shown` of the last answer: the call then also returns when a step is further; None: not.
+
         Returns:
-            `up`, the number of slots, and `notes`, the list of all lines so far.
+            `up`, the number of slots; `notes`, the list of all lines so far; `steps` (job id -> Step), the
+            steps that run; `shown`; `computed`, the number of feature arrays computed.
         """
         while True:
             now = sum(slot.stays for slot in self._slots.values())
-            if self._closed or now != up or len(self._notes) != notes:
-                return {"up": now, "notes": self._notes}
+            if self._closed or now != up or len(self._notes) != notes or shown not in (None, self._shown):
+                running = {slot.work.job["id"] for slot in self._slots.values() if slot.work}
+                self._steps = {job: step for job, step in self._steps.items() if job in running}
+                told = {"steps": self._steps, "shown": self._shown, "computed": self._computed}
+                return {"up": now, "notes": self._notes, **told}
             await self._change.wait()
 
     async def status(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from finetune.disk import file_cache
+from finetune.steps import Step
 from search.errors import CapacityError, SlotsLost
 from search.slots import nodes, train_run
 from search.slots.exchange import Exchange
@@ -184,11 +185,16 @@ class Slots:
         keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
         self._keeper = keeper.remote(self.exchange, plan, str(folder), given, serve, expected)
         self._run = self._keeper.run.remote()
-        self._up, self._notes = 0, 0
+        self.up, self._notes = 0, 0
+        """Number of slots that are up, and of notes that were read, as of the last look for news."""
         self._new: list[str] = []
         """Notes that `news` has not returned yet."""
         # This call stays open until there is news, so that looking for news costs the driver no round trip.
-        self._change = self.exchange.watch.remote(0, 0)
+        self._change = self.exchange.watch.remote(0, 0, 0)
+        self.steps: dict[str, Step] = {}
+        """Long steps of the jobs that run, by the id of the job, as of the last look for news."""
+        self.computed, self._shown = 0, 0
+        """Number of feature arrays computed so far; number of reports about steps."""
         self._pulse, self._felt = self.exchange.pulse.remote(), time.monotonic()
         self._dead: str | None = None
         """Reason why no trial can continue, once that is so."""
@@ -226,7 +232,7 @@ class Slots:
         """Return the number of slots that are up and the new notes about the cluster, without waiting."""
         self._listen()
         new, self._new = self._new, []
-        return self._up, new
+        return self.up, new
 
     def lost(self) -> str | None:
         """Return the reason why no trial can continue, or None, without waiting."""
@@ -263,12 +269,13 @@ class Slots:
         try:
             now = ray.get(self._change)
             self._new += now["notes"][self._notes :]
-            self._up, self._notes = now["up"], len(now["notes"])
+            self.up, self._notes = now["up"], len(now["notes"])
+            self.steps, self._shown, self.computed = now["steps"], now["shown"], now["computed"]
         except ActorUnavailableError:
             pass  # one call was lost, which is not the end of the actor: ask again
         except RayError as error:
             self._dead = f"the exchange has died: {train_run.first_words(error)}"
-        self._change = self.exchange.watch.remote(self._up, self._notes)
+        self._change = self.exchange.watch.remote(self.up, self._notes, self._shown)
 
     def _feel(self) -> None:
         """Check that exchange and keeper still work: an actor may live, and yet do nothing."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from finetune.metrics import LESS_IS_BETTER
+from finetune.steps import Step
 from search.record.records import TrialRecord
+from search.views.phases import step_text
 from search.views.terminal import clean, console, print_line, seconds_text
 
 _ENDED = ("COMPLETE", "PRUNED", "FAIL")
@@ -30,6 +33,7 @@ _SHOWN = 8
 class _Running:
     params: Mapping[str, Any]
     since: float
+    baseline: str | None = None
     epoch: int = 0
     value: float | None = None
 
@@ -46,6 +50,9 @@ class Progress:
         metric: str,
         mode: str,
         slots: int,
+        up: Callable[[], int] | None = None,
+        steps: Callable[[], Mapping[str, Step]] = dict,
+        workers: int = 1,
         earlier: Iterable[TrialRecord] = (),
         out: Console | None = None,
     ) -> None:
@@ -58,11 +65,18 @@ class Progress:
             metric: Name of the metric that is shown and compared.
             mode: `max` or `min`.
             slots: Number of trials that run at once; the attribute may be changed as a cluster grows.
+            up: Returns the number of slots that are up; None: all of them.
+            steps: Returns the long steps that trials are in, by id of the trial.
+            workers: Workers of a slot, for the cost.
             earlier: Trials of earlier runs of the study; those that ended count as done.
             out: Console to write to; stderr by default.
 
         """
         self.slots = slots
+        self._up, self._steps, self._workers = up, steps, workers
+        self._of_strategy: dict[str, _Strategy] = {}
+        self._baselines: dict[str, float] = {}
+        """Best value of each baseline that has completed."""
         self._study, self._planned, self._epochs = study, planned, epochs
         self._metric, self._sign = metric, -1.0 if mode == "max" else 1.0
         self._running: dict[str, _Running] = {}
@@ -76,7 +90,8 @@ class Progress:
         self._live: Live | None = None
         for trial in earlier:
             if trial.state in _ENDED:
-                self._count(trial.id, trial.state, trial.params, trial.metrics["best"], trial.seconds)
+                past = _Running(trial.params, 0.0, trial.baseline)
+                self._count(trial.id, trial.state, past, trial.metrics["best"], trial.seconds)
 
     def start(self) -> None:
         """Start the display; on a terminal other output then appears above it."""
@@ -99,10 +114,17 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def trial_started(self, trial_id: str, params: Mapping[str, Any], since: float | None = None) -> None:
+    def trial_started(
+        self,
+        trial_id: str,
+        params: Mapping[str, Any],
+        since: float | None = None,
+        baseline: str | None = None,
+    ) -> None:
         """Show a trial as running since a time by `time.monotonic`, or since now."""
         with self._lock:
-            self._running[trial_id] = _Running(params, time.monotonic() if since is None else since)
+            begun = time.monotonic() if since is None else since
+            self._running[trial_id] = _Running(params, begun, baseline)
 
     def trial_epoch(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """Update a running trial's epoch (counted from 1) and metric; takes microseconds."""
@@ -122,8 +144,8 @@ class Progress:
         with self._lock:
             trial = self._running.pop(trial_id, None) or _Running({}, time.monotonic())
             seconds = time.monotonic() - trial.since
-            self._count(trial_id, state, trial.params, best, seconds)
-            line = self._line(trial_id, state, trial.params, best, seconds)
+            self._count(trial_id, state, trial, best, seconds)
+            line = self._line(trial_id, state, trial, best, seconds)
         if self._live is None or state == "FAIL":
             print_line(self._out, line)
 
@@ -137,14 +159,20 @@ class Progress:
         print_line(self._out, clean(text))
 
     def _count(
-        self, trial_id: str, state: str, params: Mapping[str, Any], best: Mapping[str, float], seconds: float
+        self, trial_id: str, state: str, trial: _Running, best: Mapping[str, float], seconds: float
     ) -> None:
         self._states[state] += 1
         self._trial_seconds += seconds
         value = best.get(self._metric, math.nan)
+        name = clean(trial.params.get("strategy", ""))
+        strategy = self._of_strategy.setdefault(name, _Strategy())
+        strategy.ended += 1
         if state == "COMPLETE" and not math.isnan(value):
-            this = (self._sign * value, trial_id, clean(params.get("strategy", "")))
+            this = (self._sign * value, trial_id, name)
             self._best = this if self._best is None else min(self._best, this)
+            strategy.best = this[0] if strategy.best is None else min(strategy.best, this[0])
+            if trial.baseline is not None:
+                self._baselines[trial.baseline] = value
 
     def _seconds_left(self) -> float | None:
         """Estimate the seconds left, or return None until a trial has ended.
@@ -166,10 +194,10 @@ class Progress:
         return "left ?" if left is None else f"left ~{seconds_text(left)}"
 
     def _line(
-        self, trial_id: str, state: str, params: Mapping[str, Any], best: Mapping[str, float], seconds: float
+        self, trial_id: str, state: str, trial: _Running, best: Mapping[str, float], seconds: float
     ) -> str:
         done, width = self._states.total(), len(str(self._planned))
-        parts = [f"[{done:>{width}}/{self._planned}] {trial_id} {state}", *_choice(params)]
+        parts = [f"[{done:>{width}}/{self._planned}] {trial_id} {state}", *_choice(trial)]
         if self._metric in best:
             parts.append(f"{self._metric} {best[self._metric]:.4f}")
         if self._best is not None:
@@ -184,27 +212,67 @@ class Progress:
         done = self._states.total()
         counts = "  ".join(f"{self._states[s]} {s}" for s in _ENDED if self._states[s])
         elapsed = seconds_text(time.monotonic() - self._started)
+        up = self.slots if self._up is None else self._up()
+        slots = f"  slots {up} of {max(up, self.slots)}"
         yield Text.assemble(
-            (self._study, "bold"), f"  {done}/{self._planned} done  {len(self._running)} running  {counts}"
+            (self._study, "bold"),
+            f"  {done}/{self._planned} done  {len(self._running)} running  {counts}{slots}",
         )
-        yield Text(f"elapsed {elapsed}  {self._left_text()}")
+        cost = seconds_text(self._cost())
+        yield Text(f"elapsed {elapsed}  {self._left_text()}  cost {cost} of a worker")
+        if len(self._of_strategy) > 1:
+            told = (f"{name} {strategy.text(self._sign)}" for name, strategy in self._of_strategy.items())
+            yield Text("ended: " + "  ".join(sorted(told)))
         if self._best is not None:
-            cost, trial_id, strategy = self._best
-            yield Text(f"best {self._metric} {self._sign * cost:.4f}  {trial_id} {strategy}", style="green")
+            best, trial_id, strategy = self._best
+            value = self._sign * best
+            text = f"best {self._metric} {value:.4f}  {trial_id} {strategy}"
+            yield Text(text + self._distances(value), style="green")
+
+    def _distances(self, value: float) -> str:
+        """Return how far a value is from the baselines, such as `  +17.23 points to recipe`."""
+        percent = self._metric not in LESS_IS_BETTER
+        scale, unit = (100, " points") if percent else (1, "")
+        told = (f"{scale * (value - base):+.2f}{unit} to {name}" for name, base in self._baselines.items())
+        return "".join(f"  {text}" for text in told)
+
+    def _cost(self) -> float:
+        """Return the worker seconds so far: those of ended trials, and of running ones until now."""
+        now = time.monotonic()
+        running = sum(max(0.0, now - trial.since) for trial in self._running.values())
+        return (self._trial_seconds + running) * self._workers
 
     def _rows(self) -> Iterable[Text]:
+        steps = self._steps()
         for trial_id, trial in list(self._running.items())[:_SHOWN]:
-            value = "-" if trial.value is None else f"{trial.value:.4f}"
-            choice = " ".join(_choice(trial.params))
-            row = f"  {trial_id}  epoch {trial.epoch}/{self._epochs}  {self._metric} {value}  {choice}"
+            choice = " ".join(_choice(trial))
+            value = "" if trial.value is None else f"  {self._metric} {trial.value:.4f}"
+            step = steps.get(trial_id)
+            # Before the first epoch a trial may wait for what all trials share, which is then shown instead.
+            far = f"epoch {trial.epoch}/{self._epochs}" if step is None else step_text(step)
+            row = f"  {trial_id}  {choice}  {far}{value}"
             yield Text(row, no_wrap=True, overflow="ellipsis")
         if len(self._running) > _SHOWN:
             yield Text(f"  and {len(self._running) - _SHOWN} more")
 
 
-def _choice(params: Mapping[str, Any]) -> list[str]:
-    """Return the parameters by which people tell trials apart: strategy and learning rate."""
+@dataclass
+class _Strategy:
+    """The ended trials of one strategy."""
+
+    ended: int = 0
+    best: float | None = None
+    """Least cost, as in `Progress`."""
+
+    def text(self, sign: float) -> str:
+        return str(self.ended) + ("" if self.best is None else f" (best {sign * self.best:.4f})")
+
+
+def _choice(trial: _Running) -> list[str]:
+    """Return what people tell trials apart by: baseline or strategy, and learning rate."""
+    params = trial.params
     parts = [clean(params["strategy"])] if "strategy" in params else []
+    parts = [trial.baseline] if trial.baseline else parts
     if "learning_rate" in params:
         parts.append(f"lr={params['learning_rate']:.3g}")
     return parts

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune import model_card
+from finetune import model_card, steps
 from finetune.disk import checkpoint
 from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError, DataError
@@ -299,29 +299,36 @@ def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     If an image cannot be read, `class` and `probability` are None, `top` is empty, and `error` is the reason;
     otherwise `error` is None.
     """
-    for start in range(0, len(paths), BATCH):
-        part = paths[start : start + BATCH]
-        seen = [_pixels(model, path) for path in part]
-        images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
-        rows = iter(model.probabilities(torch.stack(images)) if images else ())
-        for path, pixels in zip(part, seen, strict=True):
-            if not isinstance(pixels, Tensor):
-                yield {"path": str(path), "class": None, "probability": None, "top": [], "error": pixels}
-                continue
-            row = next(rows)
-            best = row.topk(min(TOP, len(row)))
-            top = [
-                {"class": model.classes[index], "probability": value}
-                for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
-            yield {"path": str(path)} | top[0] | {"top": top, "error": None}
+    with steps.step("classify", len(paths), "images", patience=1.0) as told:
+        for start in range(0, len(paths), BATCH):
+            part = paths[start : start + BATCH]
+            yield from _predict(model, part)
+            told.add(len(part))
+
+
+def _predict(model: Model, part: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the dicts of one batch of images."""
+    seen = [_pixels(model, path) for path in part]
+    images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
+    rows = iter(model.probabilities(torch.stack(images)) if images else ())
+    for path, pixels in zip(part, seen, strict=True):
+        if not isinstance(pixels, Tensor):
+            yield {"path": str(path), "class": None, "probability": None, "top": [], "error": pixels}
+            continue
+        row = next(rows)
+        best = row.topk(min(TOP, len(row)))
+        top = [
+            {"class": model.classes[index], "probability": value}
+            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        yield {"path": str(path)} | top[0] | {"top": top, "error": None}
 
 
 def _pixels(model: Model, path: Path) -> Tensor | str:
     """Return the image as the model's input, uint8 (3, S, S), or the reason why it cannot be read."""
-    steps = model.facts["preprocessing"]
+    asked = model.facts["preprocessing"]
     try:
-        return load_image(path, steps["image_size"], whole=steps["whole_image"])
+        return load_image(path, asked["image_size"], whole=asked["whole_image"])
     except DataError as error:
         return str(error)
 

@@ -21,11 +21,12 @@ import torchvision
 from ray.train.collective import broadcast_from_rank_zero
 
 import finetune
-from finetune import model_folder
+from finetune import model_folder, steps
 from finetune.disk import file_cache
 from finetune.errors import FinetuneError, NonFiniteLoss
 from finetune.messages import End, Message, Report, Started
 from finetune.settings import FeatureSettings, TrialSettings
+from finetune.steps import Step
 from finetune.training import loop
 from finetune.training.history import Keep
 from finetune.training.loop import World
@@ -65,13 +66,13 @@ def slot_loop(config: dict[str, Any]) -> None:
     serial = 0
     while job := ray.get(exchange.take.remote(slot, generation, world.rank, serial)):
         serial += 1
-        said = _serve(job, exchange, world)
+        said = _serve(job, slot, exchange, world)
         if config["once"]:
             said.wait()  # this process ends, and messages still on their way would be lost
             return
 
 
-def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
+def _serve(job: dict[str, Any], slot: str, exchange: Any, world: World) -> "_Outbox":
     """Run one job and report its end to the exchange.
 
     An error after which this process cannot train further trials is raised, and ends the slot.
@@ -88,8 +89,14 @@ def _serve(job: dict[str, Any], exchange: Any, world: World) -> "_Outbox":
     begin = time.perf_counter()
     tell(Started())
     outbox.wait()  # else a trial that kills its worker at once would look as if it had not begun
+
+    def show(step: Step) -> None:
+        if leads:
+            exchange.show.remote(slot, job["id"], step)  # nobody waits: the next one replaces a lost one
+
     try:
-        end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
+        with steps.listening(show):
+            end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
     except Exception as error:
         if not _survives(error, world):
             raise

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +122,18 @@ class Entry:
         _sized(self.sums, 8 * len(self.layout.chunks()))
         _sized(self.part, self.layout.bytes)
 
-    def fill(self, make: Make, about: Mapping[str, Any], *, threads: int = 1) -> None:
+    def fill(
+        self,
+        make: Make,
+        about: Mapping[str, Any],
+        *,
+        threads: int = 1,
+        tell: Callable[[int], object] = lambda rows: None,
+    ) -> None:
         """Compute every chunk that is missing, and wait for chunks that other processes compute.
 
-        With several threads, one chunk is read or written while another is computed.
+        With several threads, one chunk is read or written while another is computed. `tell` is called with
+        the number of rows that are there so far, whoever has computed them.
         """
         chunks = self.layout.chunks()
         with ExitStack() as files:
@@ -134,11 +141,16 @@ class Entry:
                 sums, part = (files.enter_context(open(path, "r+b")) for path in (self.sums, self.part))
             except FileNotFoundError:
                 return  # another process has finished or removed the entry in the meantime
+
             # Each round computes the chunks that are free, then waits for one that another process holds.
             # The next round takes over chunks whose process died; those that it finished are seen as done.
+            def one(number: int) -> bool:
+                done = self._chunk(make, sums, part, chunks, number)
+                tell(sum(end - begin for at, (begin, end) in enumerate(chunks) if _known(sums, at)))
+                return done
+
             todo = list(range(len(chunks)))
             while todo:
-                one = partial(self._chunk, make, sums, part, chunks)
                 if threads == 1:
                     mine = [one(number) for number in todo]
                 else:

@@ -19,12 +19,15 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor
 
+from finetune import steps
 from finetune.disk.array_file import Entry, Layout, Make
 
 IDLE_SECONDS = 3600.0
 """Seconds since an entry was last opened after which any new entry may evict it."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 """Errors after which an array is not stored; its rows are then computed when they are needed."""
+WHY = "kept on this node for later trials"
+"""Why an entry is computed, for the user who waits."""
 TAG = "CACHEDIR.TAG"
 """Name of the file that marks the folder; backup programs skip such folders (bford.info/cachedir)."""
 _TAG_TEXT = """\
@@ -54,6 +57,7 @@ class Store:
         *,
         worth: float,
         facts: Mapping[str, Any],
+        step: str,
         threads: int = 1,
     ) -> Tensor | None:
         """Return all rows of an entry, mapped from its file, after computing those that are missing.
@@ -64,6 +68,7 @@ class Store:
             make: computes rows; called for chunks that no other process computes.
             worth: the seconds that a stored byte saves, to compare the entry with others.
             facts: a description of the entry for people.
+            step: what computing the rows is called where progress is shown.
             threads: the number of threads that call `make` at the same time.
 
         Returns:
@@ -76,7 +81,9 @@ class Store:
             while (found := entry.open()) is None:
                 if not self._make_room(entry, worth):
                     return None
-                entry.fill(make, {"worth": worth, "facts": dict(facts)}, threads=threads)
+                with steps.step(step, layout.rows, "images", WHY) as told:
+                    about = {"worth": worth, "facts": dict(facts)}
+                    entry.fill(make, about, threads=threads, tell=told.to)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

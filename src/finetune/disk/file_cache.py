@@ -10,7 +10,6 @@ for which there is no room is read from its origin.
 import hashlib
 import os
 import re
-import shutil
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
+from finetune import steps
 from finetune.disk.filesystems import is_far, is_network, is_url, open_binary
 
 BUDGET_BYTES = 50 * 2**30
@@ -122,8 +122,15 @@ class FileCache:
             return False
         part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
         try:
-            with open_binary(location) as source, part.open("wb") as target:
-                shutil.copyfileobj(source, target, CHUNK_BYTES)
+            name = os.path.basename(location)
+            with (
+                open_binary(location) as source,
+                part.open("wb") as target,
+                steps.step(f"fetch {name}", size or None, "bytes", "kept on this node", patience=1.0) as told,
+            ):
+                while chunk := source.read(CHUNK_BYTES):
+                    target.write(chunk)
+                    told.add(len(chunk))
             os.replace(part, copy)
         finally:
             part.unlink(missing_ok=True)

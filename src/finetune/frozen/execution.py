@@ -27,6 +27,7 @@ import torchvision
 from filelock import FileLock
 from torch import Tensor, nn
 
+from finetune import steps
 from finetune.frozen import folding
 
 BATCH = 32
@@ -229,7 +230,8 @@ def _kept(folder: Path, facts: dict[str, Any], measure: Callable[[], Costs]) -> 
         try:
             return _from_json(json.loads(path.read_text()))
         except (FileNotFoundError, ValueError, TypeError, KeyError):
-            measured = measure()
+            with steps.step("time the backbone", why="first run on this node, kept for later"):
+                measured = measure()
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(dataclasses.asdict(measured) | {"facts": facts}))
         os.replace(temporary, path)

@@ -248,6 +248,7 @@ class Inputs:
                 make,
                 worth=cut.worth,
                 facts=facts,
+                step=f"features of {split}",
                 threads=self._threads(how),
             )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from finetune import steps
 from finetune.errors import DataError, did_you_mean
 from finetune.images.findings import Finding, listed
 from finetune.images.folders import folder
@@ -235,8 +236,8 @@ def _leave_out_broken(chosen: Given, reader: Reader) -> tuple[Given, tuple[Skipp
         return None
 
     paths = sorted({path for found in chosen.values() for paths in found.values() for path in paths})
-    with ThreadPoolExecutor(THREADS, "scan") as pool:
-        reasons = dict(zip(paths, pool.map(reason, paths), strict=True))
+    with ThreadPoolExecutor(THREADS, "scan") as pool, steps.step("open images", len(paths), "images") as told:
+        reasons = dict(zip(paths, told.each(pool.map(reason, paths)), strict=True))
     kept = {
         split: {name: [path for path in paths if reasons[path] is None] for name, paths in found.items()}
         for split, found in chosen.items()
@@ -291,9 +292,11 @@ def _fingerprint(
         return size, hashlib.sha256(content).hexdigest()
 
     digest = hashlib.sha256(repr((kind, classes)).encode())
-    with ThreadPoolExecutor(THREADS, "scan") as pool:
+    count = sum(map(len, splits.values()))
+    with ThreadPoolExecutor(THREADS, "scan") as pool, steps.step("read images", count, "images") as told:
         for split in SPLITS:
-            for example, sampled in zip(splits[split], pool.map(sample, splits[split]), strict=True):
+            samples = told.each(pool.map(sample, splits[split]))
+            for example, sampled in zip(splits[split], samples, strict=True):
                 row = (split, example.label, example.path, *sampled)
                 digest.update(repr(row if example.weight == 1 else (*row, example.weight)).encode())
     return digest.hexdigest()

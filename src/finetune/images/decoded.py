@@ -159,7 +159,9 @@ class Decoded:
         facts = {"what": "images", "split": split, "images": len(examples), "data": data[:12]}
         key = f"{FORMAT} {data} {split} {side} {self._catalog.whole} {PIL.__version__}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:24]
-        rows = self._shared.get(digest, layout, make, worth=worth, facts=facts)
+        rows = self._shared.get(
+            digest, layout, make, worth=worth, facts=facts, step=f"decode images of {split}"
+        )
         return None if rows is None else _Store(rows.numpy(), np.ones(len(examples), dtype=np.bool_))
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from finetune import steps
 from finetune.errors import DataError
 from finetune.images.catalog import THREADS, Catalog, Example
 from finetune.images.findings import GRADES, SHOWN, Finding, Grade, listed
@@ -55,8 +56,11 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
     training image, None if all are 1) and `findings` (grade, check, text, images, count), errors first.
     """
     tasks = [(split, example) for split, examples in catalog.splits.items() for example in examples]
-    with ThreadPoolExecutor(THREADS, "inspect") as pool:
-        seen = list(pool.map(lambda task: _look(catalog, *task), tasks))
+    with (
+        ThreadPoolExecutor(THREADS, "inspect") as pool,
+        steps.step("look at images", len(tasks), "images") as told,
+    ):
+        seen = list(told.each(pool.map(lambda task: _look(catalog, *task), tasks)))
     counts = catalog.counts()
     found = [
         *_unreadable(seen, catalog),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from filelock import FileLock
 
+from finetune import steps
 from finetune.disk import checkpoint
 from finetune.images import catalog, order
 from finetune.images.batches import ImageData
@@ -54,7 +55,9 @@ def ensure(backbone: str, source: SourceSettings, cache_dir: Path, device: torch
     with FileLock(f"{path}.lock"):
         if not path.exists():
             data = ImageData(images, source.data)
-            model, accuracy = _train(backbone, source, data, device)
+            total = source.epochs * data.size("train")
+            with steps.step(f"pretrain {backbone}", total, "images", "once on each node") as told:
+                model, accuracy = _train(backbone, source, data, device, told)
             checkpoint.write(path, model.state_dict(), facts | {"val/accuracy": accuracy})
     loaded = weights.load(backbone, WeightsSettings(file=str(path)))
     origin = f"{backbone} pretrained on {source.data.kind} ({', '.join(images.classes)})"
@@ -62,7 +65,7 @@ def ensure(backbone: str, source: SourceSettings, cache_dir: Path, device: torch
 
 
 def _train(
-    backbone: str, source: SourceSettings, data: ImageData, device: torch.device
+    backbone: str, source: SourceSettings, data: ImageData, device: torch.device, told: steps.Counting
 ) -> tuple[torch.nn.Module, float]:
     """Return the torchvision model after training, and its accuracy on the source's validation split."""
     mean, std = weights.IMAGENET_MEAN, weights.IMAGENET_STD
@@ -88,6 +91,7 @@ def _train(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                told.add(len(labels))
         return model, _accuracy(model, data, device)
 
 

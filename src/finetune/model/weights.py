@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
+from finetune import steps
 from finetune.disk import file_cache, filesystems
 from finetune.errors import WeightsError, did_you_mean
 from finetune.model import backbones
@@ -160,7 +161,9 @@ def _download(member: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             if not file.exists():
-                torch.hub.download_url_to_file(member.url, str(file), hash_prefix=digest, progress=False)
+                size = f"{member.meta['_file_size']:.0f} MB"
+                with steps.step(f"download weights {file.name} ({size})", why="once on each node"):
+                    torch.hub.download_url_to_file(member.url, str(file), digest, progress=False)
     except (OSError, RuntimeError) as error:  # no network or no such page; RuntimeError is a wrong digest
         raise WeightsError(
             f"weights: {member} must be downloadable from {member.url}, got {error}. "

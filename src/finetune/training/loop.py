@@ -17,6 +17,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from finetune import steps
 from finetune.errors import CheckpointError, NonFiniteLoss
 from finetune.frozen import execution
 from finetune.frozen.features import Feed, Inputs
@@ -35,6 +36,9 @@ from finetune.training.losses import Loss
 
 LOOK_EVERY = 20
 """Batches between two reads of a loss that is on a GPU; each read waits for the device."""
+
+EPOCH_PATIENCE = 2.0
+"""Seconds after which an epoch says how far it is."""
 
 TARGETS_AT_ONCE = 2**20
 """Elements of the targets computed at once: few calls for small data sets, little memory for large ones."""
@@ -308,7 +312,11 @@ class Run:
         scales = [world.size / weight for weight in sums]
         total = torch.zeros((), device=world.device)
         feed = self.inputs.feed("train", view=self.data.view(epoch))
-        batches = zip(feed.batches(mine), self._targets(mine), scales, strict=True)
+        batches = steps.counted(
+            zip(feed.batches(mine), self._targets(mine), scales, strict=True),
+            *(f"epoch {epoch}", len(whole), "batches"),
+            patience=EPOCH_PATIENCE,
+        )
         for step, (x, targets, scale) in enumerate(batches):
             x, targets = augment.mix(self.mixing, x, targets)
             optimize.clear(self.optimizer)

@@ -16,6 +16,7 @@ import torch.distributed
 from PIL import Image
 from torch import Tensor
 
+from finetune import steps
 from finetune.metrics import TOP
 from finetune.training import loop
 from finetune.training.calibration import Calibration
@@ -39,7 +40,8 @@ class Outputs:
 def measure(run: "loop.Run", split: str) -> tuple[dict[str, float], Outputs]:
     """Return the metrics of a split and the outputs behind them; every worker must call this."""
     own: list[Tensor] = []
-    scores = run.evaluate(split, own)
+    with steps.step(f"measure on {split}", run.data.size(split), "images"):
+        scores = run.evaluate(split, own)
     world = run.world
     logits = torch.zeros(run.data.size(split), len(run.data.classes))
     logits[world.rank :: world.size] = torch.cat(own).cpu()

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from finetune import steps
 from finetune.disk import checkpoint
 from finetune.disk.array_store import Store
 from finetune.errors import CheckpointError
@@ -141,5 +142,8 @@ def _relate(backbone: Backbone, source: Pretrained, target: ImageData, device: t
         order = torch.arange(target.size("train")).split(BATCH)
         for pixels, labels in target.batches("train", order):
             yield normalise(pixels.to(device), source.mean, source.std), labels.to(device)
+            told.add(len(labels))
 
-    return strategies.category_relationship(backbone, batches(), len(target.classes)).cpu()
+    why = "once on each node: where `load` starts"
+    with steps.step("relate classes to the source's", target.size("train"), "images", why) as told:
+        return strategies.category_relationship(backbone, batches(), len(target.classes)).cpu()
