@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from finetune.steps import Step
 from search.record.records import TrialRecord
 from search.views.progress import Progress
 
@@ -25,10 +26,24 @@ def progress(*, terminal: bool = False, **more: Any) -> tuple[Progress, io.Strin
     return Progress(**{**facts, "slots": 2, **more}, out=out), file
 
 
-def earlier(number: int, state: str, score: float, seconds: float = 10.0) -> TrialRecord:
+def earlier(
+    number: int,
+    state: str,
+    score: float,
+    seconds: float = 10.0,
+    *,
+    strategy: str = "load",
+    baseline: str | None = None,
+) -> TrialRecord:
     metrics: dict[str, dict[str, float]] = {"best": {METRIC: score}, "last": {}}
     return TrialRecord(
-        number=number, id=f"trial-{number:04}", state=state, params={}, metrics=metrics, seconds=seconds
+        number=number,
+        id=f"trial-{number:04}",
+        state=state,
+        params={"strategy": strategy},
+        baseline=baseline,
+        metrics=metrics,
+        seconds=seconds,
     )
 
 
@@ -115,12 +130,35 @@ def test_a_terminal_shows_the_study_the_best_and_what_runs() -> None:
     last = file.getvalue().rpartition("pets  ")[2]
     assert "2/26 done  10 running  1 COMPLETE  1 FAIL" in last
     assert "best val/accuracy 0.9000  trial-0000 fuse" in last
-    assert "trial-0002  epoch 3/5  val/accuracy 0.7000  load lr=0.5" in last
-    assert "trial-0009  epoch 0/5  val/accuracy -" in last
+    assert "trial-0002  load lr=0.5  epoch 3/5  val/accuracy 0.7000" in last
+    assert "trial-0009  load lr=0.5  epoch 0/5" in last
     assert "and 2 more" in last
     assert re.search(r"elapsed \d+\.\d s  left ~\d+\.\d s", last)
     assert "[ 2/26] trial-0001 FAIL" in file.getvalue()
     assert "] trial-0000" not in file.getvalue()
+
+
+def test_a_terminal_shows_what_a_trial_waits_for_and_how_many_slots_are_up() -> None:
+    step = Step(name="features of train", done=400, total=1300, unit="images", seconds=4.0)
+    bar, file = progress(terminal=True, up=lambda: 1, steps=lambda: {"trial-0000": step})
+    bar.start()
+    bar.trial_started("trial-0000", {"strategy": "load", "learning_rate": 0.5})
+    bar.stop()
+    last = file.getvalue().rpartition("pets  ")[2]
+    assert "slots 1 of 2" in last
+    assert "trial-0000  load lr=0.5  features of train 400 of 1,300 images, 100/s, ~9.0 s left" in last
+
+
+def test_a_terminal_shows_each_strategy_the_distance_to_the_baselines_and_the_cost() -> None:
+    done = [earlier(0, "COMPLETE", 0.6, baseline="recipe", strategy="replace")]
+    done += [earlier(1, "COMPLETE", 0.7, strategy="replace"), earlier(2, "COMPLETE", 0.8, strategy="fuse")]
+    bar, file = progress(terminal=True, earlier=[*done, earlier(3, "PRUNED", 0.9)], workers=2)
+    bar.start()
+    bar.stop()
+    last = file.getvalue().rpartition("pets  ")[2]
+    assert "ended: fuse 1 (best 0.8000)  load 1  replace 2 (best 0.7000)" in last
+    assert "best val/accuracy 0.8000  trial-0002 fuse  +20.00 points to recipe" in last
+    assert "cost 1 min 20 s of a worker" in last
 
 
 def test_an_epoch_is_cheap_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

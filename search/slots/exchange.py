@@ -326,7 +326,8 @@ class Exchange:
         while True:
             now = sum(slot.stays for slot in self._slots.values())
             if self._closed or now != up or len(self._notes) != notes or shown not in (None, self._shown):
-                running = {slot.work.job["id"] for slot in self._slots.values() if slot.work}
+                works = [slot.work for slot in self._slots.values() if slot.work]
+                running = {work.job["id"] for work in works if not work.ended}
                 self._steps = {job: step for job, step in self._steps.items() if job in running}
                 told = {"steps": self._steps, "shown": self._shown, "computed": self._computed}
                 return {"up": now, "notes": self._notes, **told}
