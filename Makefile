@@ -8,7 +8,7 @@ READY := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lab lint schema bench dev clean
+.PHONY: help quickstart test test-lab test-ray lint schema bench dev clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,18 @@ test: $(DEV)  ## install and run the tests, two files at a time; ARGS="-m 'not s
 
 test-lab: $(DEV)  ## install and run the tests on machines in namespaces, as root on Linux; CI runs both
 	$(BIN)/python -m pytest --lab -m lab $(ARGS)
+
+# Ray VERSION lies in a folder of its own, whose Python finds everything else in .venv. Older releases leave
+# files and processes for Python to close, of which Python warns.
+RAY := .venv-ray/$(VERSION)
+test-ray: $(DEV)  ## install another Ray beside .venv and run the tests marked every_ray; VERSION=2.59.0
+	@test -n "$(VERSION)" || { echo "make test-ray: name the release of Ray, such as VERSION=2.59.0"; exit 2; }
+	$(BIN)/python -m venv --without-pip $(RAY)
+	$(BIN)/python -m pip --python $(RAY)/bin/python install --quiet --disable-pip-version-check --no-deps ray==$(VERSION)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")')" \
+		> $$($(RAY)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz_rest.pth
+	$(RAY)/bin/python -m pytest -m every_ray -W default::ResourceWarning \
+		-W default::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/ruff format --check .
@@ -36,7 +48,7 @@ bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick -
 dev: $(DEV)  ## install only, with the tools for development
 
 clean:  ## remove .venv and the tools' caches; results and data stay
-	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ray build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_setup import CLASSES, Setup, say
+from finetune.datasets import catalog
 from finetune.frozen import execution
-from finetune.images import catalog, order
+from finetune.images import order
 from finetune.images.batches import ImageData
 from finetune.settings import ALL, TrialSettings
 from finetune.training import exact_heads, fused_heads, optimize, shared

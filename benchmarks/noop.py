@@ -73,7 +73,7 @@ def _run(config: StudyConfig, worker: Callable[[dict[str, Any]], None]) -> Any:
 def serve(config: dict[str, Any], *, epochs: int) -> None:
     """Serve trials like a real worker, but report made-up epochs at once instead of training."""
     from finetune import worker
-    from finetune.images import catalog
+    from finetune.datasets import catalog
     from finetune.messages import Effective, End, Epoch
     from finetune.training.loop import Outcome
     from search.driver.trial import CHECKED, CHECKED_OF_DATA

@@ -23,9 +23,10 @@ from torch import Tensor
 from torchvision import transforms
 
 from benchmarks import documented, noop
+from finetune.datasets import catalog
 from finetune.frozen import execution
 from finetune.frozen.execution import Pass
-from finetune.images import catalog, order
+from finetune.images import order
 from finetune.images.batches import ImageData
 from finetune.images.pixels import CROP_SHARE, normalise
 from finetune.settings import TrialSettings

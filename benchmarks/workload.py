@@ -22,7 +22,7 @@ import optuna
 import psutil
 import ray
 
-from finetune.images import catalog
+from finetune.datasets import catalog
 from finetune.settings import TrialSettings
 from search.config import resolve
 from search.config.study import StudyConfig

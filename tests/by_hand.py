@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from finetune.images import catalog
+from finetune.datasets import catalog
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver.study_run import StudyRun

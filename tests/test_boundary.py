@@ -42,6 +42,7 @@ FLOORS = {
         {"errors", "safe_text", "settings", "steps", "messages"},
         {"metrics", "model_card"},
         {"disk"},
+        {"datasets"},
         {"images"},
         {"model"},
         {"frozen"},

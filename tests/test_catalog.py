@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from finetune.datasets import catalog
+from finetune.datasets.catalog import Catalog, scan
+from finetune.datasets.decode import UPRIGHT, decode
+from finetune.datasets.splits import take_from_train
 from finetune.errors import DataError
-from finetune.images import catalog
-from finetune.images.catalog import Catalog, scan
-from finetune.images.decode import UPRIGHT, decode
-from finetune.images.splits import take_from_train
 from finetune.settings import DataSettings
 
 
@@ -185,7 +185,7 @@ def test_a_catalog_travels_by_pickle(tmp_path: Path) -> None:
 
 def test_scanning_imports_neither_torch_nor_torchvision() -> None:
     code = (
-        "import sys; from finetune.images.catalog import scan; from finetune.settings import DataSettings; "
+        "import sys; from finetune.datasets.catalog import scan; from finetune.settings import DataSettings; "
         "scan(DataSettings(kind='digits')); "
         "print(*{'torch', 'torchvision'} & set(sys.modules))"
     )

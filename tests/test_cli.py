@@ -200,7 +200,7 @@ class TestStudy:
     def test_the_best_model_predicts_what_validation_said_to_the_image(
         self, command: list[str], study: Study, tmp_path: Path
     ) -> None:
-        from finetune.images import catalog
+        from finetune.datasets import catalog
         from search.config import config_file, resolve
 
         folder = study[0]
@@ -420,7 +420,7 @@ def test_a_folder_that_is_no_cache_is_refused_and_left_as_it_is(
 
 def write_digits(folder: Path, count: int) -> None:
     """Write about so many pictures of the digits 5 to 7, one folder per class."""
-    from finetune.images import catalog
+    from finetune.datasets import catalog
     from finetune.settings import DataSettings
 
     images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))

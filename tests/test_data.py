@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from finetune.datasets.catalog import scan
 from finetune.disk.array_store import Store
 from finetune.errors import DataError
 from finetune.images import pixels
 from finetune.images.batches import ImageData
-from finetune.images.catalog import scan
 from finetune.images.pixels import load_image, normalise
 from finetune.settings import DataSettings
 
@@ -232,7 +232,7 @@ def test_each_file_is_decoded_once(
     decoded: list[Path] = []
     decode: Callable[[Path], Image.Image] = pixels.decode
     monkeypatch.setattr(
-        "finetune.images.sources.decode", lambda path, *size: decoded.append(path) or decode(path)
+        "finetune.datasets.sources.decode", lambda path, *size: decoded.append(path) or decode(path)
     )
     data = make(root, **changes)
     for view in range(3):

@@ -13,10 +13,10 @@ import torch
 import torchvision
 from PIL import Image
 
+from finetune.datasets import catalog
 from finetune.disk import file_cache, filesystems
 from finetune.disk.file_cache import FileCache
 from finetune.errors import DataError, WeightsError
-from finetune.images import catalog
 from finetune.images.batches import ImageData
 from finetune.model import weights
 from finetune.settings import DataSettings, WeightsSettings

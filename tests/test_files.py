@@ -25,7 +25,7 @@ from pathlib import Path
 
 from finetune import model_folder
 from finetune.disk import checkpoint
-from finetune.images import decode, manifest, sources
+from finetune.datasets import decode, manifest, sources
 from finetune.model import weights
 from search.config import config_file
 

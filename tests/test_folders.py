@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from finetune.datasets.catalog import Catalog, scan
 from finetune.errors import DataError
-from finetune.images.catalog import Catalog, scan
 from finetune.settings import DataSettings
 from search.config.sections import Study
 from search.config.study import StudyConfig

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.datasets import inspection
+from finetune.datasets.catalog import scan
 from finetune.errors import DataError
-from finetune.images import inspection
-from finetune.images.catalog import scan
 from finetune.settings import DataSettings
 from search.__main__ import check as check_command
 from search.__main__ import guarded
@@ -188,7 +188,7 @@ def test_errors_come_first_and_long_lists_are_cut(root: Path) -> None:
 
 def test_inspecting_imports_neither_torch_nor_torchvision() -> None:
     code = (
-        "import sys; from finetune.images import catalog, inspection; "
+        "import sys; from finetune.datasets import catalog, inspection; "
         "from finetune.settings import DataSettings as S; "
         "inspection.inspect(catalog.scan(S(kind='digits'))); "
         "print(*{'torch', 'torchvision'} & set(sys.modules))"

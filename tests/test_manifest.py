@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.datasets.catalog import Catalog, scan
 from finetune.errors import DataError
 from finetune.images.batches import ImageData
-from finetune.images.catalog import Catalog, scan
 from finetune.settings import DataSettings
 
 ROWS = [

@@ -17,7 +17,7 @@ import torch
 from ray._private.state import state
 from ray.cluster_utils import Cluster
 
-from finetune.images import catalog
+from finetune.datasets import catalog
 from finetune.messages import Effective, End, Epoch, Started
 from finetune.settings import DataSettings
 from finetune.training.history import Keep
@@ -193,6 +193,7 @@ class Driver:
         return [(line["node"], line["epoch"]) for line in lines if line["trial"] == name]
 
 
+@pytest.mark.every_ray
 def test_slots_follow_the_nodes_and_no_trial_is_lost(
     cluster: Cluster, small_study: Make, tmp_path: Path
 ) -> None:

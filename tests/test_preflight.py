@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from finetune.images import catalog
+from finetune.datasets import catalog
 from finetune.settings import DataSettings
 from search.slots import preflight
 from search.slots.nodes import Node

@@ -75,6 +75,7 @@ def slot_processes() -> list[str]:
     return [title for title in titles if any(name in title for name in names)]
 
 
+@pytest.mark.every_ray
 def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_study: Make) -> None:
     config = small_study(study={"trials": 8, "baselines": ["recipe", "scratch"], "seed": 3})
     record = runner.run(config)
@@ -294,6 +295,7 @@ def test_a_study_runs_outside_the_main_thread(small_study: Make) -> None:
     assert record.state == "finished"
 
 
+@pytest.mark.every_ray
 def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> None:
     record = runner.run(
         small_study(
@@ -429,6 +431,7 @@ def job(config: StudyConfig, name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.every_ray
 def test_interrupted_trials_are_tried_again_and_the_study_keeps_its_length(small_study: Make) -> None:
     """A study that died is resumed: every interrupted trial goes on under a new number."""
     config = small_study(study={"trials": 5}, early_stopping={"enabled": False})

@@ -146,7 +146,9 @@ def test_a_rules_state_is_rebuilt_from_the_record(kind: str) -> None:
     whole = rule(**given)
     all_at_once = trained(whole, *map(tuple, curves))
     resumed = rule(**given)
-    resumed.replay(record(i, "load", *c[:n]) for i, (c, n) in enumerate(zip(curves, all_at_once)) if i < 15)
+    resumed.replay(
+        record(i, "load", *c[:n]) for i, (c, n) in enumerate(zip(curves, all_at_once, strict=True)) if i < 15
+    )
     later = [epochs_of(resumed, f"load-{i}", *curves[i]) for i in range(15, 30)]
     assert later == all_at_once[15:]
     assert len(set(later)) > 1

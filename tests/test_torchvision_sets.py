@@ -14,10 +14,10 @@ import pytest
 import torch
 from torchvision import datasets
 
+from finetune.datasets.catalog import Catalog, scan
+from finetune.datasets.torchvision_sets import NO_DOWNLOAD, SETS
 from finetune.errors import DataError
 from finetune.images.batches import ImageData
-from finetune.images.catalog import Catalog, scan
-from finetune.images.torchvision_sets import NO_DOWNLOAD, SETS
 from finetune.settings import DataSettings
 from tests.torchvision_copies import FORMATS, LABELS, eurosat, fashion, usps
 

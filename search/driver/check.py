@@ -3,8 +3,8 @@
 from typing import Any
 
 from finetune import steps
+from finetune.datasets import inspection
 from finetune.disk import file_cache
-from finetune.images import inspection
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import inputs

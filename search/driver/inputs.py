@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from finetune import metrics
+from finetune.datasets import catalog
+from finetune.datasets.catalog import Catalog
 from finetune.disk import filesystems
 from finetune.errors import DataError, WeightsError
-from finetune.images import catalog
-from finetune.images.catalog import Catalog
 from search.config import resolve
 from search.config.sections import Pretraining
 from search.config.study import StudyConfig
@@ -24,7 +24,7 @@ def scan(config: StudyConfig, *, lenient: bool = False) -> Catalog:
 
     Args:
         config: the study's config.
-        lenient: as in `finetune.images.catalog.scan`.
+        lenient: as in `finetune.datasets.catalog.scan`.
 
     Raises:
         DataError: the images, or those of a source task, are not as the config says.

@@ -14,8 +14,8 @@ import ray
 from filelock import FileLock, Timeout
 from ray.exceptions import RayError
 
+from finetune.datasets.catalog import Catalog
 from finetune.errors import FinetuneError
-from finetune.images.catalog import Catalog
 from finetune.messages import End
 from finetune.steps import Step
 from search import provenance

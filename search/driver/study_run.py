@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.images.catalog import Catalog
+from finetune.datasets.catalog import Catalog
 from search import provenance
 from search.config import resolve
 from search.config.sections import Study

@@ -19,6 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,9 +27,8 @@ from sqlalchemy.pool import StaticPool
 
 from search.config import config_file
 from search.errors import RecordLost, SearchError, StudyError
-from search.record import reads, snapshot, storage
+from search.record import mirror, reads, snapshot, storage
 from search.record.records import StudyFacts, StudyRecord, TrialRecord, check_types
-from search.record.sqlite import Mirror
 from search.record.storage import OLD_NAME, only_study, open_storage
 from search.record.study_folder import StudyFolder, trial_id
 
@@ -86,7 +86,9 @@ class Ledger:
         """
         direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         self._path = path
-        self._study = optuna.create_study(direction=direction, sampler=sampler)
+        self._memory = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(storage=self._memory, direction=direction, sampler=sampler)
+        self._memory_id = self._memory.get_study_id_from_name(self._study.study_name)
         with _writing(path, StudyError):
             if not path.exists():
                 storage.make(path, direction, name=name)
@@ -96,7 +98,7 @@ class Ledger:
             except BaseException:  # leave no open connection behind, also after Ctrl-C
                 storage.let_go(self._storage)
                 raise
-        self._mirror = Mirror(self._storage, self._stored._study_id)
+        self._mirror = mirror.make(self._storage, self._stored.study_name)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
         self._writing = self._hurried = False
@@ -114,7 +116,7 @@ class Ledger:
             with warnings.catch_warnings():  # the call is marked experimental
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 earlier.set_metric_names([metric])
-        fail_orphans(earlier)
+        fail_orphans(earlier, self._storage)
         self._study.add_trials([_short(learned(trial)) for trial in earlier.get_trials(deepcopy=False)])
         # Load the study again: an Optuna study keeps every trial that it has read in memory.
         return optuna.load_study(storage=self._storage, study_name=name)
@@ -212,7 +214,8 @@ class Ledger:
     ) -> None:
         """Hand a copy of a trial's present state to the writer, with facts that memory does not keep."""
         # Optuna keeps changing these dicts while the writer's thread reads, so the writer gets copies.
-        now = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        where = self._memory.get_trial_id_from_study_id_trial_number(self._memory_id, trial.number)
+        now = copy.copy(self._memory.get_trial(where))
         now.params, now.distributions = dict(now.params), dict(now.distributions)
         now.intermediate_values = dict(now.intermediate_values)
         now.system_attrs = dict(now.system_attrs)
@@ -263,15 +266,17 @@ def _short(trial: FrozenTrial) -> FrozenTrial:
     return short
 
 
-def fail_orphans(study: optuna.Study) -> None:
-    """Mark the trials that a dead driver left running as failed and interrupted.
+def fail_orphans(study: optuna.Study, storage: RDBStorage) -> None:
+    """Mark the trials of a stored study that a dead driver left running as failed and interrupted.
 
     A RUNNING trial that nobody runs would bias TPE, which treats running trials as bad ones (constant liar).
     """
+    study_id = storage.get_study_id_from_name(study.study_name)
     for orphan in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
+        where = storage.get_trial_id_from_study_id_trial_number(study_id, orphan.number)
         facts = {"error": "interrupted: the study's driver died", "interrupted": True}
         for name, fact in facts.items():
-            study._storage.set_trial_user_attr(orphan._trial_id, name, fact)
+            storage.set_trial_user_attr(where, name, fact)
         study.tell(orphan.number, state=TrialState.FAIL)
 
 

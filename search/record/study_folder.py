@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.disk.atomic import replacing
 from search.errors import StudyError
 
 ROOM_BYTES = 2**20
@@ -163,12 +164,8 @@ class StudyFolder:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically; characters that UTF-8 cannot encode are written as escapes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def trial_id(number: int) -> str:

@@ -7,12 +7,11 @@ interface that holds the node's Ray address can be reached, as Ray itself uses i
 This module imports torch, so it is imported for slots of several workers only.
 """
 
-import fcntl
 import os
 import socket
-import struct
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
@@ -23,8 +22,6 @@ from search.errors import SlotsLost
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Variables from which gloo and NCCL read the interface; values that the user has set are kept."""
-_GET_ADDRESS = 0x8915
-"""Linux: SIOCGIFADDR, the IPv4 address of an interface (netdevice(7))."""
 
 
 class SlotTorchConfig(TorchConfig):
@@ -60,15 +57,9 @@ class SlotBackend(_TorchBackend):
 
 def interface_of(address: str) -> str | None:
     """Return the name of the interface that holds an IPv4 address of this machine, or None."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(asked.fileno(), _GET_ADDRESS, request)
-            except OSError:
-                continue  # this interface has no IPv4 address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
+    for name, held in psutil.net_if_addrs().items():
+        if any(one.family == socket.AF_INET and one.address == address for one in held):
+            return name
     return None
 
 

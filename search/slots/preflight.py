@@ -24,9 +24,9 @@ import ray
 from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from finetune.datasets.catalog import Catalog
+from finetune.datasets.sources import Reader
 from finetune.errors import DataError
-from finetune.images.catalog import Catalog
-from finetune.images.sources import Reader
 from search import provenance
 from search.errors import PreflightError
 from search.record.study_folder import write_text

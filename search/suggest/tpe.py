@@ -16,6 +16,8 @@ from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.record import mirror
+
 MODELLED = 1000
 """Largest number of trials that are modelled besides the good and the running ones."""
 BEST = 25
@@ -54,7 +56,12 @@ class BoundedTPE(TPESampler):
         return super().sample_independent(self._view(study, trial), trial, param_name, param_distribution)
 
     def _view(self, study: optuna.Study, trial: FrozenTrial) -> Any:
-        """Return the view of the study for a trial, made once for all of the trial's parameters."""
+        """Return the view of the study for a trial, made once for all of the trial's parameters.
+
+        It is the study itself with an Optuna of another release than the view was made for.
+        """
+        if not mirror.fits():
+            return study
         if self._seen is None or self._seen[0] is not study or self._seen[1] != trial.number:
             self._seen = study, trial.number, _View(study)
         return self._seen[2]

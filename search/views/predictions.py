@@ -1,13 +1,12 @@
 """Classify images with a model folder, and write the predictions as lines or as a CSV file."""
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from finetune import safe_text
+from finetune.disk.atomic import replacing
 from search.errors import StudyError
 
 _COLUMNS = ("path", "class", "probability", "error")
@@ -58,20 +57,18 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     Raises:
         StudyError: the file cannot be written.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             for row in rows:
                 probability = "" if row["error"] else f"{row['probability']:.6f}"
                 told = (row["path"], row["class"], probability, row["error"])
                 writer.writerow([safe_text.cell(value) for value in told])
-        temporary.replace(path)
     except OSError as error:
         raise StudyError(
             f"{path}: --csv must be a file that can be written, got '{error.strerror}'. Choose another."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import re
 import shlex
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from finetune import safe_text
+from finetune.disk.atomic import replacing
 from search.record.records import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord, standing
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
@@ -131,15 +131,13 @@ def to_csv(study: StudyRecord, path: Path) -> None:
     rows = [_csv_row(trial) for trial in standing(study.trials)]
     seen = dict.fromkeys(column for row in rows for column in row)
     spread = [c for prefix in ("params.", "best.", "last.") for c in seen if c.startswith(prefix)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def state_of(trial: TrialRecord) -> str:

@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune import model_card, steps
+from finetune.datasets.findings import listed
+from finetune.datasets.sources import EXTENSIONS
 from finetune.disk import checkpoint
+from finetune.disk.atomic import replacing
 from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError, DataError
-from finetune.images.findings import listed
 from finetune.images.pixels import load_image, normalise
-from finetune.images.sources import EXTENSIONS
 from finetune.model import backbones, strategies
 from finetune.model.strategies import TransferModel
 from finetune.settings import FeatureSettings, TrialSettings
@@ -131,12 +132,15 @@ def write(
         if answers is not None:
             _keep_answers(answers, run, found, fitted)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
-        _replace(to / FILES[0], lambda path: save_file(state, path))
+        with replacing(to / FILES[0]) as path:
+            save_file(state, path)
         digest = hashlib.sha256((to / FILES[0]).read_bytes()).hexdigest()
         facts["provenance"]["model_sha256"] = digest
         text = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
-        _replace(to / FILES[1], lambda path: path.write_text(text, encoding="utf-8"))
-        _replace(to / FILES[2], lambda path: path.write_text(model_card.text(facts), encoding="utf-8"))
+        with replacing(to / FILES[1]) as path:
+            path.write_text(text, encoding="utf-8")
+        with replacing(to / FILES[2]) as path:
+            path.write_text(model_card.text(facts), encoding="utf-8")
     return facts
 
 
@@ -359,12 +363,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"{path}: an image must exist, got no such file. Check the path.")
     return found
-
-
-def _replace(path: Path, make: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    make(temporary)
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

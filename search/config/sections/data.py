@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from finetune.datasets.torchvision_sets import NO_DOWNLOAD, SETS
 from finetune.disk.filesystems import is_url
 from finetune.errors import did_you_mean
-from finetune.images.torchvision_sets import NO_DOWNLOAD, SETS
 from finetune.settings import OnError
 from search.config.domain import AugmentName, Count, Names, Pixels, Scale, Section, Switch, refused
 from search.config.sections.paths import FilePathOrUrl

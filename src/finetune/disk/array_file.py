@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.disk.atomic import replacing
+
 Make = Callable[[int, int], Tensor]
 """Function that computes rows `begin` to `end`, (end - begin, *shape), in the entry's dtype, on the CPU."""
 
@@ -180,9 +182,8 @@ class Entry:
         """Rename the filled file to its final name, unless another process has done so."""
         if not self.part.exists():
             return
-        temporary = self.about.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"sums": sums, **about}))
-        os.replace(temporary, self.about)
+        with replacing(self.about) as temporary:
+            temporary.write_text(json.dumps({"sums": sums, **about}))
         os.replace(self.part, self.path)
         self.sums.unlink(missing_ok=True)
 

@@ -5,7 +5,6 @@ checksum of the tensors.
 """
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from finetune.disk.atomic import replacing
 from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError
 
@@ -26,13 +26,12 @@ CHECKSUM = "crc32"
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write `tensors` and `facts`, which must be JSON values, to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # One string of metadata: safetensors writes several in any order, and equal checkpoints should be equal
     # files.
     told = json.dumps({**facts, CHECKSUM: _checksum(contiguous)})
-    save_file(contiguous, temporary, metadata={"facts": told})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata={"facts": told})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

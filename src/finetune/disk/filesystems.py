@@ -6,14 +6,12 @@ processes share, and locks that work: "WAL does not work over a network filesyst
 
 import errno
 import os
-import re
 import stat
 from functools import lru_cache
-from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-MOUNTS = Path("/proc/self/mountinfo")
-"""File in which Linux lists the mounts that this process sees (proc_pid_mountinfo(5))."""
+import psutil
+
 _TYPES = """
     nfs nfs4 cifs smb3 smbfs 9p afs ceph lustre glusterfs gpfs beegfs wekafs virtiofs pvfs2
     fuse.sshfs fuse.s3fs fuse.gcsfuse fuse.goofys fuse.mount-s3 fuse.glusterfs fuse.ceph-fuse fuse.juicefs
@@ -24,9 +22,6 @@ NETWORK = frozenset(_TYPES.split())
 PIPE, DEVICE = "a named pipe", "a device or socket"
 NAME_BYTES = 255
 """Longest name of a file or folder, in bytes, on all common file systems."""
-
-_ESCAPED = re.compile(r"\\(040|011|012|043|134)")
-"""A blank, a tab, a line break, # and a backslash, as the kernel writes them in a mount point."""
 
 
 def is_url(path: str) -> bool:
@@ -102,27 +97,21 @@ def not_writable(folder: str | os.PathLike[str]) -> str | None:
     return None if os.access(path, os.W_OK | os.X_OK) else f"{path}, which may not be written to"
 
 
-def is_network(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> bool:
+def is_network(path: str | os.PathLike[str]) -> bool:
     """True if a path, or the folder in which it will be created, is on a network file system.
 
-    False if the kernel does not tell, as on macOS.
+    False if the system does not tell.
     """
-    return type_of(path, mounts) in NETWORK
+    return type_of(path) in NETWORK
 
 
-def type_of(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> str | None:
-    """Return the kernel's name for the type of the file system of a path; None if unknown."""
+def type_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the system's name for the type of the file system of a path; None if unknown."""
     try:
-        lines = os.fsdecode(mounts.read_bytes()).split("\n")
-    except OSError:
+        mounts = psutil.disk_partitions(all=True)
+    except (OSError, NotImplementedError):
         return None
     place = os.path.realpath(path)
-    found, kind = "", None
-    for line in filter(None, lines):
-        fields, _, rest = line.partition(" - ")
-        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
-        inside = place == point or place.startswith(point.rstrip("/") + "/")
-        # The innermost mount counts; of two at one place, the later one.
-        if inside and len(point) >= len(found):
-            found, kind = point, rest.split()[0]
-    return kind
+    around = [m for m in mounts if place == m.mountpoint or place.startswith(m.mountpoint.rstrip("/") + "/")]
+    # The innermost mount counts; of two at one place, the later one.
+    return max(reversed(around), key=lambda mount: len(mount.mountpoint)).fstype if around else None

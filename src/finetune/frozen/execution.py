@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import platform
 import tempfile
 import time
@@ -28,6 +27,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from finetune import steps
+from finetune.disk.atomic import replacing
 from finetune.frozen import folding
 
 BATCH = 32
@@ -232,9 +232,8 @@ def _kept(folder: Path, facts: dict[str, Any], measure: Callable[[], Costs]) -> 
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             with steps.step("time the backbone", why="first run on this node, kept for later"):
                 measured = measure()
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(measured) | {"facts": facts}))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(measured) | {"facts": facts}))
     return measured
 
 

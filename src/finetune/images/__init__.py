@@ -1,1 +1,1 @@
-"""Turn folders, manifests and data sets into batches of pixels; nothing here depends on models."""
+"""Turn image files into batches of pixels; nothing here depends on models."""

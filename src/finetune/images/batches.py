@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from finetune.datasets.catalog import Catalog, Example
 from finetune.disk.array_store import Store
 from finetune.images import augment, pixels
-from finetune.images.catalog import Catalog, Example
 from finetune.images.decoded import Decoded
 from finetune.images.pixels import Pixels
 from finetune.settings import DataSettings
@@ -52,7 +52,7 @@ class ImageData:
     """The images of one catalog at one size, decoded once. It may be used from several threads.
 
     Args:
-        catalog: the result of `finetune.images.catalog.scan`.
+        catalog: the result of `finetune.datasets.catalog.scan`.
         data: the image size, the augmentation and its seed. The other data settings are in the catalog.
         budget_bytes: memory for decoded images in this process.
         threads: the number of decoding threads; None for one per CPU, at most 8.

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from finetune.datasets.catalog import Catalog, Example
 from finetune.disk.array_file import Layout
 from finetune.disk.array_store import Store
 from finetune.images import pixels
-from finetune.images.catalog import Catalog, Example
 from finetune.images.pixels import Pixels
 
 Rows = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.images.decode import decode
+from finetune.datasets.decode import decode
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]

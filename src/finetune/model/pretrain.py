@@ -15,8 +15,9 @@ import torchvision
 from filelock import FileLock
 
 from finetune import steps
+from finetune.datasets import catalog
 from finetune.disk import checkpoint
-from finetune.images import catalog, order
+from finetune.images import order
 from finetune.images.batches import ImageData
 from finetune.images.pixels import normalise
 from finetune.model import backbones, weights

@@ -16,13 +16,13 @@ from filelock import FileLock
 from torch import Tensor
 
 from finetune import steps
+from finetune.datasets import catalog
+from finetune.datasets.catalog import Catalog
 from finetune.disk import checkpoint
 from finetune.disk.array_store import Store
 from finetune.errors import CheckpointError
 from finetune.frozen import execution
-from finetune.images import catalog
 from finetune.images.batches import ImageData
-from finetune.images.catalog import Catalog
 from finetune.images.pixels import normalise
 from finetune.model import pretrain, strategies, weights
 from finetune.model.backbones import Backbone

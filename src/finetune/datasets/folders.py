@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune.datasets.findings import SHOWN, Finding, Grade, listed
+from finetune.datasets.sources import EXTENSIONS, SPLIT_NAMES, Files, Source
 from finetune.disk.filesystems import is_url
 from finetune.errors import DataError
-from finetune.images.findings import SHOWN, Finding, Grade, listed
-from finetune.images.sources import EXTENSIONS, SPLIT_NAMES, Files, Source
 from finetune.settings import DataSettings
 
 JUNK_FOLDERS = frozenset(

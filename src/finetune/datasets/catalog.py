@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from finetune import steps
+from finetune.datasets.findings import Finding, listed
+from finetune.datasets.folders import folder
+from finetune.datasets.manifest import manifest
+from finetune.datasets.sources import EXTENSIONS, SPLITS, Given, Reader, Source, digits
+from finetune.datasets.splits import missing_shares, take_from_train
+from finetune.datasets.torchvision_sets import torchvision_set
 from finetune.errors import DataError, did_you_mean
-from finetune.images.findings import Finding, listed
-from finetune.images.folders import folder
-from finetune.images.manifest import manifest
-from finetune.images.sources import EXTENSIONS, SPLITS, Given, Reader, Source, digits
-from finetune.images.splits import missing_shares, take_from_train
-from finetune.images.torchvision_sets import torchvision_set
 from finetune.settings import DataSettings
 
 KINDS: dict[str, Callable[[DataSettings], Source]] = {
@@ -74,10 +74,10 @@ class Catalog:
     only the middle of a file. Modification times do not count, so a copy has the same fingerprint."""
     reader: Reader = field(repr=False, compare=False)
     findings: tuple[Finding, ...] = field(default=(), compare=False)
-    """Remarks on images that were used or left out; `finetune.images.inspection.inspect` adds more."""
+    """Remarks on images that were used or left out; `finetune.datasets.inspection.inspect` adds more."""
 
     def open(self, example: Example, at_least: int | None = None) -> Image.Image:
-        """Return the image as RGB, upright; `at_least` as in `finetune.images.decode.decode`.
+        """Return the image as RGB, upright; `at_least` as in `finetune.datasets.decode.decode`.
 
         Raises:
             DataError: the file is missing, broken or refused; the message names the file and the reason.
@@ -103,7 +103,7 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
     Args:
         data: the data settings.
         lenient: keep files that cannot be read, such as broken links, so that
-            `finetune.images.inspection` can list all of them. The fingerprint then differs from a study's.
+            `finetune.datasets.inspection` can list all of them. The fingerprint then differs from a study's.
 
     Raises:
         DataError: the images or `data` are contradictory; the message names what to change.

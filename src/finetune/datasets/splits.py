@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from finetune.datasets.sources import Given
 from finetune.errors import DataError
-from finetune.images.sources import Given
 from finetune.settings import DataSettings
 
 

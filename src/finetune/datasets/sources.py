@@ -1,7 +1,7 @@
 """Define `Source`, which describes the images of one kind of data, and kind `digits`. Imports no torch.
 
 The other kinds are in folders.py, manifest.py and torchvision_sets.py. A new kind is a function from
-settings to a `Source`, listed in `finetune.images.catalog.KINDS`.
+settings to a `Source`, listed in `finetune.datasets.catalog.KINDS`.
 """
 
 import os
@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
+from finetune.datasets.decode import decode, decode_bytes
+from finetune.datasets.findings import Finding
 from finetune.disk import file_cache, filesystems
 from finetune.disk.filesystems import is_far, is_url
 from finetune.errors import DataError
-from finetune.images.decode import decode, decode_bytes
-from finetune.images.findings import Finding
 from finetune.settings import DataSettings
 
 SPLITS = ("train", "val", "test")
@@ -47,7 +47,7 @@ class Reader(Protocol):
     """
 
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
-        """Return the image as RGB, upright; `at_least` as in `finetune.images.decode.decode`."""
+        """Return the image as RGB, upright; `at_least` as in `finetune.datasets.decode.decode`."""
 
     def sample(self, path: str) -> tuple[int, bytes]:
         """Return the size in bytes and the part of the content that goes into the fingerprint."""

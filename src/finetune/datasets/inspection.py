@@ -15,9 +15,9 @@ from statistics import median
 from typing import Any
 
 from finetune import steps
+from finetune.datasets.catalog import THREADS, Catalog, Example
+from finetune.datasets.findings import GRADES, SHOWN, Finding, Grade, listed
 from finetune.errors import DataError
-from finetune.images.catalog import THREADS, Catalog, Example
-from finetune.images.findings import GRADES, SHOWN, Finding, Grade, listed
 
 IMBALANCE = 10.0
 """Ratio of the largest to the smallest class above which there is a warning."""

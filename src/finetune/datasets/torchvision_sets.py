@@ -21,8 +21,8 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
+from finetune.datasets.sources import Files, Reader, Source
 from finetune.errors import DataError, did_you_mean
-from finetune.images.sources import Files, Reader, Source
 from finetune.settings import DataSettings
 
 Arguments = Mapping[str, Any]

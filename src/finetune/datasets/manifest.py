@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.datasets.sources import SPLIT_NAMES, SPLITS, Files, Source, readable
 from finetune.disk.filesystems import is_url
 from finetune.errors import DataError, did_you_mean
-from finetune.images.sources import SPLIT_NAMES, SPLITS, Files, Source, readable
 from finetune.settings import DataSettings
 
 REQUIRED = ("image", "label")
