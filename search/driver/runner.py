@@ -32,6 +32,7 @@ from search.slots import capacity, nodes, preflight, slots, train_run
 from search.slots.slots import Slots
 from search.views import export, table
 from search.views.phases import Phases
+from search.views.tensorboard import pictures
 from search.views.terminal import console, print_line
 
 LOCK_SECONDS = 2.0
@@ -192,6 +193,7 @@ def _search(
             with phases.phase("end", "running trials save their epoch, slots end"):
                 warm.close()
         study.board.study.phases(phases.seconds)
+        _add_pictures(study)
         # Only now does no slot write weights any more.
         study.watch.sweep()
     record = ledger.read_study(folder)
@@ -240,6 +242,14 @@ def _export_best(study: StudyRun) -> str | None:
                     return message.error if message.state == "failed" else None
     except (RayError, SlotsLost) as error:
         return f"no answer from its slot ({train_run.first_words(error)})"
+
+
+def _add_pictures(study: StudyRun) -> None:
+    """Draw what the export kept of the best model, for TensorBoard; a view never ends a study."""
+    record = ledger.read_study(study.folder)
+    if record.best is not None:
+        with contextlib.suppress(OSError):
+            pictures.add(study.folder, study.config, record.best, study.images.classes)
 
 
 def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> StudyRecord:

@@ -1,6 +1,7 @@
 """Write the model folder of a trial in this process; during a study a slot writes that of the best trial."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from search.record import ledger, reads
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from search.suggest.space import Space
+from search.views.tensorboard import pictures
 
 
 def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
     provenance = record.provenance | {"study": record.name, "trial": trial.id} | entered
     now = Space(config).settings_now(trial, cache_dir=str(resolve.cache_dir()))
     try:
-        return model_folder.write(
+        facts = model_folder.write(
             folder.best_weights(trial.id),
             to,
             provenance,
@@ -45,6 +47,9 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
             now=now,
             answers=folder.trial(trial.id),
         )
+        with suppress(OSError):  # the folder may be read-only, and the model is whole
+            pictures.add(folder, config, trial, facts["classes"])
+        return facts
     except FinetuneError:
         reads.withdraw(folder, entered)
         raise

@@ -39,7 +39,7 @@ FORMAT = 2
 """Version of model.yaml. Version 1 has no `calibration`; its models answer with the temperature 1."""
 FILES = ("model.safetensors", "model.yaml", "README.md")
 """Files of a model folder, in the order in which they are written."""
-ANSWERS, MISTAKES = "answers.npz", "mistakes.json"
+ANSWERS, MISTAKES, BATCH_SEEN = "answers.npz", "mistakes.json", "batch.json"
 """Files about a measured model in its study's record."""
 SPLITS = (("validation", "val"), ("test", "test"))
 """Splits that an export measures: name in model.yaml, name in the catalog."""
@@ -150,6 +150,7 @@ def _keep_answers(to: Path, run: loop.Run, found: dict[str, Outputs], fitted: Ca
     with suppress(OSError):
         outputs.save(to / ANSWERS, found, fitted)
         outputs.save_mistakes(to / MISTAKES, run, split, found[split], fitted)
+        outputs.save_batch(to / BATCH_SEEN, run)
 
 
 def _claim(to: Path) -> None:

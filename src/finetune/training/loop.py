@@ -434,6 +434,10 @@ class Run:
         with self._autocast(), execution.rounding(self.settings.precision):
             return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores, keep)
 
+    def first_batch(self) -> Tensor:
+        """Return the image numbers of the first batch of the first epoch, int64 (B,)."""
+        return self._order(1)[0]
+
     def _order(self, epoch: int) -> list[Tensor]:
         """Return the epoch's batches of image numbers, over all workers."""
         return order.epoch_batches(self.settings, self.labels, epoch, workers=self.world.size)

@@ -23,6 +23,8 @@ from finetune.training.calibration import Calibration
 
 PICTURES = 24
 """Mistakes that are kept as pictures."""
+BATCH_SHOWN = 24
+"""Images of a training batch that are kept as pictures."""
 PICTURE_SIDE = 96
 """Their side in pixels."""
 
@@ -119,6 +121,25 @@ def save_mistakes(
             "probability": float(sure[index]),
             "picture": _picture(image),
         }
+        for index, image in zip(first, images, strict=True)
+    ]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(told), encoding="utf-8")
+    temporary.replace(path)
+
+
+def save_batch(path: Path, run: "loop.Run") -> None:
+    """Write the first images of the first training batch, as the model saw them, as JSON in one step.
+
+    Raises:
+        OSError: the file cannot be written.
+        DataError: an image cannot be read.
+    """
+    first = run.first_batch()[:BATCH_SHOWN]
+    images = run.data.batch("train", first, view=run.data.view(1))
+    names, paths, labels = run.data.classes, run.data.paths("train"), run.data.labels("train")
+    told = [
+        {"path": paths[int(index)], "label": names[int(labels[index])], "picture": _picture(image)}
         for index, image in zip(first, images, strict=True)
     ]
     temporary = path.with_name(f".{path.name}.tmp")
