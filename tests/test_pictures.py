@@ -65,7 +65,7 @@ def images(folder: StudyFolder) -> dict[str, list[Image.Image]]:
     multiplexer.AddRunsFromDirectory(str(folder.tensorboard))
     multiplexer.Reload()
     found = {}
-    for tag in multiplexer.SummaryMetadata(RUN):
+    for tag in multiplexer.Runs()[RUN]["tensors"]:
         if tag.startswith("pictures/"):
             texts = [event.tensor_proto.string_val for event in multiplexer.Tensors(RUN, tag)]
             found[tag.removeprefix("pictures/")] = [Image.open(io.BytesIO(text[2])) for text in texts]
