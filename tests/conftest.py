@@ -1,6 +1,7 @@
 """What every test may use: the material, a Ray of one's own, and a study small enough for seconds."""
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from search.config.study import StudyConfig
+from search.record.study_folder import StudyFolder
 from tests import time_limit
 from tests.small import STUDY, merged
+from tests.written import Make, write
 
 ROOT = Path(__file__).parents[1]
 MATERIAL = ROOT.parent / "shared" / "material"
@@ -113,6 +116,21 @@ def small_study(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     def make(**sections: dict[str, Any]) -> StudyConfig:
         own = {"resources": {"slots": 2}, "results": str(tmp_path / "results")}
         return StudyConfig.from_dict(merged(STUDY | own, sections))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    return write(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def written(_written: StudyFolder) -> Make:
+    """Return a function that copies an interrupted study, which no trial wrote, into a folder of results."""
+
+    def make(results: Path, name: str = "pets") -> StudyFolder:
+        return StudyFolder(Path(shutil.copytree(_written.root, results / name)))
 
     return make
 

@@ -2,9 +2,7 @@
 
 import os
 import random
-import shutil
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,26 +12,9 @@ from search.cluster import status
 from search.errors import StudyError
 from search.record import ledger
 from search.record.study_folder import StudyFolder
-from tests.written import Make, call, everything, write
+from tests.written import Make, call, everything
 
 ROOT = Path(__file__).parents[1]
-WATCHDOG = 120
-NOBODY = 65534
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    return write(tmp_path_factory.mktemp("results"))
-
-
-@pytest.fixture
-def study(model: StudyFolder) -> Callable[..., StudyFolder]:
-    """Make a copy of the study in a folder of results."""
-
-    def make(results: Path, name: str = "pets") -> StudyFolder:
-        return StudyFolder(Path(shutil.copytree(model.root, results / name)))
-
-    return make
 
 
 def unreadable(folder: StudyFolder, neighbour: StudyFolder, capsys: pytest.CaptureFixture[str]) -> str:
@@ -86,51 +67,51 @@ DAMAGES = {
 
 @pytest.mark.parametrize(("words", "damage"), DAMAGES.items())
 def test_a_record_that_cannot_be_read_is_one_line_and_stays_as_it_is(
-    study: Make, tmp_path: Path, words: str, damage: str | bytes, capsys: pytest.CaptureFixture[str]
+    written: Make, tmp_path: Path, words: str, damage: str | bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = study(tmp_path)
+    folder = written(tmp_path)
     if isinstance(damage, bytes):
         folder.database.write_bytes(damage)
     else:
         with closing(sqlite3.connect(folder.database)) as database:
             database.executescript(damage)
-    assert words in unreadable(folder, study(tmp_path, "sound"), capsys)
+    assert words in unreadable(folder, written(tmp_path, "sound"), capsys)
 
 
 def test_a_database_of_something_else_gets_no_table_of_ours(
-    study: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    written: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = study(tmp_path)
+    folder = written(tmp_path)
     folder.database.unlink()
     with closing(sqlite3.connect(folder.database)) as database:
         database.executescript("create table recipes (name)")
-    assert "no such table" in unreadable(folder, study(tmp_path, "sound"), capsys)
+    assert "no such table" in unreadable(folder, written(tmp_path, "sound"), capsys)
 
 
 def test_something_that_is_no_file_is_not_waited_for(
-    study: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    written: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = study(tmp_path)
+    folder = written(tmp_path)
     folder.database.unlink()
     os.mkfifo(folder.database)
-    assert "must be a file" in unreadable(folder, study(tmp_path, "sound"), capsys)
+    assert "must be a file" in unreadable(folder, written(tmp_path, "sound"), capsys)
 
 
 def test_a_record_without_a_version_of_its_tables_or_with_few_facts_is_read(
-    study: Make, tmp_path: Path
+    written: Make, tmp_path: Path
 ) -> None:
     """Facts that a later version adds are missing from the records of an earlier one."""
-    folder = study(tmp_path)
+    folder = written(tmp_path)
     with closing(sqlite3.connect(folder.database)) as database:
         database.executescript("delete from trial_user_attributes; delete from study_user_attributes")
         database.executescript(drop("alembic_version"))
-    record = ledger.read_study(folder)
+    record = ledger.read_written(folder)
     assert [trial.state for trial in record.trials] == ["COMPLETE"] * 6
     assert call("results", folder.root) == 0
 
 
-def test_damage_anywhere_is_read_over_or_told_and_nothing_else(study: Make, tmp_path: Path) -> None:
-    folder = study(tmp_path)
+def test_damage_anywhere_is_read_over_or_told_and_nothing_else(written: Make, tmp_path: Path) -> None:
+    folder = written(tmp_path)
     whole = folder.database.read_bytes()
     chance = random.Random(0)
 
@@ -154,7 +135,7 @@ def test_damage_anywhere_is_read_over_or_told_and_nothing_else(study: Make, tmp_
         folder.database.write_bytes(damaged)
         before = everything(tmp_path)
         try:
-            ledger.read_study(folder)
+            ledger.read_written(folder)
         except StudyError:
             told += 1
         assert everything(tmp_path) == before

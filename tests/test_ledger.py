@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import random
 import signal
@@ -94,6 +95,22 @@ def test_states_values_and_epochs_are_stored_as_optuna_knows_them(path: Path) ->
     assert complete.user_attrs["params"] == {"learning_rate": 0.01}
     assert complete.datetime_start is not None
     assert complete.datetime_complete is not None
+
+
+def test_a_record_is_read_as_optuna_reads_it(path: Path) -> None:
+    book = open_ledger(path)
+    for state, values in [
+        ("COMPLETE", [0.5, math.nan]),
+        ("PRUNED", [0.2]),
+        ("FAIL", []),
+        ("COMPLETE", [0.1]),
+    ]:
+        play(book, state, values)
+    running = book.ask()
+    book.suggested(running.number, {"params": {"strategy": "fuse"}})
+    book.report(running.number, 1, 0.5)
+    book.close()
+    assert ledger.read(path)[0] == [ledger.to_record(trial) for trial in stored(path)]
 
 
 def test_a_running_trial_is_in_the_file_within_a_moment(path: Path) -> None:

@@ -20,26 +20,11 @@ from search.record.ledger import Ledger
 from search.record.study_folder import StudyFolder
 from search.suggest import sampler
 from tests import mounts
-from tests.written import TRIALS, Make, call, everything, write
+from tests.written import TRIALS, Make, call, everything
 
 ROOT = Path(__file__).parents[1]
 WATCHDOG = 120
 NOBODY = 65534
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    return write(tmp_path_factory.mktemp("results"))
-
-
-@pytest.fixture
-def study(model: StudyFolder) -> Callable[..., StudyFolder]:
-    """Make a copy of the study in a folder of results."""
-
-    def make(results: Path, name: str = "pets") -> StudyFolder:
-        return StudyFolder(Path(shutil.copytree(model.root, results / name)))
-
-    return make
 
 
 def closed(folder: StudyFolder) -> None:
@@ -97,9 +82,9 @@ LEAVE = [closed, killed, copied, far, cut_off]
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_no_command_that_reads_changes_a_byte(
-    study: Make, tmp_path: Path, leave: Callable[[StudyFolder], None], capsys: pytest.CaptureFixture[str]
+    written: Make, tmp_path: Path, leave: Callable[[StudyFolder], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = study(tmp_path)
+    folder = written(tmp_path)
     leave(folder)
     before = everything(tmp_path)
     assert call("results", folder.root) == 0
@@ -115,8 +100,8 @@ def test_no_command_that_reads_changes_a_byte(
     assert everything(tmp_path) == before
 
 
-def test_a_study_that_runs_is_read_without_changing_a_byte(study: Make, tmp_path: Path) -> None:
-    folder = study(tmp_path)
+def test_a_study_that_runs_is_read_without_changing_a_byte(written: Make, tmp_path: Path) -> None:
+    folder = written(tmp_path)
     script = f"""
         import sys
         from pathlib import Path
@@ -150,11 +135,11 @@ def test_a_study_that_runs_is_read_without_changing_a_byte(study: Make, tmp_path
             before = everything(tmp_path)
             (row,) = status.in_folder(tmp_path)
             assert (row.state, row.running) == ("running", count - 6)
-            assert len(ledger.read_study(folder).trials) == count
+            assert len(ledger.read_written(folder).trials) == count
             assert everything(tmp_path) == before
         driver.stdin.close()
     assert not folder.is_held()
-    assert len(ledger.read_study(folder).trials) == 8
+    assert len(ledger.read_written(folder).trials) == 8
 
 
 @pytest.fixture
@@ -170,9 +155,9 @@ def open_to_all() -> Iterator[Path]:
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_a_study_is_read_by_somebody_who_may_write_nothing(
-    study: Make, open_to_all: Path, tmp_path: Path, leave: Callable[[StudyFolder], None]
+    written: Make, open_to_all: Path, tmp_path: Path, leave: Callable[[StudyFolder], None]
 ) -> None:
-    folder = study(open_to_all)
+    folder = written(open_to_all)
     leave(folder)
     shutil.copytree(open_to_all, tmp_path / "copy")
     for path in (*open_to_all.rglob("*"), open_to_all):
@@ -212,32 +197,32 @@ def test_a_study_is_read_by_somebody_who_may_write_nothing(
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_a_study_is_read_on_a_file_system_that_nobody_may_write(
-    study: Make, tmp_path: Path, leave: Callable[[StudyFolder], None]
+    written: Make, tmp_path: Path, leave: Callable[[StudyFolder], None]
 ) -> None:
-    folder = study(tmp_path)
+    folder = written(tmp_path)
     leave(folder)
     with mounts.read_only(folder.root, tmp_path / "mounted") as place:
         assert call("results", place) == 0
-        assert status.of_record(ledger.read_study(StudyFolder(place))).done == TRIALS
+        assert status.of_record(ledger.read_written(StudyFolder(place))).done == TRIALS
 
 
 @pytest.mark.parametrize("name", ["a%41", "what?mode=memory", "a#b", "{x}", "größer than", "a:b@c", "-n"])
-def test_a_results_folder_may_have_any_name(study: Make, tmp_path: Path, name: str) -> None:
+def test_a_results_folder_may_have_any_name(written: Make, tmp_path: Path, name: str) -> None:
     results = tmp_path / name
-    folder = study(results)
+    folder = written(results)
     killed(folder)
-    assert len(ledger.read_study(folder).trials) == 7
+    assert len(ledger.read_written(folder).trials) == 7
     assert call("results", folder.root) == 0
     Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0)).close()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert {path.name for path in folder.root.iterdir()} == {"study.yaml", "optuna.db"}
-    assert len(ledger.read_study(folder).trials) == 7
+    assert len(ledger.read_written(folder).trials) == 7
 
 
 def test_a_study_that_begins_while_it_is_read_is_read_as_it_was_or_is(
-    study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = study(tmp_path)
+    folder = written(tmp_path)
     copy = snapshot._copy
     books: list[Ledger] = []
 
@@ -256,10 +241,10 @@ def test_a_study_that_begins_while_it_is_read_is_read_as_it_was_or_is(
 
 
 def test_resume_on_a_full_disk_is_one_line_and_leaves_nothing(
-    study: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    written: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with mounts.small(tmp_path / "small", "2m") as place:
-        folder = study(place)
+        folder = written(place)
         with contextlib.suppress(OSError), (place / "ballast").open("wb", buffering=0) as file:
             while file.write(bytes(4096)) == 4096:
                 pass

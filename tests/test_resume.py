@@ -1,10 +1,12 @@
 """What a resume does to a study's files, without Ray: nothing that is known is lost or done again."""
 
+import errno
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from search.driver import runner
 from search.driver.callback import Watch
 from search.driver.study_run import is_over
 from search.driver.trial import SlotTrial
-from search.errors import SearchError, StudyError
+from search.errors import RecordLost, SearchError, SlotsLost, StudyError
 from search.record import ledger
 from search.record.kept import Kept
 from search.record.ledger import Ledger
@@ -30,7 +32,7 @@ from search.views import table
 from search.views.progress import Progress
 from search.views.tensorboard import Board
 from tests.by_hand import Exchange, run_of
-from tests.files import contents
+from tests.files import changed, contents
 from tests.small import merged
 
 Make = Callable[..., StudyConfig]
@@ -170,13 +172,15 @@ def test_a_finished_study_whose_model_is_not_whole_is_exported_again_and_then_le
         assert (number, to) == (None, study.best)
         shutil.rmtree(to, ignore_errors=True)
         model(study)
+        study.test_reads.write_text('{"read": "a", "trial": "trial-0001", "at": "now"}')
 
     before = contents(finished.root)
     path = finished.root / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     monkeypatch.setattr(runner.export, "export_trial", export)
-    runner.resume(finished.root)
-    assert contents(finished.root) == before
+    told = runner.resume(finished.root)
+    assert [read["trial"] for read in told.test_reads] == ["trial-0001"]
+    assert changed(before, contents(finished.root)) == ["test_reads.jsonl"]
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -266,6 +270,64 @@ def test_a_study_that_its_budget_ended_is_over(tmp_path: Path) -> None:
     assert second.search() == "finished"
     second.close(0.0)
     assert runner.resume(folder.root).trials == ()
+
+
+# A run that fails
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (SlotsLost("no slot is left"), "no slot is left"),
+        (OSError(errno.ENOSPC, "No space left on device", "tune/state.json"), "No space left on device"),
+    ],
+)
+def test_a_study_that_fails_leaves_its_table_and_one_line(
+    finished: StudyFolder, failure: Exception, told: str
+) -> None:
+    whole = finished.table.read_text()
+    finished.table.unlink()
+    with pytest.raises(SearchError, match=told), runner._whole_in_the_end(finished):
+        raise failure
+    assert finished.table.read_text() == whole
+
+
+def test_an_error_that_no_disk_makes_stays_what_it_is(finished: StudyFolder) -> None:
+    with pytest.raises(FileNotFoundError), runner._whole_in_the_end(finished):
+        (finished.root / "nothing").read_text()
+
+
+def test_a_disk_that_is_full_is_the_reason_that_a_watch_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune wraps what a callback raises, so the reason is kept."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with closing(Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))) as book:
+        watch, suggested = follow(StudyFolder(tmp_path), book)
+        monkeypatch.setattr(Board, "epoch", full)
+        with pytest.raises(OSError, match="No space left"):
+            begin(watch, suggested, book, 0.5)
+        watch._board.close()
+        assert isinstance(watch.fatal, RecordLost)
+        assert "got No space left on device (some file). The record is whole up to then" in str(watch.fatal)
+
+
+def test_the_log_of_a_failure_is_found_where_the_study_is_moved_to(tmp_path: Path, small_study: Make) -> None:
+    folder = StudyFolder(tmp_path / "here")
+    folder.root.mkdir()
+    folder.config.write_text(small_study().to_yaml())
+    with closing(Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))) as book:
+        watch, suggested = follow(folder, book)
+        trial = begin(watch, suggested, book, 0.5)
+        watch.on_trial_result(0, [], trial, {"failed": "it broke", "trace": "at line 7"})
+        watch.on_trial_complete(0, [], trial)
+    assert ledger.read(folder.database)[0][0].log == "trials/trial-0000/error.txt"
+    moved = StudyFolder(folder.root.rename(tmp_path / "there"))
+    (record,) = ledger.read_study(moved).trials
+    assert "at line 7" in Path(str(record.log)).read_text()
 
 
 # The watch of a second run

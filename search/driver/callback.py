@@ -1,6 +1,7 @@
 """Tune callback that records each trial's events in the ledger, TensorBoard, progress display and files."""
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -19,7 +20,7 @@ from search.errors import SearchError, SettingsIgnored, SlotsLost
 from search.record.kept import Kept
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
-from search.record.study_folder import StudyFolder, write_text
+from search.record.study_folder import DISK_ERRORS, StudyFolder, write_text
 from search.suggest.sampler import Suggested
 from search.views.progress import Progress
 from search.views.tensorboard import Board
@@ -60,6 +61,21 @@ class _Followed:
     """Traceback of its failure."""
 
 
+def _minding_the_disk(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a method of `Watch` that keeps an error of the disk as `fatal`, since Tune would wrap it."""
+
+    @functools.wraps(method)
+    def guarded(watch: "Watch", *arguments: Any, **info: Any) -> None:
+        try:
+            method(watch, *arguments, **info)
+        except OSError as error:
+            if error.errno in DISK_ERRORS and watch.fatal is None:
+                watch.fatal = watch.folder.lost(error)
+            raise
+
+    return guarded
+
+
 class Watch(Callback):
     """Tune callback that follows all trials of a run of a study.
 
@@ -83,7 +99,7 @@ class Watch(Callback):
         lost: Callable[[], str | None],
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
-        self._folder, self._exchange, self._suggested = folder, exchange, suggested
+        self.folder, self._exchange, self._suggested = folder, exchange, suggested
         self._metric, self._sign = metric, (1.0 if mode == "max" else -1.0)
         self._kept = Kept(folder, metric=metric, mode=mode, count=keep_checkpoints, earlier=ledger.records())
         self._left, self._slots = left, slots
@@ -111,6 +127,7 @@ class Watch(Callback):
         if self.fatal is not None:
             raise self.fatal
 
+    @_minding_the_disk
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Begin to follow a trial and open its TensorBoard run."""
         # After the death of a trial's process Tune starts it again, while the slot trains on.
@@ -120,6 +137,7 @@ class Watch(Callback):
         self._board.start(followed.id, followed.params, followed.baseline, followed.continues)
         self._progress.trial_started(followed.id, followed.params, followed.began, followed.baseline)
 
+    @_minding_the_disk
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
@@ -160,6 +178,7 @@ class Watch(Callback):
         self._board.epoch(followed.id, epoch, metrics, best)
         self._progress.trial_epoch(followed.id, epoch, metrics)
 
+    @_minding_the_disk
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that ran to its end, failed or was stopped early, and free its slot."""
         followed = self._followed.pop(trial.trial_id)
@@ -175,6 +194,7 @@ class Watch(Callback):
         else:
             self._close(followed, "COMPLETE" if full else "PRUNED")
 
+    @_minding_the_disk
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial whose process in Tune failed after all retries, so that no result can arrive."""
         error = _error(trial)
@@ -206,7 +226,7 @@ class Watch(Callback):
     def _give_up(self, reason: str | None) -> None:
         """Set `fatal` if there is a reason to end the study; the first reason counts."""
         if reason is not None and self.fatal is None:
-            root = self._folder.root
+            root = self.folder.root
             self.fatal = SlotsLost(
                 f"{root}: exchange and keeper must run while a study does, but {reason}. "
                 f"The record is whole: `python -m search resume {root}` goes on."
@@ -214,9 +234,10 @@ class Watch(Callback):
 
     def _fail(self, followed: _Followed, reason: str, trace: str) -> None:
         """Close a trial as failed and write its traceback to the error file."""
-        log = self._folder.error(followed.id)
+        log = self.folder.error(followed.id)
         write_text(log, f"{followed.id}: {reason}\n\n{trace}\n")
-        self._close(followed, "FAIL", error=reason, log=str(log))
+        # Relative to the study's folder, which may be moved.
+        self._close(followed, "FAIL", error=reason, log=log.relative_to(self.folder.root).as_posix())
 
     def _close(
         self,
@@ -263,7 +284,7 @@ class Watch(Callback):
             return
         if state == "COMPLETE":  # until the record had the trial, a resumed study would have needed this file
             with contextlib.suppress(OSError):  # `sweep` tries again
-                self._folder.last_weights(followed.id).unlink()
+                self.folder.last_weights(followed.id).unlink()
         with contextlib.suppress(OSError):  # the record is what counts, and the next trial tries again
             self._board.study.ended(_as_record(followed, state))
         self._progress.trial_ended(followed.id, state, followed.best)

@@ -27,7 +27,7 @@ from search.errors import SearchError, SlotsLost, StudyError
 from search.record import changes, ledger, reads
 from search.record.kept import Kept
 from search.record.records import StudyRecord
-from search.record.study_folder import StudyFolder, write_text
+from search.record.study_folder import DISK_ERRORS, StudyFolder, write_text
 from search.slots import capacity, nodes, preflight, slots, train_run
 from search.slots.slots import Slots
 from search.views import export, table
@@ -149,6 +149,7 @@ def _search(
     folder.check_room()
     with contextlib.ExitStack() as held:
         held.enter_context(_alone(folder))
+        held.enter_context(_whole_in_the_end(folder))
         with phases.phase("Ray", "starts its processes, or joins those of a cluster") as phase:
             held.enter_context(connected())
             began = time.monotonic()
@@ -266,6 +267,7 @@ def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> Study
                 export.export_trial(folder, None, folder.best)
         except FinetuneError as error:
             raise _not_exported(folder, str(error)) from error
+        record = dataclasses.replace(record, test_reads=reads.of(folder))
     if not folder.table.exists() or folder.table.stat().st_mtime < folder.database.stat().st_mtime:
         table.to_csv(record, folder.table)  # the driver may have died before it wrote the table
     return record
@@ -276,6 +278,24 @@ def _not_exported(folder: StudyFolder, problem: str) -> SearchError:
         f"{folder.best}: the best model must be exported, got {problem.removesuffix('.')}. "
         f"The record is whole: see to that, then `python -m search resume {folder.root}` exports it."
     )
+
+
+@contextlib.contextmanager
+def _whole_in_the_end(folder: StudyFolder) -> Iterator[None]:
+    """Write the table of a study that failed, too, and tell a disk that takes no more in one line.
+
+    Raises:
+        RecordLost: the disk was full or broken.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if folder.database.exists():
+            with contextlib.suppress(OSError, StudyError):
+                table.to_csv(ledger.read_study(folder), folder.table)
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise folder.lost(error) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from sqlalchemy.pool import StaticPool
 
 from search.config import config_file
 from search.errors import RecordLost, SearchError, StudyError
-from search.record import mirror, reads, snapshot, storage
+from search.record import mirror, reads, rows, snapshot, storage
 from search.record.records import StudyFacts, StudyRecord, TrialRecord, check_types
 from search.record.storage import OLD_NAME, only_study, open_storage
 from search.record.study_folder import StudyFolder, trial_id
@@ -310,21 +310,20 @@ def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]
     try:
         if (name := only_study(stored)) is None:
             raise sqlite3.DatabaseError("no study, or several")
-        study = optuna.load_study(storage=stored, study_name=name)
-        facts = study.user_attrs
-        known = {field.name for field in dataclasses.fields(StudyFacts)} & set(facts)
-        check_types(StudyFacts(**{name: facts[name] for name in known}))
-        return [_checked(trial) for trial in study.get_trials(deepcopy=False)], facts
+        trials, facts = rows.read(memory, name)
     finally:
         storage.let_go(stored)
+    known = {field.name for field in dataclasses.fields(StudyFacts)} & set(facts)
+    check_types(StudyFacts(**{name: facts[name] for name in known}))
+    return [_checked(row) for row in trials], facts
 
 
-def _checked(trial: FrozenTrial) -> TrialRecord:
+def _checked(row: rows.Row) -> TrialRecord:
     try:
-        record = to_record(trial)
+        record = _record(row.number, row.state, row.facts, row.epochs)
         check_types(record)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{trial_id(trial.number)}: {error}") from error
+        raise TypeError(f"{trial_id(row.number)}: {error}") from error
     return record
 
 
@@ -359,7 +358,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         state=state,
         seconds=facts.get("seconds", 0.0),
         provenance=facts.get("provenance", {}),
-        trials=tuple(trials),
+        trials=tuple(_with_log(trial, folder) for trial in trials),
         folder=str(folder.root),
         test_reads=reads.of(folder),
     )
@@ -370,17 +369,25 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     return record
 
 
+def _with_log(trial: TrialRecord, folder: StudyFolder) -> TrialRecord:
+    """Return a trial whose log is the file in this folder, wherever the folder lay when the trial failed."""
+    return trial if trial.log is None else dataclasses.replace(trial, log=str(folder.error(trial.id)))
+
+
 def to_record(trial: FrozenTrial) -> TrialRecord:
     """Return the plain record of an Optuna trial."""
-    facts = trial.user_attrs
+    return _record(trial.number, trial.state.name, trial.user_attrs, len(trial.intermediate_values))
+
+
+def _record(number: int, state: str, facts: Mapping[str, Any], epochs: int) -> TrialRecord:
     return TrialRecord(
-        number=trial.number,
-        id=trial_id(trial.number),
-        state=trial.state.name,
+        number=number,
+        id=trial_id(number),
+        state=state,
         params=facts.get("params", {}),
         baseline=facts.get("baseline"),
         metrics=_metrics(facts),
-        epochs=facts.get("epochs", len(trial.intermediate_values)),
+        epochs=facts.get("epochs", epochs),
         seconds=facts.get("seconds", 0.0),
         error=facts.get("error"),
         note=facts.get("note"),

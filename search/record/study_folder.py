@@ -1,15 +1,18 @@
 """Paths of all files of one study. No other module knows the file names in a results folder."""
 
+import errno
 import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.disk.atomic import replacing
-from search.errors import StudyError
+from search.errors import RecordLost, StudyError
 
 ROOM_BYTES = 2**20
 """Bytes that must be free for a study to begin: SQLite's log and its index, and a trial or two."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of a disk that is full or broken: nothing that the study does can mend it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,14 @@ class StudyFolder:
                 f"{self.root}: a results folder must be writable and have room, got {error.strerror}. "
                 "See to the disk, then resume."
             ) from None
+
+    def lost(self, error: OSError) -> RecordLost:
+        """Return an error of the disk, met while the study ran, as the study's own error."""
+        return RecordLost(
+            f"{self.root}: a results folder must take files while its study runs, got {error.strerror} "
+            f"({error.filename or 'some file'}). The record is whole up to then: see to the disk, then "
+            f"`python -m search resume {self.root}`."
+        )
 
     @property
     def marker(self) -> Path:
