@@ -105,7 +105,7 @@ def test_a_record_without_a_version_of_its_tables_or_with_few_facts_is_read(
     with closing(sqlite3.connect(folder.database)) as database:
         database.executescript("delete from trial_user_attributes; delete from study_user_attributes")
         database.executescript(drop("alembic_version"))
-    record = ledger.read_written(folder)
+    record = ledger.read_study(folder)
     assert [trial.state for trial in record.trials] == ["COMPLETE"] * 6
     assert call("results", folder.root) == 0
 
@@ -135,7 +135,7 @@ def test_damage_anywhere_is_read_over_or_told_and_nothing_else(written: Make, tm
         folder.database.write_bytes(damaged)
         before = everything(tmp_path)
         try:
-            ledger.read_written(folder)
+            ledger.read_study(folder)
         except StudyError:
             told += 1
         assert everything(tmp_path) == before
