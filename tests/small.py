@@ -13,6 +13,7 @@ STUDY: dict[str, Any] = {
         "test_share": 0.3,
         "horizontal_flip": False,
     },
+    "verdict": {"seeds": 0},
     "model": {
         "backbone": "shufflenet_v2_x0_5",
         "weights": {"source": {"kind": "digits", "classes": ["0", "1"], "epochs": 2}},

@@ -47,6 +47,8 @@ class StudyConfig(Section):
     """Storage for the outputs of frozen blocks."""
     early_stopping: sections.EarlyStopping = sections.EarlyStopping()
     """Rule that stops trials which lag behind."""
+    verdict: sections.Verdict = sections.Verdict()
+    """Trainings with other seeds that tell whether the winner is really better."""
     resources: sections.Resources = sections.Resources()
     """Slots, processes, cores and GPUs that train the trials."""
     results: sections.FilePath = "results"

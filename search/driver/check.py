@@ -69,6 +69,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
             "cpus_per_worker": slots.cpus,
             "gpu": slots.gpu,
         },
+        "verdict": _verdict(config),
         "kept": {
             "features": {
                 "dir": features.folder,
@@ -78,6 +79,14 @@ def plan(config: StudyConfig) -> dict[str, Any]:
         },
         "results": str(config.folder),
     }
+
+
+def _verdict(config: StudyConfig) -> dict[str, int]:
+    """Return how many settings are trained again, at most, and with how many seeds."""
+    settings = config.verdict.top + ("recipe" in config.study.baselines) + len(config.strategies) - 1
+    settings = min(settings, config.study.trials)
+    seeds = config.verdict.seeds
+    return {"settings": settings, "seeds": seeds, "trainings": settings * seeds}
 
 
 def resources() -> list[Resources]:
@@ -106,6 +115,7 @@ def lines(planned: dict[str, Any]) -> list[str]:
         text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")
     for section, values in (("data", planned["seen"]), ("space", planned["space"])):
         text += [f"{section}.{key}: {in_words(value, UNITS.get(key, ''))}" for key, value in values.items()]
+    text += _of_verdict(planned["verdict"])
     stop = planned["early_stopping"]
     grace = counted(stop["grace"], "epoch")
     text.append(
@@ -116,6 +126,16 @@ def lines(planned: dict[str, Any]) -> list[str]:
     for what, kept in planned["kept"].items():
         text.append(f"{KEPT[what]}: up to {kept['bytes'] / 2**30:g} GiB on each node, in {kept['dir']}")
     return [*text, f"results: {planned['results']}"]
+
+
+def _of_verdict(planned: dict[str, Any]) -> list[str]:
+    """Return the line on the trainings with other seeds, which follow the trials."""
+    if not planned["seeds"]:
+        return ["no verdict: verdict.seeds is 0"]
+    return [
+        f"verdict: up to {counted(planned['trainings'], 'training')} after the trials, "
+        f"{counted(planned['settings'], 'setting')} with {counted(planned['seeds'], 'other seed')} each"
+    ]
 
 
 def counted(number: int, noun: str) -> str:

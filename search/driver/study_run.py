@@ -19,6 +19,7 @@ from search.config.sections import Study
 from search.config.study import StudyConfig
 from search.driver import tuner
 from search.driver.callback import Watch
+from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.record import changes, ledger
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
@@ -70,7 +71,8 @@ class StudyRun:
         self.planned, self.sampled = to_do(earlier, study, self.space)
         # The budget counts from here on: the start of the slots is not part of it.
         self.clock = Clock(self.ledger)
-        self.deadline = self.clock.deadline(study.budget_seconds)
+        self.budget_ends = self.clock.deadline(study.budget_seconds)
+        self.deadline = self.clock.deadline(search_seconds(config))
         self.progress = Progress(
             study=study.name,
             planned=study.trials,
@@ -119,7 +121,8 @@ class StudyRun:
             metric=study.metric,
             mode=study.mode,
             keep_checkpoints=study.keep_checkpoints,
-            left=len(self.planned) + self.sampled,
+            # Trainings with other seeds follow the trials, so no slot ends for lack of trials.
+            left=len(self.planned) + self.sampled + (warm.plan.slots if config.verdict.seeds else 0),
             slots=warm.plan.slots,
             lost=warm.lost,
         )
@@ -168,7 +171,21 @@ class StudyRun:
         done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
         state = "interrupted" if self._in_time and done < study.trials else "finished"
         self.ledger.set_fact("state", state)
+        if state == "finished" and self.config.verdict.seeds:
+            self._train_again()
         return state
+
+    def _train_again(self) -> None:
+        """Train the settings that matter with other seeds, and enter the verdict."""
+        Repeats(
+            self.config,
+            self.folder,
+            self.ledger,
+            self.warm,
+            fingerprint=self.images.fingerprint,
+            deadline=self.budget_ends,
+            say=self.progress.note,
+        ).run()
 
     def close(self, seconds: float) -> None:
         """Write the record to disk, and close its file even if that fails.
@@ -257,7 +274,8 @@ class StudyRun:
         known = provenance.collect(seed=study.seed, data_fingerprint=self.images.fingerprint)
         counts = {split: len(self.images.splits[split]) for split in self.images.splits}
         skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
-        told = {"images": counts, "chance": chance(self.images), "skipped": skipped, "slots": facts}
+        told = {"images": counts, "classes": list(self.images.classes), "chance": chance(self.images)}
+        told |= {"skipped": skipped, "slots": facts}
         self.ledger.set_fact("provenance", known | told)
 
 
@@ -297,6 +315,14 @@ def chance(images: Catalog) -> dict[str, float]:
         return {}
     most = max(sizes.values()) / sizes.total()
     return {"val/accuracy": most, "val/balanced_accuracy": 1 / len(sizes)}
+
+
+def search_seconds(config: StudyConfig) -> float | None:
+    """Return the seconds of the budget that the trials may use; None: no limit."""
+    budget = config.study.budget_seconds
+    if budget is None or not config.verdict.seeds:
+        return budget
+    return (1 - SHARE_OF_BUDGET) * budget
 
 
 def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Study) -> bool:

@@ -361,6 +361,8 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         trials=tuple(_with_log(trial, folder) for trial in trials),
         folder=str(folder.root),
         test_reads=reads.of(folder),
+        repeats=tuple(facts.get("repeats", ())),
+        verdict=facts.get("verdict"),
     )
     try:
         check_types(record)

@@ -15,8 +15,10 @@ from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 
 
-def enter(folder: StudyFolder, record: StudyRecord, trial: str) -> dict[str, Any]:
+def enter(folder: StudyFolder, record: StudyRecord, trial: str, *, why: str = "export") -> dict[str, Any]:
     """Enter a read of the test split for a trial, and return the facts about it for the model folder.
+
+    `why` is `export`, or `verdict` for a training with another seed, which chooses nothing.
 
     `test_reads` is the number of reads so far, this one included, or None if the study's folder cannot be
     written; `test_read` identifies this read. A study without a test split yields no facts.
@@ -25,7 +27,7 @@ def enter(folder: StudyFolder, record: StudyRecord, trial: str) -> dict[str, Any
         return {}
     at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     read = uuid.uuid4().hex
-    if not _append(folder, {"read": read, "trial": trial, "at": at}):
+    if not _append(folder, {"read": read, "trial": trial, "at": at, "why": why}):
         return {"test_reads": None}
     return {"test_reads": len(of(folder)), "test_read": read}
 
@@ -37,7 +39,7 @@ def withdraw(folder: StudyFolder, entered: dict[str, Any]) -> None:
 
 
 def of(folder: StudyFolder) -> tuple[dict[str, Any], ...]:
-    """Return each read of the test split, in order, as its `trial` and its time `at`.
+    """Return each read of the test split, in order, as its `trial`, its time `at` and `why`.
 
     A damaged line counts as a read for an unknown trial.
     """
@@ -48,7 +50,7 @@ def of(folder: StudyFolder) -> tuple[dict[str, Any], ...]:
     entries = [_entry(line) for line in lines if line.strip()]
     withdrawn = {entry["withdrawn"] for entry in entries if "withdrawn" in entry}
     return tuple(
-        {"trial": entry.get("trial"), "at": entry.get("at")}
+        {"trial": entry.get("trial"), "at": entry.get("at"), "why": entry.get("why", "export")}
         for entry in entries
         if "withdrawn" not in entry and entry.get("read") not in withdrawn
     )

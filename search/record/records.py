@@ -86,6 +86,12 @@ class StudyRecord:
     test_reads: tuple[dict[str, Any], ...] = ()
     """All reads of the test split so far: the `trial` whose model was measured on it, and the time `at`."""
 
+    repeats: tuple[dict[str, Any], ...] = ()
+    """Trainings of the settings that matter with other seeds: `id`, the `trial` whose setting it is, `state`,
+    `metrics` of its best epoch, `epochs`, `seconds` and `error`. They are no trials and have no rank."""
+    verdict: dict[str, Any] | None = None
+    """What these say about the winner, as `search.verdict.words.Verdict` in JSON; None: not measured."""
+
     @property
     def best(self) -> TrialRecord | None:
         """The complete trial with the best `metric` at its best epoch; the earlier one of equals."""
@@ -114,6 +120,8 @@ class StudyFacts:
     state: str = "running"
     seconds: float = 0.0
     provenance: dict[str, Any] = field(default_factory=dict)
+    repeats: list[dict[str, Any]] = field(default_factory=list)
+    verdict: dict[str, Any] | None = None
 
 
 def standing(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

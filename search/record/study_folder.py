@@ -126,6 +126,14 @@ class StudyFolder:
         """Return the path of the checkpoint from which a trial resumes; it is deleted once the trial ends."""
         return self.trial(trial_id) / "last.safetensors"
 
+    def answers(self, trial_id: str) -> Path:
+        """Return the path of what a measured model answered on each validation and test image."""
+        return self.trial(trial_id) / "answers.npz"
+
+    def mistakes(self, trial_id: str) -> Path:
+        """Return the path of an exported model's most confident mistakes, with pictures."""
+        return self.trial(trial_id) / "mistakes.json"
+
     def error(self, trial_id: str) -> Path:
         """Return the path of the full trace of a failed trial."""
         return self.trial(trial_id) / "error.txt"

@@ -16,6 +16,7 @@ from rich.console import Console
 from finetune import safe_text
 from finetune.disk.atomic import replacing
 from search.record.records import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord, standing
+from search.verdict import contest
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
 _HEADER = ("rank", "trial", "state", "strategy", "learning rate", "head size", "frozen layers")
@@ -75,6 +76,9 @@ def comparison(study: StudyRecord) -> list[str]:
     strategy = f" ({cell(best, 'strategy')})"
     lines = [f"best: {best.id}{strategy}, {study.metric} {_number(metrics[study.metric])}{epoch}"]
     lines += [_against(study, best, trial) for trial in standing(study.trials) if trial.baseline]
+    if (found := contest.of(study)).seeds:
+        lines += [f"verdict: {found.sentence}", *[one.sentence for one in [found.luck] if one]]
+        lines += [found.note][: bool(found.note)]
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
     lines.append(
         f"caution: chosen on validation as the best of {complete}, so expect less on new images; "
@@ -114,9 +118,13 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
     """
     trials = {trial.number: _trial_json(study, trial, history) for trial in study.trials}
     best = study.best
-    facts = {name: value for name, value in vars(study).items() if name != "trials"}
+    facts = {
+        name: value for name, value in vars(study).items() if name not in ("trials", "verdict", "repeats")
+    }
     return {
         "study": _plain(facts),
+        "verdict": _plain(contest.of(study).to_json()),
+        "repeats": _plain(study.repeats),
         "best": None if best is None else trials[best.number],
         "trials": list(trials.values()),
     }
@@ -202,9 +210,20 @@ def _test_split(study: StudyRecord) -> str:
         return "there is no test split to measure it on"
     if not study.test_reads:
         return f"'{_command('export', study.folder)}' measures it on the test split, which was not read yet"
-    trials = ", ".join(dict.fromkeys(read["trial"] or "unknown" for read in study.test_reads))
-    times = "once" if len(study.test_reads) == 1 else f"{len(study.test_reads)} times"
-    return f"the test split was read {times}, for {clean(trials)}"
+    for_verdict = sum(read.get("why") == "verdict" for read in study.test_reads)
+    others = [read for read in study.test_reads if read.get("why") != "verdict"]
+    trials = ", ".join(dict.fromkeys(read["trial"] or "unknown" for read in others))
+    told = [f"the test split was read {_times(len(others))}, for {clean(trials)}"] if others else []
+    if for_verdict:
+        told.append(
+            f"{'' if others else 'the test split was read '}{_times(for_verdict)}"
+            f"{' more' if others else ''} for the verdict, which chooses nothing"
+        )
+    return " and ".join(told)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _gain(study: StudyRecord, best: float, other: float) -> str:

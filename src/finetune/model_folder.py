@@ -88,7 +88,7 @@ def write(
 ) -> dict[str, Any]:
     """Write a trial's best weights as the model folder `to`, and measure them on validation and test images.
 
-    Only this function reads the test split. All workers of `world` measure; the first one writes.
+    Only this function and `measure` read the test split. All workers of `world` measure; the first writes.
 
     Args:
         checkpoint_path: checkpoint with the trial's best weights.
@@ -142,6 +142,25 @@ def write(
         with replacing(to / FILES[2]) as path:
             path.write_text(model_card.text(facts), encoding="utf-8")
     return facts
+
+
+def measure(
+    checkpoint_path: Path, answers: Path, *, world: World, features: FeatureSettings | None = None
+) -> None:
+    """Measure a trial's best weights on validation and test images, and keep the answers in a folder.
+
+    Raises:
+        CheckpointError: `checkpoint_path` has no intact checkpoint.
+        DataError: the images are missing or have changed.
+        OSError: the answers cannot be written.
+    """
+    tensors, stored = checkpoint.read(checkpoint_path)
+    run = loop.Run(TrialSettings.from_dict(stored["settings"]), world, features)
+    run.model.load_trained_state(tensors)
+    found = {s: outputs.measure(run, s)[1] for _, s in SPLITS if run.data.size(s)}
+    fitted = calibration.fit(found["val"].logits, found["val"].labels)
+    if world.rank == 0:
+        outputs.save(answers / ANSWERS, found, fitted)
 
 
 def _keep_answers(to: Path, run: loop.Run, found: dict[str, Outputs], fitted: Calibration) -> None:

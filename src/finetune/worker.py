@@ -142,6 +142,7 @@ class _Outbox:
 def _train(job: dict[str, Any], exchange: Any, world: World, tell: Report) -> End:
     keep = job["keep"] | {name: Path(job["keep"][name]) for name in ("best", "last")}
     orders = _Orders(exchange, job["id"]) if world.rank == 0 else None
+    features = FeatureSettings(**job["features"])
     outcome = loop.train(
         TrialSettings.from_dict(job["settings"]),
         keep=Keep(**keep),
@@ -149,8 +150,11 @@ def _train(job: dict[str, Any], exchange: Any, world: World, tell: Report) -> En
         world=world,
         should_stop=orders.stopped if orders else lambda: False,
         should_move=orders.moving if orders else lambda: False,
-        features=FeatureSettings(**job["features"]),
+        features=features,
     )
+    if outcome.state == "complete" and job.get("answers"):
+        model_folder.measure(keep["best"], Path(job["answers"]), world=world, features=features)
+        world.agree(True)  # a barrier: no worker takes the next job before all have finished this one
     return End(outcome.state)
 
 

@@ -8,6 +8,7 @@ from search.config.sections.resources import Resources
 from search.config.sections.space import SpaceSection
 from search.config.sections.stopping import EarlyStopping
 from search.config.sections.study import Study
+from search.config.sections.verdict import Verdict
 
 __all__ = [
     "RANDOM_WEIGHTS",
@@ -22,5 +23,6 @@ __all__ = [
     "Source",
     "SpaceSection",
     "Study",
+    "Verdict",
     "is_weights_file",
 ]

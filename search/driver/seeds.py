@@ -1,0 +1,211 @@
+"""After the search: train the settings that matter again, with other seeds, and measure what they answer.
+
+The trainings run in the study's slots while these are still warm. They are no trials: the sampler does not
+learn from them and they have no rank. The record holds them as its fact `repeats`.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from finetune.messages import End, Epoch, Message
+from search.config import resolve
+from search.config.study import StudyConfig
+from search.errors import SlotsLost
+from search.record import ledger, reads
+from search.record.ledger import Ledger
+from search.record.records import TrialRecord
+from search.record.study_folder import StudyFolder
+from search.slots.slots import Slots
+from search.suggest.space import Space
+from search.verdict import contest
+from search.verdict.contest import FACT, FIRST_SEED
+
+SHARE_OF_BUDGET = 0.15
+"""Share of study.budget that the search leaves for these trainings."""
+LOOK_SECONDS = 0.5
+"""Seconds between two looks at the budget while no training has news."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """One training of a trial's setting with another seed."""
+
+    trial: TrialRecord
+    seed: int
+    """From 0; the seed of trial FIRST_SEED + seed."""
+
+    @property
+    def id(self) -> str:
+        """Name of its folder beside those of the trials."""
+        return f"{self.trial.id}-seed-{self.seed + 1}"
+
+
+class Repeats:
+    """The trainings with other seeds of one study.
+
+    Args:
+        config: the study's config.
+        folder: its results folder.
+        ledger: its record, open for writing.
+        warm: its slots.
+        fingerprint: of its images.
+        deadline: time by `time.monotonic` at which the budget is spent; None: no limit.
+        say: prints a line for the user.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: StudyFolder,
+        ledger: Ledger,
+        warm: Slots,
+        *,
+        fingerprint: str,
+        deadline: float | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._folder, self._ledger, self._warm = config, folder, ledger, warm
+        self._fingerprint, self._deadline, self._say = fingerprint, deadline, say
+        self._space = Space(config)
+
+    def run(self) -> None:
+        """Train what is still to train, within the budget, and enter the verdict into the record."""
+        self._ledger.flush()
+        waiting = self._to_do()
+        if waiting:
+            self._ledger.set_fact("state", "running")  # a study that is killed here goes on with `resume`
+            count = len({again.trial.number for again in waiting})
+            self._say(
+                f"verdict: {len(waiting)} trainings with other seeds, of {count} settings; "
+                "`verdict.seeds: 0` leaves them out"
+            )
+            self._train(waiting)
+        record = ledger.read_study(self._folder)
+        wanted = self._config.verdict
+        found = contest.measured(record, top=wanted.top, seeds=wanted.seeds)
+        self._ledger.set_fact("verdict", found.to_json())
+        self._ledger.set_fact("state", "finished")
+
+    def _to_do(self) -> list[Again]:
+        """Return the trainings that the record lacks: the first seed of all settings, then the second, ..."""
+        record = ledger.read_study(self._folder)
+        chosen = contest.contestants(record, self._config.verdict.top)
+        done = {repeat["id"] for repeat in record.repeats}
+        every = [Again(trial, seed) for seed in range(self._config.verdict.seeds) for trial in chosen]
+        return [again for again in every if again.id not in done] if len(chosen) > 1 else []
+
+    def _train(self, waiting: list[Again]) -> None:
+        """Give all trainings to the slots, and wait until all have ended or the budget is spent."""
+        exchange = self._warm.exchange
+        running = [_Running(again, self._begin(again)) for again in waiting]
+        answers = {exchange.receive.remote(one.again.id, 0): one for one in running}
+        try:
+            while answers and not self._is_late:
+                found, _ = ray.wait(list(answers), timeout=LOOK_SECONDS)
+                if not found and (reason := self._warm.lost()) is not None:
+                    raise SlotsLost(f"slots: exchange and keeper must run on, but {reason}. See Ray's logs.")
+                for answer in found:
+                    one = answers.pop(answer)
+                    one.hear(self._warm.get(answer), self._config.study.metric, self._config.study.mode)
+                    if one.end is None:
+                        answers[exchange.receive.remote(one.again.id, one.heard)] = one
+                    else:
+                        self._enter(one)
+            if answers:
+                self._say(f"verdict: the budget is spent, {len(answers)} trainings are left out")
+        finally:
+            for one in answers.values():
+                exchange.cancel.remote(one.again.id)
+                reads.withdraw(self._folder, one.entered)
+
+    @property
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def _begin(self, again: Again) -> dict[str, Any]:
+        """Submit a training to the slots, and return what `reads.enter` gave for it."""
+        folder, study = self._folder, self._config.study
+        record = ledger.read_study(folder)
+        settings = self._space.settings(
+            again.trial.params, number=FIRST_SEED + again.seed, cache_dir=str(resolve.cache_dir())
+        )
+        job = {
+            "id": again.id,
+            "kind": "train",
+            "settings": settings.to_dict(),
+            "features": dataclasses.asdict(resolve.feature_settings(self._config)),
+            "params": again.trial.params,
+            "data_fingerprint": self._fingerprint,
+            "spared": True,
+            "may_be_stopped": False,
+            "keep": {
+                "metric": study.metric,
+                "mode": study.mode,
+                "best": str(folder.best_weights(again.id)),
+                "last": str(folder.last_weights(again.id)),
+            },
+            "answers": str(folder.trial(again.id)),
+        }
+        entered = reads.enter(folder, record, again.id, why="verdict")
+        self._warm.get(self._warm.exchange.submit.remote(job))
+        return entered
+
+    def _enter(self, one: "_Running") -> None:
+        """Write an ended training into the record, and remove its weights."""
+        again, folder = one.again, self._folder
+        self._warm.exchange.cancel.remote(again.id)
+        for weights in (folder.best_weights, folder.last_weights):
+            with contextlib.suppress(OSError):
+                weights(again.id).unlink(missing_ok=True)
+        if one.failed is not None:
+            reads.withdraw(folder, one.entered)
+            shutil.rmtree(folder.trial(again.id), ignore_errors=True)
+        told = {
+            "id": again.id,
+            "trial": again.trial.id,
+            "state": "FAIL" if one.failed is not None else "COMPLETE",
+            "metrics": one.best,
+            "epochs": one.epochs,
+            "seconds": round(time.monotonic() - one.began, 3),
+            "error": one.failed,
+        }
+        self._ledger.set_fact(FACT, [*self._ledger.facts.get(FACT, []), told])
+        score = one.best.get(self._config.study.metric)
+        what = one.failed if one.failed is not None or score is None else f"{score:.4f}"
+        self._say(f"verdict: {again.id} {what}")
+
+
+class _Running:
+    """A training that a slot has, or will have."""
+
+    def __init__(self, again: Again, entered: dict[str, Any]) -> None:
+        self.again, self.entered = again, entered
+        self.began = time.monotonic()
+        self.heard = self.epochs = 0
+        self.best: dict[str, float] = {}
+        self.end: str | None = None
+        """How it ended: `complete`, `stopped` or `failed`."""
+        self.failed: str | None = None
+
+    def hear(self, messages: list[Message], metric: str, mode: str) -> None:
+        """Take the next messages of its worker."""
+        sign = 1.0 if mode == "max" else -1.0
+        self.heard += len(messages)
+        for message in messages:
+            match message:
+                case Epoch(metrics):
+                    self.epochs += 1
+                    if not self.best or sign * (metrics[metric] - self.best[metric]) > 0:
+                        kept = ("val/", "epoch")
+                        self.best = {name: value for name, value in metrics.items() if name.startswith(kept)}
+                case End("complete"):
+                    self.end = "complete"
+                case End():
+                    self.end = message.state
+                    self.failed = message.error or f"it was {message.state}"
