@@ -139,7 +139,7 @@ class Repeats:
             "id": again.id,
             "kind": "train",
             "settings": settings.to_dict(),
-            "features": dataclasses.asdict(resolve.feature_settings(self._config)),
+            "features": dataclasses.asdict(resolve.feature_settings(self._config)) | {"test": True},
             "params": again.trial.params,
             "data_fingerprint": self._fingerprint,
             "spared": True,

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 
 from search.errors import StudyError
@@ -91,7 +92,10 @@ def _title(material: Material) -> str:
 
 
 def _section(section: Section) -> Markup:
-    parts = (_figure(part) if isinstance(part, Figure) else part for part in section.parts)
+    parts: list[Markup] = []
+    for small, some in groupby(section.parts, lambda part: isinstance(part, Figure) and part.small):
+        made = [_figure(part) if isinstance(part, Figure) else part for part in some]
+        parts += [tag("div", *made, class_="grid")] if small else made
     return tag("section", tag("h2", section.title), *parts, id=section.key)
 
 

@@ -24,6 +24,8 @@ class Figure:
     """A drawing without scripts, for the figures that carry the verdict."""
     height: int = 360
     """Pixels."""
+    small: bool = False
+    """Stand beside others of its kind where there is room."""
 
 
 @dataclass(frozen=True)

@@ -82,5 +82,24 @@ def steps(best: Sequence[tuple[float, float]], dots: Sequence[tuple[float, float
     return _drawing(height, "Best score so far over seconds of training", [*spots, curve, *words])
 
 
+def bars(rows: Sequence[tuple[str, float, float, float]]) -> Markup:
+    """Return shares with their intervals between 0 and 1, a row for each name."""
+
+    def x(value: float) -> float:
+        return round(LEFT + value * (WIDTH - LEFT - 60), 1)
+
+    parts: list[Markup] = []
+    for i, (name, share, low, high) in enumerate(rows):
+        y = 20 + 26 * i
+        short = name if len(name) <= 24 else f"{name[:22]}…"
+        parts += [
+            tag("text", short, x=0, y=y + 4),
+            tag("line", x1=x(low), x2=x(high), y1=y, y2=y, class_="bar even"),
+            tag("circle", cx=x(share), cy=y, r=5, class_="dot even"),
+            tag("text", f"{share:.3f}", x=WIDTH - 44, y=y + 4, class_="axis"),
+        ]
+    return _drawing(26 * len(rows) + 16, "Recall of each class with its interval", parts)
+
+
 def _drawing(height: int, label: str, parts: Sequence[Markup]) -> Markup:
     return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, class_="still")

@@ -3,6 +3,7 @@
 Shapes: N images, C classes.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,14 @@ class Answers:
     """Probability of the label's class, (N,)."""
     in_top5: NDArray[np.bool_]
     """Whether the label is among the five most probable classes, (N,)."""
+    calibrated: Floats | None = None
+    """The confidence behind the model's temperature, (N,); None if it is not known."""
+
+    def with_calibration(self) -> "Answers":
+        """Return the answers with the calibrated confidence in place of the other."""
+        if self.calibrated is None:
+            raise ValueError("answers without a calibrated confidence")
+        return dataclasses.replace(self, confidence=self.calibrated)
 
     @property
     def right(self) -> Floats:

@@ -78,6 +78,7 @@ def load_answers(path: Path, split: str) -> Answers:
             confidence=found["confidence"].astype(np.float64),
             of_label=found["of_label"].astype(np.float64),
             in_top5=kept[f"{split}/in_top5"],
+            calibrated=kept[f"{split}/calibrated"].astype(np.float64),
         )
 
 

@@ -17,6 +17,7 @@ from finetune import safe_text
 from finetune.disk.atomic import replacing
 from search.record.records import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord, standing
 from search.verdict import contest
+from search.views import measured
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
 _HEADER = ("rank", "trial", "state", "strategy", "learning rate", "head size", "frozen layers")
@@ -125,6 +126,7 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
         "study": _plain(facts),
         "verdict": _plain(contest.of(study).to_json()),
         "repeats": _plain(study.repeats),
+        "model": _plain(measured.model_facts(study)),
         "best": None if best is None else trials[best.number],
         "trials": list(trials.values()),
     }
@@ -240,9 +242,13 @@ def _cause(trial: TrialRecord) -> str:
     return clean(lines[0]) if lines else "no reason recorded"
 
 
+def without_paths(cause: str) -> str:
+    """Return a message with PATH in place of every path in it."""
+    return re.sub(r"(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\",;:)\]]+", "PATH", cause)
+
+
 def _normalised(cause: str) -> str:
-    cause = re.sub(r"(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\",;:)\]]+", "PATH", cause)
-    return re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", "N", cause)
+    return re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", "N", without_paths(cause))
 
 
 def _command(*words: str) -> str:

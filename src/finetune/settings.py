@@ -109,6 +109,8 @@ class FeatureSettings:
     size agree."""
     alike_views: float = 1.0
     """Estimated share that can also read its training features, because the augmentation agrees as well."""
+    test: bool = False
+    """Store the features of test images too, as several models will be measured on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,35 @@
 """The sections of the report, in the order in which they stand on the page.
 
-A later part of the product adds a function here: `provider(material) -> Section | None`.
+A later part of the product adds a function here: `provider(material) -> Section | None`. A section that has
+nothing to show is None, and the page has no room for it.
 """
 
 from search.report.section import Provider
-from search.report.sections import progress, trials, verdict
+from search.report.sections import (
+    baselines,
+    classes,
+    costs,
+    curves,
+    failures,
+    mistakes,
+    progress,
+    reproduce,
+    space,
+    trials,
+    verdict,
+)
 
-PROVIDERS: tuple[Provider, ...] = (verdict.section, trials.section, progress.section)
+PROVIDERS: tuple[Provider, ...] = (
+    verdict.section,
+    trials.section,
+    baselines.section,
+    progress.section,
+    space.section,
+    curves.section,
+    classes.section,
+    mistakes.section,
+    # here: suspects in the data (label errors, near-duplicates across splits, shortcuts)
+    failures.section,
+    costs.section,
+    reproduce.section,
+)

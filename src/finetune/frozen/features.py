@@ -88,6 +88,7 @@ class Inputs:
         """Frozen blocks prepared for a pass, by pass, first block and end."""
         self._feeds: dict[tuple[str, str], Tensor | None] = {}
         """Stored rows by split and name of the sheet; None if the store has no room for them."""
+        self._stores_test = stored is not None and stored.test
         if stored is not None and stored.mode != "off" and len(model.prefix):
             self._use(stored, blocks)
 
@@ -135,8 +136,8 @@ class Inputs:
         """
         training = view is not None
         sheet, cut = self.data.sheet(split, view), self._cuts[training]
-        if split == "test":
-            cut = None  # only exported models read it, so storing would not pay
+        if split == "test" and not self._stores_test:
+            cut = None  # an export alone reads it, so storing would not pay
         if cut is not None and (split, sheet.name) not in self._feeds:
             self._feeds[split, sheet.name] = self._near(self._rows(split, sheet, cut))
         rows = self._feeds.get((split, sheet.name))

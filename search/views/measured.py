@@ -1,0 +1,29 @@
+"""What was measured of the best model: the facts of its folder, and its answers in the record."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.record.records import StudyRecord
+from search.record.study_folder import StudyFolder
+
+_KEPT = ("format", "backbone", "strategy", "classes", "metrics", "calibration")
+
+
+def model_facts(record: StudyRecord) -> dict[str, Any] | None:
+    """Return what `best/model.yaml` says of the best trial's model; None if it is not there, or another's."""
+    if record.best is None:
+        return None
+    path = StudyFolder(Path(record.folder)).best / "model.yaml"
+    try:
+        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        if facts["provenance"]["trial"] != record.best.id:
+            return None
+        return {name: facts[name] for name in _KEPT if name in facts}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The fast loader where PyYAML was built with it: a thousand classes are thousands of lines."""
