@@ -18,15 +18,14 @@ def section(material: Material) -> Section:
     record, ranked = material.record, material.ranked
     short = [trial for i, trial in enumerate(ranked) if i < SHOWN or trial.baseline]
     searched = _searched(material)
-    head = ["rank", "trial", "state", *map(_title, FIRST), f"best {record.metric}", "epochs", "seconds"]
+    head = ["rank", "trial", f"best {material.metric}", *map(_title, FIRST), "state", "epochs", "seconds"]
     places = {trial.number: place for place, trial in enumerate(ranked, start=1)}
     parts: list[Any] = [
-        tag("p", f"The best of {len(ranked)} trials; r marks the fixed recipe, s the training from scratch."),
-        table(head, (_row(material, t, places[t.number], FIRST) for t in short), caption="Best trials"),
+        table(head, (_row(material, t, places[t.number], FIRST) for t in short), caption=f"The best of {len(ranked)} trials, and the baselines"),
     ]
     if ranked:
         every = [*FIRST, *(name for name in searched if name not in FIRST)]
-        wide = ["rank", "trial", "state", *map(_title, every), f"best {record.metric}", "epochs", "seconds"]
+        wide = ["rank", "trial", f"best {material.metric}", *map(_title, every), "state", "epochs", "seconds"]
         rows = (_row(material, t, places[t.number], every) for t in ranked)
         whole = table(wide, rows, caption="Every trial; click a column to sort by it", sortable=True)
         parts.append(details(f"All {len(ranked)} trials with every searched setting", whole))
@@ -58,9 +57,9 @@ def _row(material: Material, trial: TrialRecord, place: int, settings: Any) -> l
     return [
         place if trial.state == "COMPLETE" and score is not None else "–",
         name,
-        state_of(trial),
-        *(_setting(trial, name, at) for name in settings),
         number(score, ".4f", *at, "metrics", "best", record.metric),
+        *(_setting(trial, name, at) for name in settings),
+        state_of(trial),
         number(trial.epochs, "d", *at, "epochs"),
         number(trial.seconds, ".1f", *at, "seconds"),
     ]
