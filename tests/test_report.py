@@ -85,7 +85,10 @@ def rounds_to(value: float, shown: str) -> bool:
 
 
 def test_the_sections_stand_in_order(written: Path) -> None:
-    assert Page(written.read_text()).sections[:3] == ["verdict", "trials", "progress"]
+    assert Page(written.read_text()).sections == [
+        *("verdict", "trials", "baselines", "progress", "space", "curves", "classes", "mistakes"),
+        *("failures", "costs", "reproduce"),
+    ]
 
 
 def test_nothing_in_the_page_refers_to_an_address_and_it_is_small(written: Path) -> None:
@@ -108,3 +111,95 @@ def test_a_missing_plotly_is_one_line_with_the_command(
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(StudyError, match=r"pip install 'transfer-search\[report\]'"):
         page.write(folder)
+
+
+HOSTILE = (
+    '</script><img src=x onerror="window.attacked=1">',
+    "<svg onload=window.attacked=1>",
+    "'\"><script>window.attacked=1</script>",
+    "a href=javascript:window.attacked=1 \u202e <b>bold</b> &amp; &lt;",
+    "n" * 200,
+)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hostile") / "flowers"
+    return page.write(synthetic_study.write(root, 12, classes=HOSTILE))
+
+
+def test_names_from_outside_open_no_element(hostile: Path) -> None:
+    text = hostile.read_text()
+    tags = Tags(text)
+    assert tags.scripts == 2 + tags.figures  # plotly, the page's own, and the data of each figure
+    assert not tags.strange
+    assert "onerror=" not in tags.attributes
+    assert "\u202e" not in text
+
+
+class Tags(HTMLParser):
+    """How many scripts and figures a page has, and what should not be there."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.scripts = self.figures = 0
+        self.strange: list[str] = []
+        self.attributes: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.scripts += tag == "script"
+        self.figures += given.get("type") == "application/json"
+        self.attributes |= {f"{name}=" for name in given}
+        if tag in ("iframe", "object", "embed", "link", "form"):
+            self.strange.append(tag)
+        address = given.get("src") or given.get("href") or "#"
+        if not address.startswith(("#", "data:image/webp;base64,")):
+            self.strange.append(f"{tag} {address}")
+
+
+CANARIES = ("canary-class", "canary-path", "canary-host", "canary-study")
+
+
+def test_a_shareable_page_has_no_image_no_path_and_no_name(tmp_path: Path) -> None:
+    root = tmp_path / "canary-path" / "canary-study"
+    provenance = {
+        "images": {"train": 10, "val": 5, "test": 5},
+        "skipped": [{"path": "canary-path/x.jpg", "reason": "broken"}],
+        "slots": {"slot-0": {"host": "canary-host", "device": "CPU"}},
+    }
+    folder = synthetic_study.write(root, 30, classes=("canary-class 1", "b", "c"), provenance=provenance)
+    whole = page.write(folder).read_text()
+    assert [canary for canary in CANARIES if canary not in whole] == []
+    shared = page.write(folder, tmp_path / "shared.html", shareable=True).read_text()
+    assert [canary for canary in CANARIES if canary in shared] == []
+    assert "data:image" not in shared.split("<script>")[0].replace("img-src data:", "")
+    assert Page(shared).sections == [s for s in Page(whole).sections if s != "mistakes"]
+    assert str(tmp_path) not in shared
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_study_of_one_or_two_trials_has_a_page(tmp_path: Path, trials: int) -> None:
+    text = page.write(synthetic_study.write(tmp_path / "few", trials)).read_text()
+    assert "there is no other setting to compare it with" in text or "not measured over seeds" in text
+
+
+def test_a_study_without_a_complete_trial_has_a_page(tmp_path: Path) -> None:
+    from search.record.records import StudyRecord
+    from search.report.material import Material
+
+    record = StudyRecord(
+        name="none", metric="val/accuracy", mode="max", planned=3, epochs=2, state="interrupted", seconds=0.0,
+        provenance={}, trials=(), folder=str(tmp_path),
+    )  # fmt: skip
+    text = page.page(Material(record), "")
+    assert "No verdict: no trial completed with val/accuracy." in text
+    assert Page(text).sections == ["verdict", "trials", "reproduce"]
+
+
+def test_a_thousand_classes_have_a_page(tmp_path: Path) -> None:
+    names = tuple(f"class number {i}" for i in range(1000))
+    text = page.write(synthetic_study.write(tmp_path / "many", 2, epochs=2, classes=names)).read_text()
+    assert len(text) < 8 * 2**20
+    assert "Most frequent confusions" in text

@@ -51,7 +51,7 @@ def test_a_winner_is_better_than_the_recipe_and_the_interval_is_the_one_worked_o
     assert one.outcome == "better"
     assert found.sentence == (
         f"trial-0008 (fuse) is better than the recipe (+16.25 points, {100 * one.low:+.2f} to "
-        f"{100 * one.high:+.2f})."
+        f"{100 * one.high:+.2f}): on 400 test images over 3 seeds."
     )
     assert (found.images, found.seeds, found.split, found.score) == (400, 3, "test", pytest.approx(0.8625))
 
@@ -202,7 +202,8 @@ def random_answers(images: int = 60, classes: int = 4) -> tuple[Answers, np.ndar
 
 
 def without(made: Answers, image: int) -> Answers:
-    return Answers(**{name: np.delete(value, image) for name, value in vars(made).items()})
+    arrays = {name: value for name, value in vars(made).items() if value is not None}
+    return Answers(**{name: np.delete(value, image) for name, value in arrays.items()})
 
 
 def ece(made: Answers) -> float:

@@ -10,6 +10,8 @@ from search.verdict.paired import Interval, Runs, difference
 
 CONFIDENCE = 0.95
 """Confidence that all intervals of a verdict hold at once: each has 1 - 0.05 / their number (Bonferroni)."""
+SPLITS = {"test": "test", "val": "validation"}
+"""Name of each split for people."""
 LEAST_SEEDS = 2
 """Seeds below which nothing is known about the chance of a seed."""
 
@@ -144,7 +146,7 @@ def verdict(
     luck = _luck(winner, others, sign, scale) if len(winner.again) else None
     return Verdict(
         winner=winner.trial,
-        sentence=_sentence(winner, compared, luck, scale, measured=measured),
+        sentence=_sentence(winner, compared, luck, scale, split if measured else ""),
         split=split if measured else "",
         images=runs.credits.shape[1] if runs is not None and measured else 0,
         seeds=len(winner.again),
@@ -231,7 +233,7 @@ def _compare(
     found = difference(winner.runs, other.runs, level=level, sign=sign)
     outcome = _outcome(found)
     images = winner.runs.credits.shape[1]
-    where = {"test": "test", "val": "validation"}[split]
+    where = SPLITS[split]
     told = {"better": "better", "worse": "worse", "cannot be told apart": "cannot be told apart"}[outcome]
     return Comparison(
         against=name,
@@ -277,11 +279,11 @@ def _luck(winner: Contestant, others: Sequence[Contestant], sign: float, scale: 
 
 
 def _sentence(
-    winner: Contestant, compared: Sequence[Comparison], luck: Luck | None, scale: Scale, *, measured: bool
+    winner: Contestant, compared: Sequence[Comparison], luck: Luck | None, scale: Scale, split: str
 ) -> str:
     """Return the verdict in one or two sentences."""
     who = f"{winner.trial} ({winner.baseline or winner.strategy})"
-    if not measured or not any(one.outcome != "not measured" for one in compared):
+    if not split or winner.runs is None or not any(one.outcome != "not measured" for one in compared):
         if not compared:
             return f"{who} won; there is no other setting to compare it with."
         return f"{who} has the best score, but whether it is really better was not measured over seeds."
@@ -296,7 +298,9 @@ def _sentence(
     if by["not measured"]:
         parts.append("was not measured against " + _list(by["not measured"], None))
     start = f"{who} won by luck: it" if luck is not None and luck.won_by_luck else who
-    return f"{start} {', and '.join(parts)}."
+    images, seeds = winner.runs.credits.shape[1], len(winner.again)
+    where = f"on {images} {SPLITS[split]} images over {seeds} seeds"
+    return f"{start} {', and '.join(parts)}: {where}."
 
 
 _ORDER: tuple[Outcome, ...] = ("better", "worse", "cannot be told apart", "not measured")

@@ -15,13 +15,14 @@ FIRST = ("strategy", "learning_rate", "head_size", "frozen_layers")
 
 def section(material: Material) -> Section:
     """Return the best trials and the baselines, and below them every trial with all searched settings."""
-    record, ranked = material.record, material.ranked
+    ranked = material.ranked
     short = [trial for i, trial in enumerate(ranked) if i < SHOWN or trial.baseline]
     searched = _searched(material)
     head = ["rank", "trial", f"best {material.metric}", *map(_title, FIRST), "state", "epochs", "seconds"]
     places = {trial.number: place for place, trial in enumerate(ranked, start=1)}
+    caption = f"The best of {len(ranked)} trials, and the baselines"
     parts: list[Any] = [
-        table(head, (_row(material, t, places[t.number], FIRST) for t in short), caption=f"The best of {len(ranked)} trials, and the baselines"),
+        table(head, (_row(material, t, places[t.number], FIRST) for t in short), caption=caption),
     ]
     if ranked:
         every = [*FIRST, *(name for name in searched if name not in FIRST)]
