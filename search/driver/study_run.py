@@ -330,7 +330,9 @@ def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Stud
     if facts.get("state") != "finished":
         return False
     budget = study.budget_seconds
-    return _left(trials, study) <= 0 or (budget is not None and facts.get("seconds", 0.0) >= budget)
+    # The verdict may have left some of its share.
+    spent = budget is not None and facts.get("seconds", 0.0) >= (1 - SHARE_OF_BUDGET) * budget
+    return _left(trials, study) <= 0 or spent
 
 
 def _left(trials: Iterable[TrialRecord], study: Study) -> int:
