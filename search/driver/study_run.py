@@ -274,8 +274,8 @@ class StudyRun:
         known = provenance.collect(seed=study.seed, data_fingerprint=self.images.fingerprint)
         counts = {split: len(self.images.splits[split]) for split in self.images.splits}
         skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
-        told = {"images": counts, "classes": list(self.images.classes), "chance": chance(self.images)}
-        told |= {"skipped": skipped, "slots": facts}
+        told: dict[str, Any] = {"images": counts, "chance": chance(self.images)}
+        told |= {"classes": list(self.images.classes), "skipped": skipped, "slots": facts}
         self.ledger.set_fact("provenance", known | told)
 
 
