@@ -272,6 +272,22 @@ def test_a_study_that_its_budget_ended_is_over(tmp_path: Path) -> None:
     assert runner.resume(folder.root).trials == ()
 
 
+def test_files_of_trials_that_the_record_has_lost_are_told_and_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody has removed the log of a killed study: no trial may find the checkpoint of another one."""
+    folder = StudyFolder(tmp_path / "small")
+    folder.root.mkdir()
+    with closing(Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))) as book:
+        play(book, 0.5)
+    for number in range(3):
+        weigh(folder, f"trial-{number:04d}", "best", "last")
+    run = run_of(folder)
+    run.close(0.0)
+    assert "got nothing of trial-0001, trial-0002. Was optuna.db-wal removed?" in capsys.readouterr().err
+    assert {path.name for path in folder.trial("").iterdir()} == {"trial-0000"}
+
+
 # A run that fails
 
 

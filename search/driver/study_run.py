@@ -86,6 +86,11 @@ class StudyRun:
             workers=warm.plan.workers,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
+        if unknown := folder.remove_unknown(len(past)):
+            self.progress.note(
+                f"{folder.database}: the record must know every trial with files beside it, got nothing of "
+                f"{', '.join(unknown)}. Was optuna.db-wal removed? The files are removed, and others run"
+            )
         if self._anew or self._forgotten:
             self.progress.note(
                 f"{folder.config}: the space was changed: the sampler learns from {self._anew} earlier "

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,17 @@ class StudyFolder:
     def error(self, trial_id: str) -> Path:
         """Return the path of the full trace of a failed trial."""
         return self.trial(trial_id) / "error.txt"
+
+    def remove_unknown(self, trials: int) -> list[str]:
+        """Remove the files of trials that a record of so many trials does not know; return their names.
+
+        A later trial of the same name would find a checkpoint that is not its own, and fail.
+        """
+        known = {trial_id(number) for number in range(trials)}
+        found = sorted({path.name for path in self.trial("").glob("trial-*")} - known)
+        for name in found:
+            shutil.rmtree(self.trial(name), ignore_errors=True)
+        return found
 
     @classmethod
     def create(cls, results: Path, name: str) -> "StudyFolder":
