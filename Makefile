@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+STUDY ?= results/quickstart
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A stamp is written after a successful install, and the install is repeated once pyproject.toml is newer.
 READY := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lab test-ray lint schema bench dev clean
+.PHONY: help quickstart test test-lab test-ray lint schema bench screenshots dev clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ schema: $(READY)  ## write configs/schema.json and docs/config.md again, after a
 
 bench: $(READY)  ## every benchmark, into benchmarks/RESULTS.md; ARGS="--quick --images DIR --weights FILE"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+screenshots: $(DEV)  ## pictures of the report in docs/, of the study STUDY=results/quickstart; needs chromium
+	$(BIN)/python -m benchmarks.screenshots $(STUDY)
 
 dev: $(DEV)  ## install only, with the tools for development
 

@@ -1,7 +1,7 @@
 """Measure the report at 10, 100 and 1,000 trials: `python -m benchmarks.report_size`.
 
-The studies are made up (benchmarks/synthetic_study.py). With a Chromium on the machine it also measures how long
-the page takes to load and to draw all figures, without a network.
+The studies are made up (benchmarks/synthetic_study.py). With a Chromium on the machine it also measures how
+long the page takes to load and to draw all figures, without a network.
 """
 
 import argparse

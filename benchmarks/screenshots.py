@@ -25,7 +25,10 @@ SHOWN = """(async () => {
   scrollTo(0, 0);
 })()"""
 """Draw every figure, as a reader who scrolls through the page does."""
-BOX = "(() => { const b = document.querySelector('#%s').getBoundingClientRect(); return [b.top + scrollY, b.height]; })()"
+BOX = """(() => {
+  const box = document.querySelector("#%s").getBoundingClientRect();
+  return [box.top + scrollY, box.height];
+})()"""
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The report: one page, of which every number is one of the record's."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,30 @@ def test_a_thousand_classes_have_a_page(tmp_path: Path) -> None:
     text = page.write(synthetic_study.write(tmp_path / "many", 2, epochs=2, classes=names)).read_text()
     assert len(text) < 8 * 2**20
     assert "Most frequent confusions" in text
+
+
+PAIRS = [
+    (ink, ground) for ink in ("ink", "soft", "link", "up", "down", "even") for ground in ("card", "ground")
+]
+PAIRS += [("ink", "shade"), ("soft", "shade")]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_a_contrast_of_at_least_4_5_in_both_themes(theme: str) -> None:
+    css = (Path(page.__file__).parent / "page.css").read_text()
+    block = css.split(":root {")[1] if theme == "light" else css.split(':root[data-theme="dark"] {')[1]
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block.split("}")[0]))
+    low = {pair: contrast(colours[pair[0]], colours[pair[1]]) for pair in PAIRS}
+    assert {pair: ratio for pair, ratio in low.items() if ratio < 4.5} == {}
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours (WCAG 2)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

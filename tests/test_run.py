@@ -26,8 +26,10 @@ from search.driver import callback, runner, tuner
 from search.driver.trial import SlotTrial
 from search.errors import SearchError, SettingsIgnored
 from search.record.ledger import read_study
+from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.slots import slots
+from search.verdict import contest
 from search.views.tensorboard.columns import Columns
 from search.views.tensorboard.study_page import STUDY_RUN
 from tests import torchless
@@ -75,11 +77,38 @@ def slot_processes() -> list[str]:
     return [title for title in titles if any(name in title for name in names)]
 
 
+def check_verdict(record: StudyRecord) -> None:
+    """Check the trainings with other seeds, and what they say."""
+    folder = StudyFolder(Path(record.folder))
+    found = contest.of(record)
+    chosen = contest.contestants(record, top=2)
+    ids = {f"{trial.id}-seed-{seed}" for trial in chosen for seed in (1, 2)}
+    assert {repeat["id"] for repeat in record.repeats} == ids
+    assert {repeat["state"] for repeat in record.repeats} == {"COMPLETE"}
+    assert all(repeat["epochs"] == 3 for repeat in record.repeats)
+    assert (found.seeds, found.split, found.images) == (2, "test", record.provenance["images"]["test"])
+    assert all(one.outcome != "not measured" for one in found.comparisons)
+    assert found.comparisons[0].against == "recipe"
+    for name in ids:
+        answers = contest.load_answers(folder.answers(name), "test")
+        assert len(answers.labels) == found.images
+        assert not folder.best_weights(name).exists()
+    for_verdict = [read["trial"] for read in record.test_reads if read["why"] == "verdict"]
+    assert sorted(for_verdict) == sorted(ids)
+    # The seeds differ, and so do the models, but the sampler and the ranks know nothing of them.
+    assert len({repeat["metrics"]["val/loss"] for repeat in record.repeats}) == len(ids)
+    assert len(record.trials) == 8
+    resumed = runner.resume(folder.root)
+    assert resumed.repeats == record.repeats
+
+
 @pytest.mark.every_ray
 def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_study: Make) -> None:
-    config = small_study(study={"trials": 8, "baselines": ["recipe", "scratch"], "seed": 3})
+    study = {"trials": 8, "baselines": ["recipe", "scratch"], "seed": 3}
+    config = small_study(study=study, verdict={"seeds": 2})
     record = runner.run(config)
     assert record.state == "finished"
+    check_verdict(record)
     assert [trial.number for trial in record.trials] == list(range(8))
     assert [trial.baseline for trial in record.trials[:2]] == ["recipe", "scratch"]
     assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
