@@ -7,7 +7,7 @@ from typing import Any
 from search.record.records import TrialRecord
 
 LEAST_TRIALS = 8
-"""Complete, sampled trials of a strategy below which importances would be noise."""
+"""Sampled trials of a strategy below which importances would be noise."""
 
 
 def searched(trials: Sequence[TrialRecord]) -> list[str]:
@@ -29,7 +29,9 @@ def within_strategies(trials: Sequence[TrialRecord], metric: str, mode: str) -> 
         mine = [
             t
             for t in trials
-            if str(t.params.get("strategy")) == strategy and t.state == "COMPLETE" and t.baseline is None
+            if str(t.params.get("strategy")) == strategy
+            and t.state in ("COMPLETE", "PRUNED")
+            and t.baseline is None
         ]
         shares = _importances(mine, metric, mode) if len(mine) >= LEAST_TRIALS else {}
         if shares:

@@ -226,11 +226,16 @@ class _Axis:
     def labels(self) -> list[tuple[float, str, str]]:
         """Heights, texts and anchors of the labels along the axis."""
         if self._names:
-            return [(self.at(name), name, "bottom") for name in self._names]
+            places = [(self.at(name), name) for name in self._names]
+            return [(y, name, "bottom" if y else "top") for y, name in places]
         found = [
-            (self.at(self.low), f"{self.low:.3g}", "top"),
-            (self.at(self._top), f"{self._top:.3g}", "bottom"),
+            (self.at(self.low), _short(self.low), "top"),
+            (self.at(self._top), _short(self._top), "bottom"),
         ]
         if self._all:
             found[1] = (1.0, "all", "bottom")
         return found
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number == int(number) and abs(number) < 1e5 else f"{number:.3g}"

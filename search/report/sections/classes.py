@@ -109,6 +109,7 @@ def _confusion(material: Material, answers: Answers) -> Markup | Figure:
     sentence = (
         f"Its most frequent mistake takes {names[a]} for {names[b]}: {n} of {sizes[a]} images. "
         f"{sum(one[2] for one in wrong)} of {len(answers.labels)} answers are wrong."
+        f"{'' if count > MATRIX else ' Rows are the true classes.'}"
     )
     if count > MATRIX:
         return tag("div", tag("p", sentence), details("The numbers", numbers))
@@ -130,12 +131,7 @@ def _calibration(material: Material, model: dict[str, Any], answers: Answers | N
         [[warmth, before, after]],
         caption="Temperature scaling",
     )
-    sure = "too sure" if facts["temperature"] > 1 else "not sure enough"
-    sentence = (
-        f"Its probabilities were {sure}; dividing the logits by {facts['temperature']:.2f}, fitted on "
-        f"validation images, changes the expected calibration error on {split} images from "
-        f"{told['ece_before']:.4f} to {told['ece_after']:.4f}. The command predict does that."
-    )
+    sentence = _calibrated(facts["temperature"], told, split)
     if answers is None or answers.calibrated is None:
         return tag("div", tag("p", sentence), details("The numbers", numbers))
     curves = (("before", reliability(answers)), ("after", reliability(answers.with_calibration())))
@@ -146,6 +142,19 @@ def _calibration(material: Material, model: dict[str, Any], answers: Answers | N
     ]
     bins = table(["temperature", "mean confidence", "accuracy", "images"], more, caption="Bins of the curve")
     return Figure("reliability", figures.reliability(curves), sentence, Markup(numbers + bins), height=340)
+
+
+def _calibrated(temperature: float, told: dict[str, float], split: str) -> str:
+    """Return a sentence on what the temperature changed on the images of a split."""
+    sure = "about as sure as it is right" if 0.95 <= temperature <= 1.05 else "too sure"
+    sure = "not sure enough" if temperature < 0.95 else sure
+    fell = told["ece_after"] < told["ece_before"]
+    return (
+        f"The model is {sure}: its temperature, fitted on validation images, is {temperature:.2f}. Dividing "
+        f"the logits by it, as the command predict does, {'lowers' if fell else 'does not lower'} the "
+        f"expected calibration error on {split} images: {told['ece_before']:.4f} before, "
+        f"{told['ece_after']:.4f} after."
+    )
 
 
 def wilson(hits: float, count: int) -> tuple[float, float]:

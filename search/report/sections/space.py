@@ -25,7 +25,7 @@ def section(material: Material) -> Section | None:
     else:
         least = importance.LEAST_TRIALS
         parts.append(
-            tag("p", f"Importance needs {least} complete trials of one strategy; no strategy has them.")
+            tag("p", f"Importance needs {least} sampled trials of one strategy; no strategy has them.")
         )
     parts.append(_parallel(material, trials, searched))
     weight = {name: max((of.get(name, 0.0) for of in found.values()), default=0.0) for name in searched}
@@ -51,7 +51,7 @@ def _importances(found: dict[str, dict[str, float]]) -> Figure:
     ]
     sentence = (
         f"What explains most of the differences: {', '.join(told)}. Each strategy is looked at alone, as "
-        "they do not share all settings (PED-ANOVA, complete trials)."
+        "they do not share all settings (PED-ANOVA; stopped trials count with the score that they reached)."
     )
     numbers = table(["strategy", "setting", "share"], rows, caption="Importance within each strategy")
     return Figure("importance", space_figures.importances(found), sentence, numbers, height=_bars(found))

@@ -1,10 +1,10 @@
 """The verdict, in words and as intervals."""
 
 from search.report import html, svg
-from search.report.html import Markup, number, tag
+from search.report.html import Markup, details, number, table, tag
 from search.report.material import Material
 from search.report.section import Section
-from search.verdict.words import Scale
+from search.verdict.words import CONFIDENCE, Scale
 
 
 def section(material: Material) -> Section:
@@ -12,16 +12,35 @@ def section(material: Material) -> Section:
     verdict = material.verdict
     parts: list[Markup] = [tag("p", verdict.sentence, class_="verdict")]
     parts.append(_tiles(material))
-    measured = [(i, one) for i, one in enumerate(verdict.comparisons) if one.difference is not None]
-    if measured:
-        scale = Scale(material.record.metric, material.record.mode)
-        parts.append(svg.intervals([one for _, one in measured], scale))
+    if any(one.difference is not None for one in verdict.comparisons):
+        parts += _intervals(material)
     if verdict.comparisons:
         parts.append(tag("ul", *(tag("li", one.sentence) for one in verdict.comparisons)))
     parts += [
         tag("p", line) for line in (verdict.luck.sentence if verdict.luck else "", verdict.note) if line
     ]
     return Section("verdict", "Verdict", list(parts))
+
+
+def _intervals(material: Material) -> list[Markup]:
+    """Return the comparisons as a drawing, and its numbers."""
+    verdict, scale = material.verdict, material.scale
+    words = (
+        "How far the winner is ahead, as the mean over seeds on the same images. All intervals hold "
+        f"together with {100 * CONFIDENCE:.0f} %; those that cross the line cannot be told apart."
+    )
+    rows = []
+    for place, one in enumerate(verdict.comparisons):
+        at = ("verdict", "comparisons", place)
+        cells = [number(getattr(one, n), ".4f", *at, n) for n in ("difference", "low", "high")]
+        rows.append([one.against, one.trial, *cells, number(one.seeds, "d", *at, "seeds"), one.outcome])
+    head = ["against", "trial", "ahead by", "low", "high", "seeds", "outcome"]
+    drawn = svg.intervals([one for one in verdict.comparisons if one.difference is not None], scale)
+    return [
+        tag("p", words, class_="soft"),
+        drawn,
+        details("The numbers", table(head, rows, caption="Comparisons")),
+    ]
 
 
 def _tiles(material: Material) -> Markup:
