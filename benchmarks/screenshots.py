@@ -43,12 +43,12 @@ def main() -> None:
             ("space", "space", "space", True),
             ("classes", "classes", "mistakes", False),
         ):
-            shown = chromium.page(written, width=1000, height=1000, dark=dark, scale=1.5)
+            shown = chromium.page(written, width=1100, height=1000, dark=dark, scale=1.4)
             shown.evaluate(SHOWN)
             top = 0.0 if first is None else shown.evaluate(BOX % first)[0] - 12
             begin, height = shown.evaluate(BOX % last)
             raw = Path(scratch) / f"{name}.png"
-            shown.screenshot(raw, clip=(0, top, 1000, begin + height + 12 - top))
+            shown.screenshot(raw, clip=(0, top, 1100, begin + height + 12 - top))
             to = DOCS / f"report-{name}.webp"
             Image.open(raw).convert("RGB").save(to, "WEBP", quality=88, method=6)
             size = to.stat().st_size
