@@ -41,7 +41,7 @@ FLOORS = {
     "finetune": [
         {"errors", "safe_text", "settings", "steps", "messages"},
         {"metrics", "model_card"},
-        {"disk"},
+        {"disk", "suspects"},
         {"datasets"},
         {"images"},
         {"model"},

@@ -18,7 +18,9 @@ class Finding:
     check: str
     """Name of the check, for programs: `unreadable`, `skipped`, `in_two_splits`, `two_labels`, `twice`,
     `missing_class`, `imbalance`, `single_image`, `similar_names`, `tiny`, `huge`, `passed_over`,
-    `not_used`, `no_class`, `linked`, `split_as_class`, `two_forms`."""
+    `not_used`, `no_class`, `linked`, `split_as_class`, `two_forms`, `near_copies`, `near_labels`,
+    `nearly_twice`, `shortcut_border`, `shortcut_thumbnail`, `shortcut_colour`, `shortcut_file`,
+    `shortcut_camera`."""
     text: str
     """Message in the form of the project's errors: the rule, what was found, what to do."""
     images: tuple[str, ...] = ()

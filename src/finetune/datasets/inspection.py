@@ -18,6 +18,8 @@ from finetune import steps
 from finetune.datasets.catalog import THREADS, Catalog, Example
 from finetune.datasets.findings import GRADES, SHOWN, Finding, Grade, listed
 from finetune.errors import DataError
+from finetune.suspects import duplicates, looks, shortcuts
+from finetune.suspects.looks import Look
 
 IMBALANCE = 10.0
 """Ratio of the largest to the smallest class above which there is a warning."""
@@ -45,6 +47,8 @@ class _Seen:
     """Width, height in pixels, upright."""
     problem: str
     """Reason why the image cannot be read; empty if it can."""
+    look: Look | None = None
+    """Description by which it is compared with others; None if it cannot be read."""
 
 
 def inspect(catalog: Catalog) -> dict[str, Any]:
@@ -65,6 +69,8 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
     found = [
         *_unreadable(seen, catalog),
         *_copies(seen, catalog),
+        *_near_copies(seen, catalog),
+        *_shortcuts(seen, catalog),
         *_class_findings(counts),
         *_sizes(seen),
         *catalog.findings,
@@ -113,7 +119,8 @@ def _look(catalog: Catalog, split: str, example: Example) -> _Seen:
         content = catalog.reader.content(example.path)
     except DataError as error:
         return _Seen(split, example, "", (0, 0), str(error))
-    return _Seen(split, example, hashlib.sha256(content).hexdigest(), image.size, "")
+    digest = hashlib.sha256(content).hexdigest()
+    return _Seen(split, example, digest, image.size, "", looks.look(image, content))
 
 
 def _unreadable(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
@@ -170,6 +177,63 @@ def _copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
             "class. Remove the copies unless they are meant.",
             [_places(group) for group in twice],
         )
+
+
+def _near_copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
+    """Yield findings on images that differ by little more than compression, size, brightness or a mirror."""
+    readable = [image for image in seen if image.look is not None]
+    pairs = [
+        (readable[pair.first], readable[pair.second])
+        for pair in duplicates.near([image.look for image in readable if image.look is not None])
+    ]
+    pairs = [(one, other) for one, other in pairs if one.digest != other.digest]  # `_copies` has those
+    leaks = [pair for pair in pairs if pair[0].split != pair[1].split]
+    if leaks:
+        told = ", ".join(f"{share:.1%} of {split}" for split, share in _leaked_shares(leaks, catalog).items())
+        yield _finding(
+            "warning",
+            "near_copies",
+            f"images of two splits should differ, got {len(leaks)} pairs that look nearly the same ({told}). "
+            "Look at them: a score on copies says nothing about new images.",
+            [_places(pair) for pair in leaks],
+        )
+    contradictory = [pair for pair in pairs if pair[0].example.label != pair[1].example.label]
+    if contradictory:
+        yield _finding(
+            "warning",
+            "near_labels",
+            f"images that look nearly the same should have one label, got {len(contradictory)} pairs with "
+            "two. Look at them: one of the labels may be wrong.",
+            [_places(pair) for pair in contradictory],
+        )
+    twice = [
+        (one, other)
+        for one, other in pairs
+        if (one.split, one.example.label) == (other.split, other.example.label)
+    ]
+    if twice:
+        yield _finding(
+            "note",
+            "nearly_twice",
+            f"images should differ, got {len(twice)} pairs in a split and class that look nearly the same. "
+            "They count twice.",
+            [_places(pair) for pair in twice],
+        )
+
+
+def _shortcuts(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
+    """Yield a finding for each thing beside the object that tells the class of training images."""
+    train = [image for image in seen if image.split == "train" and image.look is not None]
+    labels = [image.example.label for image in train]
+    for found in shortcuts.find([image.look for image in train if image.look is not None], labels):
+        names = listed([repr(catalog.classes[label]) for label in found.classes])
+        of = f", {names} among them at {shortcuts.SURE:.0%} or more" if names else ""
+        text = (
+            f"{found.words} should not tell the class, got {found.accuracy:.0%} of the training images right "
+            f"by them alone, averaged over classes, where guessing has {found.chance:.0%}{of}. "
+            "Look for what the images of a class have in common beside the object: a model will learn it."
+        )
+        yield Finding("warning", f"shortcut_{found.name}", text, count=len(found.classes))
 
 
 def _leaked_shares(leaks: Iterable[Sequence[_Seen]], catalog: Catalog) -> dict[str, float]:
