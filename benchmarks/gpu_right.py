@@ -17,11 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu_setup import Setup, say
 from finetune.frozen import execution
 from finetune.frozen.execution import Pass
-from finetune.messages import Epoch, Message
+from finetune.messages import Epoch, Keep, Message
 from finetune.model import backbones
 from finetune.settings import ALL, TrialSettings
 from finetune.training import loop
-from finetune.training.history import Keep
 from finetune.training.loop import Run, World
 
 Found = dict[str, Any]

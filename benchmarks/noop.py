@@ -76,7 +76,7 @@ def serve(config: dict[str, Any], *, epochs: int) -> None:
     from finetune.datasets import catalog
     from finetune.messages import Effective, End, Epoch
     from finetune.training.loop import Outcome
-    from search.driver.trial import CHECKED, CHECKED_OF_DATA
+    from search.driver.effective import CHECKED, CHECKED_OF_DATA
 
     fingerprint = functools.cache(lambda data: catalog.scan(data).fingerprint)
 

@@ -17,10 +17,9 @@ from scipy.stats import kendalltau
 
 from benchmarks import report
 from benchmarks.workload import Workload, suggestions, workload
-from finetune.messages import Epoch, Message
+from finetune.messages import Epoch, Keep, Message
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import loop
-from finetune.training.history import Keep
 
 EPOCHS = 3
 SPACE = {"strategy": ["replace", "load", "fuse"]}

@@ -1,9 +1,12 @@
 """Runs of a study without Ray: slots that do nothing, trials that are entered by hand."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from finetune.datasets import catalog
+from finetune.messages import Keep, TrainJob
+from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver.study_run import StudyRun
@@ -14,12 +17,22 @@ from search.suggest.sampler import Planned, StudySearcher
 from search.suggest.space import Space
 from tests.small import STUDY, merged
 
+SETTINGS = TrialSettings(
+    data=DataSettings(kind="digits"),
+    backbone="resnet18",
+    weights=WeightsSettings(),
+    strategy="replace",
+    epochs=2,
+    learning_rate=0.1,
+    cache_dir="",
+)
+
 
 class Exchange:
     """Takes what a watch tells the exchange."""
 
     def __init__(self) -> None:
-        self.cancel = self.want = self.offer = SimpleNamespace(remote=lambda *_: None)
+        self.cancel = self.want = SimpleNamespace(remote=lambda *_: None)
 
 
 def run_of(folder: StudyFolder, *, space: dict[str, Any] | None = None, **study: Any) -> StudyRun:
@@ -30,19 +43,29 @@ def run_of(folder: StudyFolder, *, space: dict[str, Any] | None = None, **study:
     folder.config.write_text(config.to_yaml())
     nothing = {"lost": lambda: None, "news": lambda: (1, [])}
     warm: Any = SimpleNamespace(
-        plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False), exchange=Exchange(), **nothing
+        plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False),
+        exchange=Exchange(),
+        offer=lambda _: None,
+        **nothing,
     )
     images = catalog.scan(resolve.data_settings(config))
     return StudyRun(config, folder, images, warm, {"slot-0": {}})
 
 
+def train_job(name: str, params: dict[str, Any], settings: TrialSettings | None = None) -> TrainJob:
+    """Return a job that no worker is to take."""
+    return TrainJob(
+        id=name,
+        settings=settings or SETTINGS,
+        features=FeatureSettings(folder="", budget_bytes=0, mode="off"),
+        keep=Keep(metric="val/accuracy", mode="max", best=Path("best"), last=Path("last")),
+        params=params,
+        data_fingerprint="",
+    )
+
+
 def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str, Any]:
     """Open a trial as a study does, and end it well; return its parameters."""
-    jobs: list[dict[str, Any]] = []
-
-    def job(number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
-        return {"id": f"trial-{number:04d}", "params": params, "number": number}
-
     searcher = StudySearcher(
         book,
         space,
@@ -50,14 +73,13 @@ def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str
         mode="max",
         planned=[] if plan is None else [plan],
         sampled=int(plan is None),
-        make_job=job,
-        offer=jobs.append,
+        make_job=lambda number, params, _: train_job(f"trial-{number:04d}", params),
+        offer=lambda _: None,
     )
     searcher.suggest("a")
-    number = jobs[0]["number"]
+    number = searcher.suggested["a"].number
     best = {"epoch": 1.0, "val/accuracy": number / 100}
     facts = {"metrics": {"best": best, "last": best}, "epochs": 1, "history": [best]}
     book.report(number, 1, number / 100)
     book.end(number, "COMPLETE", number / 100, facts)
-    params: dict[str, Any] = jobs[0]["params"]
-    return params
+    return dict(searcher.suggested["a"].job.params)

@@ -39,8 +39,8 @@ FLOORS = {
         {"__main__"},
     ],
     "finetune": [
-        {"errors", "safe_text", "settings", "steps", "messages"},
-        {"metrics", "model_card"},
+        {"errors", "safe_text", "settings", "steps"},
+        {"metrics", "messages", "model_card"},
         {"disk", "suspects"},
         {"datasets"},
         {"images"},

@@ -3,11 +3,10 @@
 import asyncio
 import itertools
 import random
-from typing import Any
 
 import pytest
 
-from finetune.messages import End, Epoch, Message, Started
+from finetune.messages import End, Epoch, Job, Message, Started
 from search.slots.exchange import Exchange
 
 EPOCHS = [1, 2, 3]
@@ -38,8 +37,8 @@ class Disorder:
         self.under_way.add(task)
         return task
 
-    async def train(self, job: dict[str, Any]) -> None:
-        name, numbers = job["id"], itertools.count(job.get("first_message", 0))
+    async def train(self, job: Job) -> None:
+        name, numbers = job.id, itertools.count(job.first_message)
         await self.say(name, next(numbers), Started())
         orders = asyncio.create_task(self.exchange.until_stopped(name))
         state = "complete"
@@ -80,7 +79,7 @@ class Disorder:
 
     async def follow(self, name: str) -> None:
         """Have a job trained and listen to it, as the driver and a trial do."""
-        await self.exchange.offer({"id": name, "kind": "train"})
+        await self.exchange.offer(Job(id=name))
         told: list[Message] = []
         while not told or not isinstance(told[-1], End):
             told += await self.exchange.receive(name, len(told))

@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-from finetune.messages import End, Epoch, Started
+from finetune.messages import End, Epoch, Job, Message, Started
 from finetune.steps import Step
 from search.slots import job_state, train_run
 from search.slots.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
@@ -28,16 +27,23 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def job(name: str) -> dict[str, str]:
-    return {"id": name, "kind": "train"}
+def job(name: str) -> Job:
+    return Job(id=name)
 
 
-async def start(exchange: Exchange, slot: str = "slot-0", node: str = "A") -> dict[str, Any]:
+async def hear(exchange: Exchange, name: str) -> list[Message]:
+    """Return the first messages of a job; an answer is empty where the job is offered while it is awaited."""
+    while not (heard := await exchange.receive(name)):
+        pass
+    return heard
+
+
+async def start(exchange: Exchange, slot: str = "slot-0", node: str = "A") -> Job:
     """Start a slot and have it begin a job, as its first worker does; return the job as the slot got it."""
     generation = await begin(exchange, slot, node)
     taken = await exchange.take(slot, generation, 0, 0)
     assert taken is not None
-    await exchange.report(taken["id"], taken.get("first_message", 0), Started())
+    await exchange.report(taken.id, taken.first_message, Started())
     return taken
 
 
@@ -49,20 +55,24 @@ async def ends(exchange: Exchange, name: str) -> End:
 
 
 def test_a_job_is_queued_once_whoever_comes_first() -> None:
-    """The driver offers a job when it is suggested; Tune's process for the trial asks once it is up."""
+    """The driver offers a job when it is suggested; Tune's process for the trial asks once it is up.
+
+    Calls may overtake one another, and Ray repeats an offer whose answer was lost.
+    """
 
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})
         await exchange.offer(job("a"))
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
         await exchange.report("a", 0, End("complete"))  # before anybody has asked
-        assert [type(message) for message in await exchange.run(job("a"))] == [End]
-        asked = asyncio.create_task(exchange.run(job("b")))
-        assert await exchange.take("slot-0", generation, 0, 1) == job("b")
+        assert await hear(exchange, "a") == [End("complete")]
+        asked = asyncio.create_task(hear(exchange, "b"))
+        await settled()
         await exchange.offer(job("b"))  # it comes late
+        assert await exchange.take("slot-0", generation, 0, 1) == job("b")
         await exchange.report("b", 0, End("complete"))
         assert [type(message) for message in await asked] == [End]
-        await exchange.offer(job("b"))  # very late
+        await exchange.offer(job("b"))  # once more, as its answer was lost
         assert (await exchange.status())["queued"] == []
 
     play(scene)
@@ -71,8 +81,10 @@ def test_a_job_is_queued_once_whoever_comes_first() -> None:
 def test_a_job_that_was_cancelled_before_its_trial_came_up_stays_so() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.offer(job("a"))
-        await exchange.cancel("a")
-        assert [type(message) for message in await exchange.run(job("a"))] == [End]
+        for name in "ab":
+            await exchange.cancel(name)
+            await exchange.offer(job(name))
+            assert await hear(exchange, name) == [End("stopped")]
         assert (await exchange.status())["queued"] == []
 
     play(scene)
@@ -80,8 +92,8 @@ def test_a_job_that_was_cancelled_before_its_trial_came_up_stays_so() -> None:
 
 def test_a_slot_gets_jobs_in_order_and_their_messages_reach_the_trial() -> None:
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
-        await exchange.submit(job("b"))
+        await exchange.offer(job("a"))
+        await exchange.offer(job("b"))
         generation = await exchange.register("slot-0", {})
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
         await exchange.report("a", 0, Started())
@@ -101,7 +113,7 @@ def test_all_workers_of_a_slot_get_the_same_job() -> None:
         follower = asyncio.create_task(exchange.take("slot-0", generation, 1, 0))
         leader = asyncio.create_task(exchange.take("slot-0", generation, 0, 0))
         await asyncio.sleep(0)
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         assert await asyncio.gather(leader, follower) == [job("a"), job("a")]
 
     play(scene)
@@ -110,7 +122,7 @@ def test_all_workers_of_a_slot_get_the_same_job() -> None:
 def test_a_cancelled_job_is_stopped_in_its_slot_and_the_slot_takes_the_next() -> None:
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await exchange.take("slot-0", generation, 0, 0)
         stopped = asyncio.create_task(exchange.until_stopped("a"))
         await asyncio.sleep(0)
@@ -118,7 +130,7 @@ def test_a_cancelled_job_is_stopped_in_its_slot_and_the_slot_takes_the_next() ->
         await exchange.cancel("a")
         assert await stopped
         await exchange.report("a", 1, Epoch({"epoch": 2}))  # too late, nobody listens
-        await exchange.submit(job("b"))
+        await exchange.offer(job("b"))
         assert await exchange.take("slot-0", generation, 0, 1) == job("b")
 
     play(scene)
@@ -127,7 +139,7 @@ def test_a_cancelled_job_is_stopped_in_its_slot_and_the_slot_takes_the_next() ->
 def test_a_job_that_nobody_listens_to_is_saved_after_its_epoch_and_not_handed_on() -> None:
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await exchange.take("slot-0", generation, 0, 0)
         await exchange.leave("a")
         assert await exchange.until_stopped("a") == "move"
@@ -142,7 +154,7 @@ def test_a_study_that_is_stopped_waits_for_its_trials_to_be_saved_but_not_for_ev
     async def scene(exchange: Exchange) -> None:
         generations = {name: await exchange.register(name, {}) for name in ("slot-0", "slot-1")}
         for name, generation in generations.items():
-            await exchange.submit(job(name))
+            await exchange.offer(job(name))
             await exchange.take(name, generation, 0, 0)
         closing = asyncio.create_task(exchange.close(1.0))
         assert await exchange.until_stopped("slot-0") == "move"
@@ -158,8 +170,8 @@ def test_a_study_that_is_stopped_waits_for_its_trials_to_be_saved_but_not_for_ev
 
 def test_a_cancelled_job_in_the_queue_is_never_handed_out() -> None:
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
-        await exchange.submit(job("b"))
+        await exchange.offer(job("a"))
+        await exchange.offer(job("b"))
         await exchange.cancel("a")
         generation = await exchange.register("slot-0", {})
         assert await exchange.take("slot-0", generation, 0, 0) == job("b")
@@ -169,7 +181,7 @@ def test_a_cancelled_job_in_the_queue_is_never_handed_out() -> None:
 
 def test_a_job_whose_worker_dies_is_tried_again_and_tells_no_epoch_twice() -> None:
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await start(exchange)
         await exchange.report("a", 1, Epoch({"epoch": 1}))
         await exchange.bury("slot-0", "worker 0: killed")
@@ -179,7 +191,7 @@ def test_a_job_whose_worker_dies_is_tried_again_and_tells_no_epoch_twice() -> No
             Epoch({"epoch": 2}),
             End("complete"),
         ]
-        await exchange.report_all("a", again["first_message"] + 1, told)
+        await exchange.report_all("a", again.first_message + 1, told)
         heard = await exchange.receive("a")
         assert [m.number for m in heard if isinstance(m, Epoch)] == [1, 2]
         assert [m.retries for m in heard if isinstance(m, Started)] == [0, 1]
@@ -192,10 +204,10 @@ def test_a_job_whose_worker_dies_is_tried_again_and_tells_no_epoch_twice() -> No
 
 def test_a_job_that_keeps_killing_its_workers_fails_alone_with_the_reason() -> None:
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
-        await exchange.submit(job("b"))
+        await exchange.offer(job("a"))
+        await exchange.offer(job("b"))
         for _ in range(3):
-            assert (await start(exchange))["id"] == "a"
+            assert (await start(exchange)).id == "a"
             await exchange.bury("slot-0", "worker 0: out of memory")
         end = await ends(exchange, "a")
         assert end.error == "its worker died: worker 0: out of memory (tried 3 times)"
@@ -207,7 +219,7 @@ def test_a_job_that_keeps_killing_its_workers_fails_alone_with_the_reason() -> N
 
 def test_a_job_is_not_tried_again_where_its_study_says_so() -> None:
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await start(exchange)
         await exchange.bury("slot-0", "worker 0: killed")
         assert (await ends(exchange, "a")).error == "its worker died: worker 0: killed"
@@ -219,7 +231,7 @@ def test_an_exception_of_the_trial_itself_fails_it_at_once() -> None:
     """The workers of a DDP group end with it, but would end again in the same way."""
 
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await start(exchange)
         await exchange.bury("slot-0", "worker 1: ValueError: no such class", raised=True)
         end = await ends(exchange, "a")
@@ -232,9 +244,9 @@ def test_a_death_that_is_told_twice_counts_once() -> None:
     """By a slot's Train run and by the keeper, as the word of either may be lost."""
 
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         for slot in ("slot-0", "slot-1", "slot-2"):
-            assert (await start(exchange, slot))["id"] == "a"
+            assert (await start(exchange, slot)).id == "a"
             await exchange.bury(slot, "worker 0: killed")
             await exchange.bury(slot, "the run has ended")
         assert (await ends(exchange, "a")).error == "its worker died: worker 0: killed (tried 3 times)"
@@ -254,12 +266,12 @@ def test_a_trial_whose_process_in_tune_died_is_heard_whole_by_the_next_one() -> 
         await exchange.offer(job("a"))
         await start(exchange)
         await exchange.report("a", 1, Epoch({"epoch": 1}))
-        first = await exchange.run(job("a"))
+        first = await hear(exchange, "a")
         dead = asyncio.create_task(exchange.receive("a", len(first)))
         await asyncio.sleep(0)
         await exchange.report("a", 2, End("complete"))
         assert [type(m) for m in await dead] == [End]
-        assert [type(m) for m in await exchange.run(job("a"))] == [Started, Epoch, End]
+        assert [type(m) for m in await hear(exchange, "a")] == [Started, Epoch, End]
 
     play(scene)
 
@@ -290,7 +302,7 @@ def test_the_driver_can_tell_since_when_the_keeper_is_silent() -> None:
 
 def test_a_job_that_had_not_begun_is_handed_out_again_once_where_none_is_tried_again() -> None:
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         for _ in range(2):
             generation = await exchange.register("slot-0", {})
             assert await exchange.take("slot-0", generation, 0, 0) == job("a")
@@ -307,7 +319,7 @@ def test_workers_of_a_dead_generation_are_sent_home() -> None:
         await asyncio.sleep(0)
         new = await exchange.register("slot-0", {})
         assert await waiting is None
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         assert await exchange.take("slot-0", new, 0, 0) == job("a")
         assert await exchange.take("slot-0", old, 0, 1) is None
         await exchange.report("a", 0, Started())
@@ -318,7 +330,7 @@ def test_workers_of_a_dead_generation_are_sent_home() -> None:
 
 def test_queued_jobs_fail_when_the_last_slot_keeps_dying() -> None:
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         for _ in range(FUTILE_STARTS):
             await exchange.place("slot-0", [])
             await exchange.bury("slot-0", "ImportError: no torch")
@@ -332,9 +344,9 @@ def test_queued_jobs_fail_when_the_last_slot_keeps_dying() -> None:
 def test_trials_that_kill_one_worker_after_another_do_not_give_up_the_slot() -> None:
     async def scene(exchange: Exchange) -> None:
         for name in "abcd":
-            await exchange.submit(job(name))
+            await exchange.offer(job(name))
         for name in "abcd":
-            assert (await start(exchange))["id"] == name
+            assert (await start(exchange)).id == name
             await exchange.bury("slot-0", "killed")
             assert (await ends(exchange, name)).error == "its worker died: killed"
 
@@ -344,9 +356,9 @@ def test_trials_that_kill_one_worker_after_another_do_not_give_up_the_slot() -> 
 def test_closing_ends_every_job_and_sends_every_worker_home() -> None:
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await exchange.take("slot-0", generation, 0, 0)
-        await exchange.submit(job("b"))
+        await exchange.offer(job("b"))
         listening = asyncio.create_task(ends(exchange, "b"))
         await asyncio.sleep(0)
         await exchange.close()
@@ -359,10 +371,11 @@ def test_closing_ends_every_job_and_sends_every_worker_home() -> None:
     play(scene)
 
 
-def test_a_call_queues_a_job_and_waits_for_more_than_its_start() -> None:
+def test_a_call_waits_for_more_than_the_start_of_a_job() -> None:
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})
-        trial = asyncio.create_task(exchange.run(job("a")))
+        await exchange.offer(job("a"))
+        trial = asyncio.create_task(exchange.receive("a"))
         assert await exchange.take("slot-0", generation, 0, 0) == job("a")
         await exchange.report("a", 0, Started())
         await settled()
@@ -376,7 +389,7 @@ def test_a_call_queues_a_job_and_waits_for_more_than_its_start() -> None:
 def test_messages_sent_together_keep_their_order_when_a_later_call_comes_first() -> None:
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await exchange.take("slot-0", generation, 0, 0)
         await exchange.report_all("a", 3, [End("complete")])
         epochs = [Epoch({"epoch": 1}), Epoch({"epoch": 2})]
@@ -397,7 +410,7 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere_and_tells_no_epoch_twice() ->
 
     async def scene(exchange: Exchange) -> None:
         first, second = await begin(exchange, "slot-0", "A"), await begin(exchange, "slot-1", "B")
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         assert await exchange.take("slot-0", first, 0, 0) == job("a")
         await exchange.report("a", 0, Started())
         for epoch in (1, 2, 3):
@@ -406,7 +419,7 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere_and_tells_no_epoch_twice() ->
         again = await exchange.take("slot-1", second, 0, 0)
         assert again is not None
         await exchange.report("a", 4, Epoch({"epoch": 4}))  # late, from the slot that is gone
-        start = again["first_message"]
+        start = again.first_message
         told = [Started(), *(Epoch({"epoch": e}) for e in (2, 3, 4, 5))]
         told.append(End("complete"))
         for number, message in enumerate(told):
@@ -425,7 +438,8 @@ def test_a_job_whose_end_the_driver_knows_is_forgotten() -> None:
     async def scene(exchange: Exchange) -> None:
         generation = await exchange.register("slot-0", {})
         for serial in range(20):
-            trial = asyncio.create_task(exchange.run(job(f"job-{serial}")))
+            trial = asyncio.create_task(hear(exchange, f"job-{serial}"))
+            await exchange.offer(job(f"job-{serial}"))
             await exchange.take("slot-0", generation, 0, serial)
             await exchange.report_all(f"job-{serial}", 0, [Started(), End("complete")])
             await trial
@@ -443,7 +457,7 @@ def test_workers_that_lose_one_another_are_a_lost_node_only_if_they_are_on_sever
         for name, nodes in {"one": ["A", "A"], "two": ["A", "B"]}.items():
             await exchange.place(name, nodes)
             generation = await exchange.register(name, {})
-            await exchange.submit(job(name))
+            await exchange.offer(job(name))
             await exchange.take(name, generation, 0, 0)
             await exchange.report(name, 0, Started())
             await exchange.bury(name, "gloo: connection reset", parted=True)
@@ -457,7 +471,7 @@ def test_a_trial_under_which_nodes_keep_dying_fails() -> None:
     """It may be what kills them."""
 
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         for _ in range(LOST_AT_MOST + 1):
             await start(exchange)
             await exchange.bury("slot-0", "node died", lost=True)
@@ -469,7 +483,7 @@ def test_a_trial_under_which_nodes_keep_dying_fails() -> None:
 def test_a_slot_on_a_node_that_goes_lets_its_trial_go_after_the_epoch() -> None:
     async def scene(exchange: Exchange) -> None:
         first = await begin(exchange, "slot-0", "A")
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await exchange.take("slot-0", first, 0, 0)
         told = asyncio.create_task(exchange.until_stopped("a"))
         await asyncio.sleep(0)
@@ -483,7 +497,7 @@ def test_a_slot_on_a_node_that_goes_lets_its_trial_go_after_the_epoch() -> None:
         second = await begin(exchange, "slot-1", "B")
         again = await exchange.take("slot-1", second, 0, 0)
         assert again is not None
-        assert again["id"] == "a"
+        assert again.id == "a"
         assert not stopped.done()  # its worker may still be told to stop
         await exchange.cancel("a")
         assert await stopped == "stop"
@@ -494,7 +508,7 @@ def test_a_slot_on_a_node_that_goes_lets_its_trial_go_after_the_epoch() -> None:
 def test_a_slot_that_starts_on_a_node_that_goes_gets_nothing() -> None:
     async def scene(exchange: Exchange) -> None:
         await exchange.vacate(["A"])
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         generation = await begin(exchange, "slot-0", "A")
         assert await exchange.take("slot-0", generation, 0, 0) is None
         assert (await exchange.status())["queued"] == ["a"]
@@ -513,7 +527,7 @@ def test_slots_without_a_trial_to_come_end_and_the_busiest_node_keeps_its_own() 
             for name, generation in generations.items()
         }
         await asyncio.sleep(0)
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         assert await takes["slot-0"] == job("a")
         await exchange.want(2)
         assert await takes["slot-1"] is None
@@ -523,7 +537,7 @@ def test_slots_without_a_trial_to_come_end_and_the_busiest_node_keeps_its_own() 
         await exchange.report("a", 0, Started())
         await exchange.report("a", 1, End("complete"))
         last = asyncio.create_task(exchange.take("slot-0", generations["slot-0"], 0, 1))
-        await exchange.submit(job("export"))
+        await exchange.offer(job("export"))
         assert await last == job("export")
 
     play(scene)
@@ -574,13 +588,13 @@ def test_a_trial_that_lets_go_is_handed_on_though_its_slot_has_asked_for_another
 
     async def scene(exchange: Exchange) -> None:
         first = await begin(exchange, "slot-0", "A")
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await exchange.take("slot-0", first, 0, 0)
         await exchange.report("a", 0, Started())
         await exchange.vacate(["A"])
         assert await exchange.take("slot-0", first, 0, 1) is None
         await exchange.report("a", 1, End("moved"))
-        assert (await start(exchange, "slot-1", "B"))["id"] == "a"
+        assert (await start(exchange, "slot-1", "B")).id == "a"
 
     play(scene)
 
@@ -590,12 +604,12 @@ def test_a_slot_gets_its_next_job_once_the_end_of_the_last_is_heard() -> None:
 
     async def scene(exchange: Exchange) -> None:
         for name in "abc":
-            await exchange.submit(job(name))
+            await exchange.offer(job(name))
         generation = await begin(exchange, "slot-0", "A")
         for serial, end in enumerate(("reported", "cancelled", "lost")):
             taken = await exchange.take("slot-0", generation, 0, serial)
             assert taken == job("abc"[serial])
-            await exchange.report(taken["id"], 0, Started())
+            await exchange.report(taken.id, 0, Started())
             following = asyncio.create_task(exchange.take("slot-0", generation, 0, serial + 1))
             await asyncio.sleep(0)
             assert not following.done()
@@ -615,7 +629,7 @@ def test_a_job_that_a_slot_leaves_behind_when_it_ends_is_tried_again() -> None:
     """However it ended: the keeper says of every slot that it is nowhere any more."""
 
     async def scene(exchange: Exchange) -> None:
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await start(exchange)
         await exchange.place("slot-0", [])
         assert (await exchange.status())["queued"] == ["a"]

@@ -15,10 +15,9 @@ from finetune.frozen import execution
 from finetune.frozen.execution import BATCH, Pass
 from finetune.frozen.features import Inputs
 from finetune.images.pixels import normalise
-from finetune.messages import Epoch, Message
+from finetune.messages import Epoch, Keep, Message
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.training import loop, shared
-from finetune.training.history import Keep
 from search.config import resolve
 from search.config.study import StudyConfig
 from tests.small import merged

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from finetune.disk import checkpoint
-from finetune.messages import Epoch, Message
+from finetune.messages import Epoch, Keep, Message
 from finetune.settings import DataSettings, FeatureSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import fused_heads, loop
-from finetune.training.history import Keep
 
 
 @pytest.fixture(autouse=True)

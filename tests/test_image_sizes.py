@@ -16,10 +16,10 @@ from finetune import model_folder
 from finetune.disk import checkpoint
 from finetune.errors import BackboneError, WeightsError
 from finetune.images.pixels import normalise
+from finetune.messages import Keep
 from finetune.model import backbones, weights
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
-from finetune.training.history import Keep
 
 VIT, PATCH, SIDE = "vit_test_8", 8, 24
 """torchvision's own class, but small, with weights for images of 24 pixels: 9 patches and a class token."""

@@ -10,11 +10,10 @@ import torch
 
 from finetune import model_folder
 from finetune.errors import NonFiniteLoss
-from finetune.messages import Effective, Epoch, Message, Note
+from finetune.messages import Effective, Epoch, Keep, Message, Note
 from finetune.model import backbones, strategies
 from finetune.settings import DataSettings, Strategy, TrialSettings, WeightsSettings
 from finetune.training import limits, loop
-from finetune.training.history import Keep
 from search.driver.trial import check_effective
 from search.errors import SettingsIgnored
 from search.suggest.baselines import START_FROZEN, STARTS

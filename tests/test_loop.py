@@ -20,10 +20,9 @@ from safetensors.torch import save_file
 from finetune import model_folder
 from finetune.disk import checkpoint
 from finetune.errors import DataError, NonFiniteLoss
-from finetune.messages import Effective, Epoch, Message, Note
+from finetune.messages import Effective, Epoch, Keep, Message, Note
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
-from finetune.training.history import Keep
 from tests.processes import finish
 
 

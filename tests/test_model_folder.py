@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from finetune import model_card, model_folder
 from finetune.errors import CheckpointError
+from finetune.messages import Keep
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
-from finetune.training.history import Keep
 from search.__main__ import app, guarded
 from search.errors import StudyError
 from search.views import predictions

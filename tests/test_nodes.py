@@ -18,9 +18,8 @@ from ray._private.state import state
 from ray.cluster_utils import Cluster
 
 from finetune.datasets import catalog
-from finetune.messages import Effective, End, Epoch, Started
+from finetune.messages import Effective, End, Epoch, Keep, Started, TrainJob
 from finetune.settings import DataSettings
-from finetune.training.history import Keep
 from search.cluster import spot
 from search.config import resolve
 from search.config.study import StudyConfig
@@ -144,16 +143,17 @@ class Driver:
         space = Space(self.config)
         settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(resolve.cache_dir()))
         paths = {which: self.folder / f"{name}.{which}" for which in ("best", "last")}
-        keep = vars(Keep(metric="val/accuracy", mode="max", **paths, **options))
+        keep = Keep(metric="val/accuracy", mode="max", **paths, **options)
         self.heard[name] = []
-        job = {
-            "id": name,
-            "kind": "train",
-            "settings": json.loads(json.dumps(settings.to_dict() | {"epochs": 100_000})),
-            "features": dataclasses.asdict(resolve.feature_settings(self.config)),
-            "keep": {key: str(value) if isinstance(value, Path) else value for key, value in keep.items()},
-        }
-        self.call("submit", job)
+        job = TrainJob(
+            id=name,
+            settings=dataclasses.replace(settings, epochs=100_000),
+            features=resolve.feature_settings(self.config),
+            keep=keep,
+            params={},
+            data_fingerprint="",
+        )
+        self.call("offer", job)
 
     def listen(self, name: str, until: Callable[[], bool]) -> str:
         """Listen until something is so; return the slot that the trial is in."""

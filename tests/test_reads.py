@@ -8,8 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from finetune.messages import Keep
 from finetune.training import loop
-from finetune.training.history import Keep
 from search.config.study import StudyConfig
 from search.record import ledger, reads
 from search.record.ledger import Ledger

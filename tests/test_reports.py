@@ -83,7 +83,7 @@ def test_a_job_says_whether_its_trial_may_be_stopped(
         images=types.SimpleNamespace(fingerprint="f"),
     )
     job = StudyRun._job(study, 0, space.baseline("recipe"), plan)
-    assert job["may_be_stopped"] == may_be_stopped
+    assert job.may_be_stopped == may_be_stopped
 
 
 def test_what_a_worker_says_of_itself_is_read_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

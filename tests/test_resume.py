@@ -31,7 +31,7 @@ from search.suggest.sampler import Suggested, make
 from search.views import table
 from search.views.progress import Progress
 from search.views.tensorboard import Board
-from tests.by_hand import Exchange, run_of
+from tests.by_hand import Exchange, run_of, train_job
 from tests.files import changed, contents
 from tests.small import merged
 
@@ -377,7 +377,7 @@ def begin(watch: Watch, suggested: dict[str, Suggested], book: Ledger, *scores: 
     number = book.ask().number
     book.suggested(number, {"params": {"strategy": "replace"}})
     name = f"trial-{number:04d}"
-    job = {"id": name, "params": {"strategy": "replace"}, "settings": {"epochs": 2}}
+    job = train_job(name, {"strategy": "replace"})
     trial: Any = SimpleNamespace(trial_id=str(number), metric_analysis={}, metric_n_steps={})
     suggested[str(number)] = Suggested(number, job)
     watch.on_trial_start(0, [], trial)
@@ -428,8 +428,7 @@ def test_a_note_of_a_worker_comes_into_the_record(tmp_path: Path, capsys: pytest
     book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
     watch, suggested = follow(StudyFolder(tmp_path), book)
     trial = begin(watch, suggested, book, 0.5)
-    job = {"id": "trial-0000", "keep": {"metric": "val/accuracy"}}
-    stand_in: Any = SimpleNamespace(_job=job, _facts={})
+    stand_in: Any = SimpleNamespace(metric="val/accuracy", _facts={})
     assert SlotTrial._hear(stand_in, Note("trained from its start: x")) is None
     epoch = SlotTrial._hear(stand_in, Epoch({"epoch": 2, "val/accuracy": 0.6}))
     assert epoch is not None

@@ -1,13 +1,12 @@
 """Whole studies on a real Ray: every way a trial can end, and what is left afterwards."""
 
 import contextlib
-import dataclasses
-import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from PIL import Image
 
 import search
 from finetune.disk import checkpoint
-from finetune.messages import End, Epoch, Message
-from finetune.training.history import Keep
+from finetune.messages import End, Epoch, Keep, Message, Report, TrainJob
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import callback, runner, tuner
@@ -138,10 +136,10 @@ def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(small_s
 def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(job: torchless.Job, report: torchless.Report) -> None:
-        if job["settings"]["learning_rate"] == 0.0666:
+    def die(job: TrainJob, report: Report) -> None:
+        if job.settings.learning_rate == 0.0666:
             os.kill(os.getpid(), signal.SIGKILL)
-        if job["settings"]["learning_rate"] == 0.0667:
+        if job.settings.learning_rate == 0.0667:
             os._exit(3)
         torchless.train(job, report)
 
@@ -170,8 +168,8 @@ def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
 def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ignore(job: torchless.Job, report: torchless.Report) -> None:
-        torchless.train(job | {"settings": job["settings"] | {"learning_rate": 0.5}}, report)
+    def ignore(job: TrainJob, report: Report) -> None:
+        torchless.train(replace(job, settings=replace(job.settings, learning_rate=0.5)), report)
 
     plant(monkeypatch, ignore)
     config = small_study(space={"strategy": "replace", "learning_rate": 0.25})
@@ -195,7 +193,7 @@ def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
             killed.touch()
         enter(self, *args, **info)
 
-    def last_epoch_waits(job: torchless.Job, report: torchless.Report) -> None:
+    def last_epoch_waits(job: TrainJob, report: Report) -> None:
         def wait_and_report(message: Message) -> None:
             if isinstance(message, Epoch) and message.number == 3:
                 eventually(killed.exists, "the trial's process is killed")
@@ -228,7 +226,7 @@ def test_a_trial_that_tune_sets_up_in_two_processes_is_heard_whole(
     class OneIsSlow(SlotTrial):
         def setup(self, config: dict[str, Any]) -> None:
             super().setup(config)
-            if json.loads(config["job"])["id"] != "trial-0001":
+            if config["id"] != "trial-0001":
                 return
             if first.exists():
                 second.touch()
@@ -261,7 +259,7 @@ def test_a_loss_that_is_not_finite_fails_the_trial_and_never_the_study(small_stu
 def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_late(job: torchless.Job, report: torchless.Report) -> None:
+    def fail_late(job: TrainJob, report: Report) -> None:
         def fail_or_report(message: Message) -> None:
             if isinstance(message, Epoch) and message.number == 3:
                 raise ArithmeticError("the third epoch must end")
@@ -410,12 +408,12 @@ def test_a_stopped_trial_frees_its_slot_at_once(small_study: Make, tmp_path: Pat
     try:
         warm.wait()
         long, short = (job(config, name, tmp_path) for name in ("long", "short"))
-        long["settings"]["epochs"] = 10_000
-        ray.get(warm.exchange.submit.remote(long))
+        long = replace(long, settings=replace(long.settings, epochs=10_000))
+        ray.get(warm.offer(long))
         while not any(isinstance(m, Epoch) for m in ray.get(warm.exchange.receive.remote("long"))):
             pass
         ray.get(warm.exchange.cancel.remote("long"))
-        ray.get(warm.exchange.submit.remote(short))
+        ray.get(warm.offer(short))
         messages: list[Message] = []
         while not messages or not isinstance(messages[-1], End):
             messages += ray.get(warm.exchange.receive.remote("short", len(messages)))
@@ -433,8 +431,8 @@ def test_a_trial_of_a_study_that_is_stopped_is_saved_with_the_epoch_it_was_in(
     try:
         warm.wait()
         long = job(config, "long", tmp_path)
-        long["settings"]["epochs"] = 10_000
-        ray.get(warm.exchange.submit.remote(long))
+        long = replace(long, settings=replace(long.settings, epochs=10_000))
+        ray.get(warm.offer(long))
         while not epochs:
             epochs = sum(isinstance(m, Epoch) for m in ray.get(warm.exchange.receive.remote("long")))
     finally:
@@ -444,20 +442,14 @@ def test_a_trial_of_a_study_that_is_stopped_is_saved_with_the_epoch_it_was_in(
     assert (tmp_path / "long.best").exists()
 
 
-def job(config: StudyConfig, name: str, folder: Path) -> dict[str, Any]:
+def job(config: StudyConfig, name: str, folder: Path) -> TrainJob:
     from search.suggest.space import Space
 
     space = Space(config)
     settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(resolve.cache_dir()))
     keep = Keep(metric="val/accuracy", mode="max", best=folder / f"{name}.best", last=folder / f"{name}.last")
-    facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(keep).items()}
-    return {
-        "id": name,
-        "kind": "train",
-        "settings": json.loads(json.dumps(settings.to_dict())),
-        "features": dataclasses.asdict(resolve.feature_settings(config)),
-        "keep": facts,
-    }
+    features = resolve.feature_settings(config)
+    return TrainJob(id=name, settings=settings, features=features, keep=keep, params={}, data_fingerprint="")
 
 
 @pytest.mark.every_ray

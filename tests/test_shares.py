@@ -16,10 +16,9 @@ from PIL import Image
 
 from finetune.errors import DataError
 from finetune.images import order
-from finetune.messages import Message
+from finetune.messages import Keep, Message
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
-from finetune.training.history import Keep
 from finetune.training.loop import Run, World
 
 

@@ -1,6 +1,5 @@
 """The space asks only for what a trial uses, and a trial's settings say what was decided."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from search.record.ledger import Ledger
 from search.record.records import TrialRecord
 from search.suggest import sampler
 from search.suggest.space import Space, trial_seed
+from tests.by_hand import train_job
 
 BLOCKS = {"vgg13": 10, "efficientnet_b0": 18}
 
@@ -423,14 +423,14 @@ def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> No
         mode="max",
         planned=[],
         sampled=2,
-        make_job=lambda number, params, plan: {"id": f"trial-{number}", "params": params, "spared": False},
+        make_job=lambda number, params, plan: train_job(f"trial-{number}", params),
         offer=offered.append,
     )
     for number in range(2):
         suggested = searcher.suggest(f"tune-{number}")
         assert isinstance(suggested, dict)
-        assert offered[number:] == [json.loads(suggested["job"])]
-        assert offered[number]["id"] == f"trial-{number}"
+        assert suggested == {"id": f"trial-{number}"}
+        assert [job.id for job in offered[number:]] == [f"trial-{number}"]
     assert searcher.suggest("tune-2") == sampler.StudySearcher.FINISHED
     assert len(offered) == 2
     ledger.close()

@@ -11,14 +11,14 @@ from torchvision.transforms import v2
 
 from finetune.disk import checkpoint
 from finetune.images import augment
-from finetune.messages import Epoch, Message
+from finetune.messages import Epoch, Keep, Message, TrainJob
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop, optimize
 from finetune.training.averaging import Average
-from finetune.training.history import Keep
-from search.driver.trial import check_effective
+from search.driver.effective import check_effective
 from search.errors import SettingsIgnored
 from search.suggest.space import FIELDS, USED_BY
+from tests.by_hand import train_job
 
 BLOCKS = 18
 """Of shufflenet_v2_x0_5."""
@@ -341,7 +341,7 @@ PLANTED: dict[str, tuple[dict[str, Any], Any, str]] = {
 """Searchable field -> what the worker used beside EVERYTHING, what the trial said, how that is told."""
 
 
-def job_of(settings: TrialSettings, run: loop.Run) -> dict[str, Any]:
+def job_of(settings: TrialSettings, run: loop.Run) -> TrainJob:
     fields = settings.to_dict()
     params = dict.fromkeys([*fields, *fields["data"]])
     if settings.strategy == "load":
@@ -352,7 +352,7 @@ def job_of(settings: TrialSettings, run: loop.Run) -> dict[str, Any]:
     for other, unused, field in (("mix", "none", "mix_alpha"), ("imbalance", "focal", "label_smoothing")):
         if fields[other] == unused:
             del params[field]
-    return {"settings": fields, "params": params, "data_fingerprint": run.data.fingerprint}
+    return dataclasses.replace(train_job("a", params, settings), data_fingerprint=run.data.fingerprint)
 
 
 def test_every_searchable_field_is_planted_once() -> None:
@@ -366,10 +366,14 @@ def test_a_worker_that_used_another_value_is_found_out(settings: TrialSettings, 
     run = run_of(settings, **(EVERYTHING | options))
     job = job_of(run.settings, run)
     check_effective(job, run.effective())
-    home = job["settings"]["data"] if field in job["settings"]["data"] else job["settings"]
-    home[field] = value
+    if hasattr(run.settings.data, field):
+        told_to = dataclasses.replace(
+            run.settings, data=dataclasses.replace(run.settings.data, **{field: value})
+        )
+    else:
+        told_to = dataclasses.replace(run.settings, **{field: value})
     with pytest.raises(SettingsIgnored) as caught:
-        check_effective(job, run.effective())
+        check_effective(dataclasses.replace(job, settings=told_to), run.effective())
     assert told in str(caught.value)
 
 

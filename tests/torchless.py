@@ -8,21 +8,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.cloudpickle
 
-from finetune.messages import Effective, End, Epoch, Message, Report, Started
-from search.driver.trial import CHECKED, CHECKED_OF_DATA
+from finetune.messages import Effective, End, Epoch, Job, Message, Report, Started, TrainJob
+from search.driver.effective import CHECKED, CHECKED_OF_DATA
 from search.slots import slots
 
 NOT_IMPORTED = "not imported"
 BLOCKS = 18
 """Of every backbone."""
-Job = dict[str, Any]
-Train = Callable[[Job, Report], None]
+Train = Callable[[TrainJob, Report], None]
 """Trains a job: reports what was effective and every epoch; an exception fails the trial."""
 
 
@@ -33,16 +31,16 @@ def serve(config: dict[str, Any], train: Train) -> None:
     serial = 0
     while job := ray.get(exchange.take.remote(slot, generation, 0, serial)):
         serial += 1
-        number = job.get("first_message", 0)
+        number = job.first_message
 
         def report(message: Message, job: Job = job) -> None:
             nonlocal number
-            ray.get(exchange.report.remote(job["id"], number, message))
+            ray.get(exchange.report.remote(job.id, number, message))
             number += 1
 
         report(Started())
         try:
-            if job["kind"] == "train":
+            if isinstance(job, TrainJob):
                 train(job, report)
             end = End("complete")
         except Exception as error:
@@ -67,27 +65,27 @@ def facts(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def train(job: Job, report: Report, seconds: float = 0.0) -> None:
+def train(job: TrainJob, report: Report, seconds: float = 0.0) -> None:
     """Report what was asked for as effective, then epochs of so many seconds with the same scores."""
     report(effective(job))
-    for epoch in range(1, job["settings"]["epochs"] + 1):
+    for epoch in range(1, job.settings.epochs + 1):
         time.sleep(seconds)
         report(told(epoch))
     for which in ("best", "last"):
-        path = Path(job["keep"][which])
+        path = getattr(job.keep, which)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"weights")
 
 
-def effective(job: Job, **changes: Any) -> Effective:
+def effective(job: TrainJob, **changes: Any) -> Effective:
     """Return the message of a worker that does as it is told."""
-    settings = job["settings"]
-    used = {name: settings[name] for name in (*CHECKED, "epochs")}
-    used |= {name: settings["data"][name] for name in CHECKED_OF_DATA}
-    frozen = settings["frozen_layers"]
+    settings = job.settings
+    used = {name: getattr(settings, name) for name in (*CHECKED, "epochs")}
+    used |= {name: getattr(settings.data, name) for name in CHECKED_OF_DATA}
+    frozen = settings.frozen_layers
     used |= {"frozen_blocks": BLOCKS if frozen < 0 else frozen, "blocks": BLOCKS}
-    used |= {"learning_rates": {"head": settings["learning_rate"]}}
-    return Effective({"data_fingerprint": job["data_fingerprint"]} | used | changes)
+    used |= {"learning_rates": {"head": settings.learning_rate}}
+    return Effective({"data_fingerprint": job.data_fingerprint} | used | changes)
 
 
 def told(epoch: int) -> Epoch:

@@ -10,10 +10,9 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import torch.distributed
 
-from finetune.messages import Epoch, Message
+from finetune.messages import Epoch, Keep, Message
 from finetune.settings import TrialSettings
 from finetune.training import loop
-from finetune.training.history import Keep
 
 
 def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> None:

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import time
+import traceback
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from search.driver.effective import check_effective
 from search.errors import SearchError, SettingsIgnored, SlotsLost
 from search.record.kept import Kept
 from search.record.ledger import Ledger
@@ -147,14 +149,19 @@ class Watch(Callback):
             # Remove the long texts, as Tune keeps the last result of every trial in memory.
             followed.failed, followed.trace = result.pop("failed"), result.pop("trace")
             followed.retries = result.get("retries", followed.retries)
-            # If one worker ignores its settings, no result of the study can be trusted.
-            if result.get("ignored"):
-                self.fatal = SettingsIgnored(followed.failed)
             return
         # These facts come with the first epoch in each slot only.
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
             followed.retries = result["retries"]
+            try:
+                check_effective(self._suggested[trial.trial_id].job, followed.effective)
+            except SettingsIgnored as error:
+                # If one worker ignores its settings, no result of the study can be trusted.
+                self.fatal = error
+                followed.failed, followed.trace = str(error), traceback.format_exc()
+        if followed.failed is not None:
+            return
         if "note" in result:
             followed.note = result["note"]
             self._progress.note(f"{followed.id}: {followed.note}")
@@ -211,11 +218,14 @@ class Watch(Callback):
         self._fail(followed, f"the trial's process failed: {_last(error)}", str(error))
 
     def interrupt(self) -> None:
-        """Record every trial that has not ended as interrupted, so that `resume` continues it."""
+        """Record every trial that has not ended or failed as interrupted, so that `resume` continues it."""
         # `_suggested` holds each trial until it has ended, including those that Tune has not started yet.
         for trial_id, suggested in self._suggested.items():
             followed = self._followed.get(trial_id) or _follow(suggested)
-            self._close(followed, "FAIL", error="interrupted", interrupted=True)
+            if followed.failed is not None:
+                self._fail(followed, followed.failed, followed.trace)
+            else:
+                self._close(followed, "FAIL", error="interrupted", interrupted=True)
         self._suggested.clear()
         self._followed.clear()
 
@@ -302,9 +312,9 @@ def _follow(suggested: Suggested) -> _Followed:
     plan = suggested.plan
     return _Followed(
         suggested.number,
-        job["id"],
-        job["params"],
-        job["settings"]["epochs"],
+        job.id,
+        dict(job.params),
+        job.settings.epochs,
         began=suggested.at,
         baseline=plan.baseline if plan else None,
         continues=plan.continues if plan else None,

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune.messages import Effective, Epoch, Note
+from finetune.messages import Effective, Epoch, Keep, Note
 from search.config.resolve import cache_dir, copies_bytes, feature_settings
 from search.config.study import StudyConfig
 from search.driver.trial import compact
@@ -35,7 +35,6 @@ def run_only(
 
     from finetune.disk import file_cache
     from finetune.training import loop
-    from finetune.training.history import Keep
 
     trials = {trial.number: trial for trial in ledger.read_study(folder).trials}
     if number not in trials:

@@ -1,7 +1,6 @@
 """Run or resume a study: check its inputs, start slots, search, and export the best model."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from ray.exceptions import RayError
 
 from finetune.datasets.catalog import Catalog
 from finetune.errors import FinetuneError
-from finetune.messages import End
+from finetune.messages import End, ExportJob
 from finetune.steps import Step
 from search import provenance
 from search.config import config_file, resolve
@@ -220,24 +219,23 @@ def _export_best(study: StudyRun) -> str | None:
     if record.best is None:
         return None
     now = study.space.settings_now(record.best, cache_dir=str(resolve.cache_dir()))
-    job = {
-        "id": "export",
-        "kind": "export",
-        "checkpoint": str(folder.best_weights(record.best.id)),
-        "to": str(folder.best),
-        "answers": str(folder.trial(record.best.id)),
-        "provenance": record.provenance
+    job = ExportJob(
+        id="export",
+        checkpoint=folder.best_weights(record.best.id),
+        to=folder.best,
+        answers=folder.trial(record.best.id),
+        provenance=record.provenance
         | {"study": record.name, "trial": record.best.id}
         | reads.enter(folder, record, record.best.id),
-        "settings": None if now is None else now.to_dict(),
-        "features": dataclasses.asdict(resolve.feature_settings(study.config)),
-    }
+        settings=now,
+        features=resolve.feature_settings(study.config),
+    )
     try:
         # `receive` returns an empty list while the slot works, and `warm.get` raises once nobody can answer.
-        warm.get(warm.exchange.submit.remote(job))
+        warm.get(warm.offer(job))
         heard = 0
         while True:
-            for message in warm.get(warm.exchange.receive.remote("export", heard)):
+            for message in warm.get(warm.exchange.receive.remote(job.id, heard)):
                 heard += 1
                 if isinstance(message, End):
                     return message.error if message.state == "failed" else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from finetune.messages import End, Epoch, Message
+from finetune.messages import End, Epoch, Keep, Message, TrainJob
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.errors import SlotsLost
@@ -135,25 +135,23 @@ class Repeats:
         settings = self._space.settings(
             again.trial.params, number=FIRST_SEED + again.seed, cache_dir=str(resolve.cache_dir())
         )
-        job = {
-            "id": again.id,
-            "kind": "train",
-            "settings": settings.to_dict(),
-            "features": dataclasses.asdict(resolve.feature_settings(self._config)) | {"test": True},
-            "params": again.trial.params,
-            "data_fingerprint": self._fingerprint,
-            "spared": True,
-            "may_be_stopped": False,
-            "keep": {
-                "metric": study.metric,
-                "mode": study.mode,
-                "best": str(folder.best_weights(again.id)),
-                "last": str(folder.last_weights(again.id)),
-            },
-            "answers": str(folder.trial(again.id)),
-        }
+        job = TrainJob(
+            id=again.id,
+            settings=settings,
+            features=dataclasses.replace(resolve.feature_settings(self._config), test=True),
+            keep=Keep(
+                metric=study.metric,
+                mode=study.mode,
+                best=folder.best_weights(again.id),
+                last=folder.last_weights(again.id),
+            ),
+            params=again.trial.params,
+            data_fingerprint=self._fingerprint,
+            may_be_stopped=False,
+            answers=folder.trial(again.id),
+        )
         entered = reads.enter(folder, record, again.id, why="verdict")
-        self._warm.get(self._warm.exchange.submit.remote(job))
+        self._warm.get(self._warm.offer(job))
         return entered
 
     def _enter(self, one: "_Running") -> None:

@@ -1,7 +1,6 @@
 """One run of a study: the parts that search together, and the trials that are still to run."""
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from finetune.datasets.catalog import Catalog
+from finetune.messages import Keep, TrainJob
 from search import provenance
 from search.config import resolve
 from search.config.sections import Study
@@ -113,7 +113,7 @@ class StudyRun:
             planned=self.planned,
             sampled=self.sampled,
             make_job=self._job,
-            offer=warm.exchange.offer.remote,
+            offer=warm.offer,
             deadline=self.deadline,
         )
         self.watch = Watch(
@@ -159,6 +159,7 @@ class StudyRun:
             try:
                 tuner.tune(
                     self.warm.exchange,
+                    metric=study.metric,
                     searcher=self.searcher,
                     scheduler=stopping,
                     watch=self.watch,
@@ -241,7 +242,7 @@ class StudyRun:
         self.progress.slots = up
         return max(1, up)
 
-    def _job(self, number: int, params: dict[str, Any], plan: Planned | None) -> dict[str, Any]:
+    def _job(self, number: int, params: dict[str, Any], plan: Planned | None) -> TrainJob:
         """Return the job of trial `number`: all that a slot needs to train it.
 
         A trial that continues an interrupted one takes over its files and the seed of the first of them.
@@ -254,22 +255,20 @@ class StudyRun:
         name = trial_id(number)
         # Early stopping spares the baselines, so that they always have a final score to compare with.
         spared = plan is not None and plan.baseline is not None
-        return {
-            "id": name,
-            "kind": "train",
-            "settings": settings.to_dict(),
-            "features": dataclasses.asdict(resolve.feature_settings(self.config)),
-            "params": params,
-            "data_fingerprint": self.images.fingerprint,
-            "spared": spared,
-            "may_be_stopped": self.config.early_stopping.stops and not spared,
-            "keep": {
-                "metric": self.config.study.metric,
-                "mode": self.config.study.mode,
-                "best": str(self.folder.best_weights(name)),
-                "last": str(self.folder.last_weights(name)),
-            },
-        }
+        return TrainJob(
+            id=name,
+            settings=settings,
+            features=resolve.feature_settings(self.config),
+            keep=Keep(
+                metric=self.config.study.metric,
+                mode=self.config.study.mode,
+                best=self.folder.best_weights(name),
+                last=self.folder.last_weights(name),
+            ),
+            params=params,
+            data_fingerprint=self.images.fingerprint,
+            may_be_stopped=self.config.early_stopping.stops and not spared,
+        )
 
     def _remember(self, facts: dict[str, Any]) -> None:
         """Enter the fixed settings, at the first run only, and this run's provenance into the record."""

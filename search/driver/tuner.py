@@ -55,7 +55,7 @@ class Room(ConcurrencyLimiter):
         self._most, self._room = most, room
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next trial's job, or FINISHED, or None if there is no room now."""
+        """Return the next trial's id, or FINISHED, or None if there is no room now."""
         self.max_concurrent = min(self._most, self._room())
         job: dict[str, Any] | str | None = super().suggest(trial_id)
         return job
@@ -72,6 +72,7 @@ class Room(ConcurrencyLimiter):
 def tune(
     exchange: Any,
     *,
+    metric: str,
     searcher: StudySearcher,
     scheduler: TrialScheduler,
     watch: Watch,
@@ -86,6 +87,7 @@ def tune(
 
     Args:
         exchange: actor that gives trials to slots.
+        metric: the study's metric.
         searcher: suggests trials.
         scheduler: stops trials early.
         watch: records what trials report.
@@ -105,7 +107,7 @@ def tune(
     class StudyTrial(SlotTrial):
         pass
 
-    StudyTrial.exchange = exchange
+    StudyTrial.exchange, StudyTrial.metric = exchange, metric
     search = ray_tune.Tuner(
         ray_tune.with_resources(StudyTrial, TRIAL_RESOURCES),
         tune_config=ray_tune.TuneConfig(
@@ -113,7 +115,7 @@ def tune(
             scheduler=scheduler,
             num_samples=trials,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id].job["id"],
+            trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id].job.id,
         ),
         run_config=ray_tune.RunConfig(
             name=name,

@@ -1,7 +1,7 @@
 """The exchange: an actor that gives jobs (trials, or the export of a model) to slots and relays messages.
 
-- The driver offers jobs (`offer`, `submit`) and ends unwanted ones (`cancel`, `leave`, `close`).
-- The trial's process in Tune reads the messages of its job (`run`, `receive`).
+- The driver offers jobs (`offer`) and ends unwanted ones (`cancel`, `leave`, `close`).
+- The trial's process in Tune reads the messages of its job (`receive`).
 - The workers of a slot take jobs and report on them (`register`, `take`, `report`, `until_stopped`).
 - The keeper tells on which nodes a slot is (`place`), which nodes are being drained (`vacate`) and whose
   workers died (`bury`).
@@ -20,9 +20,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from finetune.messages import End, Message, Started
+from finetune.messages import End, ExportJob, Job, Message, Started
 from finetune.steps import Step
-from search.slots.job_state import Bell, Job, Slot, Work
+from search.slots.job_state import Bell, Slot, Work
 
 RECEIVE_SECONDS = 30.0
 """Seconds that `receive` waits before it returns an empty list."""
@@ -50,8 +50,9 @@ class Exchange:
         self._retries = retries
         self._works: dict[str, Work] = {}
         self._queue: deque[Work] = deque()
-        self._offered: set[str] = set()
-        """Ids of all jobs that were ever offered, including ended ones."""
+        self._known: set[str] = set()
+        """Ids of all jobs that were ever offered or cancelled."""
+        self._offers = Bell()
         self._slots: dict[str, Slot] = {}
         self._going: frozenset[str] = frozenset()
         """Ids of the nodes that are being drained."""
@@ -69,25 +70,16 @@ class Exchange:
 
     # The trial's side
 
-    async def submit(self, job: Job) -> None:
-        """Queue a job for the next free slot, after stopping any job with the same id."""
-        await self.cancel(job["id"])
-        self._works[job["id"]] = work = Work(job)
-        self._queue.append(work)
-        self._match()
-
     async def offer(self, job: Job) -> None:
-        """Queue a job, unless one with its id was offered before."""
-        # The driver and the trial's process both offer a trial's job, in either order. Ended jobs count too:
-        # a late offer of a trial that was cancelled meanwhile must not start it again.
-        if job["id"] not in self._offered:
-            self._offered.add(job["id"])
-            await self.submit(job)
-
-    async def run(self, job: Job) -> list[Message]:
-        """Queue a job, unless the driver has offered it already, and return its first messages."""
-        await self.offer(job)
-        return await self.receive(job["id"])
+        """Queue a job for the next free slot, unless one with its id was offered or cancelled before."""
+        # A job that was cancelled must not begin if its offer comes late or, since Ray repeats a call whose
+        # answer was lost, a second time.
+        if job.id not in self._known:
+            self._known.add(job.id)
+            self._works[job.id] = work = Work(job)
+            self._queue.append(work)
+            self._match()
+            self._offers.ring()
 
     async def receive(self, job_id: str, heard: int = 0) -> list[Message]:
         """Return a job's messages after the first `heard`; wait until there is one other than Started.
@@ -98,18 +90,20 @@ class Exchange:
         The list is empty if nothing came within RECEIVE_SECONDS. Messages are kept until the job is
         cancelled, so that a process that replaces a dead one can read them from the beginning.
         """
+        # The driver offers a job before Tune starts the trial's process, but this call may be here first.
+        if job_id not in self._known:
+            await _rings(self._offers, RECEIVE_SECONDS)
+            return []
         work = self._works.get(job_id)
         if work is None:
             return [End("stopped")]
-        if not work.has_news(heard):
-            try:
-                await asyncio.wait_for(work.news.wait(), RECEIVE_SECONDS)
-            except asyncio.TimeoutError:
-                return []
+        if not work.has_news(heard) and not await _rings(work.news, RECEIVE_SECONDS):
+            return []
         return work.messages[heard:]
 
     async def cancel(self, job_id: str) -> None:
         """Stop a job, whether queued or running, and forget it; its slot is then free."""
+        self._known.add(job_id)
         work = self._works.pop(job_id, None)
         if work is None:
             return
@@ -309,7 +303,7 @@ class Exchange:
             left = deadline - asyncio.get_running_loop().time()
             if len(status["ready"]) >= count or status["given_up"] or left <= 0:
                 return status
-            await self._wait(left)
+            await _rings(self._change, left)
 
     async def watch(self, up: int, notes: int, shown: int | None = None) -> dict[str, Any]:
         """Wait until the number of slots that are up differs from `up`, or the number of notes from `notes`.
@@ -343,8 +337,8 @@ class Exchange:
         return {
             "ready": {s.name: s.facts for s in slots if s.stays},
             "given_up": {s.name: s.reason for s in slots if s.deaths >= FUTILE_STARTS},
-            "queued": [work.job["id"] for work in self._queue],
-            "running": [s.work.job["id"] for s in slots if s.work and not s.work.ended],
+            "queued": [work.job.id for work in self._queue],
+            "running": [s.work.job.id for s in slots if s.work and not s.work.ended],
             "notes": self._notes,
         }
 
@@ -352,11 +346,11 @@ class Exchange:
         """Stop every job and let every slot end; running trials first get `seconds` to save their epoch."""
         # A half-written model folder is of no use, so an export is not waited for.
         for work in [slot.work for slot in self._slots.values() if slot.work]:
-            if work.job.get("kind") != "export":
-                await self.leave(work.job["id"])
+            if not isinstance(work.job, ExportJob):
+                await self.leave(work.job.id)
         deadline = asyncio.get_running_loop().time() + seconds
         while self._is_saving() and (left := deadline - asyncio.get_running_loop().time()) > 0:
-            await self._wait(left)
+            await _rings(self._change, left)
         # From here on `take` returns None and `wanted` returns 0: slots and keeper end by themselves.
         self._closed = True
         for job_id in list(self._works):
@@ -405,7 +399,7 @@ class Exchange:
         """Take the job from a slot whose workers are gone, and retry or fail it; for the flags see `bury`."""
         work, slot.work = slot.work, None
         slot.change.ring()  # workers that still wait in `take` see that their generation has no job
-        if work is None or work.ended or work.job["id"] not in self._works:
+        if work is None or work.ended or work.job.id not in self._works:
             return
         # No message has come from the worker, so the job is hardly what killed it: this costs no retry, but
         # may happen NOT_BEGUN_AGAIN times only (or `retries` times, if that is more).
@@ -424,7 +418,7 @@ class Exchange:
             work.died += again
         reason = f"its worker died: {slot.reason or 'no reason was left'}"
         if again and not work.left:
-            self._notes.append(f"{work.job['id']}: {reason}. It is tried again from its last checkpoint.")
+            self._notes.append(f"{work.job.id}: {reason}. It is tried again from its last checkpoint.")
         if again:
             self._hand_on(work)
         else:
@@ -448,9 +442,11 @@ class Exchange:
     def _fail(work: Work, error: str) -> None:
         work.say(End("failed", error=error, trace=error, retries=work.retries))
 
-    async def _wait(self, seconds: float) -> None:
-        # `Bell.wait` takes its event now, so a ring before `wait_for` has begun to wait is not missed.
-        try:
-            await asyncio.wait_for(self._change.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
+
+async def _rings(bell: Bell, seconds: float) -> bool:
+    """Wait for the bell's next ring; return False if none came within `seconds`."""
+    # `Bell.wait` takes its event now, so a ring before `wait_for` has begun to wait is not missed.
+    try:
+        return await asyncio.wait_for(bell.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False

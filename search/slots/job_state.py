@@ -2,13 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from finetune.messages import End, Epoch, Message, Started
-
-Job = dict[str, Any]
-"""A job as the worker gets it: `id`, `kind` (`train` or `export`) and all that the worker needs."""
+from finetune.messages import End, Epoch, Job, Message, Started
 
 MESSAGES_PER_TAKE = 2**32
 """A number above all messages that a slot sends about one job. The next slot's messages are numbered from the
@@ -113,7 +110,7 @@ class Work:
         """Prepare the job for another slot; messages that the last one still sends are then ignored."""
         self.heard = (self.heard // MESSAGES_PER_TAKE + 1) * MESSAGES_PER_TAKE
         self.early, self.started, self.moving, self.handed_out = {}, False, False, 0
-        self.job = self.job | {"first_message": self.heard}
+        self.job = replace(self.job, first_message=self.heard)
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from finetune.disk import file_cache
+from finetune.messages import Job
 from finetune.steps import Step
 from search.errors import CapacityError, SlotsLost
 from search.slots import nodes, train_run
@@ -227,6 +228,12 @@ class Slots:
             )
         facts: dict[str, Any] = status["ready"]
         return facts
+
+    def offer(self, job: Job) -> Any:
+        """Hand a job to the slots, without waiting; return a reference to the answer."""
+        # An offer is the only way to a slot, and offering twice changes nothing: if the answer is lost, while
+        # the exchange lives, Ray calls again.
+        return self.exchange.offer.options(max_task_retries=-1).remote(job)
 
     def news(self) -> tuple[int, list[str]]:
         """Return the number of slots that are up and the new notes about the cluster, without waiting."""

@@ -5,7 +5,6 @@ stopped early. Here the ledger holds the study and this class only suggests; Tun
 (driver/callback.py) records in the ledger how each trial went.
 """
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from typing import Any
 from optuna.samplers import BaseSampler, RandomSampler
 from ray.tune.search import Searcher
 
+from finetune.messages import TrainJob
 from search.record.ledger import Ledger
 from search.suggest.space import Space
 from search.suggest.tpe import BoundedTPE
@@ -38,7 +38,7 @@ class Suggested:
 
     number: int
     """Number of the trial in the ledger."""
-    job: dict[str, Any]
+    job: TrainJob
     """Everything that a slot needs to train the trial."""
     plan: Planned | None = None
     """Its plan; None if it was sampled."""
@@ -74,8 +74,8 @@ class StudySearcher(Searcher):
         mode: str,
         planned: Iterable[Planned],
         sampled: int,
-        make_job: Callable[[int, dict[str, Any], Planned | None], dict[str, Any]],
-        offer: Callable[[dict[str, Any]], Any],
+        make_job: Callable[[int, dict[str, Any], Planned | None], TrainJob],
+        offer: Callable[[TrainJob], Any],
         deadline: float | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
@@ -91,7 +91,7 @@ class StudySearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the job of the next trial, or FINISHED; a slot may begin it before Tune starts the trial."""
+        """Return the id of the next trial, or FINISHED; a slot may begin it before Tune starts the trial."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return str(Searcher.FINISHED)
         if self._planned:
@@ -116,13 +116,13 @@ class StudySearcher(Searcher):
         self._ledger.suggested(trial.number, facts)
         self.suggested[trial_id] = Suggested(trial.number, job, plan)
         self._offer(job)
-        # Return the job as text: Tune would copy, flatten and write a config of many keys over and over.
-        return {"job": json.dumps(job)}
+        # Return the id only: Tune would copy, flatten and write a config of many keys over and over.
+        return {"id": job.id}
 
     def strategy_of(self, trial_id: str) -> str | None:
-        """Return the strategy of a suggested trial, or None for a baseline, which is never stopped early."""
+        """Return the strategy of a suggested trial, or None for one that early stopping spares."""
         job = self.suggested[trial_id].job
-        return None if job["spared"] else str(job["params"]["strategy"])
+        return str(job.params["strategy"]) if job.may_be_stopped else None
 
     def number_of(self, trial_id: str) -> int:
         """Return the number in the study of a suggested trial."""

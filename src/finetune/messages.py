@@ -1,12 +1,78 @@
-"""Messages that a worker sends about its trial, in order: Started, Effective, Epoch after Epoch, End.
+"""Jobs for the workers, and the messages that a worker sends about one: Started, Effective, Epochs, End.
 
-The worker sends them to the exchange (search/slots/exchange.py), which keeps them for the trial's process in
-Tune. None of these processes but the worker imports torch, and neither does this module.
+The driver makes a job and offers it to the exchange (search/slots/exchange.py), which gives it to a slot. The
+worker sends its messages to the exchange, which keeps them for the trial's process in Tune. None of these
+processes but the worker imports torch, and neither does this module.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from finetune.settings import FeatureSettings, TrialSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Files that a trial writes, and the metric that decides which epoch is the best."""
+
+    metric: str
+    mode: str
+    best: Path
+    """Path of the checkpoint with the trained part of the model at its best epoch."""
+    last: Path
+    """Path of the checkpoint to resume from. Of a complete trial it holds only the metrics of its epochs."""
+    every_seconds: float = 30.0
+    """Seconds of training between two writes of `last`."""
+
+    def forget(self) -> None:
+        """Delete the files of an attempt that does not count."""
+        for path in (self.best, self.last):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Work for a slot: a TrainJob or an ExportJob."""
+
+    id: str
+    first_message: int = 0
+    """Number of the worker's first message; the exchange raises it when the job moves to another slot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(Job):
+    """Train one trial."""
+
+    settings: TrialSettings
+    features: FeatureSettings
+    keep: Keep
+    params: Mapping[str, Any]
+    """Values of the fields that the trial uses, by name, as the record holds them."""
+    data_fingerprint: str
+    """Fingerprint of the images that the driver has listed; the worker must list the same ones."""
+    may_be_stopped: bool = True
+    """False if early stopping spares the trial, so that nobody waits for its epochs: a baseline, or any trial
+    where early stopping is off."""
+    answers: Path | None = None
+    """Folder for the model's answers to the validation and test images; None: it is not asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob(Job):
+    """Write the model folder of a trial that has ended."""
+
+    checkpoint: Path
+    """The trial's best weights."""
+    to: Path
+    """The model folder."""
+    answers: Path | None
+    """Folder for the answers to the images that the report shows; None: none are written."""
+    provenance: dict[str, Any]
+    settings: TrialSettings | None
+    """The trial's settings with today's paths; None: those in the checkpoint."""
+    features: FeatureSettings
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,9 @@ import finetune
 from finetune import model_folder, steps
 from finetune.disk import file_cache
 from finetune.errors import FinetuneError, NonFiniteLoss
-from finetune.messages import End, Message, Report, Started
-from finetune.settings import FeatureSettings, TrialSettings
+from finetune.messages import End, ExportJob, Job, Message, Report, Started, TrainJob
 from finetune.steps import Step
 from finetune.training import loop
-from finetune.training.history import Keep
 from finetune.training.loop import World
 
 STOP_POLL_SECONDS = 0.02
@@ -72,14 +70,14 @@ def slot_loop(config: dict[str, Any]) -> None:
             return
 
 
-def _serve(job: dict[str, Any], slot: str, exchange: Any, world: World) -> "_Outbox":
+def _serve(job: Job, slot: str, exchange: Any, world: World) -> "_Outbox":
     """Run one job and report its end to the exchange.
 
     An error after which this process cannot train further trials is raised, and ends the slot.
     """
     leads = world.rank == 0
-    together = TOGETHER_SECONDS if job.get("may_be_stopped", True) else PATIENT_SECONDS
-    outbox = _Outbox(exchange, job["id"], job.get("first_message", 0), together)
+    spared = isinstance(job, TrainJob) and not job.may_be_stopped
+    outbox = _Outbox(exchange, job.id, job.first_message, PATIENT_SECONDS if spared else TOGETHER_SECONDS)
 
     def tell(message: Message) -> None:
         if leads:
@@ -96,7 +94,7 @@ def _serve(job: dict[str, Any], slot: str, exchange: Any, world: World) -> "_Out
 
     try:
         with steps.listening(show):
-            end = _export(job, world) if job["kind"] == "export" else _train(job, exchange, world, tell)
+            end = _do(job, exchange, world, tell)
     except Exception as error:
         if not _survives(error, world):
             raise
@@ -139,34 +137,42 @@ class _Outbox:
             ray.get(self._call)
 
 
-def _train(job: dict[str, Any], exchange: Any, world: World, tell: Report) -> End:
-    keep = job["keep"] | {name: Path(job["keep"][name]) for name in ("best", "last")}
-    orders = _Orders(exchange, job["id"]) if world.rank == 0 else None
-    features = FeatureSettings(**job["features"])
+def _do(job: Job, exchange: Any, world: World, tell: Report) -> End:
+    match job:
+        case TrainJob():
+            return _train(job, exchange, world, tell)
+        case ExportJob():
+            return _export(job, world)
+        case _:
+            raise TypeError(f"a worker has no use for {job}")
+
+
+def _train(job: TrainJob, exchange: Any, world: World, tell: Report) -> End:
+    orders = _Orders(exchange, job.id) if world.rank == 0 else None
     outcome = loop.train(
-        TrialSettings.from_dict(job["settings"]),
-        keep=Keep(**keep),
+        job.settings,
+        keep=job.keep,
         report=tell,
         world=world,
         should_stop=orders.stopped if orders else lambda: False,
         should_move=orders.moving if orders else lambda: False,
-        features=features,
+        features=job.features,
     )
-    if outcome.state == "complete" and job.get("answers"):
-        model_folder.measure(keep["best"], Path(job["answers"]), world=world, features=features)
+    if outcome.state == "complete" and job.answers is not None:
+        model_folder.measure(job.keep.best, job.answers, world=world, features=job.features)
         world.agree(True)  # a barrier: no worker takes the next job before all have finished this one
     return End(outcome.state)
 
 
-def _export(job: dict[str, Any], world: World) -> End:
+def _export(job: ExportJob, world: World) -> End:
     model_folder.write(
-        Path(job["checkpoint"]),
-        Path(job["to"]),
-        job["provenance"],
+        job.checkpoint,
+        job.to,
+        job.provenance,
         world=world,
-        features=FeatureSettings(**job["features"]),
-        now=TrialSettings.from_dict(job["settings"]) if job["settings"] else None,
-        answers=Path(job["answers"]) if job["answers"] else None,
+        features=job.features,
+        now=job.settings,
+        answers=job.answers,
     )
     world.agree(True)  # a barrier: no worker takes the next job before all have finished this one
     return End("complete")

@@ -3,8 +3,6 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,29 +10,11 @@ from torch.optim import Optimizer
 
 from finetune.disk import checkpoint
 from finetune.errors import CheckpointError
+from finetune.messages import Keep
 from finetune.model.strategies import TransferModel
 from finetune.settings import TrialSettings
 from finetune.training.averaging import Average
 from finetune.training.optimize import Rates
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keep:
-    """Files that a trial writes, and the metric that decides which epoch is the best."""
-
-    metric: str
-    mode: str
-    best: Path
-    """Path of the checkpoint with the trained part of the model at its best epoch."""
-    last: Path
-    """Path of the checkpoint to resume from. Of a complete trial it holds only the metrics of its epochs."""
-    every_seconds: float = 30.0
-    """Seconds of training between two writes of `last`."""
-
-    def forget(self) -> None:
-        """Delete the files of an attempt that does not count."""
-        for path in (self.best, self.last):
-            path.unlink(missing_ok=True)
 
 
 class History:

@@ -23,7 +23,7 @@ from finetune.frozen import execution
 from finetune.frozen.features import Feed, Inputs
 from finetune.images import augment, order
 from finetune.images.batches import ImageData
-from finetune.messages import Effective, Epoch, Note, Report
+from finetune.messages import Effective, Epoch, Keep, Note, Report
 from finetune.metrics import check as check_metric
 from finetune.model import backbones, strategies
 from finetune.model.strategies import TransferModel
@@ -31,7 +31,7 @@ from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.training import graphs, limits, optimize, shared, shares
 from finetune.training.averaging import Average
 from finetune.training.evaluate import BATCH, Scores, evaluate
-from finetune.training.history import History, Keep
+from finetune.training.history import History
 from finetune.training.losses import Loss
 
 LOOK_EVERY = 20
