@@ -560,7 +560,7 @@ def test_the_driver_hears_of_slots_that_come_and_go_and_of_notes() -> None:
 def test_the_driver_hears_how_far_the_slots_are_with_long_steps() -> None:
     async def scene(exchange: Exchange) -> None:
         first = await begin(exchange, "slot-0", "A")
-        await exchange.submit(job("a"))
+        await exchange.offer(job("a"))
         await exchange.take("slot-0", first, 0, 0)
         await exchange.watch(0, 0, 0)
         watching = asyncio.create_task(exchange.watch(1, 0, 0))

@@ -193,7 +193,7 @@ class Exchange:
         The end of a step of SAID_SECONDS or more becomes a note, so that it can be read afterwards.
         """
         slot = self._slots.get(name)
-        if slot is None or slot.work is None or slot.work.job["id"] != job_id:
+        if slot is None or slot.work is None or slot.work.job.id != job_id:
             return
         self._computed += step.over and step.name.startswith(FEATURES)
         if step.over:
@@ -321,7 +321,7 @@ class Exchange:
             now = sum(slot.stays for slot in self._slots.values())
             if self._closed or now != up or len(self._notes) != notes or shown not in (None, self._shown):
                 works = [slot.work for slot in self._slots.values() if slot.work]
-                running = {work.job["id"] for work in works if not work.ended}
+                running = {work.job.id for work in works if not work.ended}
                 self._steps = {job: step for job, step in self._steps.items() if job in running}
                 told = {"steps": self._steps, "shown": self._shown, "computed": self._computed}
                 return {"up": now, "notes": self._notes, **told}

@@ -90,7 +90,7 @@ def _serve(job: Job, slot: str, exchange: Any, world: World) -> "_Outbox":
 
     def show(step: Step) -> None:
         if leads:
-            exchange.show.remote(slot, job["id"], step)  # nobody waits: the next one replaces a lost one
+            exchange.show.remote(slot, job.id, step)  # nobody waits: the next one replaces a lost one
 
     try:
         with steps.listening(show):
