@@ -40,7 +40,8 @@ FLOORS = {
     ],
     "finetune": [
         {"errors", "safe_text", "settings", "steps"},
-        {"metrics", "messages", "model_card"},
+        {"metrics", "model_card"},
+        {"messages"},
         {"disk", "suspects"},
         {"datasets"},
         {"images"},

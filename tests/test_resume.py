@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from finetune.messages import Epoch, Note
+from finetune.metrics import Objective
 from search.config import config_file
 from search.config.study import StudyConfig
 from search.driver import runner
@@ -57,7 +58,7 @@ def weigh(folder: StudyFolder, trial: str, *names: str) -> None:
 
 
 def keep(folder: StudyFolder, earlier: list[TrialRecord], count: int = 2) -> Kept:
-    return Kept(folder, metric="val/accuracy", mode="max", count=count, earlier=earlier)
+    return Kept(folder, objective=Objective.of("val/accuracy"), count=count, earlier=earlier)
 
 
 # Which weights stay

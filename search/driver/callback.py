@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from finetune.metrics import Mode, Objective
 from search.driver.effective import check_effective
 from search.errors import SearchError, SettingsIgnored, SlotsLost
 from search.record.kept import Kept
@@ -94,7 +95,7 @@ class Watch(Callback):
         exchange: Any,
         suggested: MutableMapping[str, Suggested],
         metric: str,
-        mode: str,
+        mode: Mode,
         keep_checkpoints: int,
         left: int,
         slots: int,
@@ -102,8 +103,8 @@ class Watch(Callback):
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
         self.folder, self._exchange, self._suggested = folder, exchange, suggested
-        self._metric, self._sign = metric, (1.0 if mode == "max" else -1.0)
-        self._kept = Kept(folder, metric=metric, mode=mode, count=keep_checkpoints, earlier=ledger.records())
+        self._metric, self._objective = metric, Objective(metric, mode)
+        self._kept = Kept(folder, objective=self._objective, count=keep_checkpoints, earlier=ledger.records())
         self._left, self._slots = left, slots
         self._lost, self._looked = lost, time.monotonic()
         """Function that returns the reason why no trial can continue, if so; time of its last call."""
@@ -173,8 +174,8 @@ class Watch(Callback):
             if name.startswith(("train/", "val/")) or name in MEASURED
         }
         followed.history.append(metrics)
-        # The first epoch counts as best even if its metric is NaN: `_close` then fails the trial.
-        better = not followed.best or self._sign * (metrics[self._metric] - followed.best[self._metric]) > 0
+        # The first epoch counts as best even if its metric is NaN: if all are, `_close` fails the trial.
+        better = self._objective.is_better(metrics[self._metric], followed.best.get(self._metric))
         if better:
             followed.best = metrics
         if "recalls" in result:

@@ -1,6 +1,7 @@
 """Run or resume a study: check its inputs, start slots, search, and export the best model."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -256,9 +257,7 @@ def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> Study
     record = ledger.read_study(folder)
     if record.best is not None and not export.is_whole(folder.best, record.best.id):
         study = config.study
-        kept = Kept(
-            folder, metric=study.metric, mode=study.mode, count=study.keep_checkpoints, earlier=record.trials
-        )
+        kept = Kept(folder, objective=study.objective, count=study.keep_checkpoints, earlier=record.trials)
         kept.sweep(record.trials)
         try:
             with phases.phase("export of the best model"):

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from finetune.messages import End, Epoch, Keep, Message, TrainJob
+from finetune.metrics import Objective
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.errors import SlotsLost
@@ -112,7 +113,7 @@ class Repeats:
                     raise SlotsLost(f"slots: exchange and keeper must run on, but {reason}. See Ray's logs.")
                 for answer in found:
                     one = answers.pop(answer)
-                    one.hear(self._warm.get(answer), self._config.study.metric, self._config.study.mode)
+                    one.hear(self._warm.get(answer), self._config.study.objective)
                     if one.end is None:
                         answers[exchange.receive.remote(one.again.id, one.heard)] = one
                     else:
@@ -191,15 +192,14 @@ class _Running:
         """How it ended: `complete`, `stopped` or `failed`."""
         self.failed: str | None = None
 
-    def hear(self, messages: list[Message], metric: str, mode: str) -> None:
+    def hear(self, messages: list[Message], objective: Objective) -> None:
         """Take the next messages of its worker."""
-        sign = 1.0 if mode == "max" else -1.0
         self.heard += len(messages)
         for message in messages:
             match message:
                 case Epoch(metrics):
                     self.epochs += 1
-                    if not self.best or sign * (metrics[metric] - self.best[metric]) > 0:
+                    if objective.is_better(metrics[objective.metric], self.best.get(objective.metric)):
                         kept = ("val/", "epoch")
                         self.best = {name: value for name, value in metrics.items() if name.startswith(kept)}
                 case End("complete"):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from finetune.metrics import Objective
 from search.record.records import TrialRecord
 from search.record.study_folder import StudyFolder
 
@@ -14,10 +15,10 @@ class Kept:
     """The best `count` trials that have weights on disk, those of earlier runs included."""
 
     def __init__(
-        self, folder: StudyFolder, *, metric: str, mode: str, count: int, earlier: Iterable[TrialRecord]
+        self, folder: StudyFolder, *, objective: Objective, count: int, earlier: Iterable[TrialRecord]
     ) -> None:
-        self._folder, self._count = folder, count
-        self._sign = 1.0 if mode == "max" else -1.0
+        self._folder, self._count, self._objective = folder, count, objective
+        metric = objective.metric
         ranked = sorted(
             self._entry(trial.number, trial.id, trial.state == "COMPLETE", trial.metrics["best"][metric])
             for trial in earlier
@@ -51,4 +52,4 @@ class Kept:
                 self._folder.best_weights(trial.id).unlink(missing_ok=True)
 
     def _entry(self, number: int, trial_id: str, complete: bool, value: float) -> _Entry:
-        return not complete, -self._sign * value, number, trial_id
+        return not complete, self._objective.key(value), number, trial_id

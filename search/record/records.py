@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from finetune import metrics
+from finetune.metrics import Mode, Objective
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 """Optuna's names for the states of a trial. PRUNED: stopped early. FAIL: no score; `error` has the reason."""
@@ -70,7 +71,7 @@ class StudyRecord:
 
     name: str
     metric: str
-    mode: str
+    mode: Mode
     """`max` or `min`."""
     planned: int
     """Number of trials that the study was asked for, baselines included."""
@@ -96,8 +97,14 @@ class StudyRecord:
     def best(self) -> TrialRecord | None:
         """The complete trial with the best `metric` at its best epoch; the earlier one of equals."""
         done = [t for t in self.trials if t.state == "COMPLETE" and self.metric in t.metrics["best"]]
-        sign = -1.0 if self.mode == "max" else 1.0
-        return min(done, key=lambda t: (sign * t.metrics["best"][self.metric], t.number), default=None)
+        return min(
+            done, key=lambda t: (self.objective.key(t.metrics["best"][self.metric]), t.number), default=None
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """The rule by which trials are compared."""
+        return Objective(self.metric, self.mode)
 
     def is_at_chance(self, trial: TrialRecord) -> bool:
         """Return True if a trial's score is no better than that of a model which does not look at the images.

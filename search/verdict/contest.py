@@ -25,10 +25,9 @@ def contestants(record: StudyRecord, top: int) -> list[TrialRecord]:
 
     The winner comes first and the others by score. A setting that was tried twice counts once.
     """
-    sign = -1.0 if record.mode == "max" else 1.0
-    metric = record.metric
+    metric, key = record.metric, record.objective.key
     done = [t for t in standing(record.trials) if t.state == "COMPLETE" and metric in t.metrics["best"]]
-    done.sort(key=lambda t: (sign * t.metrics["best"][metric], t.number))
+    done.sort(key=lambda t: (key(t.metrics["best"][metric]), t.number))
     done = list(_once(done))
     first_of = {str(trial.params.get("strategy")): trial for trial in reversed(done)}
     wanted = {trial.number for trial in (*done[:top], *first_of.values())}

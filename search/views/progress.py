@@ -17,7 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from finetune.metrics import LESS_IS_BETTER
+from finetune.metrics import LESS_IS_BETTER, Mode, Objective
 from finetune.steps import Step
 from search.record.records import TrialRecord
 from search.views.phases import step_text
@@ -48,7 +48,7 @@ class Progress:
         planned: int,
         epochs: int,
         metric: str,
-        mode: str,
+        mode: Mode,
         slots: int,
         up: Callable[[], int] | None = None,
         steps: Callable[[], Mapping[str, Step]] = dict,
@@ -78,11 +78,12 @@ class Progress:
         self._baselines: dict[str, float] = {}
         """Best value of each baseline that has completed."""
         self._study, self._planned, self._epochs = study, planned, epochs
-        self._metric, self._sign = metric, -1.0 if mode == "max" else 1.0
+        self._metric, self._objective = metric, Objective(metric, mode)
         self._running: dict[str, _Running] = {}
         self._states: Counter[str] = Counter()
         self._trial_seconds = 0.0
-        self._best: tuple[float, str, str] | None = None
+        self._best: tuple[float, str, str, float] | None = None
+        """Sort key, id, strategy and value of the best trial."""
         """Cost (the metric, negated for `max`), id and strategy of the best trial (the one of least cost)."""
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -168,9 +169,10 @@ class Progress:
         strategy = self._of_strategy.setdefault(name, _Strategy())
         strategy.ended += 1
         if state == "COMPLETE" and not math.isnan(value):
-            this = (self._sign * value, trial_id, name)
+            this = (self._objective.key(value), trial_id, name, value)
             self._best = this if self._best is None else min(self._best, this)
-            strategy.best = this[0] if strategy.best is None else min(strategy.best, this[0])
+            if self._objective.is_better(value, strategy.best):
+                strategy.best = value
             if trial.baseline is not None:
                 self._baselines[trial.baseline] = value
 
@@ -201,7 +203,7 @@ class Progress:
         if self._metric in best:
             parts.append(f"{self._metric} {best[self._metric]:.4f}")
         if self._best is not None:
-            parts.append(f"(best {self._sign * self._best[0]:.4f} {self._best[1]})")
+            parts.append(f"(best {self._best[-1]:.4f} {self._best[1]})")
         return " ".join(parts) + f"  {seconds_text(seconds)}  {self._left_text()}"
 
     def _draw(self) -> Group:
@@ -221,11 +223,10 @@ class Progress:
         cost = seconds_text(self._cost())
         yield Text(f"elapsed {elapsed}  {self._left_text()}  cost {cost} of a worker")
         if len(self._of_strategy) > 1:
-            told = (f"{name} {strategy.text(self._sign)}" for name, strategy in self._of_strategy.items())
+            told = (f"{name} {strategy.text()}" for name, strategy in self._of_strategy.items())
             yield Text("ended: " + "  ".join(sorted(told)))
         if self._best is not None:
-            best, trial_id, strategy = self._best
-            value = self._sign * best
+            _, trial_id, strategy, value = self._best
             text = f"best {self._metric} {value:.4f}  {trial_id} {strategy}"
             yield Text(text + self._distances(value), style="green")
 
@@ -262,10 +263,10 @@ class _Strategy:
 
     ended: int = 0
     best: float | None = None
-    """Least cost, as in `Progress`."""
+    """Best value of its complete trials."""
 
-    def text(self, sign: float) -> str:
-        return str(self.ended) + ("" if self.best is None else f" (best {sign * self.best:.4f})")
+    def text(self) -> str:
+        return str(self.ended) + ("" if self.best is None else f" (best {self.best:.4f})")
 
 
 def _choice(trial: _Running) -> list[str]:

@@ -44,11 +44,9 @@ def ranked(study: StudyRecord) -> list[TrialRecord]:
 
     Of equal trials the earlier one comes first. Interrupted trials that a later trial continues are left out.
     """
-    sign = -1.0 if study.mode == "max" else 1.0
 
     def key(trial: TrialRecord) -> tuple[int, float, int]:
-        value = _score(study, trial)
-        return STATES.index(trial.state), math.inf if value is None else sign * value, trial.number
+        return STATES.index(trial.state), study.objective.key(_score(study, trial)), trial.number
 
     return sorted(standing(study.trials), key=key)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.metrics import Mode, Objective
 from finetune.settings import FeatureSettings, TrialSettings
 
 
@@ -18,13 +19,18 @@ class Keep:
     """Files that a trial writes, and the metric that decides which epoch is the best."""
 
     metric: str
-    mode: str
+    mode: Mode
     best: Path
     """Path of the checkpoint with the trained part of the model at its best epoch."""
     last: Path
     """Path of the checkpoint to resume from. Of a complete trial it holds only the metrics of its epochs."""
     every_seconds: float = 30.0
     """Seconds of training between two writes of `last`."""
+
+    @property
+    def objective(self) -> Objective:
+        """The rule by which epochs are compared."""
+        return Objective(self.metric, self.mode)
 
     def forget(self) -> None:
         """Delete the files of an attempt that does not count."""

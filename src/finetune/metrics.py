@@ -1,9 +1,12 @@
-"""Names of the metrics of a split.
+"""Names of the metrics of a split, and which of two values is the better one.
 
 The config, the record and the worker share them, so this file does not import torch.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from finetune.errors import DataError, did_you_mean
 
@@ -18,6 +21,38 @@ VALIDATION = "val/"
 """Prefix of all metrics of the validation split."""
 VAL_RECALL = f"{VALIDATION}{RECALL}"
 LESS_IS_BETTER = ("val/loss", "val/ece")
+
+Mode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The metric that a search optimises, and whether more or less of it is better.
+
+    Everything that compares trials or epochs asks it, so a rule for several metrics belongs here.
+    """
+
+    metric: str
+    mode: Mode
+
+    @classmethod
+    def of(cls, metric: str) -> "Objective":
+        """Return the objective of optimising a metric by its name, such as `val/loss`."""
+        return cls(metric, "min" if metric in LESS_IS_BETTER else "max")
+
+    def key(self, value: float | None) -> float:
+        """Return a sort key: better values have smaller ones, and NaN or None comes last."""
+        if value is None or math.isnan(value):
+            return math.inf
+        return value if self.mode == "min" else -value
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Return True if `value` is better than another one; any value is better than none."""
+        return than is None or self.key(value) < self.key(than)
+
+    def best(self, epochs: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """Return the metrics of the best epoch, the earlier one of equals; None if there are none."""
+        return min(epochs, key=lambda epoch: self.key(epoch[self.metric]), default=None)
 
 
 def names(classes: Sequence[str], labels: Iterable[int]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from finetune.errors import did_you_mean
-from finetune.metrics import ALWAYS, LESS_IS_BETTER, TOP5, VAL_RECALL, VALIDATION
+from finetune.metrics import ALWAYS, TOP5, VAL_RECALL, VALIDATION, Mode, Objective
 from search.config.domain import Section, refused
 
 METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
@@ -15,7 +15,6 @@ METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
 classes."""
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
-Mode = Literal["max", "min"]
 Baseline = Literal["recipe", "scratch"]
 
 
@@ -24,10 +23,6 @@ def _metric(name: str) -> str:
         known = did_you_mean(name, [*METRICS, f"{VAL_RECALL}<class>"])
         raise refused("must be a metric that every epoch reports", repr(name), known)
     return unicodedata.normalize("NFC", name)  # as the catalog names the classes
-
-
-def _mode_of(metric: str) -> "Mode":
-    return "min" if metric in LESS_IS_BETTER else "max"
 
 
 def _budget(text: object) -> object:
@@ -57,7 +52,7 @@ class Study(Section):
     """Name of the study and of its folder, `<results>/<name>`."""
     metric: Metric = "val/accuracy"
     """Metric that the search optimises, also `val/recall/<class>`. A trial counts with its best epoch."""
-    mode: Mode = Field(default_factory=lambda study: _mode_of(study.get("metric", "")))
+    mode: Mode = Field(default_factory=lambda study: Objective.of(study.get("metric", "")).mode)
     """Direction in which the metric is optimised. Default: `min` for val/loss and val/ece, `max` for the
     others."""
     trials: Annotated[int, Field(ge=1)] = 24
@@ -92,7 +87,7 @@ class Study(Section):
     @classmethod
     def _mode_fits_metric(cls, mode: Mode, info: ValidationInfo) -> Mode:
         metric = info.data.get("metric")
-        if metric is not None and mode != _mode_of(metric):
+        if metric is not None and mode != Objective.of(metric).mode:
             raise refused(f"{metric} cannot be optimised this way", repr(mode), "Delete `mode`: it follows.")
         return mode
 
@@ -109,6 +104,11 @@ class Study(Section):
                 "Ask for more trials, or write [] for no baselines.",
             )
         return names
+
+    @property
+    def objective(self) -> Objective:
+        """The rule by which trials are compared."""
+        return Objective(self.metric, self.mode)
 
     @property
     def budget_seconds(self) -> float | None:

@@ -14,11 +14,10 @@ def section(material: Material) -> Section | None:
     if not trials:
         return None
     spent, points, best = 0.0, [], None
-    sign = -1.0 if record.mode == "max" else 1.0
     for trial in trials:
         spent += trial.seconds
         score = trial.metrics["best"][record.metric]
-        if trial.state == "COMPLETE" and (best is None or sign * score < sign * best[1]):
+        if trial.state == "COMPLETE" and record.objective.is_better(score, best and best[1]):
             best = (trial, score)
         points.append((trial, spent, score, best))
     steps = [(i, p) for i, p in enumerate(points) if p[3] is not None and p[3][0] is p[0]]

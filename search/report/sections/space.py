@@ -82,7 +82,7 @@ def _parallel(material: Material, trials: list[TrialRecord], searched: list[str]
 
 def _slice(material: Material, trials: list[TrialRecord], name: str) -> Figure:
     mine = [t for t in trials if t.params.get(name) is not None]
-    best = max(mine, key=lambda t: (1 if material.record.mode == "max" else -1) * (material.score(t) or 0.0))
+    best = min(mine, key=lambda t: material.record.objective.key(material.score(t)))
     title = name.replace("_", " ")
     value = best.params[name]
     shown = "all" if importance.is_all(name, value) else f"{value:.3g}" if isinstance(value, float) else value

@@ -1,6 +1,5 @@
 """Progress of a trial: metrics of its epochs, its best weights, and the checkpoints that hold both."""
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -50,9 +49,7 @@ class History:
     def add(self, metrics: dict[str, float]) -> None:
         """Add an epoch's metrics; keep the weights if they are the best, and save every `every_seconds`."""
         self.epochs.append(metrics)
-        sign = 1.0 if self.keep.mode == "max" else -1.0
-        values = [sign * past[self.keep.metric] for past in self.epochs]
-        if values[-1] > max(values[:-1], default=-math.inf):
+        if self.keep.objective.best(self.epochs) is metrics:
             # Copied to memory now and written later: many short epochs would write the same file many times.
             evaluated = self.average.state if self.average else self.model.trained_state()
             self._best = {k: v.detach().cpu().clone() for k, v in evaluated.items()}
