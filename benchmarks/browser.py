@@ -93,7 +93,7 @@ class Chromium:
 
     def page(
         self,
-        path: Path,
+        where: Path | str,
         *,
         width: int = 1100,
         height: int = 900,
@@ -101,7 +101,10 @@ class Chromium:
         scripts: bool = True,
         scale: float = 1.0,
     ) -> Page:
-        """Open a file in a new tab and wait until it has loaded."""
+        """Open a file in a new tab and wait until it has loaded.
+
+        An address (of a server on this machine) in place of a file is opened with a network.
+        """
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self._pages[session] = Page(self, session)
@@ -119,16 +122,16 @@ class Chromium:
         page.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         page.call(
             "Network.emulateNetworkConditions",
-            offline=True,
+            offline=isinstance(where, Path),
             latency=0,
             downloadThroughput=-1,
             uploadThroughput=-1,
         )
-        page.call("Page.navigate", url=path.absolute().as_uri())
+        page.call("Page.navigate", url=where.absolute().as_uri() if isinstance(where, Path) else where)
         deadline = time.monotonic() + ANSWER_SECONDS
         while page.evaluate("document.readyState") != "complete":
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path}: it did not load")
+                raise TimeoutError(f"{where}: it did not load")
             time.sleep(0.05)
         return page
 

@@ -182,8 +182,7 @@ def _search(
                 phase.tell(f"{len(facts)} of {plan.slots} up")
             study = StudyRun(config, folder, images, warm, facts)
             try:
-                with phases.timed("trials"):
-                    state = study.search()
+                state = study.search(phases)
             finally:
                 study.close(time.monotonic() - began)
             # A slot that is still warm exports the model, since it has torch, the images and a device.
@@ -245,11 +244,15 @@ def _export_best(study: StudyRun) -> str | None:
 
 
 def _add_pictures(study: StudyRun) -> None:
-    """Draw what the export kept of the best model, for TensorBoard; a view never ends a study."""
-    record = ledger.read_study(study.folder)
-    if record.best is not None:
-        with contextlib.suppress(OSError):
-            pictures.add(study.folder, study.config, record.best, study.images.classes)
+    """Draw what the best models answered, for TensorBoard; a view never ends a study."""
+    record, folder = ledger.read_study(study.folder), study.folder
+    # The best model was exported; of others the trainings with other seeds have left answers.
+    kept = {repeat["trial"]: folder.trial(repeat["id"]) for repeat in reversed(record.repeats)}
+    kept |= {record.best.id: folder.trial(record.best.id)} if record.best else {}
+    for trial in record.trials:
+        if trial.id in kept:
+            with contextlib.suppress(OSError):
+                pictures.add(folder, study.config, trial, study.images.classes, kept[trial.id])
 
 
 def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> StudyRecord:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from finetune import steps
 from finetune.messages import End, Epoch, Keep, Message, TrainJob
 from finetune.metrics import Objective
 from search.config import resolve
@@ -102,10 +103,16 @@ class Repeats:
         return [again for again in every if again.id not in done] if len(chosen) > 1 else []
 
     def _train(self, waiting: list[Again]) -> None:
-        """Give all trainings to the slots, and wait until all have ended or the budget is spent."""
+        """Give all trainings to the slots, and follow them."""
         exchange = self._warm.exchange
         running = [_Running(again, self._begin(again)) for again in waiting]
         answers = {exchange.receive.remote(one.again.id, 0): one for one in running}
+        with steps.step("trainings with other seeds", len(waiting), "trainings") as told:
+            self._follow(answers, told)
+
+    def _follow(self, answers: dict[Any, "_Running"], told: steps.Counting) -> None:
+        """Wait until all trainings have ended or the budget is spent."""
+        exchange = self._warm.exchange
         try:
             while answers and not self._is_late:
                 found, _ = ray.wait(list(answers), timeout=LOOK_SECONDS)
@@ -118,6 +125,7 @@ class Repeats:
                         answers[exchange.receive.remote(one.again.id, one.heard)] = one
                     else:
                         self._enter(one)
+                        told.add()
             if answers:
                 self._say(f"verdict: the budget is spent, {len(answers)} trainings are left out")
         finally:

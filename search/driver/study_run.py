@@ -29,6 +29,7 @@ from search.suggest import sampler
 from search.suggest.sampler import Planned, StudySearcher
 from search.suggest.space import Space
 from search.suggest.stopping import EarlyStopping
+from search.views.phases import Phases
 from search.views.progress import Progress
 from search.views.tensorboard import Board
 
@@ -135,8 +136,9 @@ class StudyRun:
         """Earlier trials with every epoch, which the ledger does not keep in memory; dropped by `search`."""
         self._remember(facts)
 
-    def search(self) -> str:
+    def search(self, phases: Phases | None = None) -> str:
         """Run the remaining trials; return `finished` or `interrupted`."""
+        phases = phases or Phases()
         study, early = self.config.study, self.config.early_stopping
         stopping = EarlyStopping(
             metric=study.metric,
@@ -157,19 +159,20 @@ class StudyRun:
         if count and self._in_time:
             self.progress.start()
             try:
-                tuner.tune(
-                    self.warm.exchange,
-                    metric=study.metric,
-                    searcher=self.searcher,
-                    scheduler=stopping,
-                    watch=self.watch,
-                    trials=count,
-                    most=self.warm.plan.slots,
-                    room=self._room,
-                    retries=study.retries,
-                    storage=self.folder.tune,
-                    name=datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
-                )
+                with phases.timed("trials"):
+                    tuner.tune(
+                        self.warm.exchange,
+                        metric=study.metric,
+                        searcher=self.searcher,
+                        scheduler=stopping,
+                        watch=self.watch,
+                        trials=count,
+                        most=self.warm.plan.slots,
+                        room=self._room,
+                        retries=study.retries,
+                        storage=self.folder.tune,
+                        name=datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
+                    )
             finally:
                 self.ledger.flush()
                 self.progress.stop()
@@ -178,7 +181,8 @@ class StudyRun:
         state = "interrupted" if self._in_time and done < study.trials else "finished"
         self.ledger.set_fact("state", state)
         if state == "finished" and self.config.verdict.seeds:
-            self._train_again()
+            with phases.phase("verdict", "whether the winner is real"):
+                self._train_again()
         return state
 
     def _train_again(self) -> None:

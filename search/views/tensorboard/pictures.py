@@ -45,7 +45,13 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def add(folder: StudyFolder, config: StudyConfig, trial: TrialRecord, classes: Sequence[str]) -> bool:
+def add(
+    folder: StudyFolder,
+    config: StudyConfig,
+    trial: TrialRecord,
+    classes: Sequence[str],
+    kept: Path | None = None,
+) -> bool:
     """Write the pictures of a trial into its TensorBoard run, in place of earlier ones.
 
     Args:
@@ -53,12 +59,14 @@ def add(folder: StudyFolder, config: StudyConfig, trial: TrialRecord, classes: S
         config: the study's config.
         trial: the trial.
         classes: names of the C classes in label order.
+        kept: folder with the answers of the trial's setting; None: the trial's own.
 
     Returns:
-        True if there is something to draw: the record keeps answers of exported trials only.
+        True if there is something to draw: the record keeps answers of exported trials, and of trainings
+        with other seeds.
     """
     run = folder.tensorboard / Columns(config).run_name(trial.id, trial.params, trial.baseline)
-    kept = folder.trial(trial.id)
+    kept = kept or folder.trial(trial.id)
     drawn = list(_of_answers(kept / "answers.npz", classes))
     for name, title in (("mistakes", "most confident mistakes"), ("batch", "a training batch as seen")):
         if tiles := _tiles(kept / f"{name}.json"):
