@@ -14,9 +14,10 @@ from finetune.messages import Effective, Epoch, Keep, Message, Note
 from finetune.model import backbones, strategies
 from finetune.settings import DataSettings, Strategy, TrialSettings, WeightsSettings
 from finetune.training import limits, loop
-from search.driver.trial import check_effective
+from search.driver.effective import check_effective
 from search.errors import SettingsIgnored
 from search.suggest.baselines import START_FROZEN, STARTS
+from tests.by_hand import train_job
 from tests.test_families import SMALLEST
 
 
@@ -114,7 +115,7 @@ def test_a_model_that_stands_no_rate_fails(tmp_path: Path) -> None:
 def test_a_trial_may_train_below_the_rate_that_was_suggested_but_not_above(tmp_path: Path) -> None:
     settings = settings_of("squeezenet1_1", 33, tmp_path)
     run = loop.Run(settings, loop.World(), limit=0.004)
-    job = {"settings": settings.to_dict(), "params": {}, "data_fingerprint": run.data.fingerprint}
+    job = dataclasses.replace(train_job("a", {}, settings), data_fingerprint=run.data.fingerprint)
     check_effective(job, run.effective())
     with pytest.raises(SettingsIgnored, match="learning_rate"):
         check_effective(job, loop.Run(settings, loop.World(), limit=0.03).effective())
