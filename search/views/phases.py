@@ -20,7 +20,7 @@ from search.views.terminal import clean, console, print_line, seconds_text
 
 _DRAWS_PER_SECOND = 4
 _SHOWN_SECONDS = 0.5
-"""Seconds from which a step within a phase gets a line of its own."""
+"""Seconds from which a step within a phase leaves a line of its own on a terminal."""
 
 
 class Phase:
@@ -104,7 +104,9 @@ class Phases:
             now = self._now
             if now is not None:
                 now.step = None if step.over else step
-        if step.over and step.seconds >= _SHOWN_SECONDS and now is not None and step.name != now.name:
+        # A pipe gets one line for each phase, and a command that is refused no line but the error's.
+        inner = step.over and now is not None and step.name != now.name
+        if inner and step.seconds >= _SHOWN_SECONDS and self._out.is_terminal:
             print_line(self._out, f"  {step.summary}")
 
     def _say(self, name: str, told: str, seconds: float) -> None:
