@@ -149,11 +149,14 @@ def measure(
 ) -> None:
     """Measure a trial's best weights on validation and test images, and keep the answers in a folder.
 
+    Every worker of `world` must call this once it has trained the trial.
+
     Raises:
         CheckpointError: `checkpoint_path` has no intact checkpoint.
         DataError: the images are missing or have changed.
         OSError: the answers cannot be written.
     """
+    world.agree(True)  # a barrier: the first worker may still be writing the checkpoint
     tensors, stored = checkpoint.read(checkpoint_path)
     run = loop.Run(TrialSettings.from_dict(stored["settings"]), world, features)
     run.model.load_trained_state(tensors)
