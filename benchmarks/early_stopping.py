@@ -89,7 +89,6 @@ def replay(study: StudyRecord, order: Sequence[TrialRecord], rule: Rule) -> tupl
         grace=max(1, rule.grace),
         factor=rule.factor,
         rule="asha" if rule.grace else "none",
-        deadline=None,
         strategy_of=names.get,
     )
     trained, ended = 0, []

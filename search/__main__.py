@@ -23,6 +23,7 @@ from search.commands import (
     Config,
     Data,
     Exit,
+    Extend,
     JsonFlag,
     Overrides,
     Results,
@@ -111,7 +112,7 @@ def go_on_with(folder: StudyFolder, as_json: bool, phases: Phases | None = None)
     """Resume the earlier study of a config, or show it if it has finished."""
     from search.config import config_file
     from search.driver import runner
-    from search.driver.study_run import is_over
+    from search.driver.ending import is_over
     from search.record import ledger
 
     trials, facts = ledger.read(folder.database)
@@ -128,9 +129,12 @@ def resume(
     address: Address = None,
     cluster: Cluster = None,
     wait: Wait = False,
+    extend: Extend = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Resume an interrupted study, here or as a job on a cluster."""
+    """Resume an interrupted study, or extend a finished one, here or as a job on a cluster."""
+    if extend and (address or cluster):
+        raise typer.BadParameter("--extend goes without --cluster and --address: run it there by `ray job`")
     if address or cluster:
         commands.resume_there(str(folder), address, cluster, wait=wait, as_json=as_json)
         return
@@ -140,7 +144,9 @@ def resume(
     with phases.phase("program", "loads Ray and Optuna"):
         from search.driver import runner
 
-    finish(runner.resume(folder, phases), as_json)
+    if extend:
+        say(f"{folder}: going on with this study, extended by {extend}")
+    finish(runner.resume(folder, phases, extend), as_json)
 
 
 def finish(record: StudyRecord, as_json: bool) -> None:

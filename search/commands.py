@@ -37,7 +37,12 @@ Data = Annotated[
 Backbone = Annotated[str | None, typer.Option(help="With --data: a torchvision model.")]
 Weights = Annotated[str | None, typer.Option(help="With --data: a name, a file or none.")]
 Trials = Annotated[int | None, typer.Option(help="With --data: how many trials.")]
-Budget = Annotated[str | None, typer.Option(help="With --data: wall time, such as 10m.")]
+Budget = Annotated[
+    str | None, typer.Option(help="With --data: wall time (10m), GPU-hours (3gpuh) or money (5usd).")
+]
+Extend = Annotated[
+    str | None, typer.Option(metavar="MORE", help="Give the study more trials (10) or a larger budget (10m).")
+]
 Results = Annotated[Path | None, typer.Option("--results", help="Folder of all studies.")]
 
 

@@ -352,7 +352,8 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
         from search.errors import RecordLost
         from search.record.ledger import Ledger
         from search.suggest.sampler import make
-        from search.driver.study_run import Clock, StudyRun
+        from search.driver.ending import Clock
+        from search.driver.study_run import StudyRun
         folder = sys.argv[1]
         book = Ledger(Path(folder, "optuna.db"), mode="max", sampler=make("random", seed=0))
         trial = book.ask()

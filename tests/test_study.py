@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from search.config.budget import Budget
 from search.config.config_file import load
 from search.config.domain import PerStrategy, Range
 from search.config.problems import ConfigErrors
@@ -223,7 +224,10 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
             {"study": {"metric": "val/loss", "mode": "max"}},
             "study.mode: val/loss cannot be optimised this way",
         ),
-        ({"study": {"budget": "10"}}, "study.budget: must be a number above 0 with s, m or h, got '10'."),
+        (
+            {"study": {"budget": "10"}},
+            "study.budget: must be a number above 0 with s, m, h, gpuh or usd, got '10'.",
+        ),
         ({"study": {"budget": 10}}, "got 10. Write 90s, 10m or 2h."),
         ({"study": {"name": "a/b"}}, "got 'a/b'. Rename it"),
         (
@@ -424,7 +428,7 @@ def test_the_least_image_size_is_that_of_all_strategies(fuse: Any) -> None:
 
 def test_mode_follows_the_metric_and_grace_the_epochs() -> None:
     config = StudyConfig.from_dict(said(study={"metric": "val/loss", "epochs": 17, "budget": "1.5m"}))
-    assert (config.study.mode, config.grace, config.study.budget_seconds) == ("min", 3, 90.0)
+    assert (config.study.mode, config.grace, config.study.spending) == ("min", 3, Budget(90.0))
 
 
 @pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (2, 2), (5, 2), (16, 2), (17, 3), (80, 10)])

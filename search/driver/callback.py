@@ -100,6 +100,7 @@ class Watch(Callback):
         left: int,
         slots: int,
         lost: Callable[[], str | None],
+        scored: Callable[[str, float], None] = lambda strategy, value: None,
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
         self.folder, self._exchange, self._suggested = folder, exchange, suggested
@@ -110,6 +111,10 @@ class Watch(Callback):
         """Function that returns the reason why no trial can continue, if so; time of its last call."""
         self._followed: dict[str, _Followed] = {}
         """Trials that have started and not ended, by Tune's trial id."""
+        self._scored = scored
+        """Function that gets strategy and score of each ended trial that is no baseline."""
+        self.ended = 0
+        """Trials that have ended in this run."""
         self.fatal: SearchError | None = None
         """Error that ends the study; kept here because Tune wraps the exceptions of a callback."""
 
@@ -283,6 +288,9 @@ class Watch(Callback):
         self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
         self._left -= 1
+        self.ended += 1
+        if value is not None and state != "FAIL" and followed.baseline is None:
+            self._scored(str(followed.params.get("strategy")), value)
         if self._left < self._slots:
             self._exchange.want.remote(self._left)  # slots that get no more trials end and free their nodes
         if value is not None and state != "FAIL":

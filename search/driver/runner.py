@@ -21,8 +21,8 @@ from finetune.steps import Step
 from search import provenance
 from search.config import config_file, resolve
 from search.config.study import StudyConfig
-from search.driver import inputs, process, tuner
-from search.driver.study_run import StudyRun, is_over
+from search.driver import ending, inputs, process, tuner
+from search.driver.study_run import StudyRun
 from search.errors import SearchError, SlotsLost, StudyError
 from search.record import changes, ledger, reads
 from search.record.kept import Kept
@@ -77,14 +77,16 @@ def warn_of(images: Catalog) -> None:
             print_line(console(stderr=True), f"warning: data: {finding.text}")
 
 
-def resume(root: Path, phases: Phases | None = None) -> StudyRecord:
+def resume(root: Path, phases: Phases | None = None, extend: str | None = None) -> StudyRecord:
     """Continue an interrupted study and return its record; if it is over, only write what its folder lacks.
 
     Args:
         root: the study's results folder.
         phases: as in `run`.
+        extend: trials (`10`) or a budget (`10m`) that the study gets in addition, also if it is over.
 
     Raises:
+        ConfigErrors: `extend` is neither.
         StudyError: there is no study at `root`, another process runs it, or its images or fixed settings have
             changed.
     """
@@ -93,8 +95,10 @@ def resume(root: Path, phases: Phases | None = None) -> StudyRecord:
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
     trials, facts = ledger.read(folder.database) if folder.database.exists() else ([], {})
+    if extend is not None:
+        config = ending.extended(config, extend, trials, facts)
     changes.check(config, facts, trials, folder.config)
-    if is_over(trials, facts, config.study):
+    if ending.is_over(trials, facts, config.study):
         with _alone(folder):
             return _complete(config, folder, phases)
     _check_room_here(config)
@@ -106,6 +110,9 @@ def resume(root: Path, phases: Phases | None = None) -> StudyRecord:
             f"{folder.root}: a study must go on with the images it began with (fingerprint {before[:12]}), "
             f"got others ({images.fingerprint[:12]}). Restore them, or run a new study."
         )
+    if extend is not None:
+        with _alone(folder):
+            write_text(folder.config, config.to_yaml())
     return _search(config, folder, images, phases)
 
 

@@ -3,9 +3,8 @@
 import contextlib
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +18,7 @@ from search.config.sections import Study
 from search.config.study import StudyConfig
 from search.driver import tuner
 from search.driver.callback import Watch
+from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.record import changes, ledger
 from search.record.ledger import Ledger
@@ -32,9 +32,6 @@ from search.suggest.stopping import EarlyStopping
 from search.views.phases import Phases
 from search.views.progress import Progress
 from search.views.tensorboard import Board
-
-NOTE_SECONDS = 30.0
-"""Seconds between two notes of the time used. If the driver is killed, at most this much is not counted."""
 
 
 class StudyRun:
@@ -71,9 +68,10 @@ class StudyRun:
         earlier = self.ledger.records()
         self.planned, self.sampled = to_do(earlier, study, self.space)
         # The budget counts from here on: the start of the slots is not part of it.
-        self.clock = Clock(self.ledger)
-        self.budget_ends = self.clock.deadline(study.budget_seconds)
-        self.deadline = self.clock.deadline(search_seconds(config))
+        self._gpus = warm.plan.workers * warm.plan.gpu_per_worker if warm.plan.gpu else 0.0
+        reserve = SHARE_OF_BUDGET if config.verdict.seeds else 0.0
+        self.clock = Clock(self.ledger, study.spending, self._gpus * len(facts), reserve)
+        self.patience = Patience(study, len(images.splits["val"]), earlier)
         self.progress = Progress(
             study=study.name,
             planned=study.trials,
@@ -115,7 +113,7 @@ class StudyRun:
             sampled=self.sampled,
             make_job=self._job,
             offer=warm.offer,
-            deadline=self.deadline,
+            is_over=self._is_enough,
         )
         self.watch = Watch(
             ledger=self.ledger,
@@ -131,6 +129,7 @@ class StudyRun:
             left=len(self.planned) + self.sampled + (warm.plan.slots if config.verdict.seeds else 0),
             slots=warm.plan.slots,
             lost=warm.lost,
+            scored=self.patience.add,
         )
         self._past = [trial for trial in past if trial.state != "RUNNING"]
         """Earlier trials with every epoch, which the ledger does not keep in memory; dropped by `search`."""
@@ -147,7 +146,7 @@ class StudyRun:
             grace=self.config.grace,
             factor=early.factor,
             rule=early.rule if early.enabled else "none",
-            deadline=self.deadline,
+            is_over=lambda: self.clock.is_over,
             strategy_of=self.searcher.strategy_of,
             number_of=self.searcher.number_of,
         )
@@ -155,8 +154,9 @@ class StudyRun:
         stopping.replay(self._past)
         self._past = []
         self.ledger.set_fact("state", "running")
+        self.ledger.set_fact(ENDED, None)
         count = len(self.planned) + self.sampled
-        if count and self._in_time:
+        if count and not self.clock.is_over:
             self.progress.start()
             try:
                 with phases.timed("trials"):
@@ -177,8 +177,14 @@ class StudyRun:
                 self.ledger.flush()
                 self.progress.stop()
         # A study whose budget is spent is finished, however many trials it has run.
-        done = sum(not trial.interrupted for trial in self.ledger.records() if trial.state != "RUNNING")
-        state = "interrupted" if self._in_time and done < study.trials else "finished"
+        ended = None
+        if is_short := left(self.ledger.records(), study) > 0:
+            spent = f"study.budget: {study.budget} are used up" if self.clock.is_over else None
+            ended = self.patience.reason or spent
+        state = "interrupted" if is_short and ended is None else "finished"
+        if ended is not None:
+            self.progress.note(f"the study ends: {ended}")
+            self.ledger.set_fact(ENDED, ended)
         self.ledger.set_fact("state", state)
         if state == "finished" and self.config.verdict.seeds:
             with phases.phase("verdict", "whether the winner is real"):
@@ -193,7 +199,7 @@ class StudyRun:
             self.ledger,
             self.warm,
             fingerprint=self.images.fingerprint,
-            deadline=self.budget_ends,
+            deadline=self.clock.deadline,
             say=self.progress.note,
         ).run()
 
@@ -219,9 +225,20 @@ class StudyRun:
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")
 
+    def _is_enough(self) -> bool:
+        """Return True once no trial is to be suggested any more; patience ends no study with planned ones."""
+        if self.clock.is_over:
+            return True
+        return self.searcher.samples and self.patience.is_enough(self._left)
+
     @property
-    def _in_time(self) -> bool:
-        return self.deadline is None or time.monotonic() < self.deadline
+    def _left(self) -> int:
+        """Trials that are still to be suggested: by their number, or by the time that is left."""
+        count = self.searcher.left
+        seconds = self.clock.seconds_left
+        if seconds is None or not self.watch.ended:
+            return count
+        return min(count, int(seconds * self.watch.ended / max(self.clock.searched, 1e-9)))
 
     def _learned(self, trial: FrozenTrial) -> FrozenTrial:
         """Return an earlier trial in terms of the present space, and count the trials that this changes."""
@@ -241,6 +258,7 @@ class StudyRun:
         up, news = self.warm.news()
         for line in news:
             print(line, file=sys.stderr)
+        self.clock.hold(self._gpus * up)
         if not plan.ask:
             return plan.slots
         self.progress.slots = up
@@ -287,35 +305,6 @@ class StudyRun:
         self.ledger.set_fact("provenance", known | told)
 
 
-class Clock:
-    """Count the seconds that all runs of a study have searched; they are subtracted from its budget."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        facts = ledger.facts
-        # Older records have `seconds` only.
-        self._before: float = facts.get("searched", facts.get("seconds", 0.0))
-        self._began = self._noted = time.monotonic()
-
-    def deadline(self, budget: float | None) -> float | None:
-        """Return the time at which a budget is spent, by `time.monotonic`; None if there is no budget."""
-        return None if budget is None else self._began + budget - self._before
-
-    @property
-    def searched(self) -> float:
-        """Seconds searched so far, over all runs of the study."""
-        return self._before + time.monotonic() - self._began
-
-    def note(self, *, now: bool = False) -> None:
-        """Write the seconds to the record, at most every NOTE_SECONDS unless `now`.
-
-        A driver that is killed has then noted nearly all of its time.
-        """
-        if now or time.monotonic() - self._noted >= NOTE_SECONDS:
-            self._noted = time.monotonic()
-            self._ledger.set_fact("searched", round(self.searched, 3))
-
-
 def chance(images: Catalog) -> dict[str, float]:
     """Return the scores on the validation images of a model that does not look at them, by metric."""
     sizes = Counter(image.label for image in images.splits["val"])
@@ -323,29 +312,6 @@ def chance(images: Catalog) -> dict[str, float]:
         return {}
     most = max(sizes.values()) / sizes.total()
     return {"val/accuracy": most, "val/balanced_accuracy": 1 / len(sizes)}
-
-
-def search_seconds(config: StudyConfig) -> float | None:
-    """Return the seconds of the budget that the trials may use; None: no limit."""
-    budget = config.study.budget_seconds
-    if budget is None or not config.verdict.seeds:
-        return budget
-    return (1 - SHARE_OF_BUDGET) * budget
-
-
-def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Study) -> bool:
-    """True if the study is finished and neither its trials nor its budget have been raised since."""
-    if facts.get("state") != "finished":
-        return False
-    budget = study.budget_seconds
-    # The verdict may have left some of its share.
-    spent = budget is not None and facts.get("seconds", 0.0) >= (1 - SHARE_OF_BUDGET) * budget
-    return _left(trials, study) <= 0 or spent
-
-
-def _left(trials: Iterable[TrialRecord], study: Study) -> int:
-    """Return how many trials are still to run; interrupted ones do not count as done."""
-    return study.trials - sum(not trial.interrupted and trial.state != "RUNNING" for trial in trials)
 
 
 def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
@@ -379,9 +345,9 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
     # Neither is a start that an earlier run has tried, whatever came of it.
     tried = [space.sampled(trial.params) for trial in earlier]
     starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
-    left = _left(earlier, study)
-    planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, left)]
-    return planned, max(0, left - len(planned))
+    count = left(earlier, study)
+    planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, count)]
+    return planned, max(0, count - len(planned))
 
 
 def _hand_over(folder: StudyFolder, old: str, new: str) -> None:

@@ -354,6 +354,8 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         metric=config.study.metric,
         mode=config.study.mode,
         planned=config.study.trials,
+        ended=facts.get("ended"),
+        is_open=config.study.is_open,
         epochs=config.study.epochs,
         state=state,
         seconds=facts.get("seconds", 0.0),

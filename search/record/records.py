@@ -84,6 +84,10 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     folder: str
     """Path of the results folder."""
+    ended: str | None = None
+    """Why the study ended before its trials were used up; None if it did not."""
+    is_open: bool = False
+    """True if the budget decides how many trials there are, so that `planned` says nothing."""
     test_reads: tuple[dict[str, Any], ...] = ()
     """All reads of the test split so far: the `trial` whose model was measured on it, and the time `at`."""
 

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 import ray
 
 from search.config.study import StudyConfig
+from search.errors import CapacityError
 from search.slots import nodes, slots
 from search.slots.nodes import Resources
 from search.slots.slots import SlotPlan
 
 
 def plan(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
-    """Return the number and shape of a study's slots on nodes with these resources."""
+    """Return the number and shape of a study's slots on nodes with these resources.
+
+    Raises:
+        CapacityError: they do not fit, or the budget counts GPUs and the slots have none.
+    """
     wanted = config.resources
-    return slots.plan(
+    planned = slots.plan(
         up,
         slots=wanted.slots,
         workers=wanted.workers_per_trial,
@@ -26,6 +31,12 @@ def plan(config: StudyConfig, up: Sequence[Resources]) -> SlotPlan:
         grows=is_cluster() or len(up) > 1,
         once=config.study.isolation == "process",
     )
+    spending = config.study.spending
+    if spending is not None and spending.of_gpus and not planned.gpu:
+        raise CapacityError(
+            f"study.budget: {config.study.budget} needs slots with GPUs, got none. Write a time such as 10m."
+        )
+    return planned
 
 
 def is_cluster() -> bool:

@@ -62,7 +62,7 @@ class StudySearcher(Searcher):
         sampled: number of trials to sample after them.
         make_job: makes the job of a trial from its number, parameters and plan (None for a sampled one).
         offer: hands a job to the slots.
-        deadline: time on the monotonic clock after which no trial is suggested; None: no limit.
+        is_over: returns True once no further trial is to be suggested.
     """
 
     def __init__(
@@ -74,15 +74,21 @@ class StudySearcher(Searcher):
         mode: str,
         planned: Iterable[Planned],
         sampled: int,
+<<<<<<< HEAD
         make_job: Callable[[int, dict[str, Any], Planned | None], TrainJob],
         offer: Callable[[TrainJob], Any],
         deadline: float | None = None,
+=======
+        make_job: Callable[[int, dict[str, Any], Planned | None], dict[str, Any]],
+        offer: Callable[[dict[str, Any]], Any],
+        is_over: Callable[[], bool] = lambda: False,
+>>>>>>> cb3bf3c (A study ends by GPU-hours, money or patience, says so, and can be extended)
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._ledger, self._space, self._make_job = ledger, space, make_job
         self._offer = offer
         self._planned, self._sampled = deque(planned), sampled
-        self._deadline = deadline
+        self._is_over = is_over
         self.suggested: dict[str, Suggested] = {}
         """Trials that have not ended, by Tune's trial id; the callback removes them when they end."""
 
@@ -91,8 +97,13 @@ class StudySearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
+<<<<<<< HEAD
         """Return the id of the next trial, or FINISHED; a slot may begin it before Tune starts the trial."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
+=======
+        """Return the job of the next trial, or FINISHED; a slot may begin it before Tune starts the trial."""
+        if self._is_over():
+>>>>>>> cb3bf3c (A study ends by GPU-hours, money or patience, says so, and can be extended)
             return str(Searcher.FINISHED)
         if self._planned:
             plan = self._planned.popleft()
@@ -118,6 +129,16 @@ class StudySearcher(Searcher):
         self._offer(job)
         # Return the id only: Tune would copy, flatten and write a config of many keys over and over.
         return {"id": job.id}
+
+    @property
+    def samples(self) -> bool:
+        """True once all planned trials are handed out."""
+        return not self._planned
+
+    @property
+    def left(self) -> int:
+        """Number of trials that are still to be suggested."""
+        return len(self._planned) + self._sampled
 
     def strategy_of(self, trial_id: str) -> str | None:
         """Return the strategy of a suggested trial, or None for one that early stopping spares."""

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ ENOUGH = 3
 
 
 class EarlyStopping(FIFOScheduler):
-    """A rule within each strategy; at a deadline all trials stop, baselines included.
+    """A rule within each strategy; when the budget is spent all trials stop, baselines included.
 
     A trial is compared with trials of its own strategy only: fine-tuning begins below a probe and ends
     above it, so that a comparison of the two after an epoch or two would be wrong. Trials are compared by
@@ -37,8 +36,8 @@ class EarlyStopping(FIFOScheduler):
         epochs: epochs of a trial that is not stopped.
         grace: epochs that every trial may run.
         factor: one in `factor` trials continues after each rung.
-        rule: the rule; with `none` trials stop at the deadline only.
-        deadline: time on the monotonic clock at which all trials stop; None: no limit.
+        rule: the rule; with `none` trials stop at the end of the budget only.
+        is_over: returns True once all trials are to stop.
         strategy_of: function from Tune's trial id to the strategy, or None for a trial that runs to its end.
         number_of: function from Tune's trial id to the trial's number in the study.
     """
@@ -52,13 +51,13 @@ class EarlyStopping(FIFOScheduler):
         grace: int,
         factor: int,
         rule: Rule,
-        deadline: float | None,
+        is_over: Callable[[], bool] = lambda: False,
         strategy_of: Callable[[str], Hashable | None],
         number_of: Callable[[str], int] = lambda trial_id: 0,
     ) -> None:
         super().__init__()
         self._metric, self._better = metric, max if mode == "max" else min
-        self._epochs, self._rule, self._deadline = epochs, rule, deadline
+        self._epochs, self._rule, self._is_over = epochs, rule, is_over
         self._grace, self._factor, self._mode = grace, factor, mode
         self._strategy_of, self._number_of = strategy_of, number_of
         self._brackets = 1
@@ -73,7 +72,7 @@ class EarlyStopping(FIFOScheduler):
         """Return CONTINUE or STOP after an epoch."""
         if result["epoch"] >= self._epochs:  # it ends by itself, as COMPLETE and not as PRUNED
             return str(TrialScheduler.CONTINUE)
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if self._is_over():
             return str(TrialScheduler.STOP)
         strategy = self._strategy_of(trial.trial_id)
         if self._rule == "none" or strategy is None:

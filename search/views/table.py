@@ -91,12 +91,15 @@ def show(study: StudyRecord, out: Console) -> None:
     trials = standing(study.trials)
     states = Counter(state_of(trial) for trial in trials)
     counts = [f"{states[state]} {state}" for state in (*STATES, _INTERRUPTED) if states[state]]
+    of = f"{len(trials)}" if study.is_open else f"{len(trials)} of {study.planned}"
     print_line(
         out,
-        f"study {study.name}: {study.state}, {len(trials)} of {study.planned} trials "
+        f"study {study.name}: {study.state}, {of} trials "
         f"({', '.join(counts) or 'none started'}), {seconds_text(study.seconds)}",
         style="bold",
     )
+    if study.ended:
+        print_line(out, f"ended early: {study.ended}")
     score = f"best {study.metric}"
     header = (*_HEADER, score, "epochs", "seconds")
     rows = [_row(study, rank, trial) for rank, trial in enumerate(ranked(study), start=1)]

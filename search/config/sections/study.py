@@ -2,18 +2,30 @@
 
 import re
 import unicodedata
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from finetune.errors import did_you_mean
 from finetune.metrics import ALWAYS, TOP5, VAL_RECALL, VALIDATION, Mode, Objective
+from search.config.budget import Budget, parse
 from search.config.domain import Section, refused
 
 METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
 """Metrics that a study may optimise besides the recall of a class. The last one needs more than five
 classes."""
-SECONDS = {"s": 1, "m": 60, "h": 3600}
+TRIALS = 24
+MANY_TRIALS = 10_000
+"""Default of `trials` without and with a budget."""
 
 Baseline = Literal["recipe", "scratch"]
 
@@ -26,8 +38,11 @@ def _metric(name: str) -> str:
 
 
 def _budget(text: object) -> object:
-    if not re.fullmatch(r"\d+(\.\d+)?[smh]", str(text)) or not float(str(text)[:-1]):
-        raise refused("must be a number above 0 with s, m or h", repr(text), "Write 90s, 10m or 2h.")
+    try:
+        parse(str(text), price=1.0)
+    except ValueError:
+        rule = "must be a number above 0 with s, m, h, gpuh or usd"
+        raise refused(rule, repr(text), "Write 90s, 10m, 2h, 3gpuh or 5usd.") from None
     return text
 
 
@@ -55,16 +70,23 @@ class Study(Section):
     mode: Mode = Field(default_factory=lambda study: Objective.of(study.get("metric", "")).mode)
     """Direction in which the metric is optimised. Default: `min` for val/loss and val/ece, `max` for the
     others."""
-    trials: Annotated[int, Field(ge=1)] = 24
-    """Number of trials, baselines included."""
+    price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
+    """Price of a GPU for an hour, for a budget in money and for the plan of `check`. A slot counts with the
+    GPUs that its workers hold, also while it waits."""
+    budget: Annotated[str, BeforeValidator(_budget)] | None = None
+    """Limit for all trials: wall time counted from when the first slot is up (`90s`, `10m`, `2h`), hours of
+    GPUs (`3gpuh`) or money (`5usd`, with `price_per_gpu_hour`); null: no limit. When it is used up, no new
+    trial starts, and running trials, baselines included, are stopped after their current epoch. A resumed
+    study has only what its earlier runs left."""
+    trials: Annotated[int, Field(ge=1)] = Field(
+        default_factory=lambda study: TRIALS if study.get("budget") is None else MANY_TRIALS,
+        json_schema_extra={"default": TRIALS},
+    )
+    """Number of trials, baselines included. Default: 24, or as many as the budget allows if there is one."""
     epochs: Annotated[int, Field(ge=1)] = 8
     """Passes over the training images of a trial that is not stopped early."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampler and of the split. Each trial's own seed follows from it and the trial's number."""
-    budget: Annotated[str, BeforeValidator(_budget)] | None = None
-    """Wall time for all trials, counted from when the first slot is up: `90s`, `10m`, `2h`; null: no limit.
-    When it is used up, no new trial starts, and running trials, baselines included, are stopped after their
-    current epoch. A resumed study has only the time that its earlier runs left."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe",)
     """Fixed trials that run before all sampled ones: `recipe` is the founding recipe, a new head on a frozen
     backbone; `scratch` trains the whole network from random weights. `scratch` runs only if it is named: it
@@ -72,6 +94,11 @@ class Study(Section):
     warm_start: bool = True
     """After the baselines, try for each strategy one setting that did well elsewhere, if the search space
     contains it. These trials are judged and learned from like sampled ones."""
+    patience: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = "auto"
+    """End of the study before its trials or budget are used up. `auto`: when the trials that are left promise
+    less than half a standard error of the validation score, by the scores so far of each strategy; it needs a
+    metric that is a share of the images, such as val/accuracy. A number: after so many trials in a row that
+    bring no new best. Default: `auto`, or `none` if study.trials is given."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Algorithm that suggests trials: Optuna's TPE, or random search."""
     isolation: Literal["slot", "process"] = "slot"
@@ -82,6 +109,21 @@ class Study(Section):
     fails."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 5
     """Number of best trials whose models stay on disk."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _who_names_trials_gets_them(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "trials" in values and "patience" not in values:
+            return {**values, "patience": "none"}
+        return values
+
+    @field_validator("budget")
+    @classmethod
+    def _money_has_a_price(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is not None and text.endswith("usd") and info.data.get("price_per_gpu_hour") is None:
+            fix = "Write study.price_per_gpu_hour, or a budget such as 3gpuh."
+            raise refused("a budget in money needs the price of a GPU-hour", repr(text), fix)
+        return text
 
     @field_validator("mode")
     @classmethod
@@ -111,6 +153,11 @@ class Study(Section):
         return Objective(self.metric, self.mode)
 
     @property
-    def budget_seconds(self) -> float | None:
-        """The budget in seconds; None: no limit."""
-        return None if self.budget is None else float(self.budget[:-1]) * SECONDS[self.budget[-1]]
+    def spending(self) -> Budget | None:
+        """The budget; None: no limit."""
+        return None if self.budget is None else parse(self.budget, self.price_per_gpu_hour)
+
+    @property
+    def is_open(self) -> bool:
+        """True if the budget ends the study and the number of trials was left open."""
+        return self.trials == MANY_TRIALS
