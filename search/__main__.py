@@ -215,6 +215,9 @@ def check(
     budget: Budget = None,
     overrides: Overrides = None,
     results_dir: Results = None,
+    timed: Annotated[
+        bool, typer.Option("--time", help="Time a few batches here, and say what the study will cost.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check config, every image, weights and capacity without training, and print the plan."""
@@ -224,7 +227,7 @@ def check(
     wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
     loaded = wanted.load()
     with Phases().phase("check"):
-        planned = checker.plan(loaded)
+        planned = checker.plan(loaded, timed=timed)
     if as_json:
         print_json(planned)
     else:

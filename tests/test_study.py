@@ -228,7 +228,7 @@ def test_plain_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
             {"study": {"budget": "10"}},
             "study.budget: must be a number above 0 with s, m, h, gpuh or usd, got '10'.",
         ),
-        ({"study": {"budget": 10}}, "got 10. Write 90s, 10m or 2h."),
+        ({"study": {"budget": 10}}, "got 10. Write 90s, 10m, 2h, 3gpuh or 5usd."),
         ({"study": {"name": "a/b"}}, "got 'a/b'. Rename it"),
         (
             {"study": {"trials": 1, "baselines": ["recipe", "scratch"]}},

@@ -4,13 +4,16 @@ from typing import Any
 
 from finetune import steps
 from finetune.datasets import inspection
+from finetune.datasets.catalog import Catalog
 from finetune.disk import file_cache
 from search.config import resolve
 from search.config.study import StudyConfig
-from search.driver import inputs
+from search.driver import estimate, inputs
 from search.slots import capacity, nodes
 from search.slots.nodes import Resources
+from search.slots.slots import SlotPlan
 from search.suggest.space import DATA_FIELDS, Space
+from search.views.terminal import seconds_text
 
 UNITS = {
     "image_size": "pixels",
@@ -23,8 +26,12 @@ UNITS = {
 KEPT = {"features": "features of frozen blocks", "copies": "copies of far images and weights"}
 
 
-def plan(config: StudyConfig) -> dict[str, Any]:
+def plan(config: StudyConfig, *, timed: bool = False) -> dict[str, Any]:
     """Return the plan of a run with this config, as JSON values by section.
+
+    Args:
+        config: the study's config.
+        timed: time a few batches in this process, for the section `cost`, which is null otherwise.
 
     Raises:
         FinetuneError: images or weights are not as the config says.
@@ -52,7 +59,13 @@ def plan(config: StudyConfig) -> dict[str, Any]:
     study, features = config.study, resolve.feature_settings(config)
     said = config.model_dump(mode="json")
     return {
-        "study": {"name": study.name, "trials": study.trials, "epochs": study.epochs, "metric": study.metric},
+        "study": {
+            "name": study.name,
+            "trials": None if study.is_open else study.trials,
+            "budget": study.budget,
+            "epochs": study.epochs,
+            "metric": study.metric,
+        },
         "data": inspection.inspect(images),
         "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
         "space": said["space"],
@@ -69,6 +82,7 @@ def plan(config: StudyConfig) -> dict[str, Any]:
             "cpus_per_worker": slots.cpus,
             "gpu": slots.gpu,
         },
+        "cost": _cost(config, images, slots, min(slots.slots, slots.fit(up)), timed=timed),
         "verdict": _verdict(config),
         "kept": {
             "features": {
@@ -79,6 +93,16 @@ def plan(config: StudyConfig) -> dict[str, Any]:
         },
         "results": str(config.folder),
     }
+
+
+def _cost(config: StudyConfig, images: Catalog, slots: SlotPlan, up: int, *, timed: bool) -> Any:
+    """Return the expected cost as JSON values; None if it is not to be timed, or there is no slot yet."""
+    if not timed or not up:
+        return None
+    repeats = _verdict(config)["trainings"]
+    costs = estimate.measure(config, images)
+    found = estimate.expected(config, images, costs, slots, up, repeats).to_json()
+    return found | {"here": capacity.is_here(), "price": config.study.price_per_gpu_hour}
 
 
 def _verdict(config: StudyConfig) -> dict[str, int]:
@@ -104,10 +128,11 @@ def lines(planned: dict[str, Any]) -> list[str]:
     study, slots = planned["study"], planned["slots"]
     worker = f"{counted(slots['workers'], 'worker')} of {counted(slots['cpus_per_worker'], 'CPU')}"
     text = [
-        f"study {study['name']}: {counted(study['trials'], 'trial')} of up to "
+        f"study {study['name']}: {_trials(study)} of up to "
         f"{counted(study['epochs'], 'epoch')}, best {study['metric']} wins",
         f"slots: {slots['count']}, each {worker}" + (" and a GPU each" if slots["gpu"] else ", no GPU"),
     ]
+    text += cost_lines(planned["cost"])
     if slots["asked_for"] > slots["count"]:
         text.append(f"more nodes are asked for, for {counted(slots['asked_for'], 'slot')}")
     text += inspection.lines(planned["data"])
@@ -136,6 +161,27 @@ def _of_verdict(planned: dict[str, Any]) -> list[str]:
         f"verdict: up to {counted(planned['trainings'], 'training')} after the trials, "
         f"{counted(planned['settings'], 'setting')} with {counted(planned['seeds'], 'other seed')} each"
     ]
+
+
+def _trials(study: dict[str, Any]) -> str:
+    if study["trials"] is None:
+        return f"as many trials as {study['budget']} allow,"
+    return counted(study["trials"], "trial")
+
+
+def cost_lines(cost: dict[str, Any] | None) -> list[str]:
+    """Return the expected cost as lines of text."""
+    if cost is None:
+        return ["cost: not timed; `check --time` says how long the study will take"]
+    parts = [f"about {seconds_text(cost['seconds'])} for {counted(cost['trials'], 'trial')}"]
+    if cost["gpu_hours"]:
+        parts.append(f"{cost['gpu_hours']:.3g} GPU-hours")
+    if cost["money"] is not None:
+        parts.append(f"{cost['money']:.2f} at {cost['price']:g} per GPU-hour")
+    text = [f"cost: {', '.join(parts)}, without the start of Ray"]
+    if not cost["here"]:
+        text.append("warning: the cost was timed on this machine, and the cluster's may differ")
+    return text
 
 
 def counted(number: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from search import provenance
 from search.config import resolve
 from search.config.sections import Study
 from search.config.study import StudyConfig
-from search.driver import tuner
+from search.driver import estimate, tuner
 from search.driver.callback import Watch
 from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
@@ -134,6 +134,7 @@ class StudyRun:
         self._past = [trial for trial in past if trial.state != "RUNNING"]
         """Earlier trials with every epoch, which the ledger does not keep in memory; dropped by `search`."""
         self._remember(facts)
+        self._plan(len(facts))
 
     def search(self, phases: Phases | None = None) -> str:
         """Run the remaining trials; return `finished` or `interrupted`."""
@@ -291,6 +292,16 @@ class StudyRun:
             data_fingerprint=self.images.fingerprint,
             may_be_stopped=self.config.early_stopping.stops and not spared,
         )
+
+    def _plan(self, up: int) -> None:
+        """Enter the expected cost at the first run, if `check --time` has timed the backbones."""
+        costs = estimate.kept(self.config)
+        if costs is None or "plan" in self.ledger.facts:
+            return
+        slots = self.warm.plan if not self.warm.plan.ask else dataclasses.replace(self.warm.plan, slots=up)
+        repeats = self.config.verdict.top * self.config.verdict.seeds
+        found = estimate.expected(self.config, self.images, costs, slots, slots.slots, repeats)
+        self.ledger.set_fact("plan", found.to_json())
 
     def _remember(self, facts: dict[str, Any]) -> None:
         """Enter the fixed settings, at the first run only, and this run's provenance into the record."""

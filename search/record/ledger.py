@@ -355,6 +355,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         mode=config.study.mode,
         planned=config.study.trials,
         ended=facts.get("ended"),
+        plan=facts.get("plan"),
         is_open=config.study.is_open,
         epochs=config.study.epochs,
         state=state,

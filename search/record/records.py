@@ -86,6 +86,8 @@ class StudyRecord:
     """Path of the results folder."""
     ended: str | None = None
     """Why the study ended before its trials were used up; None if it did not."""
+    plan: dict[str, Any] | None = None
+    """What the study was expected to cost before it began: `trials`, `seconds`, `gpu_hours`, `money`."""
     is_open: bool = False
     """True if the budget decides how many trials there are, so that `planned` says nothing."""
     test_reads: tuple[dict[str, Any], ...] = ()

@@ -98,6 +98,11 @@ def show(study: StudyRecord, out: Console) -> None:
         f"({', '.join(counts) or 'none started'}), {seconds_text(study.seconds)}",
         style="bold",
     )
+    if study.plan and study.state == "finished":
+        planned = study.plan["seconds"]
+        off = round(100 * (study.seconds / planned - 1)) if planned else 0
+        told = f"{seconds_text(planned)} for {study.plan['trials']} trials"
+        print_line(out, f"planned: {told}; it took {seconds_text(study.seconds)} ({off:+d} %)")
     if study.ended:
         print_line(out, f"ended early: {study.ended}")
     score = f"best {study.metric}"

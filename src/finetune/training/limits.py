@@ -31,8 +31,10 @@ BLOWN_UP = 10.0
 """A loss this many times that of the first step, or of guessing, shows that the model has blown up."""
 SPIKE = 2.0
 """The same factor for a spike after which the loss must fall below that of guessing again."""
-LOWEST = 1e-6
-"""First rate of a range test. A trial that cannot stand it fails."""
+FIRST = 1e-6
+"""First rate of a range test; of one for a trial that cannot stand even that, as many times lower again."""
+LEAST = 1e-14
+"""A trial that diverges at this rate fails."""
 RISE = 10 ** (1 / 5)
 """Factor between the rates of two steps of a range test."""
 DIVERGES = 4.0
@@ -78,7 +80,7 @@ class Watch:
     def error(self) -> Exception:
         """Return the error to raise once `is_too_high` was True here or on another worker."""
         told = f"at {self._rate:.3g} the loss diverged within {len(self._losses)} steps"
-        if self._rate <= LOWEST:
+        if self._rate <= LEAST:
             return NonFiniteLoss(f"learning rate: must let the loss fall, got none that does: {told}.")
         return RateTooHigh(told)
 
@@ -129,15 +131,21 @@ class _RangeTest(Watch):
         return self.edge < len(self._losses) or len(self._losses) >= self._steps
 
 
+def first_rate(highest: float) -> float:
+    """Return the first rate of a range test for a trial that diverges at `highest`."""
+    return FIRST if highest > FIRST * MARGIN else highest * FIRST
+
+
 def find(run: "Run", highest: float, should_stop: Callable[[], bool]) -> float | None:
     """Return a learning rate that a model can stand, or None if the trial was stopped meanwhile.
 
     Args:
-        run: the trial, newly built with the learning rate LOWEST. It must not be used afterwards.
+        run: the trial, newly built with the learning rate `first_rate`. It must not be used afterwards.
         highest: learning rate at which the trial diverges.
         should_stop: called between batches; True ends the test.
     """
-    steps = max(1, math.ceil(math.log(highest / LOWEST, RISE)))
+    lowest = first_rate(highest)
+    steps = max(1, math.ceil(math.log(highest / lowest, RISE)))
     run.rates = _Rise(run.optimizer, run.settings)
     run.watch = test = _RangeTest(run.settings, classes=len(run.data.classes), steps=steps)
     epoch = 1
@@ -148,7 +156,7 @@ def find(run: "Run", highest: float, should_stop: Callable[[], bool]) -> float |
         # Each worker has seen its own losses; the lowest edge of all of them counts.
         reached = run.world.agree(*(step >= test.edge for step in range(steps)))
         edge = reached.index(True) if any(reached) else steps
-        return max(LOWEST, min(highest, LOWEST * RISE**edge) / MARGIN)
+        return max(lowest, min(highest, lowest * RISE**edge) / MARGIN)
     return None
 
 

@@ -111,7 +111,8 @@ def train(
             if world.rank == 0:
                 keep.forget()
             highest = settings.learning_rate if limit is None else limit
-            limit = limits.find(Run(settings, world, features, limits.LOWEST), highest, should_stop)
+            slow = Run(settings, world, features, limits.first_rate(highest))
+            limit = limits.find(slow, highest, should_stop)
             if limit is None:
                 return Outcome("stopped", 0)
             report(Note(f"learning rate limited to {limit:.3g}: {error}"))

@@ -1,0 +1,72 @@
+"""Time one batch of a backbone on this machine, for the plan of a study before it runs.
+
+Random weights and random pixels take as long as real ones, so nothing is downloaded or read.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from finetune.model import backbones, strategies
+
+IMAGES = 8
+"""Images of a timed batch: large enough for the kernels, small enough for a second on two cores."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds per image of one backbone, at one image size, on one device."""
+
+    forward: float
+    """A pass through all blocks, without gradient."""
+    train: float
+    """A training step of all blocks and a head."""
+
+
+def measure(backbone: str, image_size: int, device: torch.device) -> Timed:
+    """Return what an image costs. It takes a few batches, after one that warms up."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = backbones.build(backbone)
+    model = strategies.build(
+        "replace",
+        built,
+        classes=("a", "b"),
+        head_size=0,
+        dropout=0.0,
+        frozen_layers=0,
+        relation=None,
+        source_names=None,
+        seed=0,
+    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(IMAGES, 3, image_size, image_size, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(IMAGES, dtype=torch.int64, device=device)
+
+    def forward() -> None:
+        model.eval()
+        with torch.no_grad():
+            model(x)
+
+    def train() -> None:
+        model.train()
+        F.cross_entropy(model(x), labels).backward()
+
+    return Timed(_seconds(forward, device) / IMAGES, _seconds(train, device) / IMAGES)
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of the faster of two runs, after one that warms up."""
+    taken = []
+    for _ in range(3):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - begin)
+    return min(taken[1:])
