@@ -298,9 +298,10 @@ class StudyRun:
         costs = estimate.kept(self.config)
         if costs is None or "plan" in self.ledger.facts:
             return
-        slots = self.warm.plan if not self.warm.plan.ask else dataclasses.replace(self.warm.plan, slots=up)
+        slots = self.warm.plan
+        up = up if slots.ask else slots.slots
         repeats = self.config.verdict.top * self.config.verdict.seeds
-        found = estimate.expected(self.config, self.images, costs, slots, slots.slots, repeats)
+        found = estimate.expected(self.config, self.images, costs, slots, up, repeats)
         self.ledger.set_fact("plan", found.to_json())
 
     def _remember(self, facts: dict[str, Any]) -> None:

@@ -74,15 +74,9 @@ class StudySearcher(Searcher):
         mode: str,
         planned: Iterable[Planned],
         sampled: int,
-<<<<<<< HEAD
         make_job: Callable[[int, dict[str, Any], Planned | None], TrainJob],
         offer: Callable[[TrainJob], Any],
-        deadline: float | None = None,
-=======
-        make_job: Callable[[int, dict[str, Any], Planned | None], dict[str, Any]],
-        offer: Callable[[dict[str, Any]], Any],
         is_over: Callable[[], bool] = lambda: False,
->>>>>>> cb3bf3c (A study ends by GPU-hours, money or patience, says so, and can be extended)
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._ledger, self._space, self._make_job = ledger, space, make_job
@@ -97,13 +91,8 @@ class StudySearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-<<<<<<< HEAD
         """Return the id of the next trial, or FINISHED; a slot may begin it before Tune starts the trial."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-=======
-        """Return the job of the next trial, or FINISHED; a slot may begin it before Tune starts the trial."""
         if self._is_over():
->>>>>>> cb3bf3c (A study ends by GPU-hours, money or patience, says so, and can be extended)
             return str(Searcher.FINISHED)
         if self._planned:
             plan = self._planned.popleft()
