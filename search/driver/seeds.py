@@ -21,7 +21,7 @@ from search.config.study import StudyConfig
 from search.errors import SlotsLost
 from search.record import ledger, reads
 from search.record.ledger import Ledger
-from search.record.records import TrialRecord
+from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from search.slots.slots import Slots
 from search.suggest.space import Space
@@ -79,7 +79,8 @@ class Repeats:
     def run(self) -> None:
         """Train what is still to train, within the budget, and enter the verdict into the record."""
         self._ledger.flush()
-        waiting = self._to_do()
+        record = ledger.read_study(self._folder)
+        waiting = self._to_do(record)
         if waiting:
             self._ledger.set_fact("state", "running")  # a study that is killed here goes on with `resume`
             count = len({again.trial.number for again in waiting})
@@ -87,25 +88,24 @@ class Repeats:
                 f"verdict: {len(waiting)} trainings with other seeds, of {count} settings; "
                 "`verdict.seeds: 0` leaves them out"
             )
-            self._train(waiting)
-        record = ledger.read_study(self._folder)
+            self._train(waiting, record)
+            record = ledger.read_study(self._folder)
         wanted = self._config.verdict
         found = contest.measured(record, top=wanted.top, seeds=wanted.seeds)
         self._ledger.set_fact("verdict", found.to_json())
         self._ledger.set_fact("state", "finished")
 
-    def _to_do(self) -> list[Again]:
+    def _to_do(self, record: StudyRecord) -> list[Again]:
         """Return the trainings that the record lacks: the first seed of all settings, then the second, ..."""
-        record = ledger.read_study(self._folder)
         chosen = contest.contestants(record, self._config.verdict.top)
         done = {repeat["id"] for repeat in record.repeats}
         every = [Again(trial, seed) for seed in range(self._config.verdict.seeds) for trial in chosen]
         return [again for again in every if again.id not in done] if len(chosen) > 1 else []
 
-    def _train(self, waiting: list[Again]) -> None:
+    def _train(self, waiting: list[Again], record: StudyRecord) -> None:
         """Give all trainings to the slots, and follow them."""
         exchange = self._warm.exchange
-        running = [_Running(again, self._begin(again)) for again in waiting]
+        running = [_Running(again, self._begin(again, record)) for again in waiting]
         answers = {exchange.receive.remote(one.again.id, 0): one for one in running}
         with steps.step("trainings with other seeds", len(waiting), "trainings") as told:
             self._follow(answers, told)
@@ -137,10 +137,9 @@ class Repeats:
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def _begin(self, again: Again) -> dict[str, Any]:
+    def _begin(self, again: Again, record: StudyRecord) -> dict[str, Any]:
         """Submit a training to the slots, and return what `reads.enter` gave for it."""
         folder, study = self._folder, self._config.study
-        record = ledger.read_study(folder)
         settings = self._space.settings(
             again.trial.params, number=FIRST_SEED + again.seed, cache_dir=str(resolve.cache_dir())
         )
@@ -179,7 +178,7 @@ class Repeats:
             "state": "FAIL" if one.failed is not None else "COMPLETE",
             "metrics": one.best,
             "epochs": one.epochs,
-            "seconds": round(time.monotonic() - one.began, 3),
+            "seconds": round(one.seconds, 3),
             "error": one.failed,
         }
         self._ledger.set_fact(FACT, [*self._ledger.facts.get(FACT, []), told])
@@ -193,7 +192,8 @@ class _Running:
 
     def __init__(self, again: Again, entered: dict[str, Any]) -> None:
         self.again, self.entered = again, entered
-        self.began = time.monotonic()
+        self.seconds = 0.0
+        """Seconds in its slot, once it has ended."""
         self.heard = self.epochs = 0
         self.best: dict[str, float] = {}
         self.end: str | None = None
@@ -211,7 +211,7 @@ class _Running:
                         kept = ("val/", "epoch")
                         self.best = {name: value for name, value in metrics.items() if name.startswith(kept)}
                 case End("complete"):
-                    self.end = "complete"
+                    self.end, self.seconds = "complete", message.seconds
                 case End():
                     self.end = message.state
                     self.failed = message.error or f"it was {message.state}"
