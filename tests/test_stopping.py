@@ -1,10 +1,12 @@
 """Early stopping: who is compared with whom, by what, and who is spared."""
 
 import random
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from search.record.records import TrialRecord
 from search.suggest import stopping
@@ -150,3 +152,8 @@ def test_a_rules_state_is_rebuilt_from_the_record(kind: str) -> None:
     later = [epochs_of(resumed, f"load-{i}", *curves[i]) for i in range(15, 30)]
     assert later == all_at_once[15:]
     assert len(set(later)) > 1
+
+
+def test_tune_can_pickle_it_whatever_its_functions_hold() -> None:
+    lock = threading.Lock()
+    cloudpickle.dumps(rule(is_over=lambda: lock.locked()))

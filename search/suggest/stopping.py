@@ -68,6 +68,10 @@ class EarlyStopping(FIFOScheduler):
         self._best: dict[str, float] = {}
         """Best value so far of each running trial, by its id."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return no state: Tune pickles its scheduler, but `resume` reads the ledger instead."""
+        return {}
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return CONTINUE or STOP after an epoch."""
         if result["epoch"] >= self._epochs:  # it ends by itself, as COMPLETE and not as PRUNED
