@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from search import __main__
 from search.config.study import StudyConfig
 from search.record.study_folder import StudyFolder
 from tests import time_limit
+from tests.here import Here, Told
 from tests.small import STUDY, merged
 from tests.written import Make, write
 
@@ -110,11 +112,14 @@ def local_ray(ray_folder: str) -> Iterator[None]:
 
 @pytest.fixture
 def small_study(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudyConfig]:
-    """Return a function that makes a study on digits 5 to 7; a trial takes about a second."""
+    """Return a function that makes a study on digits 5 to 7; a trial takes about a second.
+
+    It has one slot: on two cores the processes of a second one cost more than its trials.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
     def make(**sections: dict[str, Any]) -> StudyConfig:
-        own = {"resources": {"slots": 2}, "results": str(tmp_path / "results")}
+        own = {"resources": {"slots": 1}, "results": str(tmp_path / "results")}
         return StudyConfig.from_dict(merged(STUDY | own, sections))
 
     return make
@@ -133,6 +138,22 @@ def written(_written: StudyFolder) -> Make:
         return StudyFolder(Path(shutil.copytree(_written.root, results / name)))
 
     return make
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cache: Path) -> Here:
+    """Return a function that runs a command in this process, which has imported all that it needs."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+    def run(*words: object) -> Told:
+        monkeypatch.setattr(sys, "argv", ["search", *map(str, words)])
+        capsys.readouterr()
+        code = __main__.main()
+        told = capsys.readouterr()
+        return Told(code, told.out, told.err)
+
+    return run
 
 
 @pytest.fixture

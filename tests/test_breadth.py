@@ -14,11 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from finetune.datasets import catalog
 from finetune.errors import WeightsError
+from finetune.settings import DataSettings
 from search.config.study import StudyConfig
 from search.driver import check, runner
 from search.record.study_folder import StudyFolder
 from search.views import table
+from tests.here import Here
 from tests.torchvision_copies import eurosat
 
 Make = Callable[..., StudyConfig]
@@ -139,3 +142,28 @@ def test_a_study_of_a_manifest_counts_what_it_left_out_and_bounds_the_recalls(
         row = next(csv.DictReader(file))
     assert [name for name in row if "recall" in name] == ["best.val/recall", "last.val/recall"]
     assert set(json.loads(row["best.val/recall"])) == {name.removeprefix("val/recall/") for name in recalls}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_founding_recipe_runs_on_a_folder_of_images(here: Here, tmp_path: Path) -> None:
+    """`configs/vgg16-recipe.yaml` as a user runs it, but for fewer pixels, epochs and no download."""
+    images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))
+    examples = images.splits["train"]  # class by class
+    for number, example in enumerate(examples[:: len(examples) // 60]):
+        place = tmp_path / "pictures" / f"digit {images.classes[example.label]}"
+        place.mkdir(parents=True, exist_ok=True)
+        images.open(example).resize((48, 40)).save(place / f"{number}.png")
+    said = {"data.path": tmp_path / "pictures", "data.image_size": 32, "study.epochs": 2}
+    said |= {"model.weights": "none", "verdict.seeds": 0}
+    changes = [word for key, value in said.items() for word in ("--set", f"{key}={value}")]
+    done = here("run", "configs/vgg16-recipe.yaml", *changes, "--results", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    (trial,) = json.loads(done.stdout)["trials"]
+    assert (trial["state"], trial["baseline"], trial["epochs"]) == ("COMPLETE", "recipe", 2)
+    used = trial["effective"]
+    assert (used["blocks"], used["frozen_blocks"], used["head"]) == (13, 13, [[512, 1024], [1024, 3]])
+    assert (used["optimizer"], used["learning_rates"]["head"]) == ("adam", 1e-3)
+    picture = next((tmp_path / "pictures").rglob("*.png"))
+    answer = here("predict", tmp_path / "vgg16-recipe" / "best", picture)
+    assert answer.stdout.split("\t")[1].startswith("digit ")

@@ -16,7 +16,11 @@ import torch
 import yaml
 
 from search import __main__
+from search.record import ledger
+from search.record.records import StudyRecord, TrialRecord
+from search.record.study_folder import StudyFolder
 from tests.files import changed, contents
+from tests.here import Here
 from tests.processes import finish, started
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study on digits that takes seconds once its slots are up."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     values = {
-        "study": {"name": "tiny", "trials": 6, "epochs": 3},
+        "study": {"name": "tiny", "trials": 4, "epochs": 3},
         "data": {
             "kind": "digits",
             "classes": ["5", "6", "7"],
@@ -49,6 +53,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "source": {"kind": "digits", "classes": ["0", "1"], "epochs": 2, "learning_rate": 0.05}
             },
         },
+        "resources": {"slots": 1},
+        "verdict": {"seeds": 0},
         "results": "results",
     }
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -105,8 +111,10 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert told.out == ""
 
 
-def test_check_names_the_package_that_a_set_needs_in_one_line(command: list[str], tmp_path: Path) -> None:
-    (tmp_path / "h5py.py").write_text("raise ImportError('as where it is not installed')")
+def test_check_names_the_package_that_a_set_needs_in_one_line(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)  # as where it is not installed
     config = tmp_path / "pcam.yaml"
     values = {
         "study": {"name": "pcam", "trials": 2},
@@ -115,18 +123,19 @@ def test_check_names_the_package_that_a_set_needs_in_one_line(command: list[str]
         "space": {"strategy": "replace"},
     }
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
-    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    done = call(command, "check", config, env={"PYTHONPATH": path})
+    done = here("check", config)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1, done.stderr
-    line = done.stderr.rstrip()
+    line = done.stderr.rstrip().splitlines()[-1]  # a slow machine also tells what takes so long
     assert line.startswith(f"error: {tmp_path}: must hold torchvision's PCAM (split train), got")
     assert line.endswith("please run pip install h5py. Install it on every node.")
 
 
-def test_check_prints_the_plan_and_trains_nothing(command: list[str], tmp_path: Path) -> None:
+def test_check_prints_the_plan_and_trains_nothing(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     words = ["check", "configs/quickstart.yaml", "--set", "data.copies_gib=2", "--json"]
-    done = call(command, *words, env={"XDG_CACHE_HOME": str(tmp_path)})
+    done = here(*words)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["study"]["trials"] == 26
@@ -158,9 +167,9 @@ class TestStudy:
     def test_run_prints_the_table_on_stdout_and_the_rest_on_stderr(self, study: Study) -> None:
         folder, done = study
         assert done.returncode == 0, done.stderr
-        assert re.search(r"^study tiny: finished, 6 of 6 trials", done.stdout, re.MULTILINE)
+        assert re.search(r"^study tiny: finished, 4 of 4 trials", done.stdout, re.MULTILINE)
         assert "against recipe:" in done.stdout
-        assert len(re.findall(r"^\[ ?\d/6\] trial-\d{4} ", done.stderr, re.MULTILINE)) == 6
+        assert len(re.findall(r"^\[ ?\d/4\] trial-\d{4} ", done.stderr, re.MULTILINE)) == 4
         assert (
             f"tensorboard --logdir {os.path.relpath(folder, ROOT)}" in done.stderr
             or str(folder) in done.stderr
@@ -170,11 +179,11 @@ class TestStudy:
         assert "Traceback" not in done.stderr
         assert "tune.py" not in done.stderr
 
-    def test_results_is_one_json_object_that_others_build_on(self, command: list[str], study: Study) -> None:
-        done = call(command, "results", study[0], "--json")
+    def test_results_is_one_json_object_that_others_build_on(self, here: Here, study: Study) -> None:
+        done = here("results", study[0], "--json")
         assert done.returncode == 0
         record = json.loads(done.stdout)
-        assert record.keys() == {"study", "best", "trials"}
+        assert record.keys() == {"study", "best", "trials", "model", "verdict", "repeats"}
         assert record["study"]["state"] == "finished"
         keys = {
             "number",
@@ -192,13 +201,13 @@ class TestStudy:
         assert record["best"]["state"] == "COMPLETE"
         assert record["best"]["metrics"].keys() == {"best", "last"}
         with (study[0] / "trials.csv").open(newline="") as file:
-            assert [row["number"] for row in csv.DictReader(file)] == [str(n) for n in range(6)]
+            assert [row["number"] for row in csv.DictReader(file)] == [str(n) for n in range(4)]
 
     def test_results_prints_the_table_of_the_run_again(self, command: list[str], study: Study) -> None:
         assert call(command, "results", study[0]).stdout == study[1].stdout
 
     def test_the_best_model_predicts_what_validation_said_to_the_image(
-        self, command: list[str], study: Study, tmp_path: Path
+        self, here: Here, study: Study, tmp_path: Path
     ) -> None:
         from finetune.datasets import catalog
         from search.config import config_file, resolve
@@ -209,35 +218,33 @@ class TestStudy:
             place = tmp_path / "val" / images.classes[example.label]
             place.mkdir(parents=True, exist_ok=True)
             images.open(example).save(place / f"{number:04d}.png")
-        done = call(command, "predict", folder / "best", tmp_path / "val", "--json")
+        done = here("predict", folder / "best", tmp_path / "val", "--json")
         assert done.returncode == 0, done.stderr
         rows = json.loads(done.stdout)
         assert all(row.keys() == {"path", "class", "probability", "top", "error"} for row in rows)
         right = sum(Path(row["path"]).parent.name == row["class"] for row in rows)
         card = yaml.safe_load((folder / "best" / "model.yaml").read_text())
-        record = json.loads(call(command, "results", folder, "--json").stdout)
+        record = json.loads(here("results", folder, "--json").stdout)
         reported = record["best"]["metrics"]["best"]["val/accuracy"]
         assert right == round(reported * len(rows))
         assert card["metrics"]["validation"]["accuracy"] == pytest.approx(reported, abs=1e-7)
         assert card["metrics"]["test"]["images"] == len(images.splits["test"])
         assert card["classes"] == ["5", "6", "7"]
 
-    def test_predict_writes_csv_and_plain_lines(
-        self, command: list[str], study: Study, tmp_path: Path
-    ) -> None:
+    def test_predict_writes_csv_and_plain_lines(self, here: Here, study: Study, tmp_path: Path) -> None:
         from PIL import Image
 
         Image.new("RGB", (40, 30), "white").save(tmp_path / "a.png")
-        done = call(command, "predict", study[0] / "best", tmp_path / "a.png", "--csv", tmp_path / "out.csv")
+        done = here("predict", study[0] / "best", tmp_path / "a.png", "--csv", tmp_path / "out.csv")
         assert done.returncode == 0, done.stderr
         with (tmp_path / "out.csv").open(newline="") as file:
             (row,) = csv.DictReader(file)
         assert row["path"] == str(tmp_path / "a.png")
-        plain = call(command, "predict", study[0] / "best", tmp_path / "a.png").stdout
+        plain = here("predict", study[0] / "best", tmp_path / "a.png").stdout
         assert plain.split("\t")[:2] == [str(tmp_path / "a.png"), row["class"]]
 
-    def test_another_trial_can_be_exported(self, command: list[str], study: Study, tmp_path: Path) -> None:
-        done = call(command, "export", study[0], "--trial", "0", "--to", tmp_path / "model", "--json")
+    def test_another_trial_can_be_exported(self, here: Here, study: Study, tmp_path: Path) -> None:
+        done = here("export", study[0], "--trial", "0", "--to", tmp_path / "model", "--json")
         assert done.returncode == 0, done.stderr
         facts = json.loads(done.stdout)
         assert facts["strategy"] == "replace"
@@ -247,12 +254,10 @@ class TestStudy:
             "README.md",
         }
 
-    def test_one_trial_runs_again_alone_with_the_same_result(
-        self, command: list[str], study: Study, env: dict[str, str]
-    ) -> None:
-        done = call(command, "run", study[0] / "study.yaml", "--only-trial", "2", env=env)
+    def test_one_trial_runs_again_alone_with_the_same_result(self, here: Here, study: Study) -> None:
+        done = here("run", study[0] / "study.yaml", "--only-trial", "2")
         assert done.returncode == 0, done.stderr
-        record = json.loads(call(command, "results", study[0], "--json", "--history").stdout)
+        record = json.loads(here("results", study[0], "--json", "--history").stdout)
         history = record["trials"][2]["history"]
         assert history
         for epoch in history:
@@ -262,7 +267,7 @@ class TestStudy:
         from tensorboard.backend.event_processing import event_accumulator
 
         folders = sorted((study[0] / "tensorboard").glob("00*"))
-        assert len(folders) == 6
+        assert len(folders) == 4
         for folder in folders:
             events = event_accumulator.EventAccumulator(str(folder)).Reload()
             tags = set(events.Tags()["scalars"])
@@ -278,22 +283,26 @@ class TestStudy:
             assert wanted <= tags
 
     def test_resuming_a_finished_study_changes_no_file_and_a_lost_model_is_made_again(
-        self, command: list[str], study: Study, env: dict[str, str]
+        self, here: Here, study: Study
     ) -> None:
         folder = study[0]
-        shown = call(command, "results", folder, "--json").stdout
+        shown = here("results", folder, "--json").stdout
         before = contents(folder)
         for _ in range(2):
-            done = call(command, "resume", folder, "--json", env=env)
+            done = here("resume", folder, "--json")
             assert (done.returncode, done.stdout) == (0, shown), done.stderr
             assert contents(folder) == before
         shutil.rmtree(folder / "best")
-        done = call(command, "resume", folder, "--json", env=env)
-        assert (done.returncode, done.stdout) == (0, shown), done.stderr
+        done = here("resume", folder, "--json")
+        assert done.returncode == 0, done.stderr
+        earlier, told = json.loads(shown), json.loads(done.stdout)
+        assert told["study"]["test_reads"].pop()["trial"] == told["best"]["id"]
+        assert all(told[part] == earlier[part] for part in ("study", "best", "trials"))
         after = contents(folder)
         assert {path.split("/")[0] for path in changed(before, after)} <= {
             "best",
             "optuna.db",
+            "tensorboard",
             "test_reads.jsonl",
         }
         assert after["best/model.safetensors"] == before["best/model.safetensors"]
@@ -301,60 +310,87 @@ class TestStudy:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "program"),
-    [
-        (signal.SIGINT, "tests.torchless"),
-        (signal.SIGTERM, "search"),
-        (signal.SIGHUP, "tests.torchless"),
-        (signal.SIGKILL, "search"),
-    ],
-    ids=["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"],
-)
-def test_a_study_that_is_cut_off_is_resumed_and_loses_no_trial(
-    config: Path, env: dict[str, str], tmp_path: Path, how: signal.Signals, program: str
+def test_a_study_that_is_cut_off_in_every_way_loses_no_trial(
+    config: Path, env: dict[str, str], tmp_path: Path
 ) -> None:
-    """SIGTERM has trials saved and SIGKILL none; the other signals differ for the driver only."""
-    command = [sys.executable, "-m", program]
-    words = ["run", config, "--results", tmp_path, "--set", "study.trials=8"]
-    words += ["--set", "study.epochs=6", "--set", "early_stopping.enabled=false"]
-    slow = env | {"TORCHLESS_EPOCH_SECONDS": "0.3"}
-    with started(*command, *words, env=slow, stderr=subprocess.PIPE) as process:
+    """One study is interrupted, hung up on, killed and resumed each time; its workers train nothing."""
+    program, folder = [sys.executable, "-m", "tests.torchless"], tmp_path / "tiny"
+    words: list[object] = ["run", config, "--results", tmp_path, "--set", "resources.slots=2"]
+    words += ["--set", "study.trials=14", "--set", "early_stopping.enabled=false"]
+    complete: dict[int, TrialRecord] = {}
+    for how in (signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
+        ended, code, rest = cut_off(how, *program, *words, env=env | {"TORCHLESS_EPOCH_SECONDS": "0.3"})
+        if how != signal.SIGKILL:
+            assert_left_in_peace(folder, code, rest)
+        record = ledger.read_study(StudyFolder(folder))
+        assert record.state == "interrupted"
+        assert {number: record.trials[number] for number in complete} == complete
+        now = {trial.number: trial for trial in record.trials if trial.state == "COMPLETE"}
+        assert len(now) >= len(complete) + len(ended)
+        complete, words = now, ["resume", folder]
+    done = finish(*program, *words, env=env)
+    assert done.returncode == 0, done.stderr
+    record = ledger.read_study(StudyFolder(folder))
+    assert {number: record.trials[number] for number in complete} == complete
+    assert_whole(record, trials=14)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_that_is_terminated_goes_on_in_another_place_where_its_trials_were(
+    config: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    """Real workers save the epoch that they are in; the folder is moved, and the user's cache is another."""
+    program, folder = [sys.executable, "-m", "search"], tmp_path / "tiny"
+    words: list[object] = ["run", config, "--results", tmp_path, "--set", "study.epochs=6"]
+    words += ["--set", "early_stopping.enabled=false"]
+    _, code, rest = cut_off(signal.SIGTERM, *program, *words, env=env)
+    assert_left_in_peace(folder, code, rest)
+    folder = folder.rename(tmp_path / "moved")
+    before = ledger.read_study(StudyFolder(folder))
+    assert before.state == "interrupted"
+    done = finish(*program, "resume", folder, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stderr
+    after = ledger.read_study(StudyFolder(folder))
+    for trial in before.trials:
+        assert trial.interrupted or after.trials[trial.number] == trial
+    cut = {trial.number: trial.history for trial in before.trials if trial.interrupted}
+    for trial in after.trials:
+        if not trial.interrupted and trial.continues is not None:
+            known = cut.pop(trial.continues)
+            assert trial.history[: len(known)] == known, "times and all: no epoch is trained twice"
+    assert not cut
+    assert_whole(after, trials=4)
+
+
+def cut_off(how: signal.Signals, *words: object, env: dict[str, str]) -> tuple[list[str], int, str]:
+    """Start a study and cut it off once a trial has ended; return its lines, exit code and last words."""
+    with started(*words, env=env, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        ended = until(process.stderr, count=2)
+        ended = until(process.stderr, count=1)
         if how == signal.SIGHUP:
             os.killpg(process.pid, how)  # a closed terminal tells all processes that belong to it
         else:
             process.send_signal(how)
         rest = process.stderr.read()
-        code = process.wait()
-    folder = tmp_path / "tiny"
-    if how != signal.SIGKILL:
-        assert code == 130, rest
-        assert f"next: python -m search resume {folder}" in rest
-        assert " FAIL " not in rest
-    before = json.loads(call(command, "results", folder, "--json", "--history").stdout)
-    assert before["study"]["state"] == "interrupted"
-    assert sum(trial["state"] == "COMPLETE" for trial in before["trials"]) >= len(ended)
-    if how == signal.SIGTERM:  # as another user, on another disk
-        folder, env = folder.rename(tmp_path / "moved"), {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = call(command, "resume", folder, env=env)
-    assert done.returncode == 0, done.stderr
-    after = json.loads(call(command, "results", folder, "--json", "--history").stdout)
-    assert after["study"]["state"] == "finished"
-    counted = [trial for trial in after["trials"] if not trial["interrupted"]]
-    assert len(counted) == 8
-    complete = {trial["number"]: trial for trial in before["trials"] if trial["state"] == "COMPLETE"}
-    for number, trial in complete.items():
-        assert after["trials"][number] == trial
-    cut = {trial["number"]: trial["history"] for trial in before["trials"] if trial["interrupted"]}
-    for trial in counted if how == signal.SIGTERM else []:
-        known = cut.pop(trial["continues"], [])
-        assert trial["history"][: len(known)] == known, "times and all: no epoch is trained twice"
-    assert how != signal.SIGTERM or not cut
-    scores = {t["id"]: t["metrics"]["best"]["val/accuracy"] for t in counted if t["state"] == "COMPLETE"}
+        return ended, process.wait(), rest
+
+
+def assert_left_in_peace(folder: Path, code: int, rest: str) -> None:
+    assert code == 130, rest
+    assert f"next: python -m search resume {folder}" in rest
+    assert " FAIL " not in rest
+
+
+def assert_whole(record: StudyRecord, trials: int) -> None:
+    """Hold a study that was resumed to as many trials as it was asked for, and to the weights of the best."""
+    assert record.state == "finished"
+    counted = [trial for trial in record.trials if not trial.interrupted]
+    assert len(counted) == trials
+    scores = {t.id: t.metrics["best"]["val/accuracy"] for t in counted if t.state == "COMPLETE"}
     best = sorted(scores, key=lambda name: (-scores[name], name))[:5]  # study.keep_checkpoints
-    assert sorted(p.parent.name for p in folder.glob("trials/*/best.safetensors")) == sorted(best)
+    files = Path(record.folder).glob("trials/*/best.safetensors")
+    assert sorted(path.parent.name for path in files) == sorted(best)
 
 
 def until(stream: Any, *, count: int) -> list[str]:
@@ -369,7 +405,9 @@ def until(stream: Any, *, count: int) -> list[str]:
     return found
 
 
-def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_path: Path) -> None:
+def test_cache_lists_what_a_node_keeps_and_clears_it(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from finetune.disk.array_file import Layout
     from finetune.disk.array_store import Store
 
@@ -381,19 +419,19 @@ def test_cache_lists_what_a_node_keeps_and_clears_it(command: list[str], tmp_pat
     copies = tmp_path / "node" / "finetune" / "files"
     copies.mkdir(parents=True)
     (copies / f"{64 * 'b'}.jpg").write_bytes(bytes(1000))
-    env = {"XDG_CACHE_HOME": str(tmp_path / "node")}
-    listed = json.loads(call(command, "cache", "--dir", tmp_path, "--json", env=env).stdout)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    listed = json.loads(here("cache", "--dir", tmp_path, "--json").stdout)
     assert listed["bytes"] == layout.bytes
     there = {"dir": str(copies), "bytes": 1000, "files": 1}
     assert listed["copies"] == there
     assert [entry["key"] for entry in listed["entries"]] == [24 * "a"]
-    table = call(command, "cache", "--dir", tmp_path, env=env).stdout
+    table = here("cache", "--dir", tmp_path).stdout
     assert "resnet18 behind 9 blocks" in table
     assert f"{copies}: 1 copies of far files" in table
-    cleared = call(command, "cache", "--dir", tmp_path, "--clear", "--json", env=env)
+    cleared = here("cache", "--dir", tmp_path, "--clear", "--json")
     assert json.loads(cleared.stdout) == {"dir": str(tmp_path), "bytes": 0, "entries": [], "copies": there}
     assert "MiB freed" in cleared.stderr
-    whole = json.loads(call(command, "cache", "--clear", "--json", env=env).stdout)
+    whole = json.loads(here("cache", "--clear", "--json").stdout)
     assert whole["copies"] == {"dir": str(copies), "bytes": 0, "files": 0}
 
 
@@ -416,57 +454,3 @@ def test_a_folder_that_is_no_cache_is_refused_and_left_as_it_is(
             capsys.readouterr().err.split()
         )
     assert {path.name: path.read_text() for path in folder.iterdir()} == mine
-
-
-def write_digits(folder: Path, count: int) -> None:
-    """Write about so many pictures of the digits 5 to 7, one folder per class."""
-    from finetune.datasets import catalog
-    from finetune.settings import DataSettings
-
-    images = catalog.scan(DataSettings(kind="digits", classes=("5", "6", "7")))
-    examples = images.splits["train"]  # class by class
-    for number, example in enumerate(examples[:: len(examples) // count]):
-        place = folder / f"digit {images.classes[example.label]}"
-        place.mkdir(parents=True, exist_ok=True)
-        images.open(example).resize((48, 40)).save(place / f"{number}.png")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_folder_of_images_is_enough_and_the_config_that_ran_is_kept(
-    command: list[str], tmp_path: Path
-) -> None:
-    import torchvision
-    from safetensors.torch import save_file
-
-    write_digits(tmp_path / "pictures", 150)
-    weights = tmp_path / "weights.safetensors"
-    save_file(torchvision.models.shufflenet_v2_x0_5(num_classes=4).state_dict(), weights)
-    given = ["--data", tmp_path / "pictures", "--backbone", "shufflenet_v2_x0_5", "--weights", weights]
-    done = call(command, "run", *given, "--trials", "3", "--budget", "10m", "--results", tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    assert len(record["trials"]) == 3
-    kept = yaml.safe_load((tmp_path / "pictures-2" / "study.yaml").read_text())
-    assert kept["model"]["weights"] == str(weights)
-    assert kept["study"]["budget"] == "10m"
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_founding_recipe_runs_on_a_folder_of_images(command: list[str], tmp_path: Path) -> None:
-    """`configs/vgg16-recipe.yaml` as a user runs it, but for fewer pixels, epochs and no download."""
-    write_digits(tmp_path / "pictures", 60)
-    said = {"data.path": tmp_path / "pictures", "data.image_size": 32, "study.epochs": 2}
-    said |= {"model.weights": "none"}
-    changes = [word for key, value in said.items() for word in ("--set", f"{key}={value}")]
-    done = call(command, "run", "configs/vgg16-recipe.yaml", *changes, "--results", tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
-    (trial,) = json.loads(done.stdout)["trials"]
-    assert (trial["state"], trial["baseline"], trial["epochs"]) == ("COMPLETE", "recipe", 2)
-    used = trial["effective"]
-    assert (used["blocks"], used["frozen_blocks"], used["head"]) == (13, 13, [[512, 1024], [1024, 3]])
-    assert (used["optimizer"], used["learning_rates"]["head"]) == ("adam", 1e-3)
-    picture = next((tmp_path / "pictures").rglob("*.png"))
-    answer = call(command, "predict", tmp_path / "vgg16-recipe" / "best", picture)
-    assert answer.stdout.split("\t")[1].startswith("digit ")

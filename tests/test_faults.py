@@ -17,7 +17,7 @@ import ray
 import ray.cloudpickle
 from ray.exceptions import RaySystemError
 
-from finetune.messages import Epoch, Message
+from finetune.messages import Epoch, Message, Report, TrainJob
 from search.config.study import StudyConfig
 from search.driver import callback, runner
 from search.errors import SlotsLost
@@ -26,6 +26,7 @@ from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.slots import nodes, slots, supervisor
 from search.slots.exchange import Exchange
+from tests import torchless
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -42,33 +43,25 @@ def process_of(title: str) -> psutil.Process | None:
     return None
 
 
-def once(folder: Path, at_epoch: int, do: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
-    """Return a worker that does something at the end of an epoch of the first trial that gets there, once."""
+def once(folder: Path, at_epoch: int, do: Callable[[], None]) -> torchless.Train:
+    """Return a training that does something once, at the end of an epoch of the first trial to get there."""
 
-    def serve(config: dict[str, Any]) -> None:
-        from finetune import worker
+    def train(job: TrainJob, report: Report) -> None:
+        def told(message: Message) -> None:
+            report(message)
+            if isinstance(message, Epoch) and message.number == at_epoch:
+                with contextlib.suppress(FileExistsError):
+                    (folder / "done").touch(exist_ok=False)
+                    do()
 
-        train = worker.loop.train
+        torchless.train(job, told)
 
-        def faulty(settings: Any, *, report: Any, **options: Any) -> Any:
-            def told(message: Message) -> None:
-                report(message)
-                if isinstance(message, Epoch) and message.number == at_epoch:
-                    with contextlib.suppress(FileExistsError):
-                        (folder / "done").touch(exist_ok=False)
-                        do()
-
-            return train(settings, report=told, **options)
-
-        worker.loop.train = faulty
-        worker.slot_loop(config)
-
-    return serve
+    return train
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, Any]], None]) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(slots, "serve", serve)
+def plant(monkeypatch: pytest.MonkeyPatch, train: torchless.Train = torchless.train) -> None:
+    """Have slots serve trials with workers that train nothing."""
+    monkeypatch.setattr(slots, "serve", torchless.worker(train))
 
 
 def kill_myself() -> None:
@@ -101,7 +94,7 @@ def test_a_trial_whose_worker_is_killed_or_stopped_is_tried_again(
 def test_a_trial_whose_train_controller_is_killed_is_tried_again(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with at_first_result(monkeypatch, tmp_path, "TrainController"):
+    with at_first_result(monkeypatch, tmp_path, "TrainController", goes_on=False):
         record = runner.run(small_study(resources={"slots": 1}, early_stopping={"enabled": False}))
     assert_nothing_is_lost(record, retries=1)
 
@@ -112,8 +105,10 @@ def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes
 ) -> None:
     config = small_study(early_stopping={"enabled": False})
     folder = StudyFolder(config.folder)
+    plant(monkeypatch)  # for the resume
     with at_first_result(monkeypatch, tmp_path, who), pytest.raises(SlotsLost) as ended:
         runner.run(config)
+    assert folder.table.read_text().count("\n") == 1 + len(read_study(folder).trials)
     name = "exchange" if who == "Exchange" else "keeper"
     assert f"the {name}" in str(ended.value)
     assert f"`python -m search resume {folder.root}` goes on" in str(ended.value)
@@ -128,8 +123,10 @@ def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes
 
 
 @contextlib.contextmanager
-def at_first_result(monkeypatch: pytest.MonkeyPatch, folder: Path, title: str) -> Iterator[None]:
-    """Kill a process once the driver hears of the first epoch; its trial goes on only then."""
+def at_first_result(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, title: str, goes_on: bool = True
+) -> Iterator[None]:
+    """Kill a process once the driver hears of the first epoch; its trial goes on only then, or not at all."""
     enter = callback.Watch.on_trial_result
 
     def kill(self: callback.Watch, *args: Any, **info: Any) -> None:
@@ -142,7 +139,7 @@ def at_first_result(monkeypatch: pytest.MonkeyPatch, folder: Path, title: str) -
 
     def wait_for_it() -> None:
         deadline = time.monotonic() + WATCHDOG_SECONDS
-        while not (folder / "killed").exists() and time.monotonic() < deadline:
+        while not (goes_on and (folder / "killed").exists()) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     with monkeypatch.context() as patch:
@@ -155,7 +152,8 @@ def at_first_result(monkeypatch: pytest.MonkeyPatch, folder: Path, title: str) -
 def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(monkeypatch, lambda config: time.sleep(600))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(slots, "serve", lambda config: time.sleep(600))
     plan = slots.SlotPlan(slots=1, workers=1, cpus=1, gpu=False)
     warm = slots.Slots(plan, tmp_path / "slots")
     killed = threading.Event()

@@ -117,7 +117,8 @@ def test_check_tells_what_is_tried_in_words_and_units(small_study: Make) -> None
         "dropout": {"low": 0.0, "high": 0.5, "step": 0.25},
         "warmup_epochs": [0, 1.5],
     }
-    config = small_study(space=space, resources={"workers_per_trial": 2}, verdict={"seeds": 3})
+    resources = {"slots": 2, "workers_per_trial": 2}
+    config = small_study(space=space, resources=resources, verdict={"seeds": 3})
     lines = check.lines(check.plan(config))
     for line in (
         "study small: 4 trials of up to 3 epochs, best val/accuracy wins",

@@ -1,5 +1,6 @@
 """The product as `pip install` leaves it: a command and an importable package in any folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from search import provenance
@@ -97,19 +99,13 @@ def test_a_search_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> 
             Image.new("RGB", (40, 40), tuple(c + number for c in colour)).save(folder / f"{number}.png")
     weights = tmp_path / "shufflenet.pth"
     torch.save(shufflenet_v2_x0_5(weights=None).state_dict(), weights)
-    words = [
-        "run",
-        "--data",
-        "photos",
-        "--backbone",
-        "shufflenet_v2_x0_5",
-        "--weights",
-        weights,
-        "--trials",
-        "2",
-    ]
-    run([installed / "bin" / "transfer-search", *words], tmp_path, installed)
+    words = ["run", "--data", "photos", "--backbone", "shufflenet_v2_x0_5", "--weights", weights]
+    words += ["--trials", "2", "--budget", "10m", "--json"]
+    told = run([installed / "bin" / "transfer-search", *words], tmp_path, installed)
+    assert len(json.loads(told)["trials"]) == 2
     study = tmp_path / "results" / "photos"
     assert {"study.yaml", "optuna.db", "trials.csv", "best"} <= {path.name for path in study.iterdir()}
+    kept = yaml.safe_load((study / "study.yaml").read_text(encoding="utf-8"))
+    assert (kept["model"]["weights"], kept["study"]["budget"]) == (str(weights), "10m")
     # A config names the schema only where there is one.
     assert "$schema" not in (study / "study.yaml").read_text(encoding="utf-8")

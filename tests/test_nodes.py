@@ -18,7 +18,7 @@ from ray._private.state import state
 from ray.cluster_utils import Cluster
 
 from finetune.datasets import catalog
-from finetune.messages import Effective, End, Epoch, Keep, Started, TrainJob
+from finetune.messages import Effective, End, EndState, Epoch, Keep, Report, Started, TrainJob
 from finetune.settings import DataSettings
 from search.cluster import spot
 from search.config import resolve
@@ -27,6 +27,7 @@ from search.driver import tuner
 from search.errors import PreflightError, SlotsLost
 from search.slots import nodes, preflight, slots
 from search.suggest.space import Space
+from tests import torchless
 from tests.waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -88,6 +89,21 @@ def slow_and_told(log: Path) -> Callable[[dict[str, Any]], None]:
     return serve
 
 
+def slow_and_told_without_torch(log: Path) -> torchless.Train:
+    """Return a training that does and logs the same with workers that train nothing."""
+
+    def train(job: TrainJob, report: Report) -> EndState | None:
+        def begin(epoch: int) -> None:
+            node = ray.get_runtime_context().get_node_id()
+            with log.open("a") as file:
+                file.write(json.dumps({"trial": job.id, "node": node, "epoch": epoch}) + "\n")
+            time.sleep(EPOCH_SECONDS)
+
+        return torchless.go_on(job, report, begin)
+
+    return train
+
+
 def test_the_preflight_of_a_real_cluster_names_the_node_that_differs(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -121,13 +137,16 @@ def another_torchvision(folder: Path) -> dict[str, str]:
 
 
 class Driver:
-    """Runs single trials on slots, as Tune's trials do."""
+    """Runs single trials on slots, as Tune's trials do; `real` workers train them."""
 
-    def __init__(self, config: StudyConfig, folder: Path, plan: slots.SlotPlan, **options: Any) -> None:
+    def __init__(
+        self, config: StudyConfig, folder: Path, plan: slots.SlotPlan, *, real: bool = False, **options: Any
+    ) -> None:
         self.config, self.folder, self.log = config, folder, folder / "trained.jsonl"
+        serve = slow_and_told(self.log) if real else torchless.worker(slow_and_told_without_torch(self.log))
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(slots, "serve", slow_and_told(self.log))
+            patch.setattr(slots, "serve", serve)
             self.warm = slots.Slots(plan, folder / "slots", **options)
         self.heard: dict[str, list[dict[str, Any]]] = {}
 
@@ -270,7 +289,7 @@ def test_a_slot_of_two_workers_spans_two_nodes_and_outlives_one(
     remove_all(cluster)
     pair = [cluster.add_node(num_cpus=1) for _ in range(2)]
     plan = slots.SlotPlan(slots=1, ask=1, workers=2, cpus=1, gpu=False)
-    study = Driver(small_study(), tmp_path, plan)
+    study = Driver(small_study(), tmp_path, plan, real=True)
     try:
         study.submit("pair", every_seconds=0.0)
         study.listen_to("pair", epoch=3)
@@ -298,10 +317,17 @@ def test_two_slots_share_a_gpu_and_one_that_torch_does_not_see_is_named(
     remove_all(cluster)
     node = cluster.add_node(num_cpus=2, num_gpus=1)
     plan = slots.SlotPlan(slots=2, ask=2, workers=1, cpus=1, gpu=True, gpu_per_worker=0.5)
-    study = Driver(small_study(), tmp_path, plan)
+    study = Driver(small_study(), tmp_path / "two", plan)
+    try:
+        assert len(study.warm.wait(2)) == 2
+        assert "GPU" not in free(node)
+    finally:
+        study.warm.close()
+    eventually(lambda: free(node).get("GPU") == 1, "no share of it stays held")
+    study = Driver(small_study(), tmp_path / "one", dataclasses.replace(plan, slots=1, ask=1), real=True)
     try:
         with pytest.raises(SlotsLost, match=r"torch must see the GPU .* got none\. .* resources\.gpu: false"):
-            study.warm.wait(2)
+            study.warm.wait(1)
     finally:
         study.warm.close()
     eventually(lambda: free(node).get("GPU") == 1, "no share of it stays held")

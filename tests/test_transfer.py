@@ -40,7 +40,8 @@ def test_a_search_on_digits_is_worth_its_pretrained_weights(
 ) -> None:
     """72 images of the digits 5 to 9; the weights have seen 0 to 4."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    said = {"study__trials": 6, "study__baselines": "[]", "space__strategy": "[replace, fuse]"}
+    said: dict[str, Any] = {"study__trials": 6, "study__baselines": "[]", "verdict__seeds": 0}
+    said |= {"space__strategy": "[replace, fuse]", "resources__slots": 1}
     transferred = best_of("quickstart.yaml", tmp_path, **said)
     random = best_of("quickstart.yaml", tmp_path, model__weights="none", **said)
     print(f"digits: {transferred:.3f} from pretrained weights, {random:.3f} from random ones")
@@ -56,7 +57,7 @@ def test_a_search_on_photos_is_worth_its_imagenet_weights(tmp_path: Path, materi
             for photo in sorted(folder.iterdir())[:40]:
                 (tmp_path / "photos" / split / folder.name / photo.name).symlink_to(photo)
     said = {"data__path": tmp_path / "photos", "data__image_size": 64, "study__trials": 4}
-    said |= {"study__baselines": "[]", "space__strategy": "[replace, fuse]"}
+    said |= {"study__baselines": "[]", "space__strategy": "[replace, fuse]", "verdict__seeds": 0}
     imagenet = material / "weights" / "mobilenet_v2.pth"
     transferred = best_of("flowers.yaml", tmp_path, model__weights=imagenet, **said)
     random = best_of("flowers.yaml", tmp_path, model__weights="none", **said)

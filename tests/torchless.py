@@ -13,18 +13,19 @@ from typing import Any
 import ray
 import ray.cloudpickle
 
-from finetune.messages import Effective, End, Epoch, Job, Message, Report, Started, TrainJob
+from finetune.messages import Effective, End, EndState, Epoch, Job, Message, Report, Started, TrainJob
 from search.driver.effective import CHECKED, CHECKED_OF_DATA
 from search.slots import slots
 
 NOT_IMPORTED = "not imported"
 BLOCKS = 18
 """Of every backbone."""
-Train = Callable[[TrainJob, Report], None]
-"""Trains a job: reports what was effective and every epoch; an exception fails the trial."""
+Train = Callable[[Any, Report], EndState | None]
+"""Trains a job: reports what was effective and every epoch; an exception fails the trial. Returns how it
+ended; None: complete."""
 
 
-def serve(config: dict[str, Any], train: Train) -> None:
+def serve(config: dict[str, Any], train: Train, export: Train) -> None:
     """Serve jobs like `finetune.worker.slot_loop`, for a slot of one worker."""
     exchange, slot = config["exchange"], config["slot"]
     generation = ray.get(exchange.register.remote(slot, facts(config)))
@@ -38,11 +39,11 @@ def serve(config: dict[str, Any], train: Train) -> None:
             ray.get(exchange.report.remote(job.id, number, message))
             number += 1
 
+        report.exchange = exchange  # type: ignore[attr-defined]  # for `go_on`
         report(Started())
         try:
-            if isinstance(job, TrainJob):
-                train(job, report)
-            end = End("complete")
+            do = train if isinstance(job, TrainJob) else export
+            end = End(do(job, report) or "complete")
         except Exception as error:
             end = End("failed", error=str(error), trace=f"{type(error).__name__}: {error}")
         report(end)
@@ -94,11 +95,36 @@ def told(epoch: int) -> Epoch:
     return Epoch({"epoch": epoch, "seconds": 0.0, "images_per_second": 1.0} | scores)
 
 
-def worker(train: Train = train) -> Callable[[dict[str, Any]], None]:
+def export(job: Job, report: Report) -> None:
+    """Write no model."""
+
+
+def go_on(job: TrainJob, report: Report, begin: Callable[[int], None]) -> EndState | None:
+    """Train like a real worker: save each epoch, go on from what was saved, and leave when told to.
+
+    Args:
+        job: the job.
+        report: gets the epochs.
+        begin: called with the number of each epoch when it begins.
+    """
+    saved = job.keep.last
+    order = report.exchange.until_stopped.remote(job.id, moving=False)  # type: ignore[attr-defined]
+    for epoch in range(1 + int(saved.read_text() if saved.exists() else 0), 1 + job.settings.epochs):
+        begin(epoch)
+        report(told(epoch))
+        part = saved.with_suffix(".part")
+        part.write_text(str(epoch))
+        part.replace(saved)
+        if ray.wait([order], timeout=0)[0]:
+            return "moved" if ray.get(order) == "move" else "stopped"
+    return None
+
+
+def worker(train: Train = train, export: Train = export) -> Callable[[dict[str, Any]], None]:
     """Return what to put in the place of `search.slots.slots.serve`."""
-    for module in {__name__, train.__module__}:
+    for module in {__name__, train.__module__, export.__module__}:
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
-    return lambda config: serve(config, train)
+    return lambda config: serve(config, train, export)
 
 
 if __name__ == "__main__":
