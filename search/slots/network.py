@@ -15,7 +15,6 @@ import psutil
 import ray
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 from finetune.worker import gpu_problem
 from search.errors import SlotsLost
@@ -33,7 +32,7 @@ class SlotTorchConfig(TorchConfig):
         return SlotBackend
 
 
-class SlotBackend(_TorchBackend):
+class SlotBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # torch's, by its public name
     """Set up the process group of a slot; runs in the controller of its Train run."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:

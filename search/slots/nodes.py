@@ -1,7 +1,5 @@
 """List the nodes of a Ray cluster that are up, are being drained, or may be added by its autoscaler."""
 
-import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +7,13 @@ from typing import Any
 
 import ray
 import yaml
-from ray._private.resource_and_label_spec import ResourceAndLabelSpec
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from search.slots import ray_private
 
 HEAD = "node:__internal_head__"
 """A resource that only Ray's head node has."""
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """File on the head node to which `ray up` writes the cluster's whole config, for the autoscaler."""
-
-LOOK_SECONDS = 0.1
-"""Seconds between two checks whether actors are dead."""
 
 Resources = Mapping[str, float]
 """Resources of a node: Ray's name of each (CPU, GPU, ...) -> its amount."""
@@ -46,11 +39,8 @@ class Node:
 
 
 def here() -> Resources:
-    """Return this machine's resources by Ray's own count (which knows container quotas), without Ray."""
-    logging.getLogger("ray").setLevel(logging.ERROR)  # Ray would give the same warnings again when it starts
-    spec = ResourceAndLabelSpec(memory=1, object_store_memory=1)  # these two are not needed here
-    found: Resources = spec.resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()
-    return found
+    """Return this machine's resources, without Ray."""
+    return ray_private.machine()
 
 
 def up() -> list[Node]:
@@ -71,34 +61,7 @@ def alive() -> frozenset[str]:
 
 def about_to_go() -> frozenset[str]:
     """Return the ids of the nodes that are being drained, to which Ray gives no more work."""
-    return frozenset(state.get_draining_nodes())
-
-
-def free(actor: str) -> None:
-    """Remove the placement groups of a dead actor; Ray itself would keep them until the driver ends, too."""
-    for entry in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(entry)
-        if group.creator_actor_id.hex() == actor and group.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-
-
-def free_children(actor: str, seconds: float) -> None:
-    """Remove the placement groups of all actors that a dead actor had started, once these are dead, too.
-
-    Args:
-        actor: id of the dead actor.
-        seconds: longest time to wait for the death of the actors that it had started.
-    """
-    end = time.monotonic() + seconds
-    while True:
-        actors = state.actor_table(None)
-        at = actors[actor]["Address"]
-        children = {name: one["State"] for name, one in actors.items() if one["OwnerAddress"] == at}
-        if set(children.values()) <= {"DEAD"} or time.monotonic() > end:
-            break
-        time.sleep(LOOK_SECONDS)
-    for child in children:
-        free(child)
+    return ray_private.draining()
 
 
 def may_come(bootstrap: Path = BOOTSTRAP) -> list[Resources]:

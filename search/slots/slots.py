@@ -21,7 +21,7 @@ from finetune.disk import file_cache
 from finetune.messages import Job
 from finetune.steps import Step
 from search.errors import CapacityError, SlotsLost
-from search.slots import nodes, train_run
+from search.slots import ray_private, train_run
 from search.slots.exchange import Exchange
 from search.slots.nodes import HEAD, Resources
 from search.slots.preflight import Expected
@@ -182,7 +182,7 @@ class Slots:
         self.plan = plan
         given = {"copies_bytes": copies_bytes}
         self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote(retries)
-        environment = {"env_vars": TRAIN_ENVIRONMENT}
+        environment = {"env_vars": TRAIN_ENVIRONMENT | ray_private.environment()}
         keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
         self._keeper = keeper.remote(self.exchange, plan, str(folder), given, serve, expected)
         self._run = self._keeper.run.remote()
@@ -310,7 +310,7 @@ class Slots:
         for actor in (self._keeper, self.exchange):
             ray.kill(actor)
         if not ended:  # nobody has freed the slots' placement groups, and this driver may run another study
-            nodes.free_children(self._keeper._actor_id.hex(), CLOSE_SECONDS)
+            ray_private.free_children(self._keeper, CLOSE_SECONDS)
 
 
 def serve(config: dict[str, Any]) -> None:

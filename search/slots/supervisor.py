@@ -25,6 +25,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from search.slots import nodes, preflight, train_run
 from search.slots.nodes import Node, Resources
 from search.slots.preflight import Expected
+from search.slots.ray_private import NODE_LABEL
 
 LOOK_SECONDS = 1.0
 """Seconds between two looks at the cluster."""
@@ -210,7 +211,7 @@ class Keeper:
             remove_placement_group(group)
         self._asked_for = asked_for
         known = asked_for[1]
-        new = [{train_run.NODE_LABEL: f"!in({','.join(sorted(known))})"} if known else {}]
+        new = [{NODE_LABEL: f"!in({','.join(sorted(known))})"} if known else {}]
         bundles = [self._plan.bundle]
         self._asked = [placement_group(bundles, bundle_label_selector=new) for _ in range(workers)]
 

@@ -1,23 +1,23 @@
 """Run one slot as a Ray Train run: choose its nodes, connect its workers, and report why they died."""
 
+import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from concurrent.futures import Future
 from typing import Any
 
-from search.slots import nodes
+import ray
 
-LOOK_SECONDS = 0.5
-"""Seconds between two checks whether the study is over."""
-DEAD_SECONDS = 5.0
-"""Seconds for a killed controller to be gone."""
-NODE_LABEL = "ray.io/node-id"
-"""Label that Ray gives to every node."""
+from search.slots import ray_private
+from search.slots.ray_private import LOOK_SECONDS, NODE_LABEL
+
 NODE_DIED = ("its node has died",)
 """Words in Ray's errors about a worker whose node died."""
 UNAVAILABLE = "is unavailable"
 """Words in Ray's errors about a worker that does not answer."""
+WAITED = "WorkerGroupStartupTimeoutError"
+"""Name of Train's error for workers that found no room in time; Train has no public name for it."""
 PEER_LOST = ("gloo", "NCCL")
 """Words in the errors of workers that lost the connection to one another."""
 
@@ -51,8 +51,10 @@ def run(
 
     exchange, name = config["exchange"], config["slot"]
     again = -1 if restarts else 0
-    _trainer(plan.workers, over)(
-        serve,
+    lean = ray_private.fits()
+    trainer = ray_private.lean_trainer(plan.workers, over) if lean else ray_private.trainer(plan.workers)
+    slot = trainer(
+        serve if lean else _placed(serve),
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=plan.workers,
@@ -64,16 +66,18 @@ def run(
             name=f"{name}-{time.time_ns()}",
             storage_path=folder,
             failure_config=FailureConfig(max_failures=again, controller_failure_limit=again),
-            callbacks=[_witness(exchange, name)],
+            callbacks=[_witness(exchange, name, restarts=restarts, lean=lean)],
         ),
-    ).fit()
+    )
+    if lean:
+        slot.fit()
+    else:
+        _until(over, slot.fit)
 
 
 def has_waited(error: Exception) -> bool:
     """True if a run waited for room in vain. That is no failure, as another study may have taken the room."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+    return type(getattr(error, "controller_failure", None)).__name__ == WAITED
 
 
 def failures(error: Exception) -> list[Exception]:
@@ -114,117 +118,76 @@ def how_lost(*errors: Exception, away: bool = False) -> dict[str, bool]:
 
 def is_own(error: Exception) -> bool:
     """True for an exception of the trial itself: neither one of Ray's nor workers that lost one another."""
-    from ray.exceptions import RayError
-    from ray.train.v2._internal.exceptions import RayTrainError
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    theirs = isinstance(error, RayError | RayTrainError | TrainingFailedError)
+    # Train's own errors have no public base class, but all are defined in Ray.
+    theirs = any(kind.__module__.partition(".")[0] == "ray" for kind in type(error).__mro__)
     return not theirs and not any(word in str(error) for word in PEER_LOST)
 
 
-def _trainer(workers: int, over: threading.Event) -> Any:
-    """Return the trainer class of a slot: `TorchTrainer`, or its base class if the slot has one worker.
+def _until(over: threading.Event, fit: Callable[[], Any]) -> None:
+    """Run Train's `fit`, which waits without limit, until it returns or `over` is set.
 
-    A single worker needs no process group, so neither keeper nor controllers import torch for it. On few
-    cores that import is a good part of the time that a slot takes to start.
-
-    Some helper processes of Train are left out, as a slot does not need them. One distributes Ray datasets;
-    another cleans up after a controller that died, which `_control` does here; a third sends requests to the
-    autoscaler (see `_silent`).
-    """
-    if workers == 1:
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
-
-        backend = {}
-    else:
-        from ray.train.torch import TorchTrainer as Base
-
-        from search.slots.network import SlotTorchConfig
-
-        backend = {"torch_config": SlotTorchConfig()}
-
-    class SlotTrainer(Base):
-        def _create_default_callbacks(self) -> list[Any]:
-            spared = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
-
-        def _initialize_and_run_controller(self, **how: Any) -> Any:
-            return _control(how | {"scaling_policy": _silent(self.scaling_config)}, over)
-
-    return partial(SlotTrainer, **backend)
-
-
-def _silent(scaling: Any) -> Any:
-    """Return Train's policy for a fixed number of workers, without its own requests to the autoscaler.
-
-    The keeper asks for nodes. Train would keep its request up as long as the run lasts, and the autoscaler of
-    Ray 2.60 may reserve an idle node for it and never end that node, although the workers are on another one.
-    """
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-
-    class Silent(FixedScalingPolicy):
-        def after_controller_start(self, train_run_context: Any) -> None:
-            pass
-
-        def _maybe_send_resource_request(self) -> None:
-            pass
-
-    return Silent(scaling)
-
-
-def _control(how: dict[str, Any], over: threading.Event) -> Any:
-    """Run Train's controller, an actor, until its workers have ended or `over` is set; then remove it.
-
-    Train itself waits without limit, and leaves the removal of the actor to Ray's reference counting.
+    What is left running then ends with this process, which the driver kills.
 
     Raises:
         TimeoutError: `over` was set first.
     """
-    import ray
-    from ray.train.v2._internal.constants import get_env_vars_to_propagate
-    from ray.train.v2._internal.execution.controller import TrainController
+    ended: Future[Any] = Future()
 
-    actor = ray.remote(TrainController).options(
-        num_cpus=0,
-        label_selector={NODE_LABEL: ray.get_runtime_context().get_node_id()},
-        runtime_env={"env_vars": get_env_vars_to_propagate()},
-    )
-    controller = actor.remote(**how)
-    running = controller.run.remote()
-    try:
-        while not ray.wait([running], timeout=LOOK_SECONDS)[0]:
-            if over.is_set():
-                raise TimeoutError("a slot's workers must end with their study")
-        ray.get(running)
-        return ray.get(controller.get_result.remote())
-    finally:
-        # The order matters: a controller that still lives could make another placement group after `free`.
-        ray.kill(controller)
-        ray.wait([running], timeout=DEAD_SECONDS)
-        nodes.free(controller._actor_id.hex())
+    def wait() -> None:
+        try:
+            ended.set_result(fit())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=wait, daemon=True).start()
+    while not ended.done():
+        if over.is_set():
+            raise TimeoutError("a slot's workers must end with their study")
+        concurrent.futures.wait([ended], timeout=LOOK_SECONDS)
+    ended.result()
 
 
-def _witness(exchange: Any, name: str) -> Any:
-    """Return a Train callback that reports a slot's nodes, and the death of its workers, to the exchange."""
-    import ray
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+def _placed(serve: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Return the function that each worker runs: tell the exchange the slot's nodes, then `serve`."""
 
-    class Witness(WorkerGroupCallback):
-        away = False
+    def begin(config: dict[str, Any]) -> None:
+        from ray.train import get_context
+        from ray.util import get_current_placement_group, placement_group_table
 
-        def after_worker_group_start(self, worker_group: Any) -> None:
-            nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
-            self.away = set(nodes) != {ray.get_runtime_context().get_node_id()}
-            ray.get(exchange.place.remote(name, nodes))
+        if get_context().get_world_rank() == 0:
+            nodes = placement_group_table(get_current_placement_group())["bundles_to_node_id"].values()
+            ray.get(config["exchange"].place.remote(config["slot"], sorted(set(nodes))))
+        serve(config)
 
-        def after_worker_group_poll_status(self, status: Any) -> None:
-            if status.errors:
-                # One worker's exception is the cause; the others may only report that they lost that worker.
-                rank, error = min(
-                    status.errors.items(), key=lambda worker: (not is_own(worker[1]), worker[0])
-                )
-                how = how_lost(*status.errors.values(), away=self.away)
-                # Wait for the answer: this actor is killed when the run ends, and its open calls with it.
-                ray.get(exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how))
+    return begin
+
+
+def _witness(exchange: Any, name: str, *, restarts: bool, lean: bool) -> Any:
+    """Return a Train callback that reports the death of a slot's workers to the exchange, and their nodes.
+
+    The public kind of callback does not hear of nodes, so there the workers tell them (`_placed`).
+    """
+
+    def started(nodes: list[str]) -> None:
+        ray.get(exchange.place.remote(name, nodes))
+
+    def died(errors: dict[int, Exception]) -> None:
+        # One worker's exception is the cause; the others may only report that they lost that worker.
+        rank, error = min(errors.items(), key=lambda worker: (not is_own(worker[1]), worker[0]))
+        here = ray.get_runtime_context().get_node_id()
+        nodes = ray.get(exchange.places.remote()).get(name, ())
+        how = how_lost(*errors.values(), away=not {here}.issuperset(nodes))
+        # Wait for the answer: this actor is killed when the run ends, and its open calls with it.
+        ray.get(exchange.bury.remote(name, f"worker {rank}: {first_words(error)}", **how))
+        if restarts and not lean:  # others start on this node, and their death counts even before they tell
+            started([here])
+
+    if lean:
+        return ray_private.group_callback(started, died)
+    from ray.train import UserCallback
+
+    class Witness(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            died(worker_exceptions)
 
     return Witness()
