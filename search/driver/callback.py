@@ -187,8 +187,7 @@ class Watch(Callback):
             followed.recalls |= {"last": result["recalls"]} | ({"best": result["recalls"]} if better else {})
         epoch = int(metrics["epoch"])
         self._ledger.report(followed.number, epoch, metrics[self._metric])
-        best = {name: value for name, value in followed.best.items() if name.startswith("val/")}
-        self._board.epoch(followed.id, epoch, metrics, best)
+        self._board.epoch(followed.id, epoch, metrics, followed.best)
         self._progress.trial_epoch(followed.id, epoch, metrics)
 
     @_minding_the_disk
