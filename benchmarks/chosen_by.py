@@ -2,8 +2,9 @@
 
     python -m benchmarks.chosen_by --images FOLDER --weights mobilenet_v2.pth
 
-Heads of random rates and sizes on the frozen backbone, 64 pixels. Each draw takes 16 of them and a random half
-of the validation images. `optimism` is the accuracy where a model was chosen minus that where it was not.
+Heads of random rates and sizes on the frozen backbone, 64 pixels. Each draw takes 16 of them and a
+random half of the validation images. `optimism` is the accuracy where a model was chosen minus that
+where it was not.
 """
 
 import argparse
