@@ -83,6 +83,7 @@ class StudyRun:
             up=lambda: warm.up,
             steps=lambda: warm.steps,
             workers=warm.plan.workers,
+            budget_left=lambda: self.clock.seconds_left,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
         if unknown := folder.remove_unknown(len(past)):
