@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import steps
 from finetune.disk.array_store import Store
 from finetune.frozen import execution
 from finetune.frozen.execution import BATCH, Pass
@@ -18,7 +17,6 @@ from finetune.frozen.features import Inputs
 from finetune.images.pixels import normalise
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
-from finetune.steps import Step
 from finetune.training import loop, shared
 from search.config import resolve
 from search.config.study import StudyConfig
@@ -178,24 +176,6 @@ def test_features_are_computed_once_for_all_trials(
     ):
         messages = train(settings(**options), tmp_path / str(place), features)
         assert len(messages) == 1 + 3
-
-
-def test_whoever_listens_hears_what_a_first_trial_waits_for_and_of_a_second_one_nothing(
-    settings: Any, features: FeatureSettings, tmp_path: Path
-) -> None:
-    heard: list[Step] = []
-    with steps.listening(heard.append):
-        train(settings(), tmp_path / "first", features)
-    over = {step.name: step for step in heard if step.over}
-    for split in ("train", "val"):
-        of_split = over[f"features of {split}"]
-        assert of_split.done == of_split.total
-        assert (of_split.unit, of_split.why) == ("images", "kept on this node for later trials")
-    assert over["time the backbone"].why == "first run on this node, kept for later"
-    heard.clear()
-    with steps.listening(heard.append):
-        train(settings(learning_rate=0.02), tmp_path / "second", features)
-    assert heard == []
 
 
 def test_a_deeper_cut_goes_on_from_a_stored_one(

@@ -1,6 +1,5 @@
 """The report: one page, of which every number is one of the record's."""
 
-import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -180,20 +179,6 @@ def test_a_shareable_page_has_no_image_no_path_and_no_name(tmp_path: Path) -> No
     assert "data:image" not in shared.split("<script>")[0].replace("img-src data:", "")
     assert Page(shared).sections == [s for s in Page(whole).sections if s != "mistakes"]
     assert str(tmp_path) not in shared
-
-
-def test_a_shareable_page_does_not_name_the_class_whose_recall_is_the_metric(tmp_path: Path) -> None:
-    from search.record.ledger import read_study
-    from search.report.material import Material
-
-    names = ("canary-class 1", "b", "c")
-    record = read_study(synthetic_study.write(tmp_path / "flowers", 20, classes=names, seeds=0))
-    record = dataclasses.replace(record, metric="val/recall/canary-class 1")
-    whole = page.page(Material.of(record, shareable=False), "")
-    assert "best val/recall/canary-class 1" in whole
-    shared = page.page(Material.of(record, shareable=True), "")
-    assert "canary" not in shared
-    assert "best val/recall of a class" in shared
 
 
 @pytest.mark.parametrize("trials", [1, 2])

@@ -190,19 +190,6 @@ def test_chance_reaches_two_standard_errors_above_the_most_frequent_class() -> N
         ({"provenance": {"images": {"test": 9}}}, "which was not read yet"),
         ({"test_reads": ({"trial": "trial-0003"},)}, "the test split was read once, for trial-0003"),
         (
-            {
-                "test_reads": (
-                    {"trial": "trial-0003"},
-                    *2 * ({"trial": "trial-0003-seed-1", "why": "verdict"},),
-                )
-            },
-            "was read once, for trial-0003 and 2 times more for the verdict, which chooses nothing",
-        ),
-        (
-            {"test_reads": ({"trial": "trial-0003-seed-1", "why": "verdict"},)},
-            "the test split was read once for the verdict, which chooses nothing",
-        ),
-        (
             {"test_reads": ({"trial": "trial-0003"}, {"trial": None}, {"trial": "trial-0003"})},
             "the test split was read 3 times, for trial-0003, unknown",
         ),

@@ -452,3 +452,43 @@ def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_rep
     assert sampled == 4
     cold = config.study.model_copy(update={"warm_start": False})
     assert [plan.baseline for plan in to_do([], cold, space)[0]] == ["recipe"]
+
+
+def test_exact_uses_the_backbone_and_how_images_are_seen_and_nothing_else() -> None:
+    space = space_of(data={"image_size": [64, 128], "crop_scale": [0.5, 1.0], "horizontal_flip": False})
+    exact = space.baseline("exact")
+    assert exact == {
+        "strategy": "exact",
+        "backbone": "vgg13",
+        "frozen_layers": "all",
+        "image_size": 64,
+        "crop_scale": 1.0,
+        "horizontal_flip": False,
+        "augment": "none",
+    }
+    assert not space.holds(exact)
+    settings = space.settings(exact, number=0, cache_dir="/cache")
+    assert (settings.strategy, settings.epochs, settings.frozen_layers) == ("exact", 1, -1)
+
+
+def test_exact_is_planned_for_every_backbone_first_and_beside_the_trials() -> None:
+    study = {"name": "s", "trials": 3, "baselines": ["exact", "recipe"]}
+    config = StudyConfig.from_dict(
+        {"study": study, "data": {"path": "/images"}, "model": {"backbone": ["mobilenet_v2", "resnet18"]}}
+    )
+    planned, sampled = to_do([], config.study, Space(config))
+    assert [plan.params["backbone"] for plan in planned[:2]] == ["mobilenet_v2", "resnet18"]
+    assert [plan.baseline for plan in planned[:3]] == ["exact", "exact", "recipe"]
+    assert len(planned) + sampled == 2 + 3
+    done = TrialRecord(number=0, id="0", state="COMPLETE", params=planned[0].params, baseline="exact")
+    planned, sampled = to_do([done], config.study, Space(config))
+    assert [plan.params["backbone"] for plan in planned if plan.baseline == "exact"] == ["resnet18"]
+    assert len(planned) + sampled == 1 + 3
+
+
+def test_a_head_begins_with_the_solution_only_where_it_is_one_layer() -> None:
+    space = space_of(space={"strategy": "fuse", "head_size": 0, "head_init": ["random", "exact"]})
+    trial = optuna.create_study().ask()
+    assert space.suggest(trial)["head_init"] in ("random", "exact")
+    wide = space_of(space={"strategy": "fuse", "head_size": 64, "head_init": "exact"})
+    assert "head_init" not in wide.suggest(optuna.create_study().ask())

@@ -22,7 +22,7 @@ from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.record import changes, ledger
 from search.record.ledger import Ledger
-from search.record.records import TrialRecord
+from search.record.records import EXACT, TrialRecord
 from search.record.study_folder import StudyFolder, trial_id
 from search.slots.slots import Slots
 from search.suggest import sampler
@@ -72,9 +72,11 @@ class StudyRun:
         reserve = SHARE_OF_BUDGET if config.verdict.seeds else 0.0
         self.clock = Clock(self.ledger, study.spending, self._gpus * len(facts), reserve)
         self.patience = Patience(study, len(images.splits["val"]), earlier)
+        named = [*(plan.baseline for plan in self.planned), *(trial.baseline for trial in earlier)]
+        solved = named.count(EXACT)
         self.progress = Progress(
             study=study.name,
-            planned=study.trials,
+            planned=study.trials + solved,
             epochs=study.epochs,
             metric=study.metric,
             mode=study.mode,
@@ -331,8 +333,8 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
     """Return the trials of this run.
 
     Returns:
-        The planned trials (first interrupted trials, then baselines, then the starts of the strategies), and
-        the number of trials to sample after them.
+        The planned trials (first `exact`, which does not count, then interrupted trials, other baselines and
+        the starts of the strategies), and the number of trials to sample after them.
     """
     # An interrupted trial is run again unless an earlier resume has done so, or the space has changed so that
     # its settings are no longer possible.
@@ -350,17 +352,29 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
         and space.settings_now(trial, cache_dir="") is not None
     ]
     # A baseline that has ended, or is run again above, is not planned a second time.
-    settled = {trial.baseline for trial in earlier if not trial.interrupted}
-    settled |= {plan.baseline for plan in again}
+    settled = {(trial.baseline, trial.params.get("backbone")) for trial in earlier if not trial.interrupted}
+    settled |= {(plan.baseline, plan.params.get("backbone")) for plan in again}
     fresh = [
-        Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
+        plan for plan in _baselines(study, space) if (plan.baseline, plan.params["backbone"]) not in settled
     ]
     # Neither is a start that an earlier run has tried, whatever came of it.
     tried = [space.sampled(trial.params) for trial in earlier]
     starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
     count = left(earlier, study)
-    planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, count)]
-    return planned, max(0, count - len(planned))
+    counted = [plan for plan in again + fresh if plan.baseline != EXACT]
+    counted = (counted + [Planned(params=params) for params in starts])[: max(0, count)]
+    # Heads that are solved for come first: in seconds there is a model, and a number to beat.
+    solved = [plan for plan in again + fresh if plan.baseline == EXACT] if count > 0 else []
+    return solved + counted, max(0, count - len(counted))
+
+
+def _baselines(study: Study, space: Space) -> list[Planned]:
+    """Return the baselines of a study; `exact` is one for each backbone."""
+    return [
+        Planned(params=space.baseline(name, backbone), baseline=name)
+        for name in study.baselines
+        for backbone in (space.backbones if name == EXACT else (None,))
+    ]
 
 
 def _hand_over(folder: StudyFolder, old: str, new: str) -> None:

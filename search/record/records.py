@@ -14,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from finetune import metrics
 from finetune.metrics import Mode, Objective
 
+EXACT = "exact"
+"""The baseline, one trial per backbone, that does not count as a trial of the study."""
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 """Optuna's names for the states of a trial. PRUNED: stopped early. FAIL: no score; `error` has the reason."""
 RECALL = metrics.VAL_RECALL
@@ -35,7 +37,7 @@ class TrialRecord:
     params: dict[str, Any]
     """The trial's parameters by field name, such as `learning_rate`, without Optuna's strategy suffix."""
     baseline: str | None = None
-    """`recipe` or `scratch` for a baseline; None for other trials."""
+    """`exact`, `recipe` or `scratch` for a baseline; None for other trials."""
     metrics: dict[str, dict[str, float]] = field(default_factory=lambda: {"best": {}, "last": {}})
     """Metrics of two epochs: `best` has the best `study.metric` and includes its `epoch`, `last` is the
     last one."""
@@ -64,6 +66,11 @@ class TrialRecord:
     """Metrics of every epoch, in order, each with its `epoch` (from 1); without the recalls if there are
     more classes than RECALLS_OF_AN_EPOCH."""
 
+    @property
+    def counts(self) -> bool:
+        """True if the trial has ended and is one of `study.trials`; `exact` is none of them."""
+        return not self.interrupted and self.baseline != EXACT and self.state != "RUNNING"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
@@ -74,7 +81,7 @@ class StudyRecord:
     mode: Mode
     """`max` or `min`."""
     planned: int
-    """Number of trials that the study was asked for, baselines included."""
+    """Number of trials that the study was asked for, baselines included except `exact`."""
     epochs: int
     state: str
     """`finished`, `interrupted` (`resume` continues it) or `running`."""

@@ -1,13 +1,12 @@
 """All that a report is made of, read once: the record, the verdict and the best model's answers."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from search.record.records import RECALL, StudyRecord, TrialRecord
+from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from search.verdict import contest
 from search.verdict.answers import Answers
@@ -22,11 +21,6 @@ class Material:
     record: StudyRecord
     shareable: bool = False
     """Leave out images, paths and names."""
-
-    @classmethod
-    def of(cls, record: StudyRecord, *, shareable: bool) -> "Material":
-        """Return the material of a page; one to be shared gets a record whose metric names no class."""
-        return cls(_without_class(record) if shareable else record, shareable)
 
     @cached_property
     def json(self) -> dict[str, Any]:
@@ -50,8 +44,9 @@ class Material:
 
     @property
     def metric(self) -> str:
-        """The study's metric."""
-        return self.record.metric
+        """The study's metric as people read it; a shareable page does not name a class."""
+        name = self.record.metric
+        return "val/recall of a class" if self.shareable and "/recall/" in name else name
 
     def score(self, trial: TrialRecord) -> float | None:
         """Return a trial's best score, or None."""
@@ -120,23 +115,3 @@ class Material:
             return path.read_text(encoding="utf-8")
         except OSError:
             return ""
-
-
-def _without_class(record: StudyRecord) -> StudyRecord:
-    """Return the record with another name for its metric, if that is the recall of a class."""
-    if not record.metric.startswith(RECALL):
-        return record
-    shown = f"{RECALL.rstrip('/')} of a class"
-
-    def renamed(values: dict[str, float]) -> dict[str, float]:
-        return {shown if name == record.metric else name: value for name, value in values.items()}
-
-    trials = tuple(
-        dataclasses.replace(
-            trial,
-            metrics={epoch: renamed(values) for epoch, values in trial.metrics.items()},
-            history=[renamed(epoch) for epoch in trial.history],
-        )
-        for trial in record.trials
-    )
-    return dataclasses.replace(record, metric=shown, trials=trials)

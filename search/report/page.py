@@ -31,7 +31,7 @@ def write(folder: StudyFolder, to: Path | None = None, *, shareable: bool = Fals
         StudyError: plotly is not installed, the study has not begun, or its record is damaged.
     """
     plotly_js = _plotly_js()
-    material = Material.of(ledger.read_study(folder), shareable=shareable)
+    material = Material(ledger.read_study(folder), shareable)
     place = to or folder.report
     write_text(place, page(material, plotly_js))
     return place

@@ -27,7 +27,9 @@ TRIALS = 24
 MANY_TRIALS = 10_000
 """Default of `trials` without and with a budget."""
 
-Baseline = Literal["recipe", "scratch"]
+Baseline = Literal["exact", "recipe", "scratch"]
+EXACT: Literal["exact"] = "exact"
+"""The baseline that does not count as a trial."""
 
 
 def _metric(name: str) -> str:
@@ -89,8 +91,9 @@ class Study(Section):
     """Seed of the sampler and of the split. Each trial's own seed follows from it and the trial's number."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe",)
     """Fixed trials that run before all sampled ones: `recipe` is the founding recipe, a new head on a frozen
-    backbone; `scratch` trains the whole network from random weights. `scratch` runs only if it is named: it
-    costs as much as any trial, and with few images it learns little."""
+    backbone; `exact` solves for the best head on each frozen backbone in seconds instead of training one, and
+    does not count as a trial; `scratch` trains the whole network from random weights. `scratch` runs only if
+    it is named: it costs as much as any trial, and with few images it learns little."""
     warm_start: bool = True
     """After the baselines, try for each strategy one setting that did well elsewhere, if the search space
     contains it. These trials are judged and learned from like sampled ones."""
@@ -139,7 +142,7 @@ class Study(Section):
         trials = info.data.get("trials")
         if len(set(names)) < len(names):
             raise refused("must name each baseline once", list(names), "Delete the second one.")
-        if trials is not None and len(names) > trials:
+        if trials is not None and len(set(names) - {EXACT}) > trials:
             raise refused(
                 f"must be at most as many as study.trials ({trials})",
                 list(names),

@@ -54,36 +54,19 @@ def _whole(material: Material, model: dict[str, Any]) -> Markup:
     return Markup(f"The best model on {images} {material.split} images: {', '.join(told)}. {independent}")
 
 
-def summary(material: Material) -> str:
-    """Return in one or two sentences what the best model confuses; '' where the record has no answers."""
-    answers = material.answers
-    if answers is None:
-        return ""
-    return f"{_least_found(material, answers)} {_most_confused(material, answers)}"
-
-
-def _rows(material: Material, answers: Answers) -> list[tuple[int, float, float, float, int]]:
-    """Return class, recall, its interval and the images of each class that occurs, the worst first."""
+def _recalls(material: Material, answers: Answers) -> Figure:
     sizes = np.bincount(answers.labels, minlength=len(material.names))
     hits = np.bincount(answers.labels, weights=answers.right, minlength=len(material.names))
     rows = []
     for i in np.flatnonzero(sizes):
         low, high = wilson(float(hits[i]), int(sizes[i]))
         rows.append((int(i), float(hits[i] / sizes[i]), low, high, int(sizes[i])))
-    return sorted(rows, key=lambda row: row[1])
-
-
-def _least_found(material: Material, answers: Answers) -> str:
-    index, recall, low, high, images = _rows(material, answers)[0]
-    return (
-        f"The class it finds least often is {material.classes[index]}: {100 * recall:.1f} % of {images} "
-        f"{material.split} images (95 % interval {100 * low:.0f} to {100 * high:.0f})."
+    rows.sort(key=lambda row: row[1])
+    worst, names = rows[0], material.classes
+    sentence = (
+        f"The class it finds least often is {names[worst[0]]}: {100 * worst[1]:.1f} % of {worst[4]} images "
+        f"(95 % interval {100 * worst[2]:.0f} to {100 * worst[3]:.0f})."
     )
-
-
-def _recalls(material: Material, answers: Answers) -> Figure:
-    rows, names = _rows(material, answers), material.classes
-    sentence = _least_found(material, answers)
     told = [
         [
             names[i],
@@ -108,28 +91,11 @@ def _recalls(material: Material, answers: Answers) -> Figure:
     )
 
 
-def _wrong(answers: Answers) -> list[tuple[int, int, int]]:
-    """Return the pairs of classes that are confused, with the number of images, the most frequent first."""
+def _confusion(material: Material, answers: Answers) -> Markup | Figure:
+    names, count = material.classes, len(material.names)
     pairs, many = np.unique(np.stack([answers.labels, answers.predicted]), axis=1, return_counts=True)
     wrong = [(int(a), int(b), int(n)) for (a, b), n in zip(pairs.T, many, strict=True) if a != b]
-    return sorted(wrong, key=lambda one: -one[2])
-
-
-def _most_confused(material: Material, answers: Answers) -> str:
-    wrong, names = _wrong(answers), material.classes
-    if not wrong:
-        return f"It makes no mistake on the {material.split} images."
-    a, b, n = wrong[0]
-    size = int((answers.labels == a).sum())
-    return (
-        f"Its most frequent mistake takes {names[a]} for {names[b]}: {n} of {size} images. "
-        f"{sum(one[2] for one in wrong)} of {len(answers.labels)} answers are wrong."
-    )
-
-
-def _confusion(material: Material, answers: Answers) -> Markup | Figure:
-    names, count, wrong = material.classes, len(material.names), _wrong(answers)
-    sentence = _most_confused(material, answers)
+    wrong.sort(key=lambda one: -one[2])
     sizes = np.bincount(answers.labels, minlength=count)
     rows = [
         [names[a], names[b], number(n, "d"), number(n / sizes[a], ".3f")] for a, b, n in wrong[:CONFUSIONS]
@@ -138,12 +104,17 @@ def _confusion(material: Material, answers: Answers) -> Markup | Figure:
         ["is", "was taken for", "images", "share of its class"], rows, caption="Most frequent confusions"
     )
     if not wrong:
-        return tag("p", sentence)
+        return tag("p", f"It makes no mistake on the {material.split} images.")
+    a, b, n = wrong[0]
+    sentence = (
+        f"Its most frequent mistake takes {names[a]} for {names[b]}: {n} of {sizes[a]} images. "
+        f"{sum(one[2] for one in wrong)} of {len(answers.labels)} answers are wrong."
+        f"{'' if count > MATRIX else ' Rows are the true classes.'}"
+    )
     if count > MATRIX:
         return tag("div", tag("p", sentence), details("The numbers", numbers))
     matrix = np.zeros((count, count), dtype=int)
-    np.add.at(matrix, (answers.labels, answers.predicted), 1)
-    sentence += " Rows are the true classes."
+    matrix[pairs[0], pairs[1]] = many
     return Figure(
         "confusion", figures.confusion(matrix, names), sentence, numbers, height=max(320, 120 + 30 * count)
     )

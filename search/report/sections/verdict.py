@@ -4,7 +4,6 @@ from search.report import html, svg
 from search.report.html import Markup, details, number, table, tag
 from search.report.material import Material
 from search.report.section import Section
-from search.report.sections import classes
 from search.verdict.words import CONFIDENCE, Scale
 
 
@@ -17,8 +16,9 @@ def section(material: Material) -> Section:
         parts += _intervals(material)
     if verdict.comparisons:
         parts.append(tag("ul", *(tag("li", one.sentence) for one in verdict.comparisons)))
-    luck = verdict.luck.sentence if verdict.luck else ""
-    parts += [tag("p", line) for line in (luck, classes.summary(material), verdict.note) if line]
+    parts += [
+        tag("p", line) for line in (verdict.luck.sentence if verdict.luck else "", verdict.note) if line
+    ]
     return Section("verdict", "Verdict", list(parts))
 
 
