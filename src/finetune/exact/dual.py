@@ -24,7 +24,7 @@ def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """
     try:
         values, vectors = torch.linalg.eigh(symmetric.float())
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch exports no narrower name for it
         values, vectors = (part.float() for part in torch.linalg.eigh(symmetric.double()))
     return values.clamp(min=values[-1] * TINY), vectors
 
