@@ -367,7 +367,7 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggeste
         metric="val/accuracy",
         mode="max",
         keep_checkpoints=2,
-        left=6,
+        left=lambda: 6,
         slots=1,
         lost=lambda: None,
     )

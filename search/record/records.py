@@ -57,6 +57,8 @@ class TrialRecord:
     """Number of the interrupted trial that this trial continues."""
     seed_of: int | None = None
     """Number of the trial whose seed this trial uses; None: its own number."""
+    counted: bool = True
+    """Whether the trial counts against `study.trials`; heads on frozen features may not."""
     slot: str | None = None
     retries: int = 0
     """Number of times that the trial was tried again, from its last checkpoint, after its worker died."""
@@ -69,7 +71,8 @@ class TrialRecord:
     @property
     def counts(self) -> bool:
         """True if the trial has ended and is one of `study.trials`; `exact` is none of them."""
-        return not self.interrupted and self.baseline != EXACT and self.state != "RUNNING"
+        ended = not self.interrupted and self.state != "RUNNING"
+        return ended and self.counted and self.baseline != EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,8 @@ class StudyRecord:
     mode: Mode
     """`max` or `min`."""
     planned: int
-    """Number of trials that the study was asked for, baselines included except `exact`."""
+    """Number of trials that the study was asked for, baselines included except `exact`, and of heads that do
+    not count."""
     epochs: int
     state: str
     """`finished`, `interrupted` (`resume` continues it) or `running`."""

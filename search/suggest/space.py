@@ -28,7 +28,16 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from search.config.domain import ALL_WORD, STRATEGIES, Domain, PerStrategy, Range, Value
+from search.config.domain import (
+    ALL_WORD,
+    STRATEGIES,
+    Domain,
+    PerStrategy,
+    Range,
+    Value,
+    entries,
+    values_of,
+)
 from search.config.sections import EXACT, RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.config.study import NOT_USED, StudyConfig
 from search.record.records import TrialRecord
@@ -47,6 +56,9 @@ USED_BY = {
     "logit_adjustment_tau": ("imbalance", "logit_adjustment"),
 }
 """For some fields, the field and its value that make it used."""
+
+MUST_FIT = ("strategy", "optimizer", "learning_rate")
+"""Fields of a setting from elsewhere without which it is another setting."""
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 
@@ -242,6 +254,47 @@ class Space:
             if frozen and all(params.get(field) == value for field, value in wanted.items()):
                 found.append(params)
         return found
+
+    def placed(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the trial of this space that is nearest to a setting from elsewhere; None if none is near.
+
+        Strategy, optimiser and learning rate must be in the space, and the share of frozen blocks nearly.
+        Other fields take the config's value where it does not search them, or not this value.
+
+        Args:
+            wanted: values by plain name, `frozen_layers` as a share of the blocks.
+        """
+        if wanted.get("strategy") not in self._config.strategies:
+            return None
+        share = float(wanted["frozen_layers"])
+        params = self._walk(partial(_started, wanted, share))
+        near = _is_near(params, share, self._blocks[params["backbone"]])
+        kept = all(params[name] == wanted[name] for name in MUST_FIT if name in wanted)
+        return params if near and kept else None
+
+    def trains(self, params: Mapping[str, Any]) -> bool:
+        """Return True if a trial trains blocks, False if it trains a head on frozen features."""
+        return self.trained_share(params) > 0
+
+    def trained_share(self, params: Mapping[str, Any]) -> float:
+        """Return the share of the backbone's blocks that a trial trains."""
+        blocks = self._blocks.get(params.get("backbone", ""), 0)
+        frozen = params.get("frozen_layers", ALL_WORD)
+        return 1 - min(1.0, count_frozen(frozen, blocks) / blocks) if blocks else 0.0
+
+    @property
+    def arms(self) -> dict[str, bool]:
+        """Each searched strategy, and whether its trials count against `study.trials`.
+
+        Heads on frozen features do not count, unless the space has nothing else.
+        """
+        arms = {name: self._may_train(name) for name in self._config.strategies}
+        return arms if any(arms.values()) else dict.fromkeys(arms, True)
+
+    def _may_train(self, strategy: str) -> bool:
+        said = entries(self._domains["frozen_layers"], (strategy,))[strategy]
+        least = [said.low] if isinstance(said, Range) else values_of(said)
+        return any(count_frozen(n, blocks) < blocks for n in least for blocks in self._blocks.values())
 
     def settings(self, params: Mapping[str, Any], *, number: int, cache_dir: str) -> TrialSettings:
         """Return the complete settings of trial `number`.

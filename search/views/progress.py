@@ -62,7 +62,7 @@ class Progress:
 
         Args:
             study: Name of the study.
-            planned: Number of trials that the study is to run.
+            planned: Number of trials that the study is to run; the attribute may be changed.
             epochs: Epochs of a full trial.
             metric: Name of the metric that is shown and compared.
             mode: `max` or `min`.
@@ -81,7 +81,7 @@ class Progress:
         self._of_strategy: dict[str, _Strategy] = {}
         self._baselines: dict[str, float] = {}
         """Best value of each baseline that has completed."""
-        self._study, self._planned, self._epochs = study, planned, epochs
+        self._study, self.planned, self._epochs = study, planned, epochs
         self._metric, self._objective = metric, Objective(metric, mode)
         self._running: dict[str, _Running] = {}
         self._states: Counter[str] = Counter()
@@ -190,7 +190,7 @@ class Progress:
         if not ended:
             return None
         mean = self._trial_seconds / ended
-        open_trials = max(self._planned - ended, len(self._running))
+        open_trials = max(self.planned - ended, len(self._running))
         now = time.monotonic()
         used = sum(min(now - trial.since, mean) for trial in self._running.values())
         left = (open_trials * mean - used) / max(1, min(self.slots, open_trials))
@@ -200,7 +200,7 @@ class Progress:
     @property
     def _of_planned(self) -> str:
         """Return `/24`; nothing where the budget decides how many trials there are."""
-        return "" if self._planned >= MANY_TRIALS else f"/{self._planned}"
+        return "" if self.planned >= MANY_TRIALS else f"/{self.planned}"
 
     def _left_text(self) -> str:
         left = self._seconds_left()
