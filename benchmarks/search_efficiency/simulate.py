@@ -85,7 +85,6 @@ class Simulation:
             grace=max(2, -(-self._epochs // 8)),
             factor=3,
             rule=method.stopping,
-            deadline=None,
             strategy_of=lambda name: "all",
             number_of=int,
         )
