@@ -109,15 +109,29 @@ def served(logdir: Path) -> Iterator[str]:
 
 
 def seconds_until_shown(chromium: browser.Chromium, address: str, page: str) -> float:
-    """Return the seconds from the request of a page until it shows its content."""
+    """Return the seconds from the request of a page until it shows its content; NaN if it never does."""
+    began = time.monotonic()
+    try:
+        opened(chromium, address, page)
+    except TimeoutError:
+        return float("nan")
+    return time.monotonic() - began
+
+
+def opened(chromium: browser.Chromium, address: str, page: str, **window: Any) -> browser.Page:
+    """Open one of PAGES and wait until it shows its content.
+
+    Raises:
+        TimeoutError: it does not within WAIT_SECONDS.
+    """
     part, selector, enough = PAGES[page]
     began = time.monotonic()
-    shown = chromium.page(f"{address}{part}", width=1500)
+    shown = chromium.page(f"{address}{part}", **({"width": 1500} | window))
     while not enough(shown.evaluate(f"{TEXTS}({selector!r})")):
         if time.monotonic() - began > WAIT_SECONDS:
-            return float("nan")
+            raise TimeoutError(f"{page}: TensorBoard does not show it")
         time.sleep(0.1)
-    return time.monotonic() - began
+    return shown
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_setup import CLASSES, Setup, say
 from finetune.datasets import catalog
+from finetune.exact import closed_form
 from finetune.frozen import execution
 from finetune.images import order
 from finetune.images.batches import ImageData
 from finetune.settings import ALL, TrialSettings
-from finetune.training import exact_heads, fused_heads, optimize, shared
+from finetune.training import fused_heads, optimize, shared
 from finetune.training.loop import Run
 from finetune.training.losses import Loss
 
@@ -453,15 +454,15 @@ def exactly(setup: Setup) -> Found:
                 moved, wanted = x.to(where), labels.to(where)
 
                 def solve(moved: Tensor = moved, wanted: Tensor = wanted, dtype: Any = dtype) -> Tensor:
-                    y = exact_heads.targets(wanted, CLASSES).to(dtype)
-                    weights = exact_heads.balanced(wanted, CLASSES).to(dtype)
-                    return exact_heads.ridge(moved, y, penalties, weights=weights)(moved[:500])
+                    y = closed_form.targets(wanted, CLASSES).to(dtype)
+                    weights = closed_form.balanced(wanted, CLASSES).to(dtype)
+                    return closed_form.ridge(moved, y, penalties, weights=weights)(moved[:500])
 
                 row[name] = setup.seconds(solve, rounds=1 if where == "cpu" else 3, warm=1)
                 answers[name] = solve().cpu().double()
                 if images <= 2000:
-                    signs = exact_heads.targets(wanted, CLASSES).to(dtype)
-                    kernel = partial(exact_heads.kernel_ridge, moved, signs, penalties, gamma=0.01)
+                    signs = closed_form.targets(wanted, CLASSES).to(dtype)
+                    kernel = partial(closed_form.kernel_ridge, moved, signs, penalties, gamma=0.01)
                     row[f"kernel_{name}"] = setup.seconds(kernel, rounds=1)
         truth = answers[f"cpu_float64_{images}x{features}"]
         for name, found in answers.items():

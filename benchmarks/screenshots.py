@@ -1,20 +1,23 @@
-"""Take the screenshots of the report in the docs: `python -m benchmarks.screenshots RESULTS_DIR`.
+"""Take the screenshots of report and TensorBoard in the docs: `python -m benchmarks.screenshots RESULTS_DIR`.
 
 RESULTS_DIR is the folder of a finished study, such as `results/quickstart`.
 """
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import browser
+from benchmarks import board, browser
 from search.record.study_folder import StudyFolder
 from search.report import page
 
 DOCS = Path(__file__).parents[1] / "docs"
 LIMIT_BYTES = 300_000
+SETTLE_SECONDS = 15.0
+"""Seconds for TensorBoard to draw all charts."""
 SHOWN = """(async () => {
   for (const plot of document.querySelectorAll(".plot")) {
     plot.scrollIntoView();
@@ -32,7 +35,7 @@ BOX = """(() => {
 
 
 def main() -> None:
-    """Write `docs/report-verdict.webp`, `docs/report-space.webp` and `docs/report-classes.webp`."""
+    """Write `docs/report-*.webp` and `docs/tensorboard-*.webp`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = StudyFolder.open(parser.parse_args().folder)
@@ -49,12 +52,33 @@ def main() -> None:
             begin, height = shown.evaluate(BOX % last)
             raw = Path(scratch) / f"{name}.png"
             shown.screenshot(raw, clip=(0, top, 1100, begin + height + 12 - top))
-            to = DOCS / f"report-{name}.webp"
-            Image.open(raw).convert("RGB").save(to, "WEBP", quality=88, method=6)
-            size = to.stat().st_size
-            print(f"{to.relative_to(DOCS.parent)}: {size / 1000:.0f} kB")
-            if size > LIMIT_BYTES:
-                raise SystemExit(f"{to}: a screenshot must have at most {LIMIT_BYTES} bytes, got {size}")
+            _keep(raw, f"report-{name}")
+        of_board(chromium, folder, Path(scratch))
+
+
+def of_board(chromium: browser.Chromium, folder: StudyFolder, scratch: Path) -> None:
+    """Write `docs/tensorboard-hparams.webp` and `docs/tensorboard-study.webp`."""
+    with board.served(folder.tensorboard) as address:
+        for name, page_name in (("hparams", "hparams, rows"), ("study", "custom scalars, study")):
+            shown = board.opened(chromium, address, page_name, width=1700, height=760)
+            time.sleep(SETTLE_SECONDS)
+            raw = scratch / f"{name}.png"
+            shown.screenshot(raw, clip=(0, 0, 1700, 700))  # without the path below
+            _keep(raw, f"tensorboard-{name}")
+
+
+def _keep(raw: Path, name: str) -> None:
+    """Write a screenshot into the docs.
+
+    Raises:
+        SystemExit: it is larger than LIMIT_BYTES.
+    """
+    to = DOCS / f"{name}.webp"
+    Image.open(raw).convert("RGB").save(to, "WEBP", quality=88, method=6)
+    size = to.stat().st_size
+    print(f"{to.relative_to(DOCS.parent)}: {size / 1000:.0f} kB")
+    if size > LIMIT_BYTES:
+        raise SystemExit(f"{to}: a screenshot must have at most {LIMIT_BYTES} bytes, got {size}")
 
 
 if __name__ == "__main__":

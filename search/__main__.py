@@ -200,7 +200,8 @@ def report(
     """Write one page about a study: verdict, ranked trials, curves, mistakes. It needs no network."""
     from search.report import page
 
-    written = page.write(StudyFolder.open(folder), to, shareable=shareable)
+    with Phases().phase("report"):
+        written = page.write(StudyFolder.open(folder), to, shareable=shareable)
     print_line(console(), str(written))
     say(f"{written.stat().st_size / 2**20:.1f} MiB, self-contained: open it in a browser, or send it")
 

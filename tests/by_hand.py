@@ -13,6 +13,7 @@ from search.driver.study_run import StudyRun
 from search.record.ledger import Ledger
 from search.record.study_folder import StudyFolder
 from search.slots.slots import SlotPlan
+from search.suggest.chooser import Chooser
 from search.suggest.sampler import Planned, StudySearcher
 from search.suggest.space import Space
 from tests.small import STUDY, merged
@@ -41,7 +42,7 @@ def run_of(folder: StudyFolder, *, space: dict[str, Any] | None = None, **study:
     results_of = {"results": str(folder.root.parent)}
     config = StudyConfig.from_dict(merged(STUDY | results_of, {"study": study, "space": space or {}}))
     folder.config.write_text(config.to_yaml())
-    nothing = {"lost": lambda: None, "news": lambda: (1, [])}
+    nothing = {"lost": lambda: None, "news": lambda: (1, []), "computed": 0, "up": 1, "steps": {}}
     warm: Any = SimpleNamespace(
         plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False),
         exchange=Exchange(),
@@ -68,11 +69,9 @@ def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str
     """Open a trial as a study does, and end it well; return its parameters."""
     searcher = StudySearcher(
         book,
-        space,
+        Chooser(book, space, planned=[] if plan is None else [plan], sampled=int(plan is None)),
         metric="val/accuracy",
         mode="max",
-        planned=[] if plan is None else [plan],
-        sampled=int(plan is None),
         make_job=lambda number, params, _: train_job(f"trial-{number:04d}", params),
         offer=lambda _: None,
     )

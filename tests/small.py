@@ -3,7 +3,7 @@
 from typing import Any
 
 STUDY: dict[str, Any] = {
-    "study": {"name": "small", "trials": 4, "epochs": 3, "baselines": []},
+    "study": {"name": "small", "trials": 4, "epochs": 3, "baselines": [], "sampler": "random"},
     "data": {
         "kind": "digits",
         "classes": ["5", "6", "7"],

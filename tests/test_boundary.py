@@ -46,7 +46,7 @@ FLOORS = {
         {"datasets"},
         {"images"},
         {"model"},
-        {"frozen"},
+        {"frozen", "exact"},
         {"training"},
         {"model_folder"},
         {"worker"},

@@ -54,14 +54,14 @@ def test_a_start_that_was_tried_is_not_planned_again(
     config = StudyConfig.from_dict(merged(STUDY, given))
     # 19 blocks: the half of them is no round share.
     space = Space(config)
-    planned, _ = to_do([], config.study, space)
+    planned, _ = to_do([], config.study, space, space.starts())
     book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
     for plan in planned:
         suggest(book, space, plan)
     book.close()
     trials, _ = ledger.read(tmp_path / "optuna.db")
     assert len(trials) == len(planned)
-    again, sampled = to_do(trials, config.study, space)
+    again, sampled = to_do(trials, config.study, space, space.starts())
     assert (again, sampled) == ([], config.study.trials - len(planned))
 
 
@@ -160,9 +160,9 @@ def test_an_interrupted_trial_of_a_backbone_that_is_gone_leaves_its_place_to_ano
     both, one = spaces
     params = both.baseline("recipe")  # on the first backbone, vgg16
     cut = TrialRecord(number=0, id="trial-0000", state="FAIL", interrupted=True, params=params)
-    (plan,), sampled = to_do([cut], config.study, both)
+    (plan,), sampled = to_do([cut], config.study, both, [])
     assert (plan.continues, sampled) == (0, 3)
-    assert to_do([cut], config.study, one) == ([], 4)
+    assert to_do([cut], config.study, one, []) == ([], 4)
 
 
 def test_a_changed_space_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study on digits that takes seconds once its slots are up."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     values = {
-        "study": {"name": "tiny", "trials": 4, "epochs": 3},
+        "study": {"name": "tiny", "trials": 4, "epochs": 3, "sampler": "random"},
         "data": {
             "kind": "digits",
             "classes": ["5", "6", "7"],

@@ -123,7 +123,7 @@ def test_what_has_no_known_error_is_not_ended_by_auto() -> None:
 
 def test_a_study_that_patience_ended_is_over_and_says_why(tmp_path: Path) -> None:
     run = run_of(StudyFolder(tmp_path / "small"), trials=12, patience="auto")
-    run.searcher._planned.clear()
+    run.searcher._chooser._planned.clear()
     for _, value in scores(10, 0.001):
         run.patience.add("fuse", value)
     assert run.searcher.suggest("a") == "FINISHED"

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
-from finetune.training import exact_heads
+from finetune.exact import closed_form
 
 PENALTIES = (0.01, 1.0, 100.0)
 
@@ -24,9 +24,9 @@ def test_ridge_is_that_of_scikit_learn(
     images: tuple[torch.Tensor, torch.Tensor], count: int, weighted: bool
 ) -> None:
     x, labels = images[0][:count], images[1][:count]
-    y = exact_heads.targets(labels, 10)
-    weights = exact_heads.balanced(labels, 10) if weighted else None
-    heads = exact_heads.ridge(x, y, PENALTIES, weights=weights)
+    y = closed_form.targets(labels, 10)
+    weights = closed_form.balanced(labels, 10) if weighted else None
+    heads = closed_form.ridge(x, y, PENALTIES, weights=weights)
     for penalty, weight, bias, answers in zip(PENALTIES, heads.weight, heads.bias, heads(x), strict=True):
         other = Ridge(alpha=penalty).fit(
             x.double().numpy(), y.numpy(), sample_weight=None if weights is None else weights.numpy()
@@ -41,9 +41,9 @@ def test_kernel_ridge_is_that_of_scikit_learn(
     images: tuple[torch.Tensor, torch.Tensor], weighted: bool
 ) -> None:
     (x, labels), gamma = images, 0.02
-    y = exact_heads.targets(labels, 10)
-    weights = exact_heads.balanced(labels, 10) if weighted else None
-    heads = exact_heads.kernel_ridge(
+    y = closed_form.targets(labels, 10)
+    weights = closed_form.balanced(labels, 10) if weighted else None
+    heads = closed_form.kernel_ridge(
         x[:200], y[:200], PENALTIES, gamma=gamma, weights=None if weights is None else weights[:200]
     )
     for penalty, answers in zip(PENALTIES, heads(x[200:]), strict=True):
@@ -57,6 +57,6 @@ def test_kernel_ridge_is_that_of_scikit_learn(
 
 def test_balanced_weights_make_all_classes_count_alike() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 3])
-    weights = exact_heads.balanced(labels, 5)
+    weights = closed_form.balanced(labels, 5)
     sums = torch.zeros(5, dtype=torch.float64).index_add(0, labels, weights)
     assert sums.tolist() == pytest.approx([2, 2, 0, 2, 0])

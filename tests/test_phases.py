@@ -9,7 +9,6 @@ from rich.console import Console
 
 from finetune import steps
 from finetune.steps import Step
-from search.views import phases as phases_module
 from search.views.phases import Phases, running, step_text
 
 
@@ -69,23 +68,6 @@ def test_a_step_says_how_far_how_fast_and_how_long_still() -> None:
         "time the backbone, first run on this node"
     )
     assert step_text(Step(name="slots", done=1, total=2, unit="up"), "slots") == "1 of 2 up"
-
-
-def test_a_step_that_is_over_says_what_it_took() -> None:
-    assert Step(name="time the backbone", seconds=6.0, why="kept").summary == "time the backbone: 6.0 s, kept"
-    fetched = Step(name="fetch a.zip", done=2_000_000, unit="bytes", seconds=1.0)
-    assert fetched.summary == "fetch a.zip: 2.0 MB in 1.0 s"
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_long_step_within_a_phase_leaves_a_line_on_a_terminal_only(
-    terminal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(phases_module, "_SHOWN_SECONDS", 0.0)
-    phases, file = shown(terminal=terminal)
-    with phases.phase("check"), steps.step("look at images", 2, "images") as told:
-        told.add(2)
-    assert ("look at images: 2 images in 0.0 s" in file.getvalue()) == terminal
 
 
 def test_a_pipe_gets_one_line_for_each_phase() -> None:

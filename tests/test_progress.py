@@ -194,3 +194,11 @@ def test_progress_leaves_stdout_to_results_and_a_pipe_without_control_characters
     assert done.stdout == ""
     assert done.stderr.startswith("[1/2] a COMPLETE m 1.0000 (best 1.0000 a)")
     assert not [c for c in done.stderr if ord(c) < 32 and c != "\n"]
+
+
+def test_a_budget_bounds_the_time_left_and_hides_a_number_of_trials_that_means_nothing() -> None:
+    bar, file = progress(planned=10_000, budget_left=lambda: 42.0)
+    bar.trial_started("trial-0000", {"strategy": "fuse"}, since=time.monotonic() - 10)
+    bar.trial_ended("trial-0000", "COMPLETE", {"val/accuracy": 0.5})
+    assert file.getvalue().startswith("[1] trial-0000 COMPLETE fuse")
+    assert "left ~42" in file.getvalue()

@@ -190,19 +190,6 @@ def test_chance_reaches_two_standard_errors_above_the_most_frequent_class() -> N
         ({"provenance": {"images": {"test": 9}}}, "which was not read yet"),
         ({"test_reads": ({"trial": "trial-0003"},)}, "the test split was read once, for trial-0003"),
         (
-            {
-                "test_reads": (
-                    {"trial": "trial-0003"},
-                    *2 * ({"trial": "trial-0003-seed-1", "why": "verdict"},),
-                )
-            },
-            "was read once, for trial-0003 and 2 times more for the verdict, which chooses nothing",
-        ),
-        (
-            {"test_reads": ({"trial": "trial-0003-seed-1", "why": "verdict"},)},
-            "the test split was read once for the verdict, which chooses nothing",
-        ),
-        (
             {"test_reads": ({"trial": "trial-0003"}, {"trial": None}, {"trial": "trial-0003"})},
             "the test split was read 3 times, for trial-0003, unknown",
         ),
@@ -401,3 +388,17 @@ def test_a_share_of_the_blocks_is_shown_with_what_it_came_to() -> None:
     assert " 10 (0.527) " in shown(record((shared,)))
     failed = trial(0, "FAIL", {**FUSE, "frozen_layers": 0.5271}, error="no model was built")
     assert " 0.527 " in shown(record((failed,)))
+
+
+def test_a_study_whose_budget_decides_names_no_number_of_trials() -> None:
+    study = record(is_open=True, planned=10_000, ended="study.budget: 10m are used up")
+    assert shown(study).startswith("study pets: interrupted, 10 trials (4 COMPLETE, ")
+    assert "ended early: study.budget: 10m are used up\n" in shown(study)
+    assert (of_record(study).planned, of_record(study).seconds_left) == (0, None)
+
+
+def test_a_finished_study_says_how_far_its_plan_was_off() -> None:
+    plan = {"trials": 12, "seconds": 100.0, "gpu_hours": 0.0, "money": None}
+    assert "planned: 1 min 40 s for 12 trials; it took 2 min 05 s (+25 %)\n" in shown(
+        record(plan=plan, state="finished")
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.messages import Epoch, Note
 from finetune.metrics import Objective
@@ -366,7 +367,7 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggeste
         metric="val/accuracy",
         mode="max",
         keep_checkpoints=2,
-        left=6,
+        left=lambda: 6,
         slots=1,
         lost=lambda: None,
     )
@@ -385,6 +386,19 @@ def begin(watch: Watch, suggested: dict[str, Suggested], book: Ledger, *scores: 
     for epoch, score in enumerate(scores, 1):
         watch.on_trial_result(0, [], trial, {"epoch": epoch, "val/accuracy": score})
     return trial
+
+
+def test_tensorboard_gets_the_best_epoch_of_a_trial_that_runs(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    watch, suggested = follow(folder, book)
+    begin(watch, suggested, book, 0.9, 0.5)
+    (run,) = folder.tensorboard.glob("0000-*")
+    events = EventAccumulator(str(run)).Reload()
+    best = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if "best" in tag}
+    assert best == {"work/best val/accuracy": pytest.approx(0.9), "work/best epoch": 1.0}
+    watch._board.close()
+    book.close()
 
 
 def test_a_second_run_removes_only_weights_that_better_trials_displace(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from search.config.study import StudyConfig
 from search.driver.study_run import to_do
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
-from search.suggest import sampler
+from search.suggest import samplers
+from search.suggest.chooser import Chooser
+from search.suggest.sampler import StudySearcher
 from search.suggest.space import Space, trial_seed
 from tests.by_hand import train_job
 
@@ -415,14 +417,12 @@ def test_starts_freeze_all_blocks_but_for_fuse_wherever_the_number_is_searched(
 def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> None:
     """Tune starts a process for the trial only then, which takes a second or two."""
     config = StudyConfig.from_dict({"study": {"name": "s", "trials": 2}, "data": {"path": "/images"}})
-    ledger, offered = Ledger(tmp_path / "optuna.db", mode="max", sampler=sampler.make("random", seed=0)), []
-    searcher = sampler.StudySearcher(
+    ledger, offered = Ledger(tmp_path / "optuna.db", mode="max", sampler=samplers.make("random", seed=0)), []
+    searcher = StudySearcher(
         ledger,
-        Space(config),
+        Chooser(ledger, Space(config), planned=[], sampled=2),
         metric="val/accuracy",
         mode="max",
-        planned=[],
-        sampled=2,
         make_job=lambda number, params, plan: train_job(f"trial-{number}", params),
         offer=offered.append,
     )
@@ -431,7 +431,7 @@ def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> No
         assert isinstance(suggested, dict)
         assert suggested == {"id": f"trial-{number}"}
         assert [job.id for job in offered[number:]] == [f"trial-{number}"]
-    assert searcher.suggest("tune-2") == sampler.StudySearcher.FINISHED
+    assert searcher.suggest("tune-2") == StudySearcher.FINISHED
     assert len(offered) == 2
     ledger.close()
 
@@ -439,16 +439,58 @@ def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> No
 def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_repeat_them() -> None:
     config = StudyConfig.from_dict({"study": {"name": "s", "trials": 8}, "data": {"path": "/images"}})
     space = Space(config)
-    planned, sampled = to_do([], config.study, space)
-    assert [plan.baseline for plan in planned] == ["recipe", None, None, None]
-    assert [plan.params for plan in planned[1:]] == space.starts()
-    assert sampled == 4
+    starts = space.starts()
+    planned, sampled = to_do([], config.study, space, starts)
+    names = list(config.study.baselines)
+    assert [plan.baseline for plan in planned] == [*names, None, None, None]
+    assert [plan.params for plan in planned[len(names) :]] == starts
+    assert sampled == 7 - len(names), "heads do not count"
     before = [
-        TrialRecord(number=n, id=f"trial-{n}", state="COMPLETE", params=plan.params, baseline=plan.baseline)
-        for n, plan in enumerate(planned[:3])
-    ]
-    planned, sampled = to_do(before, config.study, space)
+        TrialRecord(number=n, id=f"trial-{n}", state="COMPLETE", params=plan.params, baseline=plan.baseline,
+                    counted=plan.counted)
+        for n, plan in enumerate(planned[:-1])
+    ]  # fmt: skip
+    planned, sampled = to_do(before, config.study, space, starts)
     assert [plan.params["strategy"] for plan in planned] == ["fuse"]
-    assert sampled == 4
-    cold = config.study.model_copy(update={"warm_start": False})
-    assert [plan.baseline for plan in to_do([], cold, space)[0]] == ["recipe"]
+    assert sampled == 7 - len(names)
+    assert [plan.baseline for plan in to_do([], config.study, space, [])[0]] == names
+
+
+def test_exact_uses_the_backbone_and_how_images_are_seen_and_nothing_else() -> None:
+    space = space_of(data={"image_size": [64, 128], "crop_scale": [0.5, 1.0], "horizontal_flip": False})
+    exact = space.baseline("exact")
+    assert exact == {
+        "strategy": "exact",
+        "backbone": "vgg13",
+        "frozen_layers": "all",
+        "image_size": 64,
+        "crop_scale": 1.0,
+        "horizontal_flip": False,
+        "augment": "none",
+    }
+    assert not space.holds(exact)
+    settings = space.settings(exact, number=0, cache_dir="/cache")
+    assert (settings.strategy, settings.epochs, settings.frozen_layers) == ("exact", 1, -1)
+
+
+def test_exact_is_planned_for_every_backbone_first_and_beside_the_trials() -> None:
+    study = {"name": "s", "trials": 3, "baselines": ["exact", "recipe"]}
+    config = StudyConfig.from_dict(
+        {"study": study, "data": {"path": "/images"}, "model": {"backbone": ["mobilenet_v2", "resnet18"]}}
+    )
+    planned, sampled = to_do([], config.study, Space(config), [])
+    assert [plan.params["backbone"] for plan in planned[:2]] == ["mobilenet_v2", "resnet18"]
+    assert [plan.baseline for plan in planned[:3]] == ["exact", "exact", "recipe"]
+    assert len(planned) + sampled == 2 + 3
+    done = TrialRecord(number=0, id="0", state="COMPLETE", params=planned[0].params, baseline="exact")
+    planned, sampled = to_do([done], config.study, Space(config), [])
+    assert [plan.params["backbone"] for plan in planned if plan.baseline == "exact"] == ["resnet18"]
+    assert len(planned) + sampled == 1 + 3
+
+
+def test_a_head_begins_with_the_solution_only_where_it_is_one_layer() -> None:
+    space = space_of(space={"strategy": "fuse", "head_size": 0, "head_init": ["random", "exact"]})
+    trial = optuna.create_study().ask()
+    assert space.suggest(trial)["head_init"] in ("random", "exact")
+    wide = space_of(space={"strategy": "fuse", "head_size": 64, "head_init": "exact"})
+    assert "head_init" not in wide.suggest(optuna.create_study().ask())

@@ -10,7 +10,6 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import torch.distributed
 
-from finetune import model_folder
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import TrialSettings
 from finetune.training import loop
@@ -24,7 +23,6 @@ def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> Non
         paths = {"best": folder / f"best{number}", "last": folder / f"last{number}"}
         keep = Keep(metric="val/accuracy", mode="max", **paths)
         loop.train(settings, keep=keep, report=messages.append, world=loop.World(rank, 2))
-        model_folder.measure(keep.best, folder / f"answers{number}", world=loop.World(rank, 2))
         told.append([dict(m.metrics) for m in messages if isinstance(m, Epoch)])
     if rank == 0:
         (folder / "epochs.json").write_text(json.dumps(told))

@@ -57,14 +57,14 @@ def of_record(record: StudyRecord) -> StudyStatus:
     running = sum(trial.state == "RUNNING" for trial in record.trials)
     best = record.best
     left = None
-    if record.state == "running" and ended:
+    if record.state == "running" and ended and not record.is_open:
         mean = sum(trial.seconds for trial in ended) / len(ended)
         left = round(mean * max(0, record.planned - len(ended)) / max(1, running), 1)
     return StudyStatus(
         study=Path(record.folder).name,
         folder=record.folder,
         state=record.state,
-        planned=record.planned,
+        planned=0 if record.is_open else record.planned,
         done=len(ended),
         running=running if record.state == "running" else 0,
         failed=sum(trial.state == "FAIL" for trial in ended),
@@ -139,7 +139,7 @@ def _cells(row: StudyStatus) -> list[str]:
     return [
         row.study,
         row.state,
-        f"{row.done}/{row.planned}" if row.planned else "-",
+        f"{row.done}/{row.planned}" if row.planned else str(row.done or "-"),
         str(row.running),
         str(row.failed),
         best,

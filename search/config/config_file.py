@@ -106,8 +106,12 @@ def _start_paths_at(folder: str, values: dict[str, Any]) -> None:
         inner[key] = os.path.normpath(os.path.join(folder, os.path.expanduser(inner[key])))
 
 
-def _paths(values: dict[str, Any]) -> Iterator[tuple[KeyPath, str, dict[str, Any]]]:
-    """Yield each path in `values` that is not a URL, as (keys above it, its key, the mapping that has it)."""
+def _paths(values: dict[str, Any]) -> Iterator[tuple[KeyPath, Any, Any]]:
+    """Yield each path in `values` that is not a URL, as (keys above it, its key, what has it there)."""
+    studies = _inside(values, ("study", "warm_start"))
+    for place, path in enumerate(studies if isinstance(studies, list) else ()):
+        if isinstance(path, str) and path:
+            yield ("study", "warm_start"), place, studies
     for *parents, key in [*PATHS, *_weights_paths(values)]:
         inner = _inside(values, parents)
         path = inner.get(key) if isinstance(inner, dict) else None

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from finetune.settings import Augment, Imbalance, Mix, Optimizer, Schedule, Strategy
+from finetune.settings import Augment, HeadInit, Imbalance, Mix, Optimizer, Schedule, Strategy
 from search.config.problems import RANGE_ENDS
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -289,5 +289,6 @@ OptimizerName = Annotated[Domain, Searched("Optimizer", Optimizer, ranges=False)
 ScheduleName = Annotated[Domain, Searched("Schedule", Schedule, ranges=False)]
 ImbalanceName = Annotated[Domain, Searched("Imbalance", Imbalance, ranges=False)]
 MixName = Annotated[Domain, Searched("Mix", Mix, ranges=False)]
+HeadInitName = Annotated[Domain, Searched("HeadInit", HeadInit, ranges=False)]
 AugmentName = Annotated[Domain, Searched("Augment", Augment, ranges=False)]
 StrategyName = Annotated[Domain, Searched("Strategy", Strategy, ranges=False, strategies=False)]

@@ -97,7 +97,7 @@ class Watch(Callback):
         metric: str,
         mode: Mode,
         keep_checkpoints: int,
-        left: int,
+        left: Callable[[], int],
         slots: int,
         lost: Callable[[], str | None],
         scored: Callable[[str, float], None] = lambda strategy, value: None,
@@ -187,8 +187,7 @@ class Watch(Callback):
             followed.recalls |= {"last": result["recalls"]} | ({"best": result["recalls"]} if better else {})
         epoch = int(metrics["epoch"])
         self._ledger.report(followed.number, epoch, metrics[self._metric])
-        best = {name: value for name, value in followed.best.items() if name.startswith("val/")}
-        self._board.epoch(followed.id, epoch, metrics, best)
+        self._board.epoch(followed.id, epoch, metrics, followed.best)
         self._progress.trial_epoch(followed.id, epoch, metrics)
 
     @_minding_the_disk
@@ -287,12 +286,11 @@ class Watch(Callback):
         then = partial(self._entered, followed, state, interrupted=interrupted)
         self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state)
-        self._left -= 1
         self.ended += 1
         if value is not None and state != "FAIL" and followed.baseline is None:
             self._scored(str(followed.params.get("strategy")), value)
-        if self._left < self._slots:
-            self._exchange.want.remote(self._left)  # slots that get no more trials end and free their nodes
+        if (left := self._left()) < self._slots:
+            self._exchange.want.remote(left)  # slots that get no more trials end and free their nodes
         if value is not None and state != "FAIL":
             self._kept.add(followed.number, followed.id, complete=state == "COMPLETE", value=value)
 

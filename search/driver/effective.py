@@ -10,7 +10,7 @@ from finetune.settings import ALL, TrialSettings
 from search.errors import SettingsIgnored
 
 CHECKED = (
-    *("strategy", "head_size", "dropout", "backbone", "optimizer", "momentum", "weight_decay"),
+    *("strategy", "head_size", "head_init", "dropout", "backbone", "optimizer", "momentum", "weight_decay"),
     *("schedule", "warmup_epochs", "label_smoothing", "imbalance", "focal_gamma", "class_balanced_beta"),
     *("logit_adjustment_tau", "unfreeze_epochs", "l2_sp", "ema_decay", "clip_norm", "accumulate"),
     *("mix", "mix_alpha"),

@@ -166,7 +166,7 @@ def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Stud
 
 def left(trials: Iterable[TrialRecord], study: Study) -> int:
     """Return how many trials are still to run; interrupted ones do not count as done."""
-    return study.trials - sum(not trial.interrupted and trial.state != "RUNNING" for trial in trials)
+    return study.trials - sum(trial.counts for trial in trials)
 
 
 def extended(

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -22,11 +23,13 @@ from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.record import changes, ledger
 from search.record.ledger import Ledger
-from search.record.records import TrialRecord
+from search.record.records import EXACT, TrialRecord, standing
 from search.record.study_folder import StudyFolder, trial_id
 from search.slots.slots import Slots
-from search.suggest import sampler
-from search.suggest.sampler import Planned, StudySearcher
+from search.suggest import portfolio, samplers
+from search.suggest.chooser import Chooser, Planned
+from search.suggest.portfolio import Situation
+from search.suggest.sampler import StudySearcher
 from search.suggest.space import Space
 from search.suggest.stopping import EarlyStopping
 from search.views.phases import Phases
@@ -60,21 +63,24 @@ class StudyRun:
         self.ledger = Ledger(
             folder.database,
             mode=study.mode,
-            sampler=sampler.make(study.sampler, seed=study.seed + len(past)),
+            sampler=samplers.make(study.sampler, seed=study.seed + len(past)),
             name=study.name,
             metric=study.metric,
             learned=self._learned,
         )
         earlier = self.ledger.records()
-        self.planned, self.sampled = to_do(earlier, study, self.space)
+        self.planned, sampled = to_do(earlier, study, self.space, self._starts())
         # The budget counts from here on: the start of the slots is not part of it.
         self._gpus = warm.plan.workers * warm.plan.gpu_per_worker if warm.plan.gpu else 0.0
         reserve = SHARE_OF_BUDGET if config.verdict.seeds else 0.0
         self.clock = Clock(self.ledger, study.spending, self._gpus * len(facts), reserve)
         self.patience = Patience(study, len(images.splits["val"]), earlier)
+        named = [*(plan.baseline for plan in self.planned), *(trial.baseline for trial in earlier)]
+        heads = sum(not trial.counted for trial in standing(earlier))
+        self._planned = study.trials + named.count(EXACT) + heads
         self.progress = Progress(
             study=study.name,
-            planned=study.trials,
+            planned=self._planned,
             epochs=study.epochs,
             metric=study.metric,
             mode=study.mode,
@@ -83,6 +89,7 @@ class StudyRun:
             up=lambda: warm.up,
             steps=lambda: warm.steps,
             workers=warm.plan.workers,
+            budget_left=lambda: self.clock.seconds_left,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
         if unknown := folder.remove_unknown(len(past)):
@@ -104,13 +111,19 @@ class StudyRun:
             slots=self.progress.slots,
             computed=lambda: warm.computed,
         )
-        self.searcher = StudySearcher(
+        chooser = Chooser(
             self.ledger,
             self.space,
+            planned=self.planned,
+            sampled=sampled,
+            epochs=study.epochs,
+            arms=self.space.arms if samplers.by_bandit(study.sampler) else None,
+        )
+        self.searcher = StudySearcher(
+            self.ledger,
+            chooser,
             metric=study.metric,
             mode=study.mode,
-            planned=self.planned,
-            sampled=self.sampled,
             make_job=self._job,
             offer=warm.offer,
             is_over=self._is_enough,
@@ -126,7 +139,7 @@ class StudyRun:
             mode=study.mode,
             keep_checkpoints=study.keep_checkpoints,
             # Trainings with other seeds follow the trials, so no slot ends for lack of trials.
-            left=len(self.planned) + self.sampled + (warm.plan.slots if config.verdict.seeds else 0),
+            left=lambda: self.searcher.left + (warm.plan.slots if config.verdict.seeds else 0),
             slots=warm.plan.slots,
             lost=warm.lost,
             scored=self.patience.add,
@@ -156,8 +169,7 @@ class StudyRun:
         self._past = []
         self.ledger.set_fact("state", "running")
         self.ledger.set_fact(ENDED, None)
-        count = len(self.planned) + self.sampled
-        if count and not self.clock.is_over:
+        if self.searcher.left and not self.clock.is_over:
             self.progress.start()
             try:
                 with phases.timed("trials"):
@@ -167,7 +179,6 @@ class StudyRun:
                         searcher=self.searcher,
                         scheduler=stopping,
                         watch=self.watch,
-                        trials=count,
                         most=self.warm.plan.slots,
                         room=self._room,
                         retries=study.retries,
@@ -235,7 +246,7 @@ class StudyRun:
     @property
     def _left(self) -> int:
         """Trials that are still to be suggested: by their number, or by the time that is left."""
-        count = self.searcher.left
+        count = self.searcher.waiting
         seconds = self.clock.seconds_left
         if seconds is None or not self.watch.ended:
             return count
@@ -249,6 +260,18 @@ class StudyRun:
             self._forgotten += not now.params
         return now
 
+    def _starts(self) -> list[dict[str, Any]]:
+        """Return the settings to try first, for data like these."""
+        study, found = self.config.study, portfolio.EMPTY
+        if study.warm_start == "none":
+            return []
+        found = portfolio.Portfolio.read()
+        if isinstance(study.warm_start, tuple):
+            own = [portfolio.recorded(Path(folder)) for folder in study.warm_start]
+            found = found.grown(one for one in own if one is not None)
+        situation = Situation(images=len(self.images.splits["train"]), classes=len(self.images.classes))
+        return portfolio.starts(self.space, found, situation, trials=study.trials)
+
     def _room(self) -> int:
         """Return how many trials may run now; also note the time used and print the cluster's news.
 
@@ -256,6 +279,8 @@ class StudyRun:
         """
         plan = self.warm.plan
         self.clock.note()
+        # Heads that are not counted come on top of the trials that were asked for.
+        self.progress.planned = self._planned + self.searcher.uncounted
         up, news = self.warm.news()
         for line in news:
             print(line, file=sys.stderr)
@@ -326,12 +351,20 @@ def chance(images: Catalog) -> dict[str, float]:
     return {"val/accuracy": most, "val/balanced_accuracy": 1 / len(sizes)}
 
 
-def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[list[Planned], int]:
+def to_do(
+    earlier: Sequence[TrialRecord], study: Study, space: Space, starts: Sequence[dict[str, Any]]
+) -> tuple[list[Planned], int]:
     """Return the trials of this run.
 
+    Args:
+        earlier: trials of earlier runs.
+        study: goal and limits of the study.
+        space: its search space.
+        starts: settings to try first.
+
     Returns:
-        The planned trials (first interrupted trials, then baselines, then the starts of the strategies), and
-        the number of trials to sample after them.
+        The planned trials (first `exact`, which does not count, then interrupted trials, other baselines and
+        the starts), and the number of counted trials to sample after them.
     """
     # An interrupted trial is run again unless an earlier resume has done so, or the space has changed so that
     # its settings are no longer possible.
@@ -342,6 +375,7 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
             baseline=trial.baseline,
             continues=trial.number,
             seed_of=trial.number if trial.seed_of is None else trial.seed_of,
+            counted=trial.counted,
         )
         for trial in earlier
         if trial.interrupted
@@ -349,17 +383,37 @@ def to_do(earlier: Sequence[TrialRecord], study: Study, space: Space) -> tuple[l
         and space.settings_now(trial, cache_dir="") is not None
     ]
     # A baseline that has ended, or is run again above, is not planned a second time.
-    settled = {trial.baseline for trial in earlier if not trial.interrupted}
-    settled |= {plan.baseline for plan in again}
+    settled = {(trial.baseline, trial.params.get("backbone")) for trial in earlier if not trial.interrupted}
+    settled |= {(plan.baseline, plan.params.get("backbone")) for plan in again}
     fresh = [
-        Planned(params=space.baseline(name), baseline=name) for name in study.baselines if name not in settled
+        plan for plan in _baselines(study, space) if (plan.baseline, plan.params["backbone"]) not in settled
     ]
     # Neither is a start that an earlier run has tried, whatever came of it.
     tried = [space.sampled(trial.params) for trial in earlier]
-    starts = [params for params in space.starts() if study.warm_start and space.sampled(params) not in tried]
-    count = left(earlier, study)
-    planned = (again + fresh + [Planned(params=params) for params in starts])[: max(0, count)]
-    return planned, max(0, count - len(planned))
+    every = all(space.arms.values()) or not samplers.by_bandit(study.sampler)
+    first = [
+        Planned(params=params, counted=every or space.trains(params))
+        for params in starts
+        if space.sampled(params) not in tried
+    ]
+    remaining = max(0, left(earlier, study))
+    # Heads that are solved for come first: in seconds there is a model, and a number to beat.
+    solved = [plan for plan in again + fresh if plan.baseline == EXACT] if remaining > 0 else []
+    planned: list[Planned] = []
+    for plan in [plan for plan in again + fresh if plan.baseline != EXACT] + first:
+        if remaining > 0:  # the last trials of a study are counted ones
+            planned.append(plan)
+            remaining -= plan.counted
+    return solved + planned, remaining
+
+
+def _baselines(study: Study, space: Space) -> list[Planned]:
+    """Return the baselines of a study; `exact` is one for each backbone."""
+    return [
+        Planned(params=space.baseline(name, backbone), baseline=name)
+        for name in study.baselines
+        for backbone in (space.backbones if name == EXACT else (None,))
+    ]
 
 
 def _hand_over(folder: StudyFolder, old: str, new: str) -> None:

@@ -76,7 +76,6 @@ def tune(
     searcher: StudySearcher,
     scheduler: TrialScheduler,
     watch: Watch,
-    trials: int,
     most: int,
     room: Callable[[], int],
     retries: int,
@@ -91,7 +90,6 @@ def tune(
         searcher: suggests trials.
         scheduler: stops trials early.
         watch: records what trials report.
-        trials: number of trials.
         most: upper limit of the trials that run at a time.
         room: returns how many trials may run at a time now.
         retries: how often a trial's process in Tune is replaced after it died; the slot trains on meanwhile.
@@ -113,7 +111,7 @@ def tune(
         tune_config=ray_tune.TuneConfig(
             search_alg=Room(searcher, most, room),
             scheduler=scheduler,
-            num_samples=trials,
+            num_samples=-1,  # until the searcher has no more
             reuse_actors=True,
             trial_dirname_creator=lambda trial: searcher.suggested[trial.trial_id].job.id,
         ),

@@ -28,7 +28,7 @@ from sqlalchemy.pool import StaticPool
 from search.config import config_file
 from search.errors import RecordLost, SearchError, StudyError
 from search.record import mirror, reads, rows, snapshot, storage
-from search.record.records import StudyFacts, StudyRecord, TrialRecord, check_types
+from search.record.records import StudyFacts, StudyRecord, TrialRecord, check_types, standing
 from search.record.storage import OLD_NAME, only_study, open_storage
 from search.record.study_folder import StudyFolder, trial_id
 
@@ -125,6 +125,11 @@ class Ledger:
     def trials(self) -> list[FrozenTrial]:
         """All trials so far, as they are in memory."""
         return self._study.get_trials(deepcopy=False)
+
+    @property
+    def maximizes(self) -> bool:
+        """True if larger values are better."""
+        return bool(self._study.direction == StudyDirection.MAXIMIZE)
 
     def ask(self, enqueued: Mapping[str, Any] | None = None) -> optuna.Trial:
         """Open a trial for `Space.suggest`; `enqueued` fixes searched parameters, by their Optuna names."""
@@ -353,7 +358,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         name=config.study.name,
         metric=config.study.metric,
         mode=config.study.mode,
-        planned=config.study.trials,
+        planned=config.study.trials + sum(not trial.counted for trial in standing(trials)),
         ended=facts.get("ended"),
         plan=facts.get("plan"),
         is_open=config.study.is_open,
@@ -400,6 +405,7 @@ def _record(number: int, state: str, facts: Mapping[str, Any], epochs: int) -> T
         interrupted=facts.get("interrupted", False),
         continues=facts.get("continues"),
         seed_of=facts.get("seed_of"),
+        counted=facts.get("counted", True),
         slot=facts.get("slot"),
         retries=facts.get("retries", 0),
         effective=facts.get("effective", {}),

@@ -1,7 +1,7 @@
 """Write the state of many trials to Optuna's storage: by its tables where they fit, or else by its calls.
 
-The tables are private parts of Optuna, so they are used only with the release of Optuna whose tables
-sqlite.py knows.
+The tables are private parts of Optuna (docs/private-parts.md), so they are used only with the release
+of Optuna whose tables sqlite.py knows.
 """
 
 import copy

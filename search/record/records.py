@@ -14,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from finetune import metrics
 from finetune.metrics import Mode, Objective
 
+EXACT = "exact"
+"""The baseline, one trial per backbone, that does not count as a trial of the study."""
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 """Optuna's names for the states of a trial. PRUNED: stopped early. FAIL: no score; `error` has the reason."""
 RECALL = metrics.VAL_RECALL
@@ -35,7 +37,7 @@ class TrialRecord:
     params: dict[str, Any]
     """The trial's parameters by field name, such as `learning_rate`, without Optuna's strategy suffix."""
     baseline: str | None = None
-    """`recipe` or `scratch` for a baseline; None for other trials."""
+    """`exact`, `recipe` or `scratch` for a baseline; None for other trials."""
     metrics: dict[str, dict[str, float]] = field(default_factory=lambda: {"best": {}, "last": {}})
     """Metrics of two epochs: `best` has the best `study.metric` and includes its `epoch`, `last` is the
     last one."""
@@ -55,6 +57,8 @@ class TrialRecord:
     """Number of the interrupted trial that this trial continues."""
     seed_of: int | None = None
     """Number of the trial whose seed this trial uses; None: its own number."""
+    counted: bool = True
+    """Whether the trial counts against `study.trials`; heads on frozen features may not."""
     slot: str | None = None
     retries: int = 0
     """Number of times that the trial was tried again, from its last checkpoint, after its worker died."""
@@ -63,6 +67,12 @@ class TrialRecord:
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every epoch, in order, each with its `epoch` (from 1); without the recalls if there are
     more classes than RECALLS_OF_AN_EPOCH."""
+
+    @property
+    def counts(self) -> bool:
+        """True if the trial has ended and is one of `study.trials`; `exact` is none of them."""
+        ended = not self.interrupted and self.state != "RUNNING"
+        return ended and self.counted and self.baseline != EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +84,8 @@ class StudyRecord:
     mode: Mode
     """`max` or `min`."""
     planned: int
-    """Number of trials that the study was asked for, baselines included."""
+    """Number of trials that the study was asked for, baselines included except `exact`, and of heads that do
+    not count."""
     epochs: int
     state: str
     """`finished`, `interrupted` (`resume` continues it) or `running`."""

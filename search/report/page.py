@@ -76,9 +76,8 @@ def tag_void(element: str, /, **attributes: object) -> Markup:
 
 def _header(material: Material) -> Markup:
     record = material.record
-    told = (
-        f"{record.state}, {len(record.trials)} of {record.planned} trials in {seconds_text(record.seconds)}"
-    )
+    of = "" if record.is_open else f" of {record.planned}"
+    told = f"{record.state}, {len(record.trials)}{of} trials in {seconds_text(record.seconds)}"
     return tag(
         "header",
         tag("h1", _title(material)),

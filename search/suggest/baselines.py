@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from search.config.domain import ALL_WORD, Value
-from search.config.sections import RANDOM_WEIGHTS
+from search.config.sections import EXACT, RANDOM_WEIGHTS
 
+SEEN_BY_EXACT = ("image_size", "crop_scale", "horizontal_flip", "augment")
 _COMMON: Mapping[str, Value] = MappingProxyType(
     {
         "strategy": "replace",
@@ -61,8 +62,12 @@ BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
             "warmup_epochs": 1.0,
             "weights": RANDOM_WEIGHTS,
         },
+        # No training: the head on a frozen backbone is solved for (finetune/exact).
+        EXACT: {"strategy": EXACT, "frozen_layers": ALL_WORD, "crop_scale": 1.0, "augment": "none"},
     }
 )
+EXACT_FIELDS = frozenset({"strategy", "backbone", "frozen_layers", *SEEN_BY_EXACT})
+"""Fields that `exact` uses."""
 
 STARTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {

@@ -28,11 +28,20 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from search.config.domain import ALL_WORD, Domain, PerStrategy, Range, Value
-from search.config.sections import RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
+from search.config.domain import (
+    ALL_WORD,
+    STRATEGIES,
+    Domain,
+    PerStrategy,
+    Range,
+    Value,
+    entries,
+    values_of,
+)
+from search.config.sections import EXACT, RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
 from search.config.study import NOT_USED, StudyConfig
 from search.record.records import TrialRecord
-from search.suggest.baselines import BASELINES, START_FROZEN, START_NEAR, STARTS
+from search.suggest.baselines import BASELINES, EXACT_FIELDS, START_FROZEN, START_NEAR, STARTS
 
 DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
 # Other fields are used or not depending on the values of these, so these are walked first.
@@ -47,6 +56,9 @@ USED_BY = {
     "logit_adjustment_tau": ("imbalance", "logit_adjustment"),
 }
 """For some fields, the field and its value that make it used."""
+
+MUST_FIT = ("strategy", "optimizer", "learning_rate")
+"""Fields of a setting from elsewhere without which it is another setting."""
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 
@@ -145,6 +157,11 @@ class Space:
         said = {**dict(config.data), **dict(config.model), **dict(config.space)}
         self._domains: dict[str, Domain] = {field: said[field] for field in FIELDS}
 
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """All backbones that a trial may use."""
+        return self._config.backbones
+
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Ask Optuna for every value that the trial's strategy uses.
 
@@ -213,13 +230,17 @@ class Space:
         self._walk(answer)
         return asked
 
-    def baseline(self, name: str) -> dict[str, Any]:
+    def baseline(self, name: str, backbone: str | None = None) -> dict[str, Any]:
         """Return every value of a baseline, so that nothing of it is sampled.
 
         The fields in DATA_FIELDS have their defaults if these are in the domain, else the first value in the
         config.
+
+        Args:
+            name: name of the baseline.
+            backbone: backbone to use; None: the first one that the baseline's strategy may use.
         """
-        fixed = BASELINES[name]
+        fixed = {**BASELINES[name], **({"backbone": backbone} if backbone else {})}
         wanted = {**_DEFAULTS, "backbone": self._config.backbones[0]}
         return self._walk(lambda q: fixed.get(q.field, q.usual(wanted.get(q.field))), fixed)
 
@@ -233,6 +254,47 @@ class Space:
             if frozen and all(params.get(field) == value for field, value in wanted.items()):
                 found.append(params)
         return found
+
+    def placed(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the trial of this space that is nearest to a setting from elsewhere; None if none is near.
+
+        Strategy, optimiser and learning rate must be in the space, and the share of frozen blocks nearly.
+        Other fields take the config's value where it does not search them, or not this value.
+
+        Args:
+            wanted: values by plain name, `frozen_layers` as a share of the blocks.
+        """
+        if wanted.get("strategy") not in self._config.strategies:
+            return None
+        share = float(wanted["frozen_layers"])
+        params = self._walk(partial(_started, wanted, share))
+        near = _is_near(params, share, self._blocks[params["backbone"]])
+        kept = all(params[name] == wanted[name] for name in MUST_FIT if name in wanted)
+        return params if near and kept else None
+
+    def trains(self, params: Mapping[str, Any]) -> bool:
+        """Return True if a trial trains blocks, False if it trains a head on frozen features."""
+        return self.trained_share(params) > 0
+
+    def trained_share(self, params: Mapping[str, Any]) -> float:
+        """Return the share of the backbone's blocks that a trial trains."""
+        blocks = self._blocks.get(params.get("backbone", ""), 0)
+        frozen = params.get("frozen_layers", ALL_WORD)
+        return 1 - min(1.0, count_frozen(frozen, blocks) / blocks) if blocks else 0.0
+
+    @property
+    def arms(self) -> dict[str, bool]:
+        """Each searched strategy, and whether its trials count against `study.trials`.
+
+        Heads on frozen features do not count, unless the space has nothing else.
+        """
+        arms = {name: self._may_train(name) for name in self._config.strategies}
+        return arms if any(arms.values()) else dict.fromkeys(arms, True)
+
+    def _may_train(self, strategy: str) -> bool:
+        said = entries(self._domains["frozen_layers"], (strategy,))[strategy]
+        least = [said.low] if isinstance(said, Range) else values_of(said)
+        return any(count_frozen(n, blocks) < blocks for n in least for blocks in self._blocks.values())
 
     def settings(self, params: Mapping[str, Any], *, number: int, cache_dir: str) -> TrialSettings:
         """Return the complete settings of trial `number`.
@@ -249,6 +311,8 @@ class Space:
         """
         values = self._walk(lambda q: params[q.field] if q.field in params else _fixed(q), params)
         frozen, blocks = values["frozen_layers"], self._blocks[values["backbone"]]
+        if values["strategy"] == EXACT:  # nothing is trained
+            values |= {"learning_rate": 0.0, "batch_size": DataSettings.batch_size}
         values["frozen_layers"] = ALL if frozen == ALL_WORD else count_frozen(frozen, blocks)
         study, said = self._config.study, self._config.data
         data = DataSettings(
@@ -263,7 +327,7 @@ class Space:
         return TrialSettings(
             data=data,
             weights=self.weights(weights, data.image_size),
-            epochs=study.epochs,
+            epochs=1 if values["strategy"] == EXACT else study.epochs,
             precision=self._config.model.precision,
             seed=trial_seed(study.seed, number),
             cache_dir=cache_dir,
@@ -300,9 +364,13 @@ class Space:
 
     def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
         """Return whether a trial with these answers so far uses the field."""
+        if params.get("strategy") == EXACT:
+            return field in EXACT_FIELDS
         if field in USED_BY:
             other, value = USED_BY[field]
             return bool(params[other] == value)
+        if field == "head_init":
+            return params["strategy"] == "fuse" and params.get("head_size") == 0
         if field == "label_smoothing":
             return bool(params["imbalance"] != "focal")
         if field == "weight_decay":  # under `load`, `l2_sp` pulls every weight in its place
@@ -319,7 +387,9 @@ class Space:
         """Return the question about a field: its domain and Optuna's name under the answers so far."""
         name, domain = field, self._domains[field]
         if isinstance(domain, PerStrategy):
-            name, domain = f"{name}/{params['strategy']}", getattr(domain, params["strategy"])
+            # `exact` has no domains of its own: it takes those of the first strategy that has one.
+            strategy = params["strategy"] if params["strategy"] != EXACT else _first_of(domain)
+            name, domain = f"{name}/{strategy}", getattr(domain, strategy)
         blocks = self._blocks[params["backbone"]] if "backbone" in params else None
         # A range up to `all` ends at the number of blocks of the trial's backbone, or at the last step below.
         if isinstance(domain, Range) and domain.high == ALL_WORD and blocks is not None:
@@ -371,6 +441,10 @@ def count_frozen(said: int | float | str, blocks: int) -> int:
 def trial_seed(study_seed: int, number: int) -> int:
     """Return the seed of trial `number`: 32 bits of NumPy's SeedSequence, whose algorithm never changes."""
     return int(np.random.SeedSequence((study_seed, number)).generate_state(1)[0])
+
+
+def _first_of(domain: PerStrategy) -> str:
+    return next(strategy for strategy in STRATEGIES if getattr(domain, strategy) is not None)
 
 
 def _fixed(question: _Question) -> Any:

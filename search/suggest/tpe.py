@@ -30,10 +30,10 @@ class BoundedTPE(TPESampler):
     TPE: Bergstra et al., NeurIPS 2011; multivariate as in Falkner et al., ICML 2018.
     """
 
-    def __init__(self, *, seed: int) -> None:
+    def __init__(self, *, seed: int, multivariate: bool = True) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group` is experimental
-            super().__init__(seed=seed, multivariate=True, group=True)
+            super().__init__(seed=seed, multivariate=multivariate, group=multivariate)
         self._seen: tuple[optuna.Study, int, Any] | None = None
         """Study and number of the trial that is being sampled, and the view of the study for it."""
 

@@ -20,7 +20,7 @@ from search.views.terminal import clean, console, print_line, seconds_text
 
 _DRAWS_PER_SECOND = 4
 _SHOWN_SECONDS = 0.5
-"""Seconds from which a step within a phase leaves a line of its own on a terminal."""
+"""Seconds from which a step within a phase gets a line of its own."""
 
 
 class Phase:
@@ -104,9 +104,7 @@ class Phases:
             now = self._now
             if now is not None:
                 now.step = None if step.over else step
-        # A pipe gets one line for each phase, and a command that is refused no line but the error's.
-        inner = step.over and now is not None and step.name != now.name
-        if inner and step.seconds >= _SHOWN_SECONDS and self._out.is_terminal:
+        if step.over and step.seconds >= _SHOWN_SECONDS and now is not None and step.name != now.name:
             print_line(self._out, f"  {step.summary}")
 
     def _say(self, name: str, told: str, seconds: float) -> None:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from finetune.metrics import LESS_IS_BETTER, Mode, Objective
 from finetune.steps import Step
+from search.config.sections.study import MANY_TRIALS
 from search.record.records import TrialRecord
 from search.views.phases import step_text
 from search.views.terminal import clean, console, print_line, seconds_text
@@ -53,6 +54,7 @@ class Progress:
         up: Callable[[], int] | None = None,
         steps: Callable[[], Mapping[str, Step]] = dict,
         workers: int = 1,
+        budget_left: Callable[[], float | None] = lambda: None,
         earlier: Iterable[TrialRecord] = (),
         out: Console | None = None,
     ) -> None:
@@ -60,7 +62,7 @@ class Progress:
 
         Args:
             study: Name of the study.
-            planned: Number of trials that the study is to run.
+            planned: Number of trials that the study is to run; the attribute may be changed.
             epochs: Epochs of a full trial.
             metric: Name of the metric that is shown and compared.
             mode: `max` or `min`.
@@ -68,16 +70,18 @@ class Progress:
             up: Returns the number of slots that are up; None: all of them.
             steps: Returns the long steps that trials are in, by id of the trial.
             workers: Workers of a slot, for the cost.
+            budget_left: Returns the seconds until the budget is spent; None: no budget.
             earlier: Trials of earlier runs of the study; those that ended count as done.
             out: Console to write to; stderr by default.
 
         """
         self.slots = slots
         self._up, self._steps, self._workers = up, steps, workers
+        self._budget_left = budget_left
         self._of_strategy: dict[str, _Strategy] = {}
         self._baselines: dict[str, float] = {}
         """Best value of each baseline that has completed."""
-        self._study, self._planned, self._epochs = study, planned, epochs
+        self._study, self.planned, self._epochs = study, planned, epochs
         self._metric, self._objective = metric, Objective(metric, mode)
         self._running: dict[str, _Running] = {}
         self._states: Counter[str] = Counter()
@@ -186,10 +190,17 @@ class Progress:
         if not ended:
             return None
         mean = self._trial_seconds / ended
-        open_trials = max(self._planned - ended, len(self._running))
+        open_trials = max(self.planned - ended, len(self._running))
         now = time.monotonic()
         used = sum(min(now - trial.since, mean) for trial in self._running.values())
-        return (open_trials * mean - used) / max(1, min(self.slots, open_trials))
+        left = (open_trials * mean - used) / max(1, min(self.slots, open_trials))
+        budget = self._budget_left()
+        return left if budget is None else max(0.0, min(left, budget))
+
+    @property
+    def _of_planned(self) -> str:
+        """Return `/24`; nothing where the budget decides how many trials there are."""
+        return "" if self.planned >= MANY_TRIALS else f"/{self.planned}"
 
     def _left_text(self) -> str:
         left = self._seconds_left()
@@ -198,8 +209,8 @@ class Progress:
     def _line(
         self, trial_id: str, state: str, trial: _Running, best: Mapping[str, float], seconds: float
     ) -> str:
-        done, width = self._states.total(), len(str(self._planned))
-        parts = [f"[{done:>{width}}/{self._planned}] {trial_id} {state}", *_choice(trial)]
+        done, width = self._states.total(), max(2, len(self._of_planned)) - 1
+        parts = [f"[{done:>{width}}{self._of_planned}] {trial_id} {state}", *_choice(trial)]
         if self._metric in best:
             parts.append(f"{self._metric} {best[self._metric]:.4f}")
         if self._best is not None:
@@ -218,7 +229,7 @@ class Progress:
         slots = f"  slots {up} of {max(up, self.slots)}"
         yield Text.assemble(
             (self._study, "bold"),
-            f"  {done}/{self._planned} done  {len(self._running)} running  {counts}{slots}",
+            f"  {done}{self._of_planned} done  {len(self._running)} running  {counts}{slots}",
         )
         cost = seconds_text(self._cost())
         yield Text(f"elapsed {elapsed}  {self._left_text()}  cost {cost} of a worker")

@@ -15,7 +15,15 @@ from rich.console import Console
 
 from finetune import safe_text
 from finetune.disk.atomic import replacing
-from search.record.records import RECALL, RECALLS_OF_AN_EPOCH, STATES, StudyRecord, TrialRecord, standing
+from search.record.records import (
+    EXACT,
+    RECALL,
+    RECALLS_OF_AN_EPOCH,
+    STATES,
+    StudyRecord,
+    TrialRecord,
+    standing,
+)
 from search.verdict import contest
 from search.views import measured
 from search.views.terminal import clean, print_line, print_table, seconds_text
@@ -74,10 +82,11 @@ def comparison(study: StudyRecord) -> list[str]:
     epoch = f" at epoch {metrics['epoch']:.0f}" if "epoch" in metrics else ""
     strategy = f" ({cell(best, 'strategy')})"
     lines = [f"best: {best.id}{strategy}, {study.metric} {_number(metrics[study.metric])}{epoch}"]
-    lines += [_against(study, best, trial) for trial in standing(study.trials) if trial.baseline]
     if (found := contest.of(study)).seeds:
         lines += [f"verdict: {found.sentence}", *[one.sentence for one in [found.luck] if one]]
         lines += [found.note][: bool(found.note)]
+    lines += [_against(study, best, trial) for trial in _baselines(study)]
+    lines += _backbones(study)
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
     lines.append(
         f"caution: chosen on validation as the best of {complete}, so expect less on new images; "
@@ -90,11 +99,14 @@ def show(study: StudyRecord, out: Console) -> None:
     """Print the ranked table, the comparison with the baselines and the failures."""
     trials = standing(study.trials)
     states = Counter(state_of(trial) for trial in trials)
+    solved = sum(trial.baseline == EXACT for trial in trials)
+    more = f" and {solved} exact head{'s'[: solved > 1]}" if solved else ""
     counts = [f"{states[state]} {state}" for state in (*STATES, _INTERRUPTED) if states[state]]
-    of = f"{len(trials)}" if study.is_open else f"{len(trials)} of {study.planned}"
+    counted = len(trials) - solved
+    of = f"{counted}" if study.is_open else f"{counted} of {study.planned}"
     print_line(
         out,
-        f"study {study.name}: {study.state}, {of} trials "
+        f"study {study.name}: {study.state}, {of} trials{more} "
         f"({', '.join(counts) or 'none started'}), {seconds_text(study.seconds)}",
         style="bold",
     )
@@ -195,6 +207,30 @@ def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
         str(trial.epochs),
         f"{trial.seconds:.1f}",
     ]
+
+
+def _baselines(study: StudyRecord) -> list[TrialRecord]:
+    """Return the trial of each baseline; of `exact` that of the best backbone."""
+    found = [trial for trial in ranked(study) if trial.baseline]
+    first = {trial.baseline: trial for trial in reversed(found)}
+    return sorted(first.values(), key=lambda trial: trial.number)
+
+
+def _backbones(study: StudyRecord) -> list[str]:
+    """Return a line with the backbones in the order of their exact heads, if there are several."""
+    exact = [
+        trial for trial in standing(study.trials) if trial.baseline == EXACT and trial.state == "COMPLETE"
+    ]
+    if len(exact) < 2:
+        return []
+    held_out = [(trial.metrics["best"].get("train/held_out_accuracy", 0.0), trial) for trial in exact]
+    held_out.sort(key=lambda pair: -pair[0])
+    told = [
+        f"{clean(trial.params['backbone'])} {100 * score:.1f} ± "
+        f"{100 * trial.metrics['best'].get('train/held_out_error', 0.0):.1f} %"
+        for score, trial in held_out
+    ]
+    return [f"backbones by exact head, accuracy on training images left out: {', '.join(told)}"]
 
 
 def _against(study: StudyRecord, best: TrialRecord, trial: TrialRecord) -> str:

@@ -27,6 +27,7 @@ from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError, DataError
 from finetune.images.pixels import load_image, normalise
 from finetune.model import backbones, strategies
+from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.strategies import TransferModel
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import calibration, loop, outputs, shared
@@ -114,7 +115,8 @@ def write(
     # `choices` leaves out the paths: only settings of the same trial may replace those of the checkpoint.
     if now is not None and now.choices() == settings.choices():
         settings = now
-    run = loop.Run(settings, world, features)
+    shape = ExactShape.from_dict(stored["exact"]) if "exact" in stored else None
+    run = loop.Run(settings, world, features, shape=shape)
     run.model.load_trained_state(tensors)
     metrics: dict[str, Any] = {"validation": None, "test": None}
     found: dict[str, Outputs] = {}
@@ -149,14 +151,11 @@ def measure(
 ) -> None:
     """Measure a trial's best weights on validation and test images, and keep the answers in a folder.
 
-    Every worker of `world` must call this once it has trained the trial.
-
     Raises:
         CheckpointError: `checkpoint_path` has no intact checkpoint.
         DataError: the images are missing or have changed.
         OSError: the answers cannot be written.
     """
-    world.agree(True)  # a barrier: the first worker may still be writing the checkpoint
     tensors, stored = checkpoint.read(checkpoint_path)
     run = loop.Run(TrialSettings.from_dict(stored["settings"]), world, features)
     run.model.load_trained_state(tensors)
@@ -220,6 +219,7 @@ def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -
             "size": settings.head_size,
             "dropout": settings.dropout,
             "keeps_relu": bool(strategies.relus_behind(run.model.head.new)),
+            **_exact(run),
         },
         "frozen_layers": settings.frozen_layers,
         "source": {
@@ -239,6 +239,12 @@ def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -
         "settings": settings.to_dict(),
         "provenance": provenance | prints,
     }
+
+
+def _exact(run: loop.Run) -> dict[str, Any]:
+    """Return what an exact head is made of, as model.yaml has it."""
+    head = run.model.head
+    return {"exact": head.shape.to_dict()} if isinstance(head, ExactHead) else {}
 
 
 def load(folder: Path, *, device: torch.device | None = None) -> Model:
@@ -273,6 +279,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             source_names=None,
             seed=0,
             keeps_relu=facts["head"].get("keeps_relu", True),  # folders of older versions do not say
+            exact=ExactShape.from_dict(facts["head"]["exact"]) if facts["strategy"] == "exact" else None,
         )
         net.load_state_dict(state, strict=True)
     except FileNotFoundError:

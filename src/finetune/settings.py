@@ -27,6 +27,8 @@ Imbalance = Literal[
     "balanced_softmax",
 ]
 
+HeadInit = Literal["random", "exact"]
+
 ALL = -1
 """Value of `frozen_layers` that freezes every block of the backbone."""
 
@@ -121,7 +123,8 @@ class TrialSettings:
     backbone: str
     """Name of a torchvision classification model."""
     weights: WeightsSettings
-    strategy: Strategy
+    strategy: Strategy | Literal["exact"]
+    """Use of the source FC; `exact`: a head on the frozen backbone whose weights are solved for."""
     epochs: int
     """Passes over the training images."""
     learning_rate: float
@@ -130,6 +133,9 @@ class TrialSettings:
     """Learning rate of the trained backbone blocks as a multiple of `learning_rate`."""
     head_size: int = 0
     """Hidden units of the new head; 0 makes it a single Linear layer. `load` does not use it."""
+    head_init: HeadInit = "random"
+    """First weights of the head under `fuse` if it is one Linear: random, or the exact solution on the
+    features of the whole pretrained backbone (linear probing, then fine-tuning)."""
     frozen_layers: int = ALL
     """Number of leading backbone blocks that are not trained; ALL (-1) freezes every block."""
     dropout: float = 0.0

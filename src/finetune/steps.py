@@ -38,12 +38,12 @@ class Step:
     def summary(self) -> str:
         """One line about a step that is over, or how far it is."""
         if self.unit == "bytes":
-            count = f" {self.done / 1e6:.1f} MB in"
+            count = f" {self.done / 1e6:.1f} MB"
         else:
-            count = f" {self.done:,} {self.unit} in" if self.done else ""
+            count = f" {self.done:,} {self.unit}" if self.done else ""
         speed = f", {self.rate:,.0f}/s" if self.rate and self.unit != "bytes" else ""
         why = f", {self.why}" if self.why else ""
-        return f"{self.name}:{count} {self.seconds:.1f} s{speed}{why}"
+        return f"{self.name}:{count} in {self.seconds:.1f} s{speed}{why}"
 
     @property
     def rate(self) -> float | None:

@@ -7,10 +7,11 @@ from search.config.sections.paths import FilePath
 from search.config.sections.resources import Resources
 from search.config.sections.space import SpaceSection
 from search.config.sections.stopping import EarlyStopping
-from search.config.sections.study import Study
+from search.config.sections.study import EXACT, Study
 from search.config.sections.verdict import Verdict
 
 __all__ = [
+    "EXACT",
     "RANDOM_WEIGHTS",
     "Data",
     "EarlyStopping",

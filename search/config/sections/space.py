@@ -5,6 +5,7 @@ from search.config.domain import (
     BlockCount,
     Count,
     Fraction,
+    HeadInitName,
     ImbalanceName,
     MixName,
     OptimizerName,
@@ -34,6 +35,9 @@ class SpaceSection(Section):
     full fine-tuning (.001)."""
     head_size: Size = per_strategy(replace=(0, 64, 256, 1024), fuse=(0, 1024))
     """Hidden units of the new head; 0: a single Linear layer. Not used by `load`."""
+    head_init: HeadInitName = "random"
+    """First weights of the new head under `fuse`: random, or `exact`, the solution on the features of the
+    pretrained backbone, from which training goes on. Only used where `head_size` is 0."""
     frozen_layers: BlockCount = per_strategy(replace="all", load="all", fuse={"low": 0, "high": "all"})
     """Leading blocks of the backbone that stay frozen: a number, a share of all blocks (0.5: half, for
     backbones of different depth), or `all`."""

@@ -19,6 +19,7 @@ from finetune.errors import did_you_mean
 from finetune.metrics import ALWAYS, TOP5, VAL_RECALL, VALIDATION, Mode, Objective
 from search.config.budget import Budget, parse
 from search.config.domain import Section, refused
+from search.config.sections.paths import FilePath
 
 METRICS = tuple(f"{VALIDATION}{name}" for name in (*ALWAYS, TOP5))
 """Metrics that a study may optimise besides the recall of a class. The last one needs more than five
@@ -27,7 +28,9 @@ TRIALS = 24
 MANY_TRIALS = 10_000
 """Default of `trials` without and with a budget."""
 
-Baseline = Literal["recipe", "scratch"]
+Baseline = Literal["exact", "recipe", "scratch"]
+EXACT: Literal["exact"] = "exact"
+"""The baseline that does not count as a trial."""
 
 
 def _metric(name: str) -> str:
@@ -44,6 +47,15 @@ def _budget(text: object) -> object:
         rule = "must be a number above 0 with s, m, h, gpuh or usd"
         raise refused(rule, repr(text), "Write 90s, 10m, 2h, 3gpuh or 5usd.") from None
     return text
+
+
+def _warm(value: object) -> object:
+    """Return `auto` or `none` for true and false, as older configs have it."""
+    if isinstance(value, bool):
+        return "auto" if value else "none"
+    if isinstance(value, list | tuple) or value in ("auto", "none"):
+        return value
+    raise refused("must be auto, none or a list of results folders", repr(value), "Write [results/flowers].")
 
 
 def _name(text: str) -> str:
@@ -82,25 +94,35 @@ class Study(Section):
         default_factory=lambda study: TRIALS if study.get("budget") is None else MANY_TRIALS,
         json_schema_extra={"default": TRIALS},
     )
-    """Number of trials, baselines included. Default: 24, or as many as the budget allows if there is one."""
+    """Number of baselines and of trials that train blocks. Default: 24, or as many as the budget allows if
+    there is one. Heads on frozen features come on top: three of each strategy, and more while they lead;
+    where the space has nothing else, they are counted."""
     epochs: Annotated[int, Field(ge=1)] = 8
     """Passes over the training images of a trial that is not stopped early."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampler and of the split. Each trial's own seed follows from it and the trial's number."""
     baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe",)
     """Fixed trials that run before all sampled ones: `recipe` is the founding recipe, a new head on a frozen
-    backbone; `scratch` trains the whole network from random weights. `scratch` runs only if it is named: it
-    costs as much as any trial, and with few images it learns little."""
-    warm_start: bool = True
-    """After the baselines, try for each strategy one setting that did well elsewhere, if the search space
-    contains it. These trials are judged and learned from like sampled ones."""
+    backbone; `exact` solves for the best head on each frozen backbone in seconds instead of training one, and
+    does not count as a trial; `scratch` trains the whole network from random weights. `scratch` runs only if
+    it is named: it costs as much as any trial, and with few images it learns little."""
+    warm_start: Annotated[
+        Literal["auto", "none"] | Annotated[tuple[FilePath, ...], Field(strict=False)], BeforeValidator(_warm)
+    ] = "auto"
+    """Settings to try after the baselines, if the search space contains them. `auto`: one for heads of each
+    strategy, and for trials that train blocks up to eight that did well in recorded studies like this one (at
+    most a third of study.trials); a list of results folders adds one's own finished studies to those; `none`:
+    no such trials. They are judged and learned from like sampled ones."""
     patience: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = "auto"
     """End of the study before its trials or budget are used up. `auto`: when the trials that are left promise
     less than half a standard error of the validation score, by the scores so far of each strategy; it needs a
     metric that is a share of the images, such as val/accuracy. A number: after so many trials in a row that
     bring no new best. Default: `auto`, or `none` if study.trials is given."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """Algorithm that suggests trials: Optuna's TPE, or random search."""
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "grid"] = "auto"
+    """Algorithm that suggests trials. `auto` is `gp`, a Gaussian process over settings and epochs; `tpe` and
+    `cmaes` are Optuna's (`cmaes` needs the extra of that name). Each has a model for each strategy, and a
+    bandit that weighs costs chooses the strategy. `random` and `grid` choose strategies themselves, and then
+    every trial counts; a grid takes four values of a range."""
     isolation: Literal["slot", "process"] = "slot"
     """`slot`: trials run one after another in warm slots; `process`: each trial runs in processes of its
     own, which is slow."""
@@ -139,7 +161,7 @@ class Study(Section):
         trials = info.data.get("trials")
         if len(set(names)) < len(names):
             raise refused("must name each baseline once", list(names), "Delete the second one.")
-        if trials is not None and len(names) > trials:
+        if trials is not None and len(set(names) - {EXACT}) > trials:
             raise refused(
                 f"must be at most as many as study.trials ({trials})",
                 list(names),

@@ -72,7 +72,7 @@ class LoadHead(nn.Module):
 
     def classify(self, reduced: Tensor) -> Tensor:
         """Return logits (B, C)."""
-        return _behind_pool(self.new, reduced) if self.pools else self.new(reduced)
+        return answers_behind_pool(self.new, reduced) if self.pools else self.new(reduced)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the last block's activations `h`."""
@@ -103,16 +103,13 @@ class FuseHead(nn.Module):
     def classify(self, reduced: Tensor) -> Tensor:
         """Return logits (B, C)."""
         pooled = reduced if self.pools else self.pool(reduced)
-        answers = _behind_pool(self.source_fc, reduced) if self.pools else self.source_fc(reduced)
+        answers = answers_behind_pool(self.source_fc, reduced) if self.pools else self.source_fc(reduced)
         logits: Tensor = self.new(torch.cat([pooled, answers.softmax(dim=1)], dim=1))  # (B, D + K)
         return logits
 
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the last block's activations `h`."""
         return self.classify(self.reduce(h))
-
-
-Head = ReplaceHead | LoadHead | FuseHead
 
 
 def begins_with_pool(source_fc: nn.Module) -> bool:
@@ -124,7 +121,7 @@ def begins_with_pool(source_fc: nn.Module) -> bool:
     return _is_mean(first) or isinstance(first, GlobalAveragePool | ClassToken)
 
 
-def _behind_pool(source_fc: nn.Module, pooled: Tensor) -> Tensor:
+def answers_behind_pool(source_fc: nn.Module, pooled: Tensor) -> Tensor:
     """Run a source FC that begins with its pooling on features (B, D) that are pooled already."""
     assert isinstance(source_fc, nn.Sequential)
     x = pooled[:, :, None, None] if _is_mean(source_fc[0]) else pooled

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from finetune.errors import BackboneError, CheckpointError, did_you_mean
 from finetune.model.backbones import Backbone, last_layer, set_rows
 from finetune.model.dropout import swap_dropout
-from finetune.model.head import FuseHead, Head, LoadHead, MLPHead, ReplaceHead
+from finetune.model.exact_head import ExactHead, ExactShape
+from finetune.model.head import FuseHead, LoadHead, MLPHead, ReplaceHead
 from finetune.model.weights import differences
 from finetune.settings import ALL
+
+Head = ReplaceHead | LoadHead | FuseHead | ExactHead
 
 
 class TransferModel(nn.Module):
@@ -167,11 +170,12 @@ def build(
     source_names: tuple[str, ...] | None,
     seed: int,
     keeps_relu: bool | None = None,
+    exact: ExactShape | None = None,
 ) -> TransferModel:
     """Return the model for a strategy. It is built from the modules of `backbone`, and changes them.
 
     Args:
-        strategy: `replace`, `load` or `fuse`.
+        strategy: `replace`, `load`, `fuse` or `exact`.
         backbone: the backbone, on any device; the caller must not use it any more.
         classes: names of the new task's classes, in label order.
         head_size: hidden units of the new head; 0 makes it one Linear. `load` ignores it.
@@ -183,6 +187,7 @@ def build(
         seed: seed for the new head's weights; the state of the global generator is left unchanged.
         keeps_relu: for `load`, whether a ReLU behind the source FC's last layer stays (SqueezeNet has one);
             None: only if the class names equal the source's. See `_without_relu`.
+        exact: for `exact`, what the head is made of; its weights begin at zero. None: a linear head.
 
     Raises:
         BackboneError: the strategy is unknown, the backbone has fewer blocks than `frozen_layers`, or `load`
@@ -203,6 +208,15 @@ def build(
             if not (by_name if keeps_relu is None else keeps_relu):
                 _without_relu(backbone.source_fc)
             head = LoadHead(backbone.pool, backbone.source_fc)
+        elif strategy == "exact":
+            head = ExactHead(
+                backbone.pool,
+                backbone.source_fc,
+                exact or ExactShape(),
+                features=pooled,
+                answers=backbone.source_classes,
+                classes=len(classes),
+            )
         else:
             known = ("replace", "load", "fuse")
             raise BackboneError(
@@ -308,11 +322,19 @@ def _load_rows(
             f"({len(classes)}, {len(weight)}), got {got}. "
             "Give pretrained weights and pass category_relationship(...), or use 'replace'."
         )
+    set_rows(layer, *mixed_rows(layer, relation))
+    return False
+
+
+@torch.no_grad()
+def mixed_rows(layer: nn.Linear | nn.Conv2d, relation: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows (C, ...) and biases (C,) of `load` for a category relationship (C, K); see `_load_rows`."""
+    weight = layer.weight
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
     mixture = relation.to(weight)
     mixed = (mixture @ weight.flatten(1)).view(-1, *weight.shape[1:])
     entropy = torch.special.entr(mixture).sum(dim=1)  # (C,), nats
-    set_rows(layer, mixed, mixture @ bias + entropy)
-    return False
+    return mixed, mixture @ bias + entropy
 
 
 def _without_relu(source_fc: nn.Module) -> None:

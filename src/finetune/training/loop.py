@@ -26,9 +26,10 @@ from finetune.images.batches import ImageData
 from finetune.messages import Effective, Epoch, Keep, Note, Report
 from finetune.metrics import check as check_metric
 from finetune.model import backbones, strategies
+from finetune.model.exact_head import ExactShape
 from finetune.model.strategies import TransferModel
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
-from finetune.training import graphs, limits, optimize, shared, shares
+from finetune.training import exact, graphs, limits, optimize, shared, shares
 from finetune.training.averaging import Average
 from finetune.training.evaluate import BATCH, Scores, evaluate
 from finetune.training.history import History
@@ -102,6 +103,9 @@ def train(
         FinetuneError: data, weights or backbone are not as the settings say.
     """
     world = world or World()
+    if settings.strategy == "exact":
+        exact.train(Run(settings, world, features), keep, report)
+        return Outcome("complete", 1)
     limit = limits.of_checkpoint(keep.last)
     while True:
         try:
@@ -230,6 +234,7 @@ class Run:
         world: this worker and its group.
         features: store for the features of frozen blocks; None: no store.
         limit: learning rate to use instead of the settings' one, which is too high for the model.
+        shape: for strategy `exact`, what its head is made of; None: the head through which features are read.
     """
 
     def __init__(
@@ -238,13 +243,15 @@ class Run:
         world: World,
         features: FeatureSettings | None = None,
         limit: float | None = None,
+        *,
+        shape: ExactShape | None = None,
     ) -> None:
-        self.settings, self.world, self.limit = settings, world, limit
+        self.settings, self.world, self.limit, self.features = settings, world, limit, features
         # First of all, so that an impossible size fails before images and weights are read.
         backbones.check_image_size(settings.backbone, settings.data.image_size)
         self.data = shared.images(settings.data, features)
         source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
-        self.model = build_model(settings, self.data, world.device)
+        self.model = build_model(settings, self.data, world.device, shape)
         self.inputs = Inputs(
             self.model,
             self.data,
@@ -254,6 +261,10 @@ class Run:
             blocks=lambda: shared.pristine(settings, world.device).blocks,
             stored=features,
         )
+        self.head_init = "random"
+        if settings.head_init == "exact" and exact.begins(self.model):
+            exact.begin(self)
+            self.head_init = "exact"
         self.labels = self.data.labels("train")
         weights, classes = self.data.weights("train"), len(self.data.classes)
         self.loss = Loss(settings, self.labels, weights, classes=classes, device=world.device)
@@ -284,6 +295,7 @@ class Run:
             facts
             | self.inputs.effective()
             | {
+                "head_init": self.head_init,
                 "ema_decay": self.average.decay if self.average else 0.0,
                 "clip_norm": self.settings.clip_norm,
                 "accumulate": self.settings.accumulate,
@@ -469,7 +481,9 @@ class _Trained(nn.Module):
         return self.model.from_features(h)
 
 
-def build_model(settings: TrialSettings, data: ImageData, device: torch.device) -> TransferModel:
+def build_model(
+    settings: TrialSettings, data: ImageData, device: torch.device, shape: ExactShape | None = None
+) -> TransferModel:
     """Return the model that the settings describe, on `device`, with its pretrained weights."""
     relation = None
     if settings.strategy == "load" and settings.weights != WeightsSettings():
@@ -485,6 +499,7 @@ def build_model(settings: TrialSettings, data: ImageData, device: torch.device) 
         relation=relation,
         source_names=source.classes,
         seed=settings.seed,
+        exact=shape or exact.probe(settings.weights),
     )
     model.head.to(device)  # its blocks are there already
     return model

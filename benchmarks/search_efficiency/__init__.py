@@ -1,0 +1,1 @@
+"""Compare ways to search: on recorded curves (`--replay`) or by training (`--real`)."""

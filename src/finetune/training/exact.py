@@ -1,0 +1,232 @@
+"""Train an exact trial: read the stored features of a frozen backbone and solve for its head."""
+
+import dataclasses
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from finetune.disk import checkpoint
+from finetune.exact import solve as solving
+from finetune.exact.rows import Rows
+from finetune.exact.solve import Choice, Loaded
+from finetune.messages import Effective, Epoch, Keep, Note, Report
+from finetune.metrics import check as check_metric
+from finetune.model import strategies
+from finetune.model.backbones import last_layer
+from finetune.model.exact_head import ExactHead, ExactShape
+from finetune.model.head import FuseHead
+from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
+from finetune.training.evaluate import BATCH
+
+if TYPE_CHECKING:
+    from finetune.training.loop import Run, World
+
+MOST_BYTES = 2 * 2**30
+"""Most features that a worker reads into memory; of more images it leaves out mirrored copies, then
+images."""
+BY_CLASS = ("val/balanced_accuracy", "val/macro_f1", "val/recall/")
+"""Metrics for which all classes count alike when heads are chosen."""
+
+
+def train(run: "Run", keep: Keep, report: Report) -> None:
+    """Solve for the head, measure it on the validation images, and write the files of a complete trial.
+
+    Args:
+        run: the trial, newly built.
+        keep: the files to write.
+        report: receives the messages.
+
+    Raises:
+        FinetuneError: data or weights are not as the settings say.
+    """
+    begin = time.perf_counter()
+    check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
+    choice = solve(run, by_class=keep.metric.startswith(BY_CLASS))
+    best = choice.best
+    final = type(run)(run.settings, run.world, run.features, shape=best.shape)
+    final.model.head.new.load_state_dict(dict(best.state))
+    final.model.to(run.world.device)
+    report(Effective(final.effective() | {"exact": described(choice)}))
+    metrics: dict[str, float] = {"epoch": 1, "train/loss": best.score.loss}
+    metrics |= {
+        "train/held_out_accuracy": best.score.accuracy,
+        "train/held_out_error": best.score.accuracy_error,
+    }
+    metrics |= {f"val/{name}": value for name, value in final.evaluate("val").items()}
+    seconds = time.perf_counter() - begin
+    metrics |= {
+        "learning_rate": 0.0,
+        "seconds": seconds,
+        "images_per_second": run.data.size("train") / seconds,
+    }
+    if run.world.rank == 0:
+        facts = {"settings": run.settings.to_dict(), "metrics": metrics, "exact": best.shape.to_dict()}
+        checkpoint.write(keep.best, final.model.trained_state(), facts)
+    report(Note(told(choice)))
+    report(Epoch(metrics))
+
+
+def told(choice: Choice) -> str:
+    """Return one line about a solved head."""
+    score = choice.best.score
+    return (
+        f"{choice.best.name}: {100 * score.accuracy:.1f} % (± {100 * score.accuracy_error:.1f}) of the "
+        f"training images right in the fold that was left out; chosen from {choice.heads} heads"
+    )
+
+
+def described(choice: Choice) -> dict[str, Any]:
+    """Return the facts of a choice for the record."""
+    return {
+        "head": choice.best.name,
+        "penalty": choice.best.penalty,
+        "heads": choice.heads,
+        "seconds": round(choice.seconds, 3),
+        "candidates": {one.name: round(one.score.loss, 4) for one in choice.others},
+    }
+
+
+def solve(run: "Run", *, by_class: bool, linear: bool = False) -> Choice:
+    """Return the head that is solved from the stored features of a run with strategy `exact`.
+
+    Heads are judged with the classes as frequent as among the validation images, or all alike if `by_class`.
+    Nothing else is known of the validation images.
+    """
+    rows = read(run)
+    sizes = run.data.labels("val").bincount(minlength=rows.classes)
+    shares = (sizes > 0).double() if by_class else sizes.double()
+    return solving.solve(rows, shares=shares, loaded=loaded(run, rows), linear=linear)
+
+
+@torch.no_grad()
+def read(run: "Run") -> Rows:
+    """Return this worker's share of the training images' features, in memory, on the CPU."""
+    data, head, world = run.data, run.model.head, run.world
+    assert isinstance(head, ExactHead)
+    sheet, feed = data.sheet("train", 0), run.inputs.feed("train", view=0)
+    images = data.size("train")
+    taken, views = _taken(head, images, sheet.rows // images, world.size)
+    own = torch.arange(world.rank, len(taken), world.size)
+    places = torch.cat([taken[own] + images * view for view in range(views)])
+    pooled, answers = [], []
+    for part in _reduced(run, feed, places):
+        features, said = head.parts(part)
+        pooled.append(features.float().cpu())
+        if said is not None:
+            answers.append(said.float().cpu())
+    weights = data.weights("train")
+    return Rows(
+        torch.cat(pooled),
+        torch.cat(answers) if answers else None,
+        own.repeat(views),
+        data.labels("train")[taken],
+        torch.ones(len(taken)) if weights is None else weights[taken] / weights[taken].mean(),
+        places >= images,
+        len(data.classes),
+        _summed(run),
+        world.size,
+    )
+
+
+def _taken(head: ExactHead, images: int, views: int, workers: int) -> tuple[Tensor, int]:
+    """Return the images that all workers together read, and in how many views: as many as fit into memory."""
+    last = head.new[-1]
+    assert isinstance(last, nn.Linear)
+    most = workers * MOST_BYTES // (4 * last.in_features)  # this head reads all features
+    views = views if images * views <= most else 1
+    return torch.arange(images)[:: -(-images // most)], views
+
+
+def _reduced(run: "Run", feed: Any, mine: Tensor) -> Any:
+    """Yield the reduced activations of rows, from the store or from images."""
+    if feed.rows is not None:
+        for places in mine.split(BATCH):
+            yield feed.finish(run.inputs.read(feed.rows[places.to(feed.rows.device)], feed.blocks).float())
+        return
+    images = run.data.size("train")
+    order = [
+        (mine[mine // images == view] % images).split(BATCH) for view in range(int(mine.max()) // images + 1)
+    ]
+    for view, parts in enumerate(order):
+        for pixels, _ in run.data.batches("train", parts):  # as in evaluation: neither cropped nor mirrored
+            yield run.inputs.features(run.inputs.images(pixels.flip(-1) if view else pixels), feed.how)
+
+
+def _summed(run: "Run") -> Any:
+    def total(sums: Tensor) -> Tensor:
+        if run.world.size > 1:
+            sums = sums.to(run.world.device)
+            torch.distributed.all_reduce(sums)
+        return sums.cpu()
+
+    return total
+
+
+def loaded(run: "Run", rows: Rows) -> Loaded | None:
+    """Return the function that gives the rows of `load`, or None where its head is no single layer."""
+    head, plain = run.model.head, rows.plain
+    if rows.answers is None or not isinstance(head, ExactHead) or len(plain) != len(rows.labels):
+        return None
+    layer = last_layer(head.source_fc)
+    alone = sum(p.numel() for p in head.source_fc.parameters()) == sum(p.numel() for p in layer.parameters())
+    if not isinstance(layer, nn.Linear) or layer.in_features != rows.pooled.shape[1] or not alone:
+        return None
+    answers = rows.answers[plain].double()
+
+    def made(used: Tensor) -> tuple[Tensor, Tensor]:
+        members = torch.nn.functional.one_hot(rows.labels, rows.classes).double() * used[:, None]
+        # A class without an image among those used gets the mean of all.
+        relation = (members.T @ answers + answers.mean(0) * 1e-6) / (members.sum(0)[:, None] + 1e-6)
+        weight, bias = strategies.mixed_rows(layer, relation.to(layer.weight))
+        return weight.flatten(1).T.cpu().float(), bias.cpu().float()
+
+    return made
+
+
+def begins(model: strategies.TransferModel) -> bool:
+    """Return True if the head can begin with the exact solution: that of `fuse`, if it is one Linear."""
+    return isinstance(model.head, FuseHead) and len(model.head.new) == 2  # dropout and Linear
+
+
+@torch.no_grad()
+def begin(run: "Run") -> None:
+    """Set the head of a newly built run of `fuse` to the exact solution; all workers must call this."""
+    settings = run.settings
+    data = dataclasses.replace(settings.data, crop_scale=1.0, augment="none")
+    frozen = TrialSettings(
+        data=data,
+        backbone=settings.backbone,
+        weights=settings.weights,
+        strategy="exact",
+        epochs=1,
+        learning_rate=0.0,
+        precision=settings.precision,
+        seed=settings.seed if settings.weights == WeightsSettings() else 0,
+        cache_dir=settings.cache_dir,
+    )
+    kind: Any = type(run)  # mypy takes a class whose objects cannot be hashed for one that cannot
+    weight, bias = _linear(kind, frozen, run.world, run.features)
+    assert isinstance(run.model.head, FuseHead)
+    last = run.model.head.new[-1]
+    assert isinstance(last, nn.Linear)
+    # Without pretrained weights the answers of the source say nothing, and their weights stay zero.
+    last.weight.zero_()[:, : weight.shape[1]] = weight.to(last.weight.device)
+    last.bias.copy_(bias)
+
+
+@lru_cache(maxsize=4)
+def _linear(
+    kind: Any, settings: TrialSettings, world: "World", features: FeatureSettings | None
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the linear head that is solved for; trials of a process share it."""
+    state = solve(kind(settings, world, features), by_class=False, linear=True).best.state
+    return state["1.weight"], state["1.bias"]
+
+
+def probe(weights: WeightsSettings) -> ExactShape:
+    """Return the shape of the head that reads the features: with answers if the source has learned any."""
+    return ExactShape(answers=weights != WeightsSettings())
