@@ -234,4 +234,5 @@ def test_two_workers_solve_the_head_together(done: tuple[Path, list[Message]], t
     two = finish(sys.executable, script, tmp_path / "two", given=repr([settings(folder).to_dict()]))
     assert two.returncode == 0, two.stderr
     ((together,),) = ast.literal_eval(two.stdout)
-    assert together["val/accuracy"] > alone["val/accuracy"] - 0.05
+    # Two workers approximate the kernel and leave logistic regressions out, so it is not the same head.
+    assert together["val/accuracy"] > alone["val/accuracy"] - 0.1

@@ -35,8 +35,8 @@ class Many:
         self._rows, self._folds, self._preparation = rows, folds, preparation
         self._mean, scale, varies = preparation.fit(rows)
         self._scale = scale * ((width / (2 * varies)) if width else 1 / varies) ** 0.5
-        # More waves than images would only cost time.
-        waves = min(FREQUENCIES, len(rows.labels))
+        # Many more waves than images would only cost time.
+        waves = min(FREQUENCIES, 4 * len(rows.labels))
         self._drawn = _frequencies(len(self._mean), waves) if width else None
         self._primal = Primal(self._parts(weights), rows.total)
 
