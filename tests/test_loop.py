@@ -158,11 +158,8 @@ def test_a_run_that_is_to_move_ends_after_its_epoch_and_goes_on_elsewhere(
     whole = epochs(train(settings, tmp_path / "whole"))
     messages: list[Message] = []
     there = keep(tmp_path / "moved")
-
-    def after_two() -> bool:
-        return isinstance(messages[-1], Epoch) and messages[-1].number == 2
-
-    left = loop.train(settings, keep=there, report=messages.append, should_move=after_two)
+    asked = iter((False, True))  # after the first epoch and after the second
+    left = loop.train(settings, keep=there, report=messages.append, should_move=lambda: next(asked))
     assert (left.state, left.epochs) == ("moved", 2)
     again: list[Message] = []
     end = loop.train(settings, keep=there, report=again.append)
@@ -353,10 +350,10 @@ def test_a_stop_takes_effect_between_two_batches(settings: TrialSettings, tmp_pa
 def test_a_loss_that_is_not_finite_ends_the_trial_and_says_where(
     settings: TrialSettings, tmp_path: Path
 ) -> None:
-    # The blocks begin to train in epoch 2, when the first steps, whose loss a trial survives, are over.
-    wild = dataclasses.replace(settings, backbone_rate=1e30, unfreeze_epochs=1)
+    # The blocks begin to train in epoch 3, when the first steps, whose loss a trial survives, are over.
+    wild = dataclasses.replace(settings, backbone_rate=1e30, unfreeze_epochs=2)
     with pytest.raises(
-        NonFiniteLoss, match=r"epoch 2, batch \d+: the training loss must stay finite, got (nan|inf)\. Lower"
+        NonFiniteLoss, match=r"epoch 3, batch \d+: the training loss must stay finite, got (nan|inf)\. Lower"
     ):
         train(wild, tmp_path)
 
