@@ -106,7 +106,7 @@ def test_hparams_opens_with_what_people_look_for(two_trials: Path) -> None:
     assert kinds["frozen layers"] == kinds["head size"] == "DATA_TYPE_FLOAT64"
     assert (kinds["strategy"], kinds["horizontal flip"]) == ("DATA_TYPE_STRING", "DATA_TYPE_BOOL")
     (strategies,) = (info for info in columns.hparam_infos if info.display_name == "strategy")
-    assert list(strategies.domain_discrete) == ["fuse", "load", "replace"]
+    assert list(strategies.domain_discrete) == ["exact", "fuse", "load", "replace"]
 
 
 def test_hparams_shows_every_trial_with_every_parameter_live(two_trials: Path) -> None:

@@ -14,6 +14,7 @@ from search.__main__ import app, guarded
 from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.driver import runner
+from search.views.phases import Phases
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 WITH_DATA = "--data", "--backbone", "--weights", "--trials", "--budget"
@@ -28,14 +29,16 @@ REFUSED: dict[str, dict[str, list[str]]] = {
         "--json": [],
     },
     "check": {**{option: ["CONFIG"] for option in WITH_DATA}, "--set": ["--data DIR"], "--results": [],
-              "--json": []},
-    "resume": {"--address": ["DIR --cluster x.yaml"], "--cluster": ["DIR --address x"], "--wait": ["DIR"],
+              "--time": [], "--json": []},
+    "resume": {"--extend": ["DIR --cluster x.yaml"],
+               "--address": ["DIR --cluster x.yaml"], "--cluster": ["DIR --address x"], "--wait": ["DIR"],
                "--json": []},
     "results": {"--address": ["DIR --cluster x.yaml"], "--cluster": ["DIR --address x"], "--json": [],
                 "--history": ["DIR"]},
     "blocks": {"--image-size": [], "--json": []},
     "cache": {"--dir": [], "--clear": [], "--json": []},
     "export": {"--to": [], "--trial": [], "--json": []},
+    "report": {"--to": [], "--shareable": []},
     "predict": {"--json": ["DIR DIR --csv x.csv"], "--csv": ["DIR DIR --json"]},
     "submit": {"--set": [], "--results": [], "--address": ["CONFIG --results /x --cluster x.yaml"],
                "--cluster": ["CONFIG --results /x --address x"], "--new": [], "--wait": [], "--json": []},
@@ -89,7 +92,7 @@ def test_an_option_that_would_be_ignored_is_refused_in_one_line(
     assert call(command, *words, *given) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert re.match(r"error: .*(go(es)? with|one of them|must be named once)", told.err)
+    assert re.match(r"error: .*(go(es)? with(out)?|one of them|must be named once)", told.err)
     assert told.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == before
 
@@ -128,11 +131,11 @@ def test_the_line_that_check_ends_with_runs_the_study_that_was_checked(
     checked: list[StudyConfig] = []
     ran: list[StudyConfig] = []
 
-    def plan(config: StudyConfig) -> dict[str, Any]:
+    def plan(config: StudyConfig, *, timed: bool) -> dict[str, Any]:
         checked.append(config)
         return {}
 
-    def run(config: StudyConfig) -> None:
+    def run(config: StudyConfig, phases: Phases) -> None:
         ran.append(config)
         raise typer.Exit(0)
 

@@ -32,7 +32,10 @@ def findings(source: str) -> list[str]:
             unpickles
             or (torch_loads and options.get("weights_only") != "True")
             or (module == "yaml" and function in YAML_MAKERS and "Safe" not in options.get("Loader", ""))
-            or ((module, function) in {("numpy", "load"), ("np", "load")} and "allow_pickle" in options)
+            or (
+                (module, function) in {("numpy", "load"), ("np", "load")}
+                and options.get("allow_pickle", "False") != "False"
+            )
             or called in ("eval", "exec", "compile", "__import__")
         ):
             found.append(called)
@@ -70,6 +73,7 @@ def resolved(called: str, names: dict[str, str]) -> str:
         ("import yaml\nyaml.load(t, Loader=yaml.Loader)", ["yaml.load"]),
         ("import yaml\nyaml.safe_load(t)", []),
         ("import numpy as np\nnp.load(f, allow_pickle=True)", ["np.load"]),
+        ("import numpy as np\nnp.load(f, allow_pickle=False)", []),
         ("import json\njson.loads(t)", []),
         ("eval(t)", ["eval"]),
     ],

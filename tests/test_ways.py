@@ -332,6 +332,7 @@ PLANTED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "clip_norm": ({}, 2.0, "clip_norm 1.0 instead of 2.0"),
     "accumulate": ({}, 4, "accumulate 2 instead of 4"),
     "mix_alpha": ({}, 0.2, "mix_alpha 0.4 instead of 0.2"),
+    "head_init": ({"head_size": 0}, "exact", "head_init 'random' instead of 'exact'"),
     "batch_size": ({}, 16, "batch_size 32 instead of 16"),
     "image_size": ({}, 64, "image_size 32 instead of 64"),
     "crop_scale": ({}, 0.5, "crop_scale 1.0 instead of 0.5"),

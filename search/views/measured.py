@@ -17,7 +17,7 @@ def model_facts(record: StudyRecord) -> dict[str, Any] | None:
         return None
     path = StudyFolder(Path(record.folder)).best / "model.yaml"
     try:
-        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=SafeLoader)
         if facts["provenance"]["trial"] != record.best.id:
             return None
         return {name: facts[name] for name in _KEPT if name in facts}
@@ -25,5 +25,5 @@ def model_facts(record: StudyRecord) -> dict[str, Any] | None:
         return None
 
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The fast loader where PyYAML was built with it: a thousand classes are thousands of lines."""
