@@ -1,4 +1,4 @@
-"""What a study will cost on this machine: measured by `check --time`, kept for the runs that follow."""
+"""The cost of a study on this machine: measured by `check --time`, kept for the runs that follow."""
 
 import json
 import time

@@ -197,7 +197,7 @@ class _Running:
         self.heard = self.epochs = 0
         self.best: dict[str, float] = {}
         self.end: str | None = None
-        """How it ended: `complete`, `stopped` or `failed`."""
+        """Its end: `complete`, `stopped` or `failed`."""
         self.failed: str | None = None
 
     def hear(self, messages: list[Message], objective: Objective) -> None:

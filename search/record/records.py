@@ -98,7 +98,7 @@ class StudyRecord:
     ended: str | None = None
     """Why the study ended before its trials were used up; None if it did not."""
     plan: dict[str, Any] | None = None
-    """What the study was expected to cost before it began: `trials`, `seconds`, `gpu_hours`, `money`."""
+    """Expected cost of the study before it began: `trials`, `seconds`, `gpu_hours`, `money`."""
     is_open: bool = False
     """True if the budget decides how many trials there are, so that `planned` says nothing."""
     test_reads: tuple[dict[str, Any], ...] = ()
@@ -108,7 +108,7 @@ class StudyRecord:
     """Trainings of the settings that matter with other seeds: `id`, the `trial` whose setting it is, `state`,
     `metrics` of its best epoch, `epochs`, `seconds` and `error`. They are no trials and have no rank."""
     verdict: dict[str, Any] | None = None
-    """What these say about the winner, as `search.verdict.words.Verdict` in JSON; None: not measured."""
+    """Verdict on the winner, as `search.verdict.words.Verdict` in JSON; None: not measured."""
 
     @property
     def best(self) -> TrialRecord | None:

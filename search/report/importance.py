@@ -1,4 +1,4 @@
-"""How much each setting explains of the scores, within each strategy, by Optuna's PED-ANOVA."""
+"""Share of the scores that each setting explains, within each strategy, by Optuna's PED-ANOVA."""
 
 import math
 from collections.abc import Sequence

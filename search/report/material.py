@@ -16,7 +16,7 @@ from search.views import table
 
 @dataclass(frozen=True)
 class Material:
-    """What the sections of a report read."""
+    """The data that the sections of a report read."""
 
     record: StudyRecord
     shareable: bool = False
@@ -39,7 +39,7 @@ class Material:
 
     @property
     def scale(self) -> Scale:
-        """How scores and differences are written."""
+        """Format of scores and differences."""
         return Scale(self.record.metric, self.record.mode)
 
     @property
@@ -62,7 +62,7 @@ class Material:
 
     @property
     def model(self) -> dict[str, Any] | None:
-        """What the model folder says of the best trial; None where it was not exported."""
+        """Facts of the best trial in its model folder; None where it was not exported."""
         found: dict[str, Any] | None = self.json["model"]
         return found
 

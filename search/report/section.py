@@ -17,7 +17,7 @@ class Figure:
     figure: dict[str, Any]
     """Plotly's `data` and `layout`, as JSON values."""
     sentence: str
-    """What it shows, in one sentence; also its label for screen readers."""
+    """Its content in one sentence; also its label for screen readers."""
     numbers: Markup
     """Its numbers as a table."""
     still: Markup | None = None

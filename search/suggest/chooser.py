@@ -46,7 +46,7 @@ class Next:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the record is to say about the trial."""
+        """Facts about the trial for the record."""
         facts: dict[str, Any] = {"params": self.params}
         if self.plan is not None:
             plan = self.plan

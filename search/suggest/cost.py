@@ -1,4 +1,4 @@
-"""What a study will cost: trials, seconds, GPU-hours and money, from the time that one image takes.
+"""Expected cost of a study: trials, seconds, GPU-hours and money, from the time that one image takes.
 
 The estimate is a plain sum: one pass for the features of each backbone, then every trial's epochs, of which
 early stopping leaves a part. It knows neither the disk nor the other users of the machine, so the record says

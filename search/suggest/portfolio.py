@@ -42,7 +42,7 @@ Setting = dict[str, Any]
 
 @dataclass(frozen=True)
 class Situation:
-    """What a study's data look like; None where it is not known."""
+    """Size and difficulty of a study's data; None where it is not known."""
 
     images: int | None = None
     """Training images."""
@@ -69,7 +69,7 @@ class Recorded:
     settings: tuple[Setting, ...]
     """Settings of the trials that trained blocks."""
     losses: tuple[float, ...]
-    """How far each was from the study's best: 0 is the best, 1 the median, at most WORST."""
+    """Distance of each from the study's best: 0 is the best, 1 the median, at most WORST."""
 
 
 @dataclass(frozen=True)

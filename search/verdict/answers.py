@@ -1,4 +1,4 @@
-"""What a model answered on each image of a split, and what every image adds to a metric.
+"""A model's answers on the images of a split, and the share of each image in a metric.
 
 Shapes: N images, C classes.
 """

@@ -62,7 +62,7 @@ class Luck:
     mean: float
     """Mean validation score over the other seeds."""
     difference: float
-    """What was luck; positive if the score that chose the winner was too good."""
+    """The part that was luck; positive if the score that chose the winner was too good."""
     won_by_luck: bool
     """True if another setting has at least this mean, so that the winner's place was luck."""
     sentence: str
@@ -70,7 +70,7 @@ class Luck:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What can be said about the winner of a search, in words and in numbers."""
+    """A statement about the winner of a search, in words and in numbers."""
 
     winner: str | None
     """Id of the trial, None if no trial completed."""
@@ -86,7 +86,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...] = ()
     luck: Luck | None = None
     note: str = ""
-    """What limits the verdict: nothing independent was measured, seeds failed."""
+    """Limits of the verdict: nothing independent was measured, seeds failed."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as plain JSON values."""
@@ -159,7 +159,7 @@ def verdict(
 
 @dataclass(frozen=True)
 class Scale:
-    """How scores and differences of a metric are written."""
+    """Format of the scores and differences of a metric."""
 
     metric: str
     mode: str

@@ -1,4 +1,4 @@
-"""What was measured of the best model: the facts of its folder, and its answers in the record."""
+"""Measurements of the best model: the facts of its folder, and its answers in the record."""
 
 from pathlib import Path
 from typing import Any

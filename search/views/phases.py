@@ -29,7 +29,7 @@ class Phase:
     def __init__(self, name: str, why: str, source: Callable[[], Step | None]) -> None:
         self.name, self.why, self.source = name, why, source
         self.told = ""
-        """What is told at its end, such as how many images there are."""
+        """Text for its end, such as the number of images."""
         self.step: Step | None = None
         self.began = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""How far a long step of the work is, for whoever wants to show it.
+"""Progress of long steps of the work, for whoever wants to show it.
 
 Code that may take long says so with `step`. A process that shows progress, or sends it on, listens with
 `listening`. Without a listener a step costs microseconds.
@@ -22,12 +22,12 @@ class Step:
     """State of one step."""
 
     name: str
-    """What is done, such as `features of train`."""
+    """The work that is done, such as `features of train`."""
     done: int = 0
     total: int | None = None
     """Number of units in all; None if nobody knows."""
     unit: str = ""
-    """What is counted, such as `images` or `bytes`."""
+    """The unit that is counted, such as `images` or `bytes`."""
     why: str = ""
     """Why it takes long, for the user."""
     seconds: float = 0.0

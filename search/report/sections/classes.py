@@ -1,4 +1,4 @@
-"""Where the best model fails: recall of each class with its interval, confusions, calibration."""
+"""Failures of the best model: recall of each class with its interval, confusions, calibration."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the trials cost, and what frozen blocks saved."""
+"""Cost of the trials, and savings by frozen blocks."""
 
 from statistics import median
 from typing import Any

@@ -1,4 +1,4 @@
-"""How to run the study again: command, code, versions, data and the whole config."""
+"""Everything to run the study again: command, code, versions, data and the whole config."""
 
 from typing import Any
 

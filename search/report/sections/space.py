@@ -1,4 +1,4 @@
-"""What mattered: importance within each strategy, all settings side by side, and each one alone."""
+"""Settings that mattered: importance within each strategy, all settings side by side, and each one alone."""
 
 from typing import Any
 

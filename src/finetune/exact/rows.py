@@ -66,7 +66,7 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How the inputs of a head are made from features."""
+    """Preparation of features as the inputs of a head."""
 
     unit: bool = False
     """Divide the features of an image by their norm."""

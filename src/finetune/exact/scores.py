@@ -1,4 +1,4 @@
-"""How good a head's outputs on held-out images are: the loss that chooses, and the accuracies that are told.
+"""Scores of a head's outputs on held-out images: the loss that chooses, and the accuracies that are told.
 
 A head is chosen by the cross-entropy of its outputs on the images of the folds that were held out. It needs
 a scale, as outputs of a ridge regression lie near -1 and 1; the scale becomes part of the head. The loss

@@ -25,7 +25,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ExactShape:
-    """What an exact head is made of, apart from its numbers. A model folder stores it as `head.exact`."""
+    """The structure of an exact head, without its numbers. A model folder stores it as `head.exact`."""
 
     kind: Kind = "linear"
     """`linear`; `kernel`: exp(-gamma |z - centre|^2) for each centre; `fourier`: cosines of random

@@ -1,4 +1,4 @@
-"""What a trained model answers on every image of a split, gathered over the workers and kept for the record.
+"""A trained model's answers on every image of a split, gathered over the workers and kept for the record.
 
 Shapes: N images, C classes.
 """
