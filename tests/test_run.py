@@ -376,7 +376,7 @@ def test_a_folder_behind_a_url_is_searched_without_a_config_file_and_copied_only
     record = search.run(
         f"file://{tmp_path}/flowers", results=str(tmp_path), trials=2, epochs=2, image_size=32,
         backbone="shufflenet_v2_x0_5", weights="none", strategy=["replace", "fuse"], copies_gib=0, slots=1,
-        verdict={"seeds": 0},
+        sampler="random", verdict={"seeds": 0},
     )  # fmt: skip
     assert (record.name, record.state) == ("flowers-2", "finished")
     assert [trial.state for trial in record.trials] == ["COMPLETE"] * 2
