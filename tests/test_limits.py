@@ -22,6 +22,10 @@ from tests.by_hand import train_job
 from tests.test_families import SMALLEST
 
 
+KINDS = ("resnet18", "squeezenet1_1", "vit_b_32")
+"""Families with batch norm, without it, and with layer norm; all others are tried with --long."""
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -122,8 +126,10 @@ def test_a_trial_may_train_below_the_rate_that_was_suggested_but_not_above(tmp_p
         check_effective(job, loop.Run(settings, loop.World(), limit=0.03).effective())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", SMALLEST)
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(name, marks=pytest.mark.slow if name in KINDS else pytest.mark.long) for name in SMALLEST],
+)
 def test_the_start_of_fuse_does_not_diverge_on_random_weights(backbone: str, tmp_path: Path) -> None:
     said = {name: value for name, value in STARTS["fuse"].items() if name != "strategy"}
     frozen = int(OUTLINES[backbone].blocks * START_FROZEN["fuse"])
