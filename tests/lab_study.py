@@ -15,7 +15,6 @@ from tests.machine import Machine
 STUDY = {
     **small.STUDY,
     "space": {"strategy": "fuse", "frozen_layers": 0},
-    "verdict": {"seeds": 0},
     "early_stopping": {"enabled": False},
     "results": "/mnt/results",
 }
