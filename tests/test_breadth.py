@@ -102,7 +102,7 @@ def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blo
         digest = hashlib.sha256(weights[name].read_bytes()).hexdigest()
         assert trial.effective["weights_sha256"] == digest
         assert trial.effective["frozen_blocks"] == FROZEN[name, share]
-        assert table._cell(trial, "frozen_layers") == f"{trial.effective['frozen_blocks']} ({share})"
+        assert table.cell(trial, "frozen_layers") == f"{trial.effective['frozen_blocks']} ({share})"
     assert {trial.params["backbone"] for trial in record.trials} == set(BLOCKS)
     assert {trial.params["frozen_layers"] for trial in record.trials} == {0.5, 0.97}
 
