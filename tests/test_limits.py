@@ -21,7 +21,6 @@ from search.suggest.baselines import START_FROZEN, STARTS
 from tests.by_hand import train_job
 from tests.test_families import SMALLEST
 
-
 KINDS = ("resnet18", "squeezenet1_1", "vit_b_32")
 """Families with batch norm, without it, and with layer norm; all others are tried with --long."""
 
