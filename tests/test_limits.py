@@ -152,13 +152,14 @@ def test_the_start_of_fuse_learns_with_and_without_batch_norm(
         strategy="fuse",
         learning_rate=float(str(STARTS["fuse"]["learning_rate"])),
         frozen_layers=int(len(backbones.build(backbone).blocks) * START_FROZEN["fuse"]),
-        epochs=1,
+        epochs=3
+        if backbone == "squeezenet1_0"
+        else 1,  # its limited rate is slow: .62 after three epochs, .40 after one
         cache_dir=str(tmp_path),
     )
     told = train(settings, tmp_path / "trial")
     assert bool([m for m in told if isinstance(m, Note)]) == (backbone == "squeezenet1_0")
-    # After one epoch; chance is 0.2. With its limit squeezenet1_0 has 0.40, without it diverges.
-    assert metrics(told)[-1]["val/accuracy"] > 0.3
+    assert metrics(told)[-1]["val/accuracy"] > 0.5  # chance: 0.2; without the limit squeezenet1_0 diverges
 
 
 def test_load_drops_the_relu_behind_mixed_rows_and_keeps_it_behind_the_sources_own() -> None:

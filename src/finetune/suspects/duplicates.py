@@ -14,7 +14,8 @@ BITS = 8
 """Largest distance of two hashes of near-duplicates, in bits of 64."""
 CORRELATION = 0.85
 """Smallest correlation of the small grey images of near-duplicates. On trashnet_lt, whose objects lie on
-white paper, 13 of 28 pairs that the hash alone finds have less: they show different things."""
+white paper, the hash alone finds 28 pairs. Looked at by eye: of the 11 that correlate less, 10 show different
+things and 1 is a copy; of the other 17, 16 are copies and 1 is not."""
 COSINE = 0.93
 """Smallest cosine of the features of near-duplicates."""
 BLOCK = 1024
