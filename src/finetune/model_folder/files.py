@@ -1,0 +1,47 @@
+"""Name the files of a model folder, and check that a folder may become one."""
+
+import os
+from pathlib import Path
+
+import yaml
+
+from finetune.datasets.findings import listed
+from finetune.errors import CheckpointError
+
+FORMAT = 2
+"""Version of model.yaml. Version 1 has no `calibration`; its models answer with the temperature 1."""
+FILES = ("model.safetensors", "model.yaml", "README.md")
+"""Files of a model folder, in the order in which they are written."""
+
+
+def claim(to: Path) -> None:
+    """Create the folder of a model, or check that an existing one holds only a model folder or parts of one.
+
+    Raises:
+        CheckpointError: the folder holds other files, or cannot be created or written.
+    """
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        names = {path.name.removesuffix(".tmp") for path in to.iterdir() if path.name[0] != "."}
+        if not os.access(to, os.W_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise CheckpointError(
+            f"{to}: a model folder must be a folder that can be written, got {type(error).__name__}: "
+            f"{error}. Choose another."
+        ) from error
+    begun = names <= set(FILES[:2])  # an export that was interrupted; the card comes last
+    if not begun and not _is_ours(to / FILES[1]):
+        raise CheckpointError(
+            f"{to}: a model folder must be new, empty or a model folder, got one with "
+            f"{listed(sorted(names))}. Choose another: its README.md would be replaced."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Return True if `path` is a model.yaml that `write` made."""
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(facts, dict) and {"format", "backbone", "strategy", "classes"} <= facts.keys()

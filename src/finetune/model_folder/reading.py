@@ -1,0 +1,130 @@
+"""Load a model folder, which may come from a stranger, as a network that answers."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finetune.disk.filesystems import no_pipe
+from finetune.errors import CheckpointError
+from finetune.images.pixels import normalise
+from finetune.model import backbones, strategies
+from finetune.model.exact_head import ExactShape
+from finetune.model.strategies import TransferModel
+from finetune.model_folder.files import FILES, FORMAT
+from finetune.training import calibration
+from finetune.training.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model folder."""
+
+    net: TransferModel
+    facts: dict[str, Any]
+    """Content of model.yaml."""
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the outputs."""
+        names: list[str] = self.facts["classes"]
+        return names
+
+    @property
+    def calibration(self) -> Calibration:
+        """The temperature that was fitted on the validation images."""
+        return Calibration(self.facts.get("calibration", {}).get("temperature", 1.0))
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return calibrated probabilities (B, C), float32, for uint8 images (B, 3, S, S)."""
+        steps = self.facts["preprocessing"]
+        pixels = normalise(images.to(self.device), steps["mean"], steps["std"])
+        logits: Tensor = self.net(pixels)
+        return self.calibration.of(logits).cpu()
+
+
+def load(folder: Path, *, device: torch.device | None = None) -> Model:
+    """Load the model from a folder that `write` made.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or does not match the others.
+    """
+    device = device or torch.device("cpu")
+    try:
+        text, weights = (no_pipe(folder / name) for name in (FILES[1], FILES[0]))
+        for path in (text, weights):
+            path.stat()  # a missing file is reported before an error in the other one
+        facts = yaml.safe_load(text.read_text(encoding="utf-8"))
+        _check_facts(facts)
+        state = load_file(weights)
+        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+            raise ValueError("weights that are NaN or infinite")
+        source = facts["source"]
+        backbone = backbones.build(
+            facts["backbone"], source_classes=source["classes"], image_size=source.get("image_size")
+        )
+        net = strategies.build(
+            facts["strategy"],
+            backbone,
+            classes=facts["classes"],
+            head_size=facts["head"]["size"],
+            dropout=facts["head"]["dropout"],
+            frozen_layers=facts["frozen_layers"],
+            # Only its shape matters, since the weights of the file replace the rows made from it.
+            relation=torch.zeros(len(facts["classes"]), source["classes"]),
+            source_names=None,
+            seed=0,
+            keeps_relu=facts["head"].get("keeps_relu", True),  # folders of older versions do not say
+            exact=ExactShape.from_dict(facts["head"]["exact"]) if facts["strategy"] == "exact" else None,
+        )
+        net.load_state_dict(state, strict=True)
+    except FileNotFoundError:
+        missing = [name for name in ("model.yaml", "model.safetensors") if not (folder / name).exists()]
+        raise CheckpointError(
+            f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
+            f"{' and no '.join(missing)}. Make one with `export DIR --to MODEL_DIR`."
+        ) from None
+    except Exception as error:  # files of strangers can raise any error of any reader
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{folder}: the files of a model folder must be whole and fit together, got {why:.300}. "
+            "Export the model again."
+        ) from error
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Model(net.eval(), facts, device)
+
+
+def _check_facts(facts: Any) -> None:
+    """Check the content of a model.yaml before a model is built from it.
+
+    Raises:
+        ValueError: a value is one that `write` never writes.
+    """
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise ValueError("a model.yaml without a format")
+    if facts["format"] not in (1, FORMAT):
+        raise ValueError(
+            f"format {facts['format']!r:.40} in model.yaml, where this version knows 1 and {FORMAT}"
+        )
+    warmth = facts.get("calibration", {}).get("temperature", 1.0)
+    if not isinstance(warmth, float) or not calibration.LEAST <= warmth <= calibration.MOST:
+        raise ValueError(f"calibration with temperature {warmth!r:.40}")
+    classes, steps = facts["classes"], facts["preprocessing"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes that are no list of names")
+    side, mean, std = steps["image_size"], steps["mean"], steps["std"]
+    numbers = [*mean, *std]
+    if len(mean) != 3 or len(std) != 3 or not all(isinstance(n, float | int) for n in numbers):
+        raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}, not three numbers each")
+    if not all(map(math.isfinite, numbers)) or 0 in std:
+        raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}")
+    if not isinstance(side, int) or not isinstance(steps["whole_image"], bool):
+        raise ValueError(f"preprocessing with image_size {side!r:.40}")
+    backbones.check_image_size(facts["backbone"], side)

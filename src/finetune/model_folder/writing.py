@@ -1,0 +1,176 @@
+"""Measure a trial's best weights, and write them as a model folder."""
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+
+from finetune import model_card
+from finetune.disk import checkpoint
+from finetune.disk.atomic import replacing
+from finetune.model import strategies
+from finetune.model.exact_head import ExactHead, ExactShape
+from finetune.model.strategies import TransferModel
+from finetune.model_folder import files
+from finetune.model_folder.files import FILES, FORMAT
+from finetune.settings import FeatureSettings, TrialSettings
+from finetune.training import calibration, loop, outputs, shared
+from finetune.training.calibration import Calibration
+from finetune.training.loop import World
+from finetune.training.outputs import Outputs
+
+ANSWERS, MISTAKES, BATCH_SEEN = "answers.npz", "mistakes.json", "batch.json"
+"""Files about a measured model in its study's record."""
+SPLITS = (("validation", "val"), ("test", "test"))
+"""Splits that an export measures: name in model.yaml, name in the catalog."""
+
+
+def write(
+    checkpoint_path: Path,
+    to: Path,
+    provenance: dict[str, Any],
+    *,
+    world: World | None = None,
+    features: FeatureSettings | None = None,
+    now: TrialSettings | None = None,
+    answers: Path | None = None,
+) -> dict[str, Any]:
+    """Write a trial's best weights as the model folder `to`, and measure them on validation and test images.
+
+    Only this function and `measure` read the test split. All workers of `world` measure; the first writes.
+
+    Args:
+        checkpoint_path: checkpoint with the trial's best weights.
+        to: folder to write; it must be new, empty or a model folder.
+        provenance: facts about the study that are added to model.yaml.
+        world: this worker and its group; None: one worker on the CPU.
+        features: store from which images and features that the trials left there are read.
+        now: settings with the present paths of images, weights and cache, in case they moved since the trial.
+        answers: folder of the record that gets the answer on each validation and test image, and the most
+            confident mistakes as pictures; None: none. A folder that cannot be written gets nothing.
+
+    Returns:
+        The content of model.yaml.
+
+    Raises:
+        CheckpointError: `checkpoint_path` has no intact checkpoint, or `to` cannot become a model folder.
+        DataError: the images are missing or have changed.
+    """
+    world = world or World()
+    tensors, stored = checkpoint.read(checkpoint_path)
+    files.claim(to)
+    settings = TrialSettings.from_dict(stored["settings"])
+    # `choices` leaves out the paths: only settings of the same trial may replace those of the checkpoint.
+    if now is not None and now.choices() == settings.choices():
+        settings = now
+    shape = ExactShape.from_dict(stored["exact"]) if "exact" in stored else None
+    run = loop.Run(settings, world, features, shape=shape)
+    run.model.load_trained_state(tensors)
+    metrics: dict[str, Any] = {"validation": None, "test": None}
+    found: dict[str, Outputs] = {}
+    for name, split in SPLITS:
+        if run.data.size(split):
+            scores, found[split] = outputs.measure(run, split)
+            metrics[name] = scores | {"images": run.data.size(split)}
+    metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
+    fitted = calibration.fit(found["val"].logits, found["val"].labels)
+    facts = _facts(run, metrics, provenance)
+    facts["calibration"] = calibration.facts(
+        fitted, {name: (found[s].logits, found[s].labels) for name, s in SPLITS if s in found}
+    )
+    if world.rank == 0:
+        if answers is not None:
+            _keep_answers(answers, run, found, fitted)
+        _write_files(to, run.model, facts)
+    return facts
+
+
+def measure(
+    checkpoint_path: Path, answers: Path, *, world: World, features: FeatureSettings | None = None
+) -> None:
+    """Measure a trial's best weights on validation and test images, and keep the answers in a folder.
+
+    Raises:
+        CheckpointError: `checkpoint_path` has no intact checkpoint.
+        DataError: the images are missing or have changed.
+        OSError: the answers cannot be written.
+    """
+    tensors, stored = checkpoint.read(checkpoint_path)
+    run = loop.Run(TrialSettings.from_dict(stored["settings"]), world, features)
+    run.model.load_trained_state(tensors)
+    found = {s: outputs.measure(run, s)[1] for _, s in SPLITS if run.data.size(s)}
+    fitted = calibration.fit(found["val"].logits, found["val"].labels)
+    if world.rank == 0:
+        outputs.save(answers / ANSWERS, found, fitted)
+
+
+def _write_files(to: Path, model: TransferModel, facts: dict[str, Any]) -> None:
+    """Write the files of a model folder, and the digest of the weights into `facts`."""
+    weights, text, card = (to / name for name in FILES)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(weights) as path:
+        save_file(state, path)
+    facts["provenance"]["model_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    with replacing(text) as path:
+        path.write_text(yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with replacing(card) as path:
+        path.write_text(model_card.text(facts), encoding="utf-8")
+
+
+def _keep_answers(to: Path, run: loop.Run, found: dict[str, Outputs], fitted: Calibration) -> None:
+    """Write answers and mistakes for the record; a record that cannot be written must not stop an export."""
+    split = "test" if "test" in found else "val"
+    with suppress(OSError):
+        outputs.save(to / ANSWERS, found, fitted)
+        outputs.save_mistakes(to / MISTAKES, run, split, found[split], fitted)
+        outputs.save_batch(to / BATCH_SEEN, run)
+
+
+def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    settings = run.settings
+    source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, run.world.device.type)
+    prints = {"data_fingerprint": run.data.fingerprint, "weights_sha256": source.sha256}
+    return {
+        "format": FORMAT,
+        "backbone": settings.backbone,
+        "strategy": settings.strategy,
+        "head": {
+            "size": settings.head_size,
+            "dropout": settings.dropout,
+            "keeps_relu": bool(strategies.relus_behind(run.model.head.new)),
+            **_exact(run),
+        },
+        "frozen_layers": settings.frozen_layers,
+        "source": {
+            "weights": source.origin,
+            "classes": source.source_classes,
+            "image_size": source.image_size,
+            "sha256": source.sha256,
+        },
+        "classes": list(run.data.classes),
+        "preprocessing": {
+            "whole_image": run.data.whole,
+            "image_size": settings.data.image_size,
+            "mean": list(source.mean),
+            "std": list(source.std),
+        },
+        "metrics": metrics,
+        "settings": settings.to_dict(),
+        "provenance": provenance | prints,
+    }
+
+
+def _exact(run: loop.Run) -> dict[str, Any]:
+    """Return what an exact head is made of, as model.yaml has it."""
+    head = run.model.head
+    return {"exact": head.shape.to_dict()} if isinstance(head, ExactHead) else {}
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with tuples replaced by lists, since YAML has no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
