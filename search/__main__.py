@@ -40,6 +40,7 @@ from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.views import table
 from search.views.phases import Phases
+from search.views.predictions import Counted
 from search.views.terminal import console, print_line
 
 PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
@@ -322,7 +323,7 @@ def predict(
 
     if as_json and csv is not None:
         raise typer.BadParameter("give --json or --csv, one of them")
-    found = predictions.Counted(predictions.predict(model, images))
+    found = Counted(predictions.predict(model, images))
     if as_json:
         with Phases().phase("classify"):
             rows = list(found)
@@ -334,6 +335,37 @@ def predict(
     else:  # the lines themselves are the progress
         for row in found:
             print(predictions.line(row), flush=True)
+    _all_readable(found)
+
+
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
+    to: Annotated[Path, typer.Option(help="Folder for the pictures and explain.json.")] = Path("explained"),
+    method: Annotated[
+        str, typer.Option(help="grad-cam, integrated-gradients, occlusion or random.")
+    ] = "grad-cam",
+    about: Annotated[
+        str | None, typer.Option("--class", help="Class to look for; left out: each image's answer.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Draw what speaks for an answer: a map over each image, with a random map beside it."""
+    from search.views import explanations
+
+    found = Counted(explanations.explain(model, images, to, method=method, about=about))
+    if as_json:
+        print_json(list(found))
+    else:
+        for row in found:
+            print(explanations.line(row), flush=True)
+    say(f"{to}: {found.images - found.unreadable} pictures, and explain.json")
+    _all_readable(found)
+
+
+def _all_readable(found: Counted) -> None:
+    """Exit with an error if some images could not be read."""
     if found.unreadable:
         say(f"error: every image must be readable, got {found.unreadable} of {found.images} that are not")
         raise typer.Exit(Exit.STUDY_FAILED)

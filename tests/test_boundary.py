@@ -48,6 +48,7 @@ FLOORS = {
         {"model"},
         {"frozen", "exact"},
         {"training"},
+        {"explain"},
         {"model_folder"},
         {"worker"},
     ],

@@ -1,0 +1,152 @@
+"""Explain a model folder's answers on images: pictures with maps, and a file that describes them.
+
+This module imports torch, so commands import it when they need it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune import model_folder, safe_text, steps
+from finetune.disk.atomic import replacing
+from finetune.errors import DataError, did_you_mean
+from finetune.explain import deletion, overlay
+from finetune.explain.maps import METHODS, Method, maps
+from finetune.images.pixels import load_image, normalise
+from finetune.model_folder import Model
+from search.errors import StudyError
+
+TABLE = "explain.json"
+BATCH = 16
+"""Images that are explained at a time."""
+
+
+def explain(
+    folder: Path, images: Sequence[Path], to: Path, *, method: str = "grad-cam", about: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Write a picture with its map for every image found, and `explain.json`; yield each image's explanation.
+
+    An explanation has the keys `path`, `class` (what the map is about), `probability` (of this class),
+    `method`, `picture` (file in `to`), `deletion` and `random` (mean probability while parts are blurred, the
+    marked ones first or in random order) and `error`. Of an image that cannot be read, all but `path` and
+    `error` are None.
+
+    Args:
+        folder: a model folder.
+        images: images, and folders that are searched for them.
+        to: the folder to write; it is made where it is missing.
+        method: one of `finetune.explain.maps.METHODS`.
+        about: the class that maps are about; None: the most probable one of each image.
+
+    Raises:
+        CheckpointError: `folder` is not a complete model folder.
+        DataError: a path of `images` does not exist.
+        FinetuneError: the method needs a package that is not installed.
+        StudyError: `method` or `about` is unknown, or `to` cannot be written.
+    """
+    chosen = next((known for known in METHODS if known == method), None)
+    if chosen is None:
+        raise StudyError(f"--method: must name a map, got {method!r}. {did_you_mean(method, METHODS)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model_folder.load(folder, device=device)
+    paths = model_folder.find_images(images)
+    if about is not None and about not in model.classes:
+        raise StudyError(
+            f"--class: must be a class of the model, got {about!r}. {did_you_mean(about, model.classes)}"
+        )
+    target = None if about is None else model.classes.index(about)
+    rows = []
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        with steps.step("explain", len(paths), "images", patience=1.0) as told:
+            for start in range(0, len(paths), BATCH):
+                part = paths[start : start + BATCH]
+                for place, (row, picture) in enumerate(_explained(model, part, chosen, target), start):
+                    if picture is not None:
+                        row["picture"] = f"{place:04d}-{_plain(Path(row['path']).stem)}.png"
+                        with replacing(to / row["picture"]) as temporary:
+                            picture.save(temporary, "PNG")
+                    rows.append(row)
+                    yield row
+                told.add(len(part))
+        with replacing(to / TABLE) as temporary:
+            text = json.dumps(rows, indent=2, ensure_ascii=False)
+            temporary.write_text(safe_text.json_text(text) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StudyError(
+            f"{to}: --to must be a folder that can be written, got '{error.strerror}'. Choose another."
+        ) from error
+
+
+def _explained(
+    model: Model, paths: Sequence[Path], method: Method, target: int | None
+) -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
+    """Yield the explanation of each image of a batch, and its picture."""
+    empty = {"class": None, "probability": None, "method": method, "picture": None}
+    empty |= {"deletion": None, "random": None}
+    seen = [_pixels(model, path) for path in paths]
+    images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
+    found = iter(_batch(model, torch.stack(images), method, target) if images else ())
+    for path, pixels in zip(paths, seen, strict=True):
+        if isinstance(pixels, Tensor):
+            told, picture = next(found)
+            yield {"path": str(path)} | empty | told | {"error": None}, picture
+        else:
+            yield {"path": str(path)} | empty | {"error": pixels}, None
+
+
+def _batch(
+    model: Model, images: Tensor, method: Method, target: int | None
+) -> Iterator[tuple[dict[str, Any], Image.Image]]:
+    """Yield the explanation and the picture of each image of uint8 (B, 3, S, S)."""
+    asked = model.facts["preprocessing"]
+    x = normalise(images.to(model.device), asked["mean"], asked["std"])
+    probabilities = model.probabilities(images)
+    classes = probabilities.argmax(1) if target is None else torch.full((len(images),), target)
+    marked, chance = (maps(model.net, x, classes, how) for how in (method, "random"))
+
+    def answers(pixels: Tensor) -> Tensor:
+        logits: Tensor = model.net(pixels)
+        return model.calibration.of(logits)
+
+    areas = deletion.area(answers, x, classes, marked), deletion.random_area(answers, x, classes)
+    for i, image in enumerate(images):
+        name, probability = model.classes[int(classes[i])], float(probabilities[i, classes[i]])
+        panels = [
+            (f"{name} {probability:.2f}", overlay.plain(image)),
+            (method, overlay.over(image, marked[i])),
+            ("random", overlay.over(image, chance[i])),
+        ]
+        told = {"class": name, "probability": probability}
+        told |= {"deletion": float(areas[0][i]), "random": float(areas[1][i])}
+        yield told, overlay.strip(panels)
+
+
+def _pixels(model: Model, path: Path) -> Tensor | str:
+    """Return an image as the model's input, or the reason why it cannot be read."""
+    asked = model.facts["preprocessing"]
+    try:
+        return load_image(path, asked["image_size"], whole=asked["whole_image"])
+    except DataError as error:
+        return str(error)
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return an explanation as a line with tabs."""
+    if row["error"] is not None:
+        told = [row["path"], "unreadable", row["error"]]
+    else:
+        told = [row["path"], row["class"], f"{row['probability']:.4f}"]
+        told += [f"deletion {row['deletion']:.3f}, random {row['random']:.3f}", row["picture"]]
+    return "\t".join(map(safe_text.terminal, told))
+
+
+def _plain(name: str) -> str:
+    """Return a file's name without what a file system or a shell could take for something else."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60]

@@ -1,0 +1,1 @@
+"""Explain a trained model's answers: maps of what speaks for a class, source classes, nearest images."""
