@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
-from finetune.training import loop
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 Scores = NDArray[np.float64]  # (T, E): accuracy of each trial after each epoch
 HEADS, EPOCHS, DRAWS, DRAWN = 24, 10, 1000, 16
@@ -47,7 +48,7 @@ def trials(images: Path, weights: Path, scratch: Path) -> Iterator[tuple[TrialSe
 
 
 @torch.no_grad()
-def hits(run: loop.Run) -> NDArray[np.bool_]:
+def hits(run: Run) -> NDArray[np.bool_]:
     """Return for each validation image whether the model names its class, (N,)."""
     labels, feed = run.data.labels("val"), run.inputs.feed("val")
     run.model.eval()
@@ -62,7 +63,7 @@ def hits(run: loop.Run) -> NDArray[np.bool_]:
 
 def answers_of(settings: TrialSettings, store: FeatureSettings) -> list[NDArray[np.bool_]]:
     """Train a head and return its hits after each epoch."""
-    run = loop.Run(settings, loop.World(), store)
+    run = Run(settings, World(), store)
     run.watch.is_over = True  # no rate here diverges, and the trial would not begin again
     found = []
     for epoch in range(1, settings.epochs + 1):

@@ -28,9 +28,11 @@ from torch import Tensor
 
 from benchmarks import report
 from finetune.errors import NonFiniteLoss
+from finetune.evaluation.scores import BATCH
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import exact, loop
-from finetune.training.evaluate import BATCH
+from finetune.training.run import Run
+from finetune.training.workers import World
 from search.config.study import StudyConfig
 from search.suggest.space import Space
 
@@ -76,14 +78,14 @@ def solve_heads(config: StudyConfig, features: FeatureSettings) -> tuple[list[tu
     """
     space = Space(config)
     settings = space.settings(space.baseline("exact"), number=0, cache_dir="/nowhere")
-    run = loop.Run(settings, loop.World(), features)
+    run = Run(settings, World(), features)
     exact.read(run)  # the pass over the images
     begin = time.process_time()
     choice = exact.solve(run, by_class=False)
     seconds = time.process_time() - begin
     found = []
     for one in choice.others:
-        final = loop.Run(settings, loop.World(), features, shape=one.shape)
+        final = Run(settings, World(), features, shape=one.shape)
         final.model.head.new.load_state_dict(dict(one.state))
         found.append((right(final), one.score.accuracy))
         print(f"  {one.name}: {one.score.accuracy:.3f} in folds, {found[-1][0].mean():.3f} on validation")
@@ -98,7 +100,7 @@ def search_heads(config: StudyConfig, features: FeatureSettings) -> tuple[Tensor
     found, begin = [], time.process_time()
     strategies = []
     for settings in suggestions(config):
-        run = loop.Run(settings, loop.World(), features)
+        run = Run(settings, World(), features)
         strategies.append(settings.strategy)
         for epoch in range(1, EPOCHS + 1):
             try:
@@ -120,7 +122,7 @@ def suggestions(config: StudyConfig) -> Iterator[TrialSettings]:
 
 
 @torch.no_grad()
-def right(run: loop.Run) -> Tensor:
+def right(run: Run) -> Tensor:
     """Return 1.0 for each validation image that the model has right, float64 (M,)."""
     run.model.eval()
     feed, labels = run.inputs.feed("val"), run.data.labels("val")

@@ -31,7 +31,9 @@ from benchmarks.patterns import usual_loader
 from benchmarks.workload import suggestions, workload
 from finetune.images.batches import ImageData
 from finetune.settings import FeatureSettings, TrialSettings
-from finetune.training import loop, shared
+from finetune.training import shared
+from finetune.training.run import Run
+from finetune.training.workers import World
 from search.slots.slots import KEPT_MEMORY
 
 
@@ -108,7 +110,7 @@ def our_way(settings: TrialSettings, folder: Path) -> float:
     """
     shutil.rmtree(folder, ignore_errors=True)
     features = FeatureSettings(folder=str(folder), budget_bytes=2**33, trials=1000)
-    run = loop.Run(settings, loop.World(), features)
+    run = Run(settings, World(), features)
     data: Any = ImageData(shared.catalog.scan(settings.data), settings.data)  # nothing decoded yet
     run.data = run.inputs.data = data
     began = time.perf_counter()

@@ -22,8 +22,8 @@ from finetune.images import order
 from finetune.images.batches import ImageData
 from finetune.settings import ALL, TrialSettings
 from finetune.training import fused_heads, optimize, shared
-from finetune.training.loop import Run
 from finetune.training.losses import Loss
+from finetune.training.run import Run
 
 Found = dict[str, Any]
 Batches = list[tuple[Tensor, Tensor]]

@@ -21,7 +21,8 @@ from finetune.messages import Epoch, Keep, Message
 from finetune.model import backbones
 from finetune.settings import ALL, TrialSettings
 from finetune.training import loop
-from finetune.training.loop import Run, World
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 Found = dict[str, Any]
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from finetune.settings import DataSettings, FeatureSettings, SourceSettings, TrialSettings, WeightsSettings
-from finetune.training import loop
+from finetune.training.workers import World
 
 CLASSES = 8
 PHOTO_SIDE = 256
@@ -35,9 +35,9 @@ class Setup:
         return quick if self.quick else whole
 
     @property
-    def world(self) -> loop.World:
+    def world(self) -> World:
         """One worker on this device."""
-        return loop.World(device=self.device)
+        return World(device=self.device)
 
     def photos(self) -> Path:
         """Return a folder of JPEGs: coloured stripes under noise, made on first use."""

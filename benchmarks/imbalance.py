@@ -26,7 +26,8 @@ import torch
 
 from benchmarks import report
 from finetune.settings import FeatureSettings, TrialSettings
-from finetune.training import loop
+from finetune.training.run import Run
+from finetune.training.workers import World
 from search.config.study import StudyConfig
 from search.suggest.space import Space
 
@@ -96,12 +97,12 @@ def study(config: StudyConfig, features: FeatureSettings) -> list[tuple[str, flo
     """Return of each trial how it met imbalance and the score of its best epoch."""
     scores = []
     for settings in suggestions(config):
-        epochs = train(loop.Run(settings, loop.World(), features), settings.epochs)
+        epochs = train(Run(settings, World(), features), settings.epochs)
         scores.append((settings.imbalance, max(epoch[METRIC.removeprefix("val/")] for epoch in epochs)))
     return scores
 
 
-def train(run: loop.Run, epochs: int) -> list[dict[str, float]]:
+def train(run: Run, epochs: int) -> list[dict[str, float]]:
     """Return the validation metrics of each epoch."""
     told = []
     for epoch in range(1, epochs + 1):

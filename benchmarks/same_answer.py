@@ -20,6 +20,8 @@ from benchmarks.workload import Workload, suggestions, workload
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import loop
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 EPOCHS = 3
 SPACE = {"strategy": ["replace", "load", "fuse"]}
@@ -67,7 +69,7 @@ def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> di
     keep = Keep(metric="val/accuracy", mode="max", **paths)
     keep.last.unlink(missing_ok=True)  # of the trial before, which is complete
     loop.train(settings, keep=keep, report=told.append, features=features)
-    model = loop.Run(dataclasses.replace(settings, precision="exact"), loop.World())
+    model = Run(dataclasses.replace(settings, precision="exact"), World())
     from finetune.disk import checkpoint
 
     model.model.load_trained_state(checkpoint.read(paths["best"])[0])

@@ -47,6 +47,7 @@ FLOORS = {
         {"images"},
         {"model"},
         {"frozen", "exact"},
+        {"evaluation"},
         {"training"},
         {"explain"},
         {"model_folder"},

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from finetune import model_folder
+from finetune.evaluation import calibration
+from finetune.evaluation.calibration import Calibration
 from finetune.messages import Keep
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
-from finetune.training import calibration, loop
-from finetune.training.calibration import Calibration
+from finetune.training import loop
 
 
 def sample(images: int, temperature: float, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ import sklearn.metrics
 import torch
 from torch import Tensor, nn
 
+from finetune.evaluation.scores import BINS, Scores, evaluate
 from finetune.metrics import names
-from finetune.training.evaluate import BINS, Scores, evaluate
 
-evaluate_module = importlib.import_module("finetune.training.evaluate")
+evaluate_module = importlib.import_module("finetune.evaluation.scores")
 CLASSES = ["a", "b", "c", "d", "e", "f", "g"]
 
 

@@ -19,6 +19,8 @@ from finetune.messages import Epoch, Keep, Message, Note
 from finetune.model.exact_head import ExactHead, ExactShape, powered
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
+from finetune.training.run import Run
+from finetune.training.workers import World
 from tests.processes import finish
 
 
@@ -203,7 +205,7 @@ def test_an_exact_model_is_exported_loaded_and_answers_as_it_was_measured(
     model = model_folder.load(tmp_path / "model")
     shape = model.facts["head"]["exact"]
     assert ExactShape.from_dict(shape).to_dict() == shape
-    run = loop.Run(settings(folder), loop.World())
+    run = Run(settings(folder), World())
     images, labels = next(run.data.batches("val", [torch.arange(run.data.size("val"))]))
     right = (model.probabilities(images).argmax(1) == labels).double().mean().item()
     assert right == pytest.approx(epoch["val/accuracy"], abs=1e-9)

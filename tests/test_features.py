@@ -18,6 +18,8 @@ from finetune.images.pixels import normalise
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.training import loop, shared
+from finetune.training.run import Run
+from finetune.training.workers import World
 from search.config import resolve
 from search.config.study import StudyConfig
 from tests.small import merged
@@ -201,7 +203,7 @@ def test_what_decides_the_features_is_in_their_key(settings: Any, features: Feat
     """Another seed or head shares them; other weights, sizes, cuts, precision or images do not."""
 
     def entries(**options: Any) -> set[str]:
-        run = loop.Run(settings(**options), loop.World(), features)
+        run = Run(settings(**options), World(), features)
         run.inputs.feed("train", view=0)
         return {entry["key"] for entry in Store(Path(features.folder), 1).entries()}
 
@@ -255,7 +257,7 @@ def test_a_frozen_batch_norm_in_training_mode_would_be_caught(
     settings: Any, features: FeatureSettings, tmp_path: Path
 ) -> None:
     """Features that depend on the batch they were computed in differ from fresh ones."""
-    run = loop.Run(settings(strategy="fuse", frozen_layers=12), loop.World(), features)
+    run = Run(settings(strategy="fuse", frozen_layers=12), World(), features)
     feed = run.inputs.feed("val")
     assert feed.rows is not None
     stored = feed.rows[:BATCH].clone()
@@ -307,7 +309,7 @@ def test_mixed_images_are_not_stored_but_validation_images_are(
 
 
 def test_a_pass_with_padding_gives_a_row_the_same_bits_in_any_company(settings: Any) -> None:
-    run = loop.Run(settings(strategy="fuse", frozen_layers=12), loop.World())
+    run = Run(settings(strategy="fuse", frozen_layers=12), World())
     images = torch.randn(BATCH + 5, 3, 32, 32)
     whole = Pass().run_padded(run.model.prefix, images)
     order = torch.randperm(len(images))
@@ -359,11 +361,11 @@ def test_auto_runs_frozen_blocks_as_fast_as_it_can_in_training_only(
     settings: Any, features: FeatureSettings, tmp_path: Path
 ) -> None:
     """Validation is measured as the exported model answers: in the usual pass."""
-    run = loop.Run(settings(precision="auto"), loop.World(), features)
+    run = Run(settings(precision="auto"), World(), features)
     assert isinstance(run.inputs, Inputs)
     assert run.inputs._passes[False] == Pass()
     assert run.inputs._passes[True] == run.inputs._costs.fastest
-    again = loop.Run(settings(precision="auto", seed=5), loop.World(), features)
+    again = Run(settings(precision="auto", seed=5), World(), features)
     assert again.inputs._costs == run.inputs._costs  # measured once per node, so that it stays the same
 
 
@@ -375,7 +377,7 @@ def test_only_a_head_reads_what_the_fastest_pass_rounds(
     rows, ways = {}, {}
     for precision in ("auto", "exact"):
         trial = settings(strategy="fuse", frozen_layers=frozen, precision=precision)
-        run = loop.Run(trial, loop.World(), features)
+        run = Run(trial, World(), features)
         found = run.inputs.feed("train", view=0).rows
         assert found is not None
         rows[precision], ways[precision] = found, run.inputs._passes[True]
@@ -387,7 +389,7 @@ def test_only_a_head_reads_what_the_fastest_pass_rounds(
 def test_frozen_blocks_that_see_new_images_in_each_batch_are_folded_once(
     settings: Any, features: FeatureSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = loop.Run(settings(precision="auto", mix="mixup"), loop.World(), features)
+    run = Run(settings(precision="auto", mix="mixup"), World(), features)
     images, how = torch.rand(4, 3, 32, 32), run.inputs._passes[True]
     assert how.folded
     seen = []
@@ -405,12 +407,12 @@ def test_much_work_is_compiled_where_that_is_faster(
     """Compiled blocks give the features of eager ones, up to rounding; whether they win is the machine's."""
     monkeypatch.setattr(execution, "COMPILE_FROM_SECONDS", 0.0)
     monkeypatch.setattr(execution, "FASTER", 1e-9)  # it wins, if there is a compiler
-    run = loop.Run(settings(precision="auto"), loop.World(), features)
+    run = Run(settings(precision="auto"), World(), features)
     assert run.inputs._passes[True].compiled == (shutil.which("g++") is not None)
     assert not run.inputs._passes[False].compiled
     compiled = run.inputs.feed("train", view=0).rows
     plain = FeatureSettings(**{**vars(features), "folder": str(tmp_path / "plain")})
-    eager = loop.Run(settings(precision="exact"), loop.World(), plain).inputs.feed("train", view=0).rows
+    eager = Run(settings(precision="exact"), World(), plain).inputs.feed("train", view=0).rows
     assert compiled is not None
     assert eager is not None
     assert torch.nn.functional.cosine_similarity(compiled, eager).min() > 0.99
@@ -424,6 +426,6 @@ def test_what_cannot_be_compiled_is_run_as_it_is(
 
     monkeypatch.setattr(execution, "COMPILE_FROM_SECONDS", 0.0)
     monkeypatch.setattr(torch, "compile", fails)
-    run = loop.Run(settings(precision="auto"), loop.World(), features)
+    run = Run(settings(precision="auto"), World(), features)
     assert not run.inputs._passes[True].compiled
     assert run.inputs.feed("train", view=0).rows is not None

@@ -12,6 +12,8 @@ from finetune.disk import checkpoint
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import DataSettings, FeatureSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import fused_heads, loop
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def stored(settings: TrialSettings, folder: Path) -> FeatureSettings:
 
 
 def data(settings: TrialSettings, folder: Path) -> fused_heads.Stored:
-    return fused_heads.stored(loop.Run(settings, loop.World(), stored(settings, folder)))
+    return fused_heads.stored(Run(settings, World(), stored(settings, folder)))
 
 
 def one_by_one(settings: TrialSettings, folder: Path, number: int) -> tuple[list[dict[str, float]], Any]:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
-from finetune.training import graphs, loop
+from finetune.training import graphs
 from finetune.training.graphs import EAGER_STEPS, Replays
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 
 class Fake:
@@ -52,7 +54,7 @@ def trial(tmp_path: Path, **options: Any) -> TrialSettings:
 
 
 def losses(settings: TrialSettings, *, on: bool) -> tuple[list[float | None], Replays]:
-    run = loop.Run(settings, loop.World())
+    run = Run(settings, World())
     run.replays.on = on
     return [run.train_epoch(epoch, lambda: False) for epoch in (1, 2, 3, 4)], run.replays
 

@@ -20,6 +20,8 @@ from finetune.messages import Keep
 from finetune.model import backbones, weights
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 VIT, PATCH, SIDE = "vit_test_8", 8, 24
 """torchvision's own class, but small, with weights for images of 24 pixels: 9 patches and a class token."""
@@ -125,7 +127,7 @@ def test_a_vit_is_pretrained_transferred_and_exported_at_the_size_of_its_images(
     facts = model_folder.write(tmp_path / "best", tmp_path / "model", {})
     assert facts["source"]["image_size"] == 32
     loaded = model_folder.load(tmp_path / "model")
-    run = loop.Run(settings, loop.World())
+    run = Run(settings, World())
     run.model.load_trained_state(checkpoint.read(tmp_path / "best")[0])
     pixels = run.data.batch("val", torch.arange(3))
     steps = facts["preprocessing"]
@@ -142,5 +144,5 @@ def test_a_size_that_a_backbone_cannot_read_ends_a_trial_before_anything_is_read
         cache_dir="/nowhere",
     )  # fmt: skip
     with pytest.raises(BackboneError) as caught:
-        loop.Run(settings, loop.World())
+        Run(settings, World())
     assert str(caught.value) == ("inception_v3: image_size must be at least 75 pixels, got 64. Set it to 75.")

@@ -15,6 +15,8 @@ from finetune.model import backbones, strategies
 from finetune.model.known_backbones import OUTLINES
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 from finetune.training import limits, loop
+from finetune.training.run import Run
+from finetune.training.workers import World
 from search.driver.effective import check_effective
 from search.errors import SettingsIgnored
 from search.suggest.baselines import START_FROZEN, STARTS
@@ -118,11 +120,11 @@ def test_a_model_that_stands_no_rate_fails(tmp_path: Path) -> None:
 
 def test_a_trial_may_train_below_the_rate_that_was_suggested_but_not_above(tmp_path: Path) -> None:
     settings = settings_of("squeezenet1_1", 33, tmp_path)
-    run = loop.Run(settings, loop.World(), limit=0.004)
+    run = Run(settings, World(), limit=0.004)
     job = dataclasses.replace(train_job("a", {}, settings), data_fingerprint=run.data.fingerprint)
     check_effective(job, run.effective())
     with pytest.raises(SettingsIgnored, match="learning_rate"):
-        check_effective(job, loop.Run(settings, loop.World(), limit=0.03).effective())
+        check_effective(job, Run(settings, World(), limit=0.03).effective())
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_a_model_folder_says_whether_the_relu_is_gone_and_older_ones_keep_it(tmp
     given = WeightsSettings(file=str(weights))
     settings = settings_of("squeezenet1_1", 33, tmp_path, strategy="load", weights=given, epochs=1)
     train(settings, tmp_path / "trial")
-    model_folder.write(tmp_path / "trial" / "b.safetensors", tmp_path / "model", {}, world=loop.World())
+    model_folder.write(tmp_path / "trial" / "b.safetensors", tmp_path / "model", {}, world=World())
     assert strategies.relus_behind(model_folder.load(tmp_path / "model").net.head.new) == []
     card = tmp_path / "model" / "model.yaml"
     card.write_text(card.read_text().replace("keeps_relu: false", "other: 1"))

@@ -23,6 +23,8 @@ from finetune.errors import DataError, NonFiniteLoss
 from finetune.messages import Effective, Epoch, Keep, Message, Note
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
+from finetune.training.run import Run, build_model
+from finetune.training.workers import World
 from tests.processes import finish
 
 
@@ -88,9 +90,9 @@ def test_targets_take_the_memory_of_a_few_batches_and_are_those_of_a_whole_epoch
     settings: TrialSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of an epoch of ImageNet would take 14 GiB in each worker."""
-    monkeypatch.setattr(loop, "TARGETS_AT_ONCE", 2 * 32 * 3, raising=False)  # two batches of three classes
+    monkeypatch.setattr("finetune.training.run.TARGETS_AT_ONCE", 2 * 32 * 3)  # two batches of three classes
     settings = dataclasses.replace(settings, imbalance="class_weights")
-    run = loop.Run(settings, loop.World())
+    run = Run(settings, World())
     order = run._order(1)
     images = torch.cat(order)
     whole = run.loss.targets(run.labels[images], run.loss.weights[images])
@@ -318,7 +320,7 @@ def test_a_trial_that_is_complete_is_not_trained_again(
     """Its driver may have died, or been stopped, before it heard of the last epochs."""
     told = train(settings, tmp_path)
     best = (tmp_path / "best.safetensors").read_bytes()
-    monkeypatch.setattr(loop.Run, "train_epoch", None)
+    monkeypatch.setattr(Run, "train_epoch", None)
     assert train(settings, tmp_path) == told
     assert (tmp_path / "best.safetensors").read_bytes() == best
 
@@ -328,7 +330,7 @@ def test_the_best_epoch_is_kept_and_not_the_last(settings: TrialSettings, tmp_pa
     best = max(messages, key=lambda m: (m["val/accuracy"], -m["epoch"]))
     tensors, facts = checkpoint.read(tmp_path / "best.safetensors")
     assert facts["metrics"]["epoch"] == best["epoch"]
-    run = loop.Run(settings, loop.World())
+    run = Run(settings, World())
     run.model.load_trained_state(tensors)
     assert run.evaluate("val")["accuracy"] == best["val/accuracy"]
 
@@ -433,14 +435,14 @@ class Small:
 
 
 def on(device: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = loop.build_model
+    build = build_model
 
     def small(*arguments: Any) -> Any:
         model = build(*arguments)
         model.head.new.register_forward_pre_hook(device)
         return model
 
-    monkeypatch.setattr(loop, "build_model", small)
+    monkeypatch.setattr("finetune.training.run.build_model", small)
 
 
 def test_a_step_that_finds_too_little_memory_is_taken_in_smaller_parts(

@@ -68,11 +68,12 @@ def slow_and_told(log: Path) -> Callable[[dict[str, Any]], None]:
 
     def serve(config: dict[str, Any]) -> None:
         from finetune import worker
+        from finetune.training.run import Run
 
-        train, train_epoch = worker.loop.train, worker.loop.Run.train_epoch
+        train, train_epoch = worker.loop.train, Run.train_epoch
 
         def named(settings: Any, *, keep: Any, **options: Any) -> Any:
-            worker.loop.Run.trial = keep.best.stem  # type: ignore[attr-defined]
+            Run.trial = keep.best.stem  # type: ignore[attr-defined]
             return train(settings, keep=keep, **options)
 
         def told(run: Any, epoch: int, should_stop: Callable[[], bool]) -> float | None:
@@ -83,7 +84,7 @@ def slow_and_told(log: Path) -> Callable[[dict[str, Any]], None]:
             return train_epoch(run, epoch, should_stop)
 
         worker.loop.train = named
-        worker.loop.Run.train_epoch = told  # type: ignore[method-assign]
+        Run.train_epoch = told  # type: ignore[method-assign]
         worker.slot_loop(config)
 
     return serve

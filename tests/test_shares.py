@@ -19,7 +19,8 @@ from finetune.images import order
 from finetune.messages import Keep, Message
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
-from finetune.training.loop import Run, World
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ from finetune.messages import Epoch, Keep, Message, TrainJob
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop, optimize
 from finetune.training.averaging import Average
+from finetune.training.run import Run
+from finetune.training.workers import World
 from search.driver.effective import check_effective
 from search.errors import SettingsIgnored
 from search.suggest.space import FIELDS, USED_BY
@@ -46,21 +48,21 @@ def settings(tmp_path: Path) -> TrialSettings:
     )
 
 
-def run_of(settings: TrialSettings, **options: Any) -> loop.Run:
-    return loop.Run(dataclasses.replace(settings, **options), loop.World())
+def run_of(settings: TrialSettings, **options: Any) -> Run:
+    return Run(dataclasses.replace(settings, **options), World())
 
 
-def train_epoch(run: loop.Run, epoch: int = 1) -> float:
+def train_epoch(run: Run, epoch: int = 1) -> float:
     loss = run.train_epoch(epoch, lambda: False)
     assert loss is not None
     return loss
 
 
-def copied(run: loop.Run) -> dict[str, Tensor]:
+def copied(run: Run) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in run.model.trained_state().items()}
 
 
-def moved(before: dict[str, Tensor], run: loop.Run) -> set[str]:
+def moved(before: dict[str, Tensor], run: Run) -> set[str]:
     """Return the parts of the model, such as `trunk.2`, of which anything has changed."""
     changed = [name for name, t in run.model.trained_state().items() if not torch.equal(before[name], t)]
     return {".".join(name.split(".")[: 2 if name.startswith("trunk") else 1]) for name in changed}
@@ -111,7 +113,7 @@ def test_every_k_epochs_one_block_thaws(settings: TrialSettings) -> None:
     assert waiting == [3, 3, 2, 2, 1, 1, 0, 0]
 
 
-def step_by(run: loop.Run, gradient: float) -> None:
+def step_by(run: Run, gradient: float) -> None:
     for parameter in run.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.full_like(parameter, gradient)
@@ -224,7 +226,7 @@ def test_one_image_has_none_to_be_mixed_with(settings: TrialSettings) -> None:
     assert augment.mix(mixing, image, target) == (image, target)
 
 
-def augmented(settings: TrialSettings, **options: Any) -> loop.Run:
+def augmented(settings: TrialSettings, **options: Any) -> Run:
     return run_of(settings, data=dataclasses.replace(settings.data, augment="trivial", **options))
 
 
@@ -342,7 +344,7 @@ PLANTED: dict[str, tuple[dict[str, Any], Any, str]] = {
 """Searchable field -> what the worker used beside EVERYTHING, what the trial said, how that is told."""
 
 
-def job_of(settings: TrialSettings, run: loop.Run) -> TrainJob:
+def job_of(settings: TrialSettings, run: Run) -> TrainJob:
     fields = settings.to_dict()
     params = dict.fromkeys([*fields, *fields["data"]])
     if settings.strategy == "load":

@@ -13,6 +13,7 @@ import torch.distributed
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import TrialSettings
 from finetune.training import loop
+from finetune.training.workers import World
 
 
 def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> None:
@@ -22,7 +23,7 @@ def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> Non
         messages: list[Message] = []
         paths = {"best": folder / f"best{number}", "last": folder / f"last{number}"}
         keep = Keep(metric="val/accuracy", mode="max", **paths)
-        loop.train(settings, keep=keep, report=messages.append, world=loop.World(rank, 2))
+        loop.train(settings, keep=keep, report=messages.append, world=World(rank, 2))
         told.append([dict(m.metrics) for m in messages if isinstance(m, Epoch)])
     if rank == 0:
         (folder / "epochs.json").write_text(json.dumps(told))

@@ -24,7 +24,7 @@ def measure(config: StudyConfig, images: Catalog) -> dict[str, ImageCost]:
     """
     import torch
 
-    from finetune.training import timing
+    from finetune.model import timing
 
     torch.set_num_threads(config.resources.cpus_per_worker)
     gpu = torch.cuda.is_available() and config.resources.gpu is not False

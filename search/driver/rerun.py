@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.messages import Effective, Epoch, Keep, Note
+from finetune.training.workers import World
 from search.config.resolve import cache_dir, copies_bytes, feature_settings
 from search.config.study import StudyConfig
 from search.driver.trial import compact
@@ -65,6 +66,6 @@ def run_only(
             best=Path(scratch) / "best.safetensors",
             last=Path(scratch) / "last.safetensors",
         )
-        world = loop.World(device=device)
+        world = World(device=device)
         loop.train(settings, keep=keep, report=report, world=world, features=feature_settings(config))
     return history[-1]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from finetune.metrics import RECALL
 
 BINS = 15
-"""Bins of the calibration error, as in `finetune.training.evaluate`."""
+"""Bins of the calibration error, as in `finetune.evaluation.scores`."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -31,7 +31,7 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
 
     from finetune import model_folder
     from finetune.errors import FinetuneError
-    from finetune.training.loop import World
+    from finetune.training.workers import World
 
     config = config_file.load(folder.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

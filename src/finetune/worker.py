@@ -27,7 +27,7 @@ from finetune.errors import FinetuneError, NonFiniteLoss
 from finetune.messages import End, ExportJob, Job, Message, Report, Started, TrainJob
 from finetune.steps import Step
 from finetune.training import loop
-from finetune.training.loop import World
+from finetune.training.workers import World
 
 STOP_POLL_SECONDS = 0.02
 """Least time between two checks whether the trial was stopped, so that a check per batch costs nothing."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from finetune import steps
 from finetune.datasets.sources import EXTENSIONS
 from finetune.errors import DataError
+from finetune.evaluation.scores import BATCH
 from finetune.images.pixels import load_image
 from finetune.model_folder.reading import Model
-from finetune.training.evaluate import BATCH
 
 TOP = 5
 """Number of most probable classes that a prediction lists."""

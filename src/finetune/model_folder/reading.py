@@ -12,13 +12,13 @@ from torch import Tensor
 
 from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError
+from finetune.evaluation import calibration
+from finetune.evaluation.calibration import Calibration
 from finetune.images.pixels import normalise
 from finetune.model import backbones, strategies
 from finetune.model.exact_head import ExactShape
 from finetune.model.strategies import TransferModel
 from finetune.model_folder.files import FILES, FORMAT
-from finetune.training import calibration
-from finetune.training.calibration import Calibration
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,18 @@ from safetensors.torch import save_file
 from finetune import model_card
 from finetune.disk import checkpoint
 from finetune.disk.atomic import replacing
+from finetune.evaluation import calibration, outputs
+from finetune.evaluation.calibration import Calibration
+from finetune.evaluation.outputs import Outputs
 from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.strategies import TransferModel
 from finetune.model_folder import files
 from finetune.model_folder.files import FILES, FORMAT
 from finetune.settings import FeatureSettings, TrialSettings
-from finetune.training import calibration, loop, outputs, shared
-from finetune.training.calibration import Calibration
-from finetune.training.loop import World
-from finetune.training.outputs import Outputs
+from finetune.training import shared
+from finetune.training.run import Run
+from finetune.training.workers import World
 
 ANSWERS, MISTAKES, BATCH_SEEN = "answers.npz", "mistakes.json", "batch.json"
 """Files about a measured model in its study's record."""
@@ -67,13 +69,13 @@ def write(
     if now is not None and now.choices() == settings.choices():
         settings = now
     shape = ExactShape.from_dict(stored["exact"]) if "exact" in stored else None
-    run = loop.Run(settings, world, features, shape=shape)
+    run = Run(settings, world, features, shape=shape)
     run.model.load_trained_state(tensors)
     metrics: dict[str, Any] = {"validation": None, "test": None}
     found: dict[str, Outputs] = {}
     for name, split in SPLITS:
         if run.data.size(split):
-            scores, found[split] = outputs.measure(run, split)
+            scores, found[split] = run.measure(split)
             metrics[name] = scores | {"images": run.data.size(split)}
     metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
     fitted = calibration.fit(found["val"].logits, found["val"].labels)
@@ -99,9 +101,9 @@ def measure(
         OSError: the answers cannot be written.
     """
     tensors, stored = checkpoint.read(checkpoint_path)
-    run = loop.Run(TrialSettings.from_dict(stored["settings"]), world, features)
+    run = Run(TrialSettings.from_dict(stored["settings"]), world, features)
     run.model.load_trained_state(tensors)
-    found = {s: outputs.measure(run, s)[1] for _, s in SPLITS if run.data.size(s)}
+    found = {s: run.measure(s)[1] for _, s in SPLITS if run.data.size(s)}
     fitted = calibration.fit(found["val"].logits, found["val"].labels)
     if world.rank == 0:
         outputs.save(answers / ANSWERS, found, fitted)
@@ -120,16 +122,16 @@ def _write_files(to: Path, model: TransferModel, facts: dict[str, Any]) -> None:
         path.write_text(model_card.text(facts), encoding="utf-8")
 
 
-def _keep_answers(to: Path, run: loop.Run, found: dict[str, Outputs], fitted: Calibration) -> None:
+def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibration) -> None:
     """Write answers and mistakes for the record; a record that cannot be written must not stop an export."""
     split = "test" if "test" in found else "val"
     with suppress(OSError):
         outputs.save(to / ANSWERS, found, fitted)
-        outputs.save_mistakes(to / MISTAKES, run, split, found[split], fitted)
-        outputs.save_batch(to / BATCH_SEEN, run)
+        outputs.save_mistakes(to / MISTAKES, run.data, split, found[split], fitted)
+        outputs.save_batch(to / BATCH_SEEN, run.data, run.first_batch())
 
 
-def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     settings = run.settings
     source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, run.world.device.type)
     prints = {"data_fingerprint": run.data.fingerprint, "weights_sha256": source.sha256}
@@ -163,7 +165,7 @@ def _facts(run: loop.Run, metrics: dict[str, Any], provenance: dict[str, Any]) -
     }
 
 
-def _exact(run: loop.Run) -> dict[str, Any]:
+def _exact(run: Run) -> dict[str, Any]:
     """Return what an exact head is made of, as model.yaml has it."""
     head = run.model.head
     return {"exact": head.shape.to_dict()} if isinstance(head, ExactHead) else {}

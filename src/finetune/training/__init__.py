@@ -1,1 +1,1 @@
-"""The training loop and what it uses: optimiser, losses, metrics, checkpoints of a trial."""
+"""The training loop and what it uses: optimiser, losses, checkpoints of a trial."""

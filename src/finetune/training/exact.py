@@ -10,6 +10,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from finetune.disk import checkpoint
+from finetune.evaluation.scores import BATCH
 from finetune.exact import solve as solving
 from finetune.exact.rows import Rows
 from finetune.exact.solve import Choice, Loaded
@@ -20,10 +21,10 @@ from finetune.model.backbones import last_layer
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.head import FuseHead
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
-from finetune.training.evaluate import BATCH
 
 if TYPE_CHECKING:
-    from finetune.training.loop import Run, World
+    from finetune.training.run import Run
+from finetune.training.workers import World
 
 MOST_BYTES = 2 * 2**30
 """Most features that a worker reads into memory; of more images it leaves out mirrored copies, then

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetune.evaluation.scores import BATCH
 from finetune.images import order
 from finetune.model.head import MLPHead
 from finetune.settings import ALL, TrialSettings
-from finetune.training import loop, optimize
-from finetune.training.evaluate import BATCH
+from finetune.training import optimize
 from finetune.training.losses import Loss
+from finetune.training.run import Run
 
 PACK_BYTES = 8 * 2**30
 """Memory for weights, gradients, optimiser state and best weights of the heads in one pack."""
@@ -64,7 +65,7 @@ class Trained:
 
 
 @torch.no_grad()
-def stored(run: loop.Run) -> Stored:
+def stored(run: Run) -> Stored:
     """Return the stored features of a trial's run, all of whose blocks must be frozen.
 
     Raises:

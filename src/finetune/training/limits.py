@@ -23,7 +23,7 @@ from finetune.settings import TrialSettings
 from finetune.training.optimize import Rates
 
 if TYPE_CHECKING:
-    from finetune.training.loop import Run
+    from finetune.training.run import Run
 
 LEAST_STEPS = 6
 """Steps that are watched at least; the epochs to which they belong are watched to their end."""

@@ -21,6 +21,7 @@ from finetune.datasets.catalog import Catalog
 from finetune.disk import checkpoint
 from finetune.disk.array_store import Store
 from finetune.errors import CheckpointError
+from finetune.evaluation.scores import BATCH
 from finetune.frozen import execution
 from finetune.images.batches import ImageData
 from finetune.images.pixels import normalise
@@ -28,7 +29,6 @@ from finetune.model import pretrain, strategies, weights
 from finetune.model.backbones import Backbone
 from finetune.model.weights import Pretrained
 from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
-from finetune.training.evaluate import BATCH
 
 SEEN = ("image_size", "batch_size", "horizontal_flip", "crop_scale", "augment", "views")
 """Settings that affect how images become model inputs, but not which images there are."""

@@ -1,18 +1,37 @@
-"""Divide images among the workers of a trial, and refuse batch sizes that cannot be divided or trained on.
+"""The workers that train one model together: how they agree, and how images are divided among them.
 
 Shapes: S side of the images in pixels.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import DataError
 from finetune.model.strategies import TransferModel
 from finetune.settings import TrialSettings
+
+
+@dataclass(frozen=True)
+class World:
+    """The workers that train one model together, with the rank and device of this one."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether it is True on any worker; every worker must call this."""
+        if self.size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in raised.tolist())
 
 
 def split(images: int, rank: int, workers: int, size: int) -> list[Tensor]:

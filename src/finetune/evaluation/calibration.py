@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from finetune.training.evaluate import BINS
+from finetune.evaluation.scores import BINS
 
 LEAST, MOST = 0.05, 20.0
 """Bounds of a temperature."""

@@ -1,4 +1,4 @@
-"""A trained model's answers on every image of a split, gathered over the workers and kept for the record.
+"""A trained model's answers on every image of a split, and how they are kept for the record.
 
 Shapes: N images, C classes.
 """
@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from PIL import Image
 from torch import Tensor
 
-from finetune import steps
+from finetune.evaluation.calibration import Calibration
+from finetune.images.batches import ImageData
 from finetune.metrics import TOP
-from finetune.training import loop
-from finetune.training.calibration import Calibration
 
 PICTURES = 24
 """Mistakes that are kept as pictures."""
@@ -37,21 +35,6 @@ class Outputs:
     """float32 (N, C), on the CPU."""
     labels: Tensor
     """int64 (N,)."""
-
-
-def measure(run: "loop.Run", split: str) -> tuple[dict[str, float], Outputs]:
-    """Return the metrics of a split and the outputs behind them; every worker must call this."""
-    own: list[Tensor] = []
-    with steps.step(f"measure on {split}", run.data.size(split), "images"):
-        scores = run.evaluate(split, own)
-    world = run.world
-    logits = torch.zeros(run.data.size(split), len(run.data.classes))
-    logits[world.rank :: world.size] = torch.cat(own).cpu()
-    if world.size > 1:
-        whole = logits.to(world.device)
-        torch.distributed.all_reduce(whole)
-        logits = whole.cpu()
-    return scores, Outputs(logits, run.data.labels(split))
 
 
 def arrays(outputs: Outputs, calibration: Calibration) -> dict[str, Any]:
@@ -94,7 +77,7 @@ def save(path: Path, splits: dict[str, Outputs], calibration: Calibration) -> No
 
 
 def save_mistakes(
-    path: Path, run: "loop.Run", split: str, outputs: Outputs, calibration: Calibration
+    path: Path, data: ImageData, split: str, outputs: Outputs, calibration: Calibration
 ) -> None:
     """Write the most confident mistakes on a split as JSON, with a small picture of each, in one step.
 
@@ -109,8 +92,8 @@ def save_mistakes(
     sure, predicted = probabilities.max(1)
     wrong = (predicted != outputs.labels).nonzero()[:, 0]
     first = wrong[sure[wrong].argsort(descending=True, stable=True)][:PICTURES]
-    names, paths = run.data.classes, run.data.paths(split)
-    images = list(run.data.batch(split, first)) if len(first) else []
+    names, paths = data.classes, data.paths(split)
+    images = list(data.batch(split, first)) if len(first) else []
     told = [
         {
             "split": split,
@@ -128,16 +111,21 @@ def save_mistakes(
     temporary.replace(path)
 
 
-def save_batch(path: Path, run: "loop.Run") -> None:
-    """Write the first images of the first training batch, as the model saw them, as JSON in one step.
+def save_batch(path: Path, data: ImageData, batch: Tensor) -> None:
+    """Write the first images of a batch of the first epoch, as the model saw them, as JSON in one step.
+
+    Args:
+        path: file to write.
+        data: the images.
+        batch: numbers of the training images in the batch, int64 (B,).
 
     Raises:
         OSError: the file cannot be written.
         DataError: an image cannot be read.
     """
-    first = run.first_batch()[:BATCH_SHOWN]
-    images = run.data.batch("train", first, view=run.data.view(1))
-    names, paths, labels = run.data.classes, run.data.paths("train"), run.data.labels("train")
+    first = batch[:BATCH_SHOWN]
+    images = data.batch("train", first, view=data.view(1))
+    names, paths, labels = data.classes, data.paths("train"), data.labels("train")
     told = [
         {"path": paths[int(index)], "label": names[int(labels[index])], "picture": _picture(image)}
         for index, image in zip(first, images, strict=True)
