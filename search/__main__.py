@@ -36,11 +36,11 @@ from search.commands import (
 from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.errors import CapacityError, ClusterError, PreflightError, SearchError, StudyError
+from search.handing_on import commands as handing_on
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.views import table
 from search.views.phases import Phases
-from search.views.predictions import Counted
 from search.views.terminal import console, print_line
 
 PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
@@ -284,93 +284,6 @@ def cache(
         cache_view.show(listed)
 
 
-@app.command()
-def export(
-    folder: Annotated[Path, typer.Argument(help="A results folder.")],
-    to: Annotated[Path, typer.Option(help="Where the model folder goes.")],
-    trial: Annotated[int | None, typer.Option(help="A trial's number; left out: the best.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Write the best model, or that of another trial, with its card, and measure it on the test images."""
-    from search.views.export import export_trial
-
-    with Phases().phase("export"):
-        facts = export_trial(StudyFolder.open(folder), trial, to)
-    if as_json:
-        print_json(facts)
-    else:
-        for split, scores in facts["metrics"].items():
-            text = ", ".join(
-                f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in (scores or {}).items()
-            )
-            print_line(console(), f"{split}: {text or 'no such split'}")
-    if facts["provenance"].get("test_reads", 0) is None:
-        say(f"{folder}: this read of the test split is not counted: the folder cannot be written")
-    say(f"next: python -m search predict {shlex.quote(str(to))} IMAGES...")
-
-
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
-    as_json: JsonFlag = False,
-    csv: Annotated[
-        Path | None, typer.Option(help="Write a CSV file: path, class, probability, error.")
-    ] = None,
-) -> None:
-    """Classify images with an exported model; the exit code is 1 if some of them cannot be read."""
-    from search.views import predictions
-
-    if as_json and csv is not None:
-        raise typer.BadParameter("give --json or --csv, one of them")
-    found = Counted(predictions.predict(model, images))
-    if as_json:
-        with Phases().phase("classify"):
-            rows = list(found)
-        print_json(rows)
-    elif csv is not None:
-        with Phases().phase("classify"):
-            predictions.write_csv(found, csv)
-        say(f"{csv}: {found.images} images")
-    else:  # the lines themselves are the progress
-        for row in found:
-            print(predictions.line(row), flush=True)
-    _all_readable(found)
-
-
-@app.command()
-def explain(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
-    to: Annotated[Path, typer.Option(help="Folder for the pictures and explain.json.")] = Path("explained"),
-    method: Annotated[
-        str, typer.Option(help="grad-cam, integrated-gradients, occlusion or random.")
-    ] = "grad-cam",
-    about: Annotated[
-        str | None, typer.Option("--class", help="Class to look for; left out: each image's answer.")
-    ] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Draw what speaks for an answer: a map over each image, with a random map beside it."""
-    from search.views import explanations
-
-    found = Counted(explanations.explain(model, images, to, method=method, about=about))
-    if as_json:
-        print_json(list(found))
-    else:
-        for row in found:
-            print(explanations.line(row), flush=True)
-    say(f"{to}: {found.images - found.unreadable} pictures, and explain.json")
-    _all_readable(found)
-
-
-def _all_readable(found: Counted) -> None:
-    """Exit with an error if some images could not be read."""
-    if found.unreadable:
-        say(f"error: every image must be readable, got {found.unreadable} of {found.images} that are not")
-        raise typer.Exit(Exit.STUDY_FAILED)
-
-
 def show(record: StudyRecord, as_json: bool, *, history: bool = False) -> None:
     """Print a record on stdout, as JSON or as a table."""
     if as_json:
@@ -385,6 +298,7 @@ def shown_path(path: str) -> str:
     return shlex.quote(path if relative.startswith("..") else relative)
 
 
+handing_on.register(app)
 commands.register(app)
 
 

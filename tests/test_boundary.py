@@ -35,12 +35,12 @@ FLOORS = {
         {"suggest", "slots", "verdict"},
         {"views"},
         {"commands", "driver", "report"},
-        {"cluster"},
+        {"cluster", "handing_on"},
         {"__main__"},
     ],
     "finetune": [
         {"errors", "safe_text", "settings", "steps"},
-        {"metrics", "model_card"},
+        {"extras", "metrics", "model_card"},
         {"messages"},
         {"disk", "suspects"},
         {"datasets"},
@@ -51,6 +51,7 @@ FLOORS = {
         {"training"},
         {"explain"},
         {"model_folder"},
+        {"handing_on"},
         {"worker"},
     ],
 }

@@ -15,33 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from finetune import model_card, model_folder
 from finetune.errors import CheckpointError
-from finetune.messages import Keep
-from finetune.settings import DataSettings, TrialSettings, WeightsSettings
-from finetune.training import loop
 from search.__main__ import app, guarded
 from search.errors import StudyError
 from search.views import predictions
+from tests.models import train
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small trial."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = DataSettings(
-        kind="digits", classes=("6", "7"), image_size=32, validation_share=0.8, test_share=0.1
-    )
-    settings = TrialSettings(
-        data=data,
-        backbone="shufflenet_v2_x0_5",
-        weights=WeightsSettings(),
-        strategy="replace",
-        epochs=1,
-        learning_rate=0.01,
-        cache_dir=str(folder / "cache"),
-    )
-    keep = Keep(metric="val/loss", mode="min", best=folder / "best", last=folder / "last")
-    loop.train(settings, keep=keep, report=lambda _: None)
-    return folder / "best"
+    return train(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

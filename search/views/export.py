@@ -1,6 +1,7 @@
 """Write the model folder of a trial in this process; during a study a slot writes that of the best trial."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from search.suggest.space import Space
 from search.views.tensorboard import pictures
 
 
-def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str, Any]:
+def export_trial(
+    folder: StudyFolder, number: int | None, to: Path, formats: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write the model folder of trial `number`, or of the best one, and return the content of its model.yaml.
 
-    This measures the model on the test images, which the record counts.
+    This measures the model on the test images, which the record counts. `formats` are added beside it.
 
     Raises:
         StudyError: the study has no such trial, or none that completed.
-        CheckpointError: the trial's weights were not kept, or `to` cannot take a model.
+        CheckpointError: the trial's weights were not kept, `to` cannot take a model, or a file does not
+            answer as the model does.
+        MissingPackage: a format needs a package that is not installed.
     """
     record = ledger.read_study(folder)
     trial = _chosen(record, number)
@@ -31,8 +36,10 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
 
     from finetune import model_folder
     from finetune.errors import FinetuneError
+    from finetune.handing_on import formats as writers
     from finetune.training.workers import World
 
+    writers.check(formats)
     config = config_file.load(folder.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     entered = reads.enter(folder, record, trial.id)
@@ -49,10 +56,47 @@ def export_trial(folder: StudyFolder, number: int | None, to: Path) -> dict[str,
         )
         with suppress(OSError):  # the folder may be read-only, and the model is whole
             pictures.add(folder, config, trial, facts["classes"])
-        return facts
     except FinetuneError:
         reads.withdraw(folder, entered)
         raise
+    return writers.add(to, formats) if formats else facts
+
+
+def convert(model: Path, to: Path, formats: Sequence[str]) -> dict[str, Any]:
+    """Copy a model folder to `to`, unless that is the same folder, and add files of other formats to it.
+
+    No test image is read.
+
+    Raises:
+        FinetuneError: `model` is not whole, `to` cannot take a model, or a format cannot be written.
+    """
+    from finetune import model_folder
+    from finetune.handing_on import formats as writers
+
+    writers.check(formats)
+    if not (to.exists() and to.samefile(model)):
+        model_folder.copy(model, to)
+    return writers.add(to, formats) if formats else model_folder.load(to).facts
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """Return the scores and the files of a model folder as lines for people."""
+    told = []
+    for split, scores in facts["metrics"].items():
+        values = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in (scores or {}).items())
+        told.append(f"{split}: {', '.join(values) or 'no such split'}")
+    for format_, found in facts.get("formats", {}).items():
+        parity = found["parity"]
+        told.append(
+            f"{format_}: {found['file']}, probabilities within {parity['largest_difference']:.1e} of "
+            f"PyTorch's, {parity['changed_answers']} of {parity['images']} answers changed"
+        )
+    return told
+
+
+def is_model(folder: Path) -> bool:
+    """True if a folder is a model folder rather than a study."""
+    return (folder / "model.yaml").is_file()
 
 
 def is_whole(model: Path, trial: str) -> bool:

@@ -5,6 +5,7 @@ FinetuneError
 ├── BackboneError     no such backbone, or one that cannot be cut as asked
 ├── WeightsError      pretrained weights are missing, unsafe or do not fit
 ├── CheckpointError   a checkpoint or model folder is missing, damaged or belongs to another trial
+├── MissingPackage    a package of an extra is not installed
 └── NonFiniteLoss     the loss became NaN or infinite
 
 Messages have the form `<where>: <rule>, got <value>. <what to do>.`
@@ -32,6 +33,10 @@ class WeightsError(FinetuneError):
 
 class CheckpointError(FinetuneError):
     """A checkpoint or model folder is missing, damaged or belongs to another trial."""
+
+
+class MissingPackage(FinetuneError):
+    """A package of an extra, which a plain installation leaves out, is not installed."""
 
 
 class NonFiniteLoss(FinetuneError):

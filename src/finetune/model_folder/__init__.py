@@ -4,8 +4,9 @@ Its files are `model.safetensors` (all weights), `model.yaml` (description and m
 short model card). There are no pickles, so a folder from a stranger can be loaded safely.
 """
 
+from finetune.model_folder.files import copy
 from finetune.model_folder.predicting import find_images, predict
 from finetune.model_folder.reading import Model, load
-from finetune.model_folder.writing import measure, write
+from finetune.model_folder.writing import describe, measure, write
 
-__all__ = ["Model", "find_images", "load", "measure", "predict", "write"]
+__all__ = ["Model", "copy", "describe", "find_images", "load", "measure", "predict", "write"]

@@ -1,17 +1,22 @@
 """Name the files of a model folder, and check that a folder may become one."""
 
 import os
+import shutil
 from pathlib import Path
 
 import yaml
 
 from finetune.datasets.findings import listed
+from finetune.disk.atomic import replacing
+from finetune.disk.filesystems import no_pipe
 from finetune.errors import CheckpointError
 
 FORMAT = 2
 """Version of model.yaml. Version 1 has no `calibration`; its models answer with the temperature 1."""
 FILES = ("model.safetensors", "model.yaml", "README.md")
 """Files of a model folder, in the order in which they are written."""
+DERIVED = ("model.onnx", "model.pt2", "bom.json")
+"""Files that may be added to a model folder, made from its model."""
 
 
 def claim(to: Path) -> None:
@@ -45,3 +50,23 @@ def _is_ours(path: Path) -> bool:
     except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(facts, dict) and {"format", "backbone", "strategy", "classes"} <= facts.keys()
+
+
+def copy(model: Path, to: Path) -> None:
+    """Copy the files of a model folder to another folder; what was derived from a model there is removed.
+
+    Raises:
+        CheckpointError: `to` cannot become a model folder, or `model` lacks a file.
+    """
+    claim(to)
+    for name in DERIVED:
+        (to / name).unlink(missing_ok=True)
+    try:
+        for name in FILES:
+            with replacing(to / name) as path:
+                shutil.copyfile(no_pipe(model / name), path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{model}: the files of a model folder must be readable, got {type(error).__name__}: {error}. "
+            "Export the model again."
+        ) from error

@@ -18,7 +18,7 @@ from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.strategies import TransferModel
 from finetune.model_folder import files
-from finetune.model_folder.files import FILES, FORMAT
+from finetune.model_folder.files import DERIVED, FILES, FORMAT
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import shared
 from finetune.training.run import Run
@@ -111,14 +111,25 @@ def measure(
 
 def _write_files(to: Path, model: TransferModel, facts: dict[str, Any]) -> None:
     """Write the files of a model folder, and the digest of the weights into `facts`."""
-    weights, text, card = (to / name for name in FILES)
+    for name in DERIVED:
+        (to / name).unlink(missing_ok=True)  # it belongs to the weights that are replaced now
+    weights = to / FILES[0]
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(weights) as path:
         save_file(state, path)
     facts["provenance"]["model_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    with replacing(text) as path:
+    describe(to, facts)
+
+
+def describe(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the description of a model folder and the card that is made from it.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    with replacing(folder / FILES[1]) as path:
         path.write_text(yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    with replacing(card) as path:
+    with replacing(folder / FILES[2]) as path:
         path.write_text(model_card.text(facts), encoding="utf-8")
 
 

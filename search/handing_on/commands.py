@@ -1,0 +1,118 @@
+"""Commands for a model that is there: `export`, `predict` and `explain`."""
+
+import shlex
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands import Exit, JsonFlag, print_json, say
+from search.record.study_folder import StudyFolder
+from search.views.phases import Phases
+from search.views.predictions import Counted
+from search.views.terminal import console, print_line
+
+
+class Format(str, Enum):
+    """Files that an export can write."""
+
+    SAFETENSORS = "safetensors"
+    TORCH = "torch"
+    ONNX = "onnx"
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A results folder, or a model folder to convert.")],
+    to: Annotated[Path, typer.Option(help="Where the model folder goes.")],
+    trial: Annotated[int | None, typer.Option(help="A trial's number; left out: the best.")] = None,
+    formats: Annotated[
+        list[Format] | None, typer.Option("--format", help="Add the model as another program reads it.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the best model, or that of another trial, with its card, and measure it on the test images."""
+    from search.views import export as exports
+
+    asked = [one.value for one in dict.fromkeys(formats or ()) if one is not Format.SAFETENSORS]
+    with Phases().phase("export"):
+        if exports.is_model(folder):
+            if trial is not None:
+                raise typer.BadParameter("--trial goes with a results folder; this is a model folder")
+            facts = exports.convert(folder, to, asked)
+        else:
+            facts = exports.export_trial(StudyFolder.open(folder), trial, to, asked)
+    if as_json:
+        print_json(facts)
+    else:
+        for line in exports.lines(facts):
+            print_line(console(), line)
+    if facts["provenance"].get("test_reads", 0) is None:
+        say(f"{folder}: this read of the test split is not counted: the folder cannot be written")
+    say(f"next: python -m search predict {shlex.quote(str(to))} IMAGES...")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
+    as_json: JsonFlag = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a CSV file: path, class, probability, error.")
+    ] = None,
+) -> None:
+    """Classify images with an exported model; the exit code is 1 if some of them cannot be read."""
+    from search.views import predictions
+
+    if as_json and csv is not None:
+        raise typer.BadParameter("give --json or --csv, one of them")
+    found = Counted(predictions.predict(model, images))
+    if as_json:
+        with Phases().phase("classify"):
+            rows = list(found)
+        print_json(rows)
+    elif csv is not None:
+        with Phases().phase("classify"):
+            predictions.write_csv(found, csv)
+        say(f"{csv}: {found.images} images")
+    else:  # the lines themselves are the progress
+        for row in found:
+            print(predictions.line(row), flush=True)
+    _all_readable(found)
+
+
+def explain(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
+    to: Annotated[Path, typer.Option(help="Folder for the pictures and explain.json.")] = Path("explained"),
+    method: Annotated[
+        str, typer.Option(help="grad-cam, integrated-gradients, occlusion or random.")
+    ] = "grad-cam",
+    about: Annotated[
+        str | None, typer.Option("--class", help="Class to look for; left out: each image's answer.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Draw what speaks for an answer: a map over each image, with a random map beside it."""
+    from search.views import explanations
+
+    found = Counted(explanations.explain(model, images, to, method=method, about=about))
+    if as_json:
+        print_json(list(found))
+    else:
+        for row in found:
+            print(explanations.line(row), flush=True)
+    say(f"{to}: {found.images - found.unreadable} pictures, and explain.json")
+    _all_readable(found)
+
+
+def _all_readable(found: Counted) -> None:
+    """Exit with an error if some images could not be read."""
+    if found.unreadable:
+        say(f"error: every image must be readable, got {found.unreadable} of {found.images} that are not")
+        raise typer.Exit(Exit.STUDY_FAILED)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (export, predict, explain):
+        app.command()(command)

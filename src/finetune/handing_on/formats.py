@@ -1,0 +1,80 @@
+"""Add files of other formats to a model folder. Each has its measured parity; one without it is not kept."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from finetune import extras, model_folder, steps
+from finetune.disk.atomic import replacing
+from finetune.errors import CheckpointError
+from finetune.handing_on import onnx_file, parity, torch_file
+from finetune.handing_on.deployed import INPUT, OUTPUT, Deployed
+
+FORMATS: MappingProxyType[str, tuple[ModuleType, str]] = MappingProxyType(
+    {"torch": (torch_file, "model.pt2"), "onnx": (onnx_file, "model.onnx")}
+)
+"""Name of a format -> the module that writes it, and the name of the file."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Check that this machine can write files of these formats, before long work begins.
+
+    Raises:
+        MissingPackage: a package is not installed.
+    """
+    for name in names:
+        extras.require(name, f"export --format {name}", FORMATS[name][0].MODULES)
+
+
+def add(folder: Path, names: Sequence[str], images: Tensor | None = None) -> dict[str, Any]:
+    """Write a model folder's model in other formats beside it, and return the new content of its model.yaml.
+
+    Args:
+        folder: a model folder.
+        names: keys of FORMATS.
+        images: images uint8 (N, S, S, 3) on which the parity is measured; None takes some of the validation
+            images that its model.yaml names.
+
+    Raises:
+        CheckpointError: the folder holds no model, or a file does not answer as the model does.
+        DataError: the validation images are missing or have changed.
+        MissingPackage: a package is not installed.
+    """
+    check(names)
+    model = model_folder.load(folder)
+    deployed = Deployed(model)
+
+    def answers(x: Tensor) -> Tensor:
+        return model.probabilities(x.permute(0, 3, 1, 2))
+
+    if images is None:
+        images = parity.validation_images(model.facts)
+    told: dict[str, Any] = dict(model.facts.get("formats", {}))
+    for name in names:
+        module, file = FORMATS[name]
+        why = "traces the model and compares its answers"
+        with steps.step(f"write {file}", why=why), replacing(folder / file) as path:
+            facts = module.write(deployed, model.facts, path)
+            found = parity.measured(module.runner(path), answers, images)
+            if not found.holds:
+                raise CheckpointError(
+                    f"{folder / file}: a file must answer as its model does, within {parity.MOST:g} and "
+                    f"without a changed answer, got {found} ({model.facts['backbone']}). It is not kept; use "
+                    "the model folder itself, or another format."
+                )
+            told[name] = {
+                "file": file,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "input": f"{INPUT}: uint8 (batch, {deployed.side}, {deployed.side}, 3), RGB",
+                "output": f"{OUTPUT}: float32 (batch, {len(model.classes)})",
+                "parity": dataclasses.asdict(found),
+                **facts,
+            }
+    facts = model.facts | {"formats": told}
+    model_folder.describe(folder, facts)
+    return facts

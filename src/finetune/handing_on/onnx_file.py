@@ -1,0 +1,72 @@
+"""A model as an ONNX file, which needs neither this project nor PyTorch.
+
+The file's metadata hold what a program must know to prepare images and to name the answers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.handing_on.deployed import INPUT, OUTPUT, Deployed
+from finetune.handing_on.parity import Run
+from finetune.images.pixels import CROP_SHARE, evaluation_needs
+
+MODULES = ("onnx", "onnxscript", "onnxruntime")
+"""Packages that writing and measuring the file needs."""
+
+
+def metadata(facts: dict[str, Any]) -> dict[str, str]:
+    """Return the metadata of the file, JSON by name.
+
+    classes      names in the order of the probabilities
+    image_size   side of the square input, in pixels
+    whole_image  true: the whole image is resized to the square; false: its centre
+    trim         share of width and height that is cut off at each edge before the centred square is taken
+    resample     filter of the resizing, as Pillow names it
+    decode       pixels that a large JPEG must keep on its shorter side, if it is decoded at a fraction
+    """
+    asked = facts["preprocessing"]
+    side, whole = asked["image_size"], asked["whole_image"]
+    told = {
+        "classes": facts["classes"],
+        "image_size": side,
+        "whole_image": whole,
+        "trim": 0.0 if whole else (1 - side / round(side / CROP_SHARE)) / 2,
+        "resample": "BILINEAR",
+        "decode": evaluation_needs(side, whole),
+    }
+    return {name: json.dumps(value) for name, value in told.items()}
+
+
+def write(deployed: Deployed, facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write the file, and return what a model.yaml tells of it."""
+    example = torch.zeros(2, deployed.side, deployed.side, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            deployed,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata(facts))
+    program.save(path)
+    return {"opset": program.model.opset_imports[""]}
+
+
+def runner(path: Path) -> Run:
+    """Return a function that runs the file on this machine's CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        return torch.from_numpy(found)
+
+    return run

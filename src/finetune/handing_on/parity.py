@@ -1,0 +1,72 @@
+"""Measure how far an exported file's answers are from those of the model that it was made from.
+
+Shapes: N images, S side of the square in pixels, C classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.settings import TrialSettings
+from finetune.training import shared
+
+Run = Callable[[Tensor], Tensor]
+"""Function from images uint8 (B, S, S, 3) to probabilities (B, C)."""
+IMAGES = 32
+"""Number of validation images that are compared."""
+MOST = 1e-4
+"""Largest difference of a probability that is accepted."""
+BATCHES = (1, 2)
+"""Numbers of images in the first batches; the last one takes all others. A file must take any number."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The difference between two ways to compute the same probabilities."""
+
+    images: int
+    largest_difference: float
+    """Largest difference of a probability."""
+    changed_answers: int
+    """Number of images whose most probable class is another."""
+
+    @property
+    def holds(self) -> bool:
+        """True if the file may stand for the model."""
+        return self.largest_difference <= MOST and not self.changed_answers
+
+    def __str__(self) -> str:
+        return (
+            f"a largest difference of {self.largest_difference:.1e} and {self.changed_answers} changed "
+            f"answers on {self.images} images"
+        )
+
+
+def measured(run: Run, model: Run, images: Tensor) -> Parity:
+    """Return the parity of two programs on images uint8 (N, S, S, 3), given in batches of several sizes."""
+    sizes = [*BATCHES, len(images) - sum(BATCHES)] if len(images) > sum(BATCHES) else [len(images)]
+    found = torch.cat([run(part.contiguous()) for part in images.split(sizes)])
+    expected = model(images)
+    difference = (found - expected).abs().max()
+    # NaN compares as False with everything, so it must not look like a small difference.
+    largest = float(difference) if bool(torch.isfinite(difference)) else float("inf")
+    changed = int((found.argmax(1) != expected.argmax(1)).sum())
+    return Parity(len(images), largest, changed)
+
+
+def validation_images(facts: dict[str, Any]) -> Tensor:
+    """Return images of the validation split, evenly spread over it, uint8 (N, S, S, 3).
+
+    Args:
+        facts: content of a model.yaml, whose settings say where the images are.
+
+    Raises:
+        DataError: the images are missing or have changed.
+    """
+    data = shared.images(TrialSettings.from_dict(facts["settings"]).data)
+    size = data.size("val")
+    chosen = torch.linspace(0, size - 1, min(IMAGES, size)).round().long()
+    return data.batch("val", chosen).permute(0, 2, 3, 1).contiguous()
