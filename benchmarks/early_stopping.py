@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import report
-from search.record.ledger import read_study
+from search.record.reader import read_study
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from search.suggest.stopping import EarlyStopping

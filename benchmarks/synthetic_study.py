@@ -17,7 +17,8 @@ import yaml
 from PIL import Image
 
 from search.config.study import StudyConfig
-from search.record.ledger import Ledger, read_study
+from search.record.ledger import Ledger
+from search.record.reader import read_study
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder, write_text
 from search.suggest.space import Space

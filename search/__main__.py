@@ -114,9 +114,9 @@ def go_on_with(folder: StudyFolder, as_json: bool, phases: Phases | None = None)
     from search.config import config_file
     from search.driver import runner
     from search.driver.ending import is_over
-    from search.record import ledger
+    from search.record import reader
 
-    trials, facts = ledger.read(folder.database)
+    trials, facts = reader.read(folder.database)
     if is_over(trials, facts, config_file.load(folder.config).study):
         say(f"{folder.root}: this study has finished; `submit --new` begins another with its config")
     else:
@@ -181,9 +181,9 @@ def results_command(
         flags = ["--json"] * as_json + ["--history"] * history
         commands.results_there(str(folder), flags, address, cluster)
         return
-    from search.record import ledger
+    from search.record import reader
 
-    record = ledger.read_study(StudyFolder.open(folder))
+    record = reader.read_study(StudyFolder.open(folder))
     show(record, as_json, history=history)
     shown = shown_path(record.folder)
     following = "resume" if record.state == "interrupted" else "export"

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from search.record.ledger import read_study
+from search.record.reader import read_study
 from search.record.study_folder import StudyFolder
 from search.views.table import to_json
 from tests import lab as labs

@@ -11,7 +11,7 @@ from search.config.study import StudyConfig
 from search.driver import runner
 from search.driver.study_run import to_do
 from search.errors import StudyError
-from search.record import changes, ledger
+from search.record import changes, reader
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
 from search.record.study_folder import StudyFolder
@@ -59,7 +59,7 @@ def test_a_start_that_was_tried_is_not_planned_again(
     for plan in planned:
         suggest(book, space, plan)
     book.close()
-    trials, _ = ledger.read(tmp_path / "optuna.db")
+    trials, _ = reader.read(tmp_path / "optuna.db")
     assert len(trials) == len(planned)
     again, sampled = to_do(trials, config.study, space, space.starts())
     assert (again, sampled) == ([], config.study.trials - len(planned))

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from search.config.study import StudyConfig
 from search.driver.study_run import to_do
-from search.record import ledger
+from search.record import reader
 from search.record.ledger import Ledger
 from search.suggest import gaussian, portfolio, samplers
 from search.suggest.bandit import SHARE, TRIES, Bandit
@@ -50,7 +50,7 @@ def run(
 
     Every third trial is stopped after its second epoch. `until` ends the process after so many trials.
     """
-    earlier = ledger.read(path)[0] if path.exists() else []
+    earlier = reader.read(path)[0] if path.exists() else []
     book = Ledger(
         path, mode="max", sampler=samplers.make(name, seed=seed + len(earlier)), learned=space.learned
     )
@@ -71,7 +71,7 @@ def run(
         end(book, ended.trial.number, ended.params)
         count += 1
     book.close()
-    return [trial.params for trial in ledger.read(path)[0] if trial.state != "RUNNING"]
+    return [trial.params for trial in reader.read(path)[0] if trial.state != "RUNNING"]
 
 
 def end(book: Ledger, number: int, params: dict[str, Any]) -> None:
@@ -158,9 +158,9 @@ def test_a_study_that_goes_on_keeps_its_counts(tmp_path: Path) -> None:
     """Bandit and start-up count earlier trials: a new start would try each strategy's heads again."""
     space = space_of()
     run(tmp_path / "a.db", space, "auto", 24, until=20)
-    before = ledger.read(tmp_path / "a.db")[0]
+    before = reader.read(tmp_path / "a.db")[0]
     found = run(tmp_path / "a.db", space, "auto", 24)
-    ended = [trial for trial in ledger.read(tmp_path / "a.db")[0] if trial.state in ("COMPLETE", "PRUNED")]
+    ended = [trial for trial in reader.read(tmp_path / "a.db")[0] if trial.state in ("COMPLETE", "PRUNED")]
     assert sum(trial.counted for trial in ended) == 24
     assert sum(not trial.counted for trial in ended) <= 3 * TRIES
     assert len(found) >= len(before)
@@ -181,7 +181,7 @@ def test_the_next_trial_is_chosen_before_a_slot_asks_for_it(tmp_path: Path) -> N
     assert chooser.left == 0
     book.suggested(first.trial.number, first.facts)
     book.close()
-    assert len(ledger.read(tmp_path / "a.db")[0]) == 1, "what was not handed out is not in the record"
+    assert len(reader.read(tmp_path / "a.db")[0]) == 1, "what was not handed out is not in the record"
 
 
 def test_the_bandit_leaves_an_arm_that_has_given_all_and_returns_where_it_may_gain() -> None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from search import __main__
-from search.record import ledger
+from search.record import reader
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from tests.files import changed, contents
@@ -322,7 +322,7 @@ def test_a_study_that_is_cut_off_in_every_way_loses_no_trial(
         ended, code, rest = cut_off(how, *program, *words, env=env | {"TORCHLESS_EPOCH_SECONDS": "0.3"})
         if how != signal.SIGKILL:
             assert_left_in_peace(folder, code, rest)
-        record = ledger.read_study(StudyFolder(folder))
+        record = reader.read_study(StudyFolder(folder))
         assert record.state == "interrupted"
         assert {number: record.trials[number] for number in complete} == complete
         now = {trial.number: trial for trial in record.trials if trial.state == "COMPLETE"}
@@ -330,7 +330,7 @@ def test_a_study_that_is_cut_off_in_every_way_loses_no_trial(
         complete, words = now, ["resume", folder]
     done = finish(*program, *words, env=env)
     assert done.returncode == 0, done.stderr
-    record = ledger.read_study(StudyFolder(folder))
+    record = reader.read_study(StudyFolder(folder))
     assert {number: record.trials[number] for number in complete} == complete
     assert_whole(record, trials=14)
 
@@ -347,11 +347,11 @@ def test_a_study_that_is_terminated_goes_on_in_another_place_where_its_trials_we
     _, code, rest = cut_off(signal.SIGTERM, *program, *words, env=env)
     assert_left_in_peace(folder, code, rest)
     folder = folder.rename(tmp_path / "moved")
-    before = ledger.read_study(StudyFolder(folder))
+    before = reader.read_study(StudyFolder(folder))
     assert before.state == "interrupted"
     done = finish(*program, "resume", folder, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr
-    after = ledger.read_study(StudyFolder(folder))
+    after = reader.read_study(StudyFolder(folder))
     for trial in before.trials:
         assert trial.interrupted or after.trials[trial.number] == trial
     cut = {trial.number: trial.history for trial in before.trials if trial.interrupted}

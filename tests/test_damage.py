@@ -10,7 +10,7 @@ import pytest
 
 from search.cluster import status
 from search.errors import StudyError
-from search.record import ledger
+from search.record import reader
 from search.record.study_folder import StudyFolder
 from tests.written import Make, call, everything
 
@@ -107,7 +107,7 @@ def test_a_record_without_a_version_of_its_tables_or_with_few_facts_is_read(
     with closing(sqlite3.connect(folder.database)) as database:
         database.executescript("delete from trial_user_attributes; delete from study_user_attributes")
         database.executescript(drop("alembic_version"))
-    record = ledger.read_study(folder)
+    record = reader.read_study(folder)
     assert [trial.state for trial in record.trials] == ["COMPLETE"] * 6
     assert call("results", folder.root) == 0
 
@@ -137,7 +137,7 @@ def test_damage_anywhere_is_read_over_or_told_and_nothing_else(written: Make, tm
         folder.database.write_bytes(damaged)
         before = everything(tmp_path)
         try:
-            ledger.read_study(folder)
+            reader.read_study(folder)
         except StudyError:
             told += 1
         assert everything(tmp_path) == before

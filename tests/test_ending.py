@@ -12,7 +12,7 @@ from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.driver.ending import ENDED, PATIENCE, Clock, Patience, extended, is_over
 from search.driver.seeds import SHARE_OF_BUDGET
-from search.record import ledger
+from search.record import reader
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
 from search.record.study_folder import StudyFolder
@@ -131,7 +131,7 @@ def test_a_study_that_patience_ended_is_over_and_says_why(tmp_path: Path) -> Non
     run.ledger.set_fact("state", "finished")
     run.ledger.set_fact(ENDED, run.patience.reason)
     run.close(1.0)
-    record = ledger.read_study(run.folder)
+    record = reader.read_study(run.folder)
     assert record.ended is not None
     assert "promise less than" in record.ended
     facts = {"state": "finished", ENDED: record.ended}

@@ -21,7 +21,7 @@ from finetune.messages import Epoch, Message, Report, TrainJob
 from search.config.study import StudyConfig
 from search.driver import callback, runner
 from search.errors import SlotsLost
-from search.record.ledger import read_study
+from search.record.reader import read_study
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.slots import nodes, slots, supervisor

@@ -10,7 +10,7 @@ from ray.tune.search import SearchGenerator
 
 from search.driver.trial import SlotTrial
 from search.driver.tuner import Room
-from search.record import ledger
+from search.record import reader
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.suggest.stopping import EarlyStopping
@@ -60,7 +60,7 @@ def searched(folder: StudyFolder, *, until: int = sys.maxsize, **study: Any) -> 
         ended += 1
     run.ledger.flush()
     run.close(1.0)
-    return ledger.read_study(folder)
+    return reader.read_study(folder)
 
 
 def test_a_study_ends_when_it_has_its_trials_that_train_blocks(

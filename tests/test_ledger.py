@@ -20,9 +20,10 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from search.errors import RecordLost, StudyError
-from search.record import ledger
-from search.record.ledger import PAUSE_SECONDS, Ledger, open_storage, read
-from search.record.storage import OLD_NAME, let_go, only_study
+from search.record import ledger, reader
+from search.record.ledger import PAUSE_SECONDS, Ledger
+from search.record.reader import read
+from search.record.storage import OLD_NAME, let_go, only_study, open_storage
 from search.suggest.sampler import make
 from tests import mounts
 from tests.waiting import eventually
@@ -110,7 +111,7 @@ def test_a_record_is_read_as_optuna_reads_it(path: Path) -> None:
     book.suggested(running.number, {"params": {"strategy": "fuse"}})
     book.report(running.number, 1, 0.5)
     book.close()
-    assert ledger.read(path)[0] == [ledger.to_record(trial) for trial in stored(path)]
+    assert reader.read(path)[0] == [reader.to_record(trial) for trial in stored(path)]
 
 
 def test_a_running_trial_is_in_the_file_within_a_moment(path: Path) -> None:
@@ -219,7 +220,7 @@ def test_memory_does_not_keep_the_long_facts_of_ended_trials(path: Path) -> None
     (kept,) = book.records()
     assert (kept.epochs, kept.history, kept.effective) == (1, [], {})
     book.close()
-    (record,) = ledger.read(path)[0]
+    (record,) = reader.read(path)[0]
     assert (record.epochs, record.history, record.effective) == (1, history, {"a": 1})
 
 
@@ -244,7 +245,7 @@ def test_a_resumed_study_does_not_hold_the_long_facts_of_earlier_trials_either(p
     ] * trials
     again.close()
     assert held < trials * length / 4
-    assert [record.history for record in ledger.read(path)[0]] == [epochs] * trials
+    assert [record.history for record in reader.read(path)[0]] == [epochs] * trials
 
 
 def test_every_epoch_is_in_the_file_however_long_a_commit_takes(
@@ -289,8 +290,8 @@ def test_reading_does_not_disturb_a_study_that_runs(path: Path) -> None:
     book.set_fact("state", "running")
     trial = book.ask()
     book.suggested(trial.number, {"params": {}})
-    eventually(lambda: len(ledger.read(path)[0]) == 2, "two trials in the file")
-    records, facts = ledger.read(path)
+    eventually(lambda: len(reader.read(path)[0]) == 2, "two trials in the file")
+    records, facts = reader.read(path)
     assert [r.state for r in records] == ["COMPLETE", "RUNNING"]
     assert facts["state"] == "running"
     book.end(trial.number, "FAIL", None, {"error": "x"})
@@ -305,13 +306,13 @@ def test_a_record_that_somebody_waits_to_read_appears_whole(tmp_path: Path) -> N
     def wait_and_read() -> None:
         for path in paths:
             eventually(path.exists, "a record")
-            read.append(ledger.read(path))
+            read.append(reader.read(path))
 
-    reader = threading.Thread(target=wait_and_read, daemon=True)
-    reader.start()
+    waiting = threading.Thread(target=wait_and_read, daemon=True)
+    waiting.start()
     for path in paths:
         open_ledger(path).close()
-    reader.join()
+    waiting.join()
     assert read == [([], {})] * len(paths)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".db", ".db-wal", ".db-shm"}
 
@@ -390,7 +391,7 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
         assert "the record must be writable while a study runs, got " in line
         assert held == "0"
         (folder / "ballast").unlink()
-        (record,) = ledger.read(folder / "optuna.db")[0]
+        (record,) = reader.read(folder / "optuna.db")[0]
         assert (record.state, record.epochs) == ("RUNNING", 1)
 
 

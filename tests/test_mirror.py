@@ -11,9 +11,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
-from search.record.ledger import open_storage
 from search.record.mirror import PlainMirror, Writer, fits, make
 from search.record.sqlite import Mirror
+from search.record.storage import open_storage
 
 Kind = type[Mirror] | type[PlainMirror]
 

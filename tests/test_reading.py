@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from search.cluster import status
-from search.record import ledger, snapshot
+from search.record import reader, snapshot
 from search.record.ledger import Ledger
 from search.record.study_folder import StudyFolder
 from search.suggest import sampler
@@ -92,7 +92,7 @@ def test_no_command_that_reads_changes_a_byte(
     assert call("status", "--results", tmp_path) == 0
     assert call("export", folder.root, "--to", tmp_path / "model", "--trial", "99") == 2
     assert "--trial must be one of 0 to" in capsys.readouterr().err
-    trials, facts = ledger.read(folder.database)
+    trials, facts = reader.read(folder.database)
     assert len(trials) == (7 if leave in (killed, copied) else 6)
     assert [len(trial.history) for trial in trials[:6]] == [3] * 6
     assert facts["seconds"] == 3.5
@@ -135,11 +135,11 @@ def test_a_study_that_runs_is_read_without_changing_a_byte(written: Make, tmp_pa
             before = everything(tmp_path)
             (row,) = status.in_folder(tmp_path)
             assert (row.state, row.running) == ("running", count - 6)
-            assert len(ledger.read_study(folder).trials) == count
+            assert len(reader.read_study(folder).trials) == count
             assert everything(tmp_path) == before
         driver.stdin.close()
     assert not folder.is_held()
-    assert len(ledger.read_study(folder).trials) == 8
+    assert len(reader.read_study(folder).trials) == 8
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_a_study_is_read_on_a_file_system_that_nobody_may_write(
     leave(folder)
     with mounts.read_only(folder.root, tmp_path / "mounted") as place:
         assert call("results", place) == 0
-        assert status.of_record(ledger.read_study(StudyFolder(place))).done == TRIALS
+        assert status.of_record(reader.read_study(StudyFolder(place))).done == TRIALS
 
 
 @pytest.mark.parametrize("name", ["a%41", "what?mode=memory", "a#b", "{x}", "größer than", "a:b@c", "-n"])
@@ -211,12 +211,12 @@ def test_a_results_folder_may_have_any_name(written: Make, tmp_path: Path, name:
     results = tmp_path / name
     folder = written(results)
     killed(folder)
-    assert len(ledger.read_study(folder).trials) == 7
+    assert len(reader.read_study(folder).trials) == 7
     assert call("results", folder.root) == 0
     Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0)).close()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert {path.name for path in folder.root.iterdir()} == {"study.yaml", "optuna.db"}
-    assert len(ledger.read_study(folder).trials) == 7
+    assert len(reader.read_study(folder).trials) == 7
 
 
 def test_a_study_that_begins_while_it_is_read_is_read_as_it_was_or_is(
@@ -236,7 +236,7 @@ def test_a_study_that_begins_while_it_is_read_is_read_as_it_was_or_is(
         return memory
 
     monkeypatch.setattr(snapshot, "_copy", begin_first)
-    assert len(ledger.read(folder.database)[0]) == 7
+    assert len(reader.read(folder.database)[0]) == 7
     books[0].close()
 
 

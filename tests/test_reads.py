@@ -11,7 +11,7 @@ from PIL import Image
 from finetune.messages import Keep
 from finetune.training import loop
 from search.config.study import StudyConfig
-from search.record import ledger, reads
+from search.record import reader, reads
 from search.record.ledger import Ledger
 from search.record.study_folder import StudyFolder, write_text
 from search.suggest import sampler
@@ -92,11 +92,11 @@ def test_an_export_that_failed_before_it_told_a_score_does_not_count(
     folder: StudyFolder, tmp_path: Path
 ) -> None:
     assert export(folder, tmp_path / "model", "--trial", "1") == 2  # its weights were not kept
-    assert ledger.read_study(folder).test_reads == ()
+    assert reader.read_study(folder).test_reads == ()
 
 
 def test_a_line_that_was_cut_or_damaged_counts_as_a_read_and_harms_no_other(folder: StudyFolder) -> None:
-    record = ledger.read_study(folder)
+    record = reader.read_study(folder)
     for damage in (b'\n{"read": "ab', b"\n\xff\xfe", b"\n[1]", b'\n{"read": {}}'):
         with folder.test_reads.open("ab") as file:
             file.write(damage)
@@ -104,7 +104,7 @@ def test_a_line_that_was_cut_or_damaged_counts_as_a_read_and_harms_no_other(fold
     assert entered["test_reads"] == 5
     assert [read["trial"] for read in reads.of(folder)] == [None] * 4 + ["trial-0000"]
     reads.withdraw(folder, entered)
-    assert len(ledger.read_study(folder).test_reads) == 4
+    assert len(reader.read_study(folder).test_reads) == 4
 
 
 def test_a_study_that_cannot_be_written_is_exported_and_the_model_says_that_its_read_is_not_counted(
@@ -115,7 +115,7 @@ def test_a_study_that_cannot_be_written_is_exported_and_the_model_says_that_its_
     assert "this read of the test split is not counted" in capsys.readouterr().err
     count, row = told(tmp_path / "model")
     assert (count, "not counted" in row) == (None, True)
-    assert ledger.read_study(folder).test_reads == ()
+    assert reader.read_study(folder).test_reads == ()
 
 
 def test_predicting_needs_nothing_from_the_model_folder_but_to_read_it(

@@ -24,7 +24,7 @@ from search.driver.callback import Watch
 from search.driver.ending import is_over
 from search.driver.trial import SlotTrial
 from search.errors import RecordLost, SearchError, SlotsLost, StudyError
-from search.record import ledger
+from search.record import reader
 from search.record.kept import Kept
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
@@ -143,7 +143,7 @@ def finished(small_study: Make) -> StudyFolder:
         (path / "file").write_text("as it was")
     folder.lock.touch()
     model(folder)
-    table.to_csv(ledger.read_study(folder), folder.table)
+    table.to_csv(reader.read_study(folder), folder.table)
     return folder
 
 
@@ -215,7 +215,7 @@ def test_a_study_of_an_older_version_is_refused_other_epochs_too(finished: Study
 
 
 def test_a_study_whose_trials_were_raised_is_not_over(finished: StudyFolder) -> None:
-    trials, facts = ledger.read(finished.database)
+    trials, facts = reader.read(finished.database)
     config = config_file.load(finished.config)
     assert is_over(trials, facts, config.study)
     assert not is_over(trials, facts, config.study.model_copy(update={"trials": 5}))
@@ -244,7 +244,7 @@ def test_the_budget_is_one_for_all_runs_of_a_study(tmp_path: Path) -> None:
     assert second.clock.seconds_left is not None
     assert 600 - (time.monotonic() - begin) <= second.clock.seconds_left <= 600
     second.close(1.0)
-    searched = ledger.read(folder.database)[1]["searched"]
+    searched = reader.read(folder.database)[1]["searched"]
     assert 3000 <= searched <= 3000.001 + time.monotonic() - begin  # rounded to milliseconds
 
 
@@ -256,7 +256,7 @@ def test_the_time_that_is_used_is_noted_while_a_study_runs(
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 100)
     killed._room()
     killed.ledger.close()
-    assert ledger.read(killed.folder.database)[1]["searched"] >= 100
+    assert reader.read(killed.folder.database)[1]["searched"] >= 100
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -267,7 +267,7 @@ def test_a_study_that_its_budget_ended_is_over(tmp_path: Path) -> None:
     first.ledger.set_fact("state", "running")
     first.close(12.0)
     use(folder, 11.0)
-    assert ledger.read_study(folder).state == "interrupted"
+    assert reader.read_study(folder).state == "interrupted"
     second = run_of(folder, budget="10s")
     assert second.search() == "finished"
     second.close(0.0)
@@ -342,9 +342,9 @@ def test_the_log_of_a_failure_is_found_where_the_study_is_moved_to(tmp_path: Pat
         trial = begin(watch, suggested, book, 0.5)
         watch.on_trial_result(0, [], trial, {"failed": "it broke", "trace": "at line 7"})
         watch.on_trial_complete(0, [], trial)
-    assert ledger.read(folder.database)[0][0].log == "trials/trial-0000/error.txt"
+    assert reader.read(folder.database)[0][0].log == "trials/trial-0000/error.txt"
     moved = StudyFolder(folder.root.rename(tmp_path / "there"))
-    (record,) = ledger.read_study(moved).trials
+    (record,) = reader.read_study(moved).trials
     assert "at line 7" in Path(str(record.log)).read_text()
 
 
@@ -434,7 +434,7 @@ def test_a_stopped_study_announces_no_failure_and_keeps_what_is_needed_to_go_on(
     assert cut.trial_id not in suggested
     # A complete trial is known to the record from here on; before, its epochs lie in `last`.
     assert weights(folder) == {"0000/best", "0001/best", "0001/last"}
-    (first, second), _ = ledger.read(folder.database)
+    (first, second), _ = reader.read(folder.database)
     assert (first.state, second.state, second.interrupted) == ("COMPLETE", "FAIL", True)
     assert [epoch["val/accuracy"] for epoch in second.history] == [0.4]
 
@@ -451,4 +451,4 @@ def test_a_note_of_a_worker_comes_into_the_record(tmp_path: Path, capsys: pytest
     watch.on_trial_complete(0, [], trial)
     book.close()
     assert "trial-0000: trained from its start: x" in capsys.readouterr().err
-    assert ledger.read(tmp_path / "optuna.db")[0][0].note == "trained from its start: x"
+    assert reader.read(tmp_path / "optuna.db")[0][0].note == "trained from its start: x"

@@ -24,7 +24,7 @@ from search.config.study import StudyConfig
 from search.driver import callback, runner, tuner
 from search.driver.trial import SlotTrial
 from search.errors import SearchError, SettingsIgnored
-from search.record.ledger import read_study
+from search.record.reader import read_study
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.slots import slots

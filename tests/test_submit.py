@@ -19,7 +19,7 @@ from search.config import config_file
 from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.errors import ClusterError
-from search.record import ledger, studies
+from search.record import ledger, reader, studies
 from search.record.study_folder import StudyFolder, write_text
 from search.suggest import sampler
 from tests.processes import finish
@@ -284,7 +284,7 @@ def test_resume_joins_the_job_of_its_folder_and_no_other() -> None:
 
 
 def test_time_left_is_shared_by_the_trials_that_run(tmp_path: Path) -> None:
-    record = ledger.read_study(begin(tmp_path, "pets"))
+    record = reader.read_study(begin(tmp_path, "pets"))
     running = [dataclasses.replace(record.trials[0], number=n, state="RUNNING") for n in (2, 3)]
     record = dataclasses.replace(record, state="running", planned=10, trials=(*record.trials, *running))
     found = status.of_record(record)

@@ -12,7 +12,7 @@ from rich.console import Console
 from search.cluster.jobs import Job
 from search.config.problems import ConfigErrors
 from search.errors import SearchError
-from search.record import ledger, studies
+from search.record import reader, studies
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.views.terminal import clean, print_line, print_table, seconds_text
@@ -113,7 +113,7 @@ def show(rows: Sequence[StudyStatus], out: Console) -> None:
 
 def _read(folder: StudyFolder) -> StudyStatus:
     try:
-        return of_record(ledger.read_study(folder))
+        return of_record(reader.read_study(folder))
     except (SearchError, ConfigErrors) as error:
         state = "unreadable" if folder.database.exists() else "starting"
         if state == "starting" and not folder.is_held():

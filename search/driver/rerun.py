@@ -10,7 +10,7 @@ from search.config.resolve import cache_dir, copies_bytes, feature_settings
 from search.config.study import StudyConfig
 from search.driver.trial import compact
 from search.errors import StudyError
-from search.record import ledger
+from search.record import reader
 from search.record.study_folder import StudyFolder
 from search.suggest.space import Space
 
@@ -37,7 +37,7 @@ def run_only(
     from finetune.disk import file_cache
     from finetune.training import loop
 
-    trials = {trial.number: trial for trial in ledger.read_study(folder).trials}
+    trials = {trial.number: trial for trial in reader.read_study(folder).trials}
     if number not in trials:
         raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")
     trial = trials[number]

@@ -24,7 +24,7 @@ from search.config.study import StudyConfig
 from search.driver import ending, inputs, process, tuner
 from search.driver.study_run import StudyRun
 from search.errors import SearchError, SlotsLost, StudyError
-from search.record import changes, ledger, reads
+from search.record import changes, reader, reads
 from search.record.kept import Kept
 from search.record.records import StudyRecord
 from search.record.study_folder import DISK_ERRORS, StudyFolder, write_text
@@ -94,7 +94,7 @@ def resume(root: Path, phases: Phases | None = None, extend: str | None = None) 
     phases = phases or Phases()
     folder = StudyFolder.open(root)
     config = config_file.load(folder.config)
-    trials, facts = ledger.read(folder.database) if folder.database.exists() else ([], {})
+    trials, facts = reader.read(folder.database) if folder.database.exists() else ([], {})
     if extend is not None:
         config = ending.extended(config, extend, trials, facts)
     changes.check(config, facts, trials, folder.config)
@@ -203,7 +203,7 @@ def _search(
         _add_pictures(study)
         # Only now does no slot write weights any more.
         study.watch.sweep()
-    record = ledger.read_study(folder)
+    record = reader.read_study(folder)
     table.to_csv(record, folder.table)
     # The record and its table are written first, so that a failed export loses nothing.
     if problem is not None:
@@ -222,7 +222,7 @@ def _export_best(study: StudyRun) -> str | None:
         The reason if that failed, or None.
     """
     folder, warm = study.folder, study.warm
-    record = ledger.read_study(folder)
+    record = reader.read_study(folder)
     if record.best is None:
         return None
     now = study.space.settings_now(record.best, cache_dir=str(resolve.cache_dir()))
@@ -252,7 +252,7 @@ def _export_best(study: StudyRun) -> str | None:
 
 def _add_pictures(study: StudyRun) -> None:
     """Draw what the best models answered, for TensorBoard; a view never ends a study."""
-    record, folder = ledger.read_study(study.folder), study.folder
+    record, folder = reader.read_study(study.folder), study.folder
     # The best model was exported; of others the trainings with other seeds have left answers.
     kept = {repeat["trial"]: folder.trial(repeat["id"]) for repeat in reversed(record.repeats)}
     kept |= {record.best.id: folder.trial(record.best.id)} if record.best else {}
@@ -264,7 +264,7 @@ def _add_pictures(study: StudyRun) -> None:
 
 def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> StudyRecord:
     """Return the record of a study that is over, after writing in this process what its folder lacks."""
-    record = ledger.read_study(folder)
+    record = reader.read_study(folder)
     if record.best is not None and not export.is_whole(folder.best, record.best.id):
         study = config.study
         kept = Kept(folder, objective=study.objective, count=study.keep_checkpoints, earlier=record.trials)
@@ -299,7 +299,7 @@ def _whole_in_the_end(folder: StudyFolder) -> Iterator[None]:
     except BaseException as error:
         if folder.database.exists():
             with contextlib.suppress(OSError, StudyError):
-                table.to_csv(ledger.read_study(folder), folder.table)
+                table.to_csv(reader.read_study(folder), folder.table)
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise folder.lost(error) from error
         raise

@@ -19,7 +19,7 @@ from finetune.metrics import Objective
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.errors import SlotsLost
-from search.record import ledger, reads
+from search.record import reader, reads
 from search.record.ledger import Ledger
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
@@ -79,7 +79,7 @@ class Repeats:
     def run(self) -> None:
         """Train what is still to train, within the budget, and enter the verdict into the record."""
         self._ledger.flush()
-        record = ledger.read_study(self._folder)
+        record = reader.read_study(self._folder)
         waiting = self._to_do(record)
         if waiting:
             self._ledger.set_fact("state", "running")  # a study that is killed here goes on with `resume`
@@ -89,7 +89,7 @@ class Repeats:
                 "`verdict.seeds: 0` leaves them out"
             )
             self._train(waiting, record)
-            record = ledger.read_study(self._folder)
+            record = reader.read_study(self._folder)
         wanted = self._config.verdict
         found = contest.measured(record, top=wanted.top, seeds=wanted.seeds)
         self._ledger.set_fact("verdict", found.to_json())

@@ -21,7 +21,7 @@ from search.driver import estimate, tuner
 from search.driver.callback import Watch
 from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
-from search.record import changes, ledger
+from search.record import changes, reader
 from search.record.ledger import Ledger
 from search.record.records import EXACT, TrialRecord, standing
 from search.record.study_folder import StudyFolder, trial_id
@@ -58,7 +58,7 @@ class StudyRun:
         self.space = Space(config)
         # `past` is the record before this run touches it. Opening the ledger marks the trials that a dead
         # driver left RUNNING as failed and interrupted.
-        past = ledger.read(folder.database)[0] if folder.database.exists() else []
+        past = reader.read(folder.database)[0] if folder.database.exists() else []
         # With the same seed, the sampler would repeat an earlier run's first suggestions.
         self.ledger = Ledger(
             folder.database,

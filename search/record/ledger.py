@@ -6,13 +6,11 @@ after a crash the file holds every trial as it was moments before.
 """
 
 import copy
-import dataclasses
-import json
 import sqlite3
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,14 +21,12 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import StaticPool
 
-from search.config import config_file
 from search.errors import RecordLost, SearchError, StudyError
-from search.record import mirror, reads, rows, snapshot, storage
-from search.record.records import StudyFacts, StudyRecord, TrialRecord, check_types, standing
+from search.record import mirror, storage
+from search.record.reader import to_record
+from search.record.records import TrialRecord
 from search.record.storage import OLD_NAME, only_study, open_storage
-from search.record.study_folder import StudyFolder, trial_id
 
 PAUSE_SECONDS = 0.2
 """Seconds between two rounds of writing. A crash of the whole machine loses at most this much."""
@@ -52,7 +48,7 @@ def _writing(path: Path, fault: type[SearchError]) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
         raise fault(
-            f"{path}: the record must be writable while a study runs, got {_reason(error)}. "
+            f"{path}: the record must be writable while a study runs, got {storage.reason(error)}. "
             "What it has is whole: see to the disk, then resume."
         ) from error
 
@@ -283,138 +279,3 @@ def fail_orphans(study: optuna.Study, storage: RDBStorage) -> None:
         for name, fact in facts.items():
             storage.set_trial_user_attr(where, name, fact)
         study.tell(orphan.number, state=TrialState.FAIL)
-
-
-def read(path: Path) -> tuple[list[TrialRecord], dict[str, Any]]:
-    """Return the trials and the study's facts from a record, which may be in use and is not changed.
-
-    Raises:
-        StudyError: the file is damaged, or is not the record of a study.
-    """
-    try:
-        with closing(snapshot.take(path)) as memory:
-            return _read(memory)
-    except StudyError:
-        raise
-    except Exception as error:  # SQLite, Optuna and json each raise their own errors for a damaged file
-        raise StudyError(
-            f"{path}: the record must be one that this version wrote, whole, got {_reason(error)}. "
-            "Restore it from a copy."
-        ) from error
-
-
-def _read(memory: sqlite3.Connection) -> tuple[list[TrialRecord], dict[str, Any]]:
-    # Optuna would read much of a damaged file without complaint: let SQLite check the whole of it first.
-    (found,) = memory.execute("pragma integrity_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(found.splitlines()[-1])
-    try:
-        stored = storage.over(lambda: memory, StaticPool, skip_table_creation=True)
-    except RuntimeError:
-        raise sqlite3.DatabaseError("tables of another version of Optuna") from None
-    try:
-        if (name := only_study(stored)) is None:
-            raise sqlite3.DatabaseError("no study, or several")
-        trials, facts = rows.read(memory, name)
-    finally:
-        storage.let_go(stored)
-    known = {field.name for field in dataclasses.fields(StudyFacts)} & set(facts)
-    check_types(StudyFacts(**{name: facts[name] for name in known}))
-    return [_checked(row) for row in trials], facts
-
-
-def _checked(row: rows.Row) -> TrialRecord:
-    try:
-        record = _record(row.number, row.state, row.facts, row.epochs)
-        check_types(record)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{trial_id(row.number)}: {error}") from error
-    return record
-
-
-def _reason(error: BaseException) -> str:
-    """Return the cause of an error, without Optuna's and SQLAlchemy's wrappers, as one line."""
-    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        error = error.__cause__
-    error = getattr(error, "orig", None) or error
-    text = " ".join(str(error).split())
-    return text if isinstance(error, (sqlite3.Error, TypeError)) else f"{type(error).__name__}: {text}"
-
-
-def read_study(folder: StudyFolder) -> StudyRecord:
-    """Return the record of the study in a results folder.
-
-    Raises:
-        StudyError: the folder has no record yet, or the record is damaged.
-    """
-    config = config_file.load(folder.config)
-    if not folder.database.exists():
-        raise StudyError(f"{folder.root}: a study must have begun to be read, got no optuna.db. Resume it.")
-    trials, facts = read(folder.database)
-    state = facts.get("state", "running")
-    if state == "running" and not folder.is_held():
-        state = "interrupted"  # its driver died without noting the end
-    record = StudyRecord(
-        name=config.study.name,
-        metric=config.study.metric,
-        mode=config.study.mode,
-        planned=config.study.trials + sum(not trial.counted for trial in standing(trials)),
-        ended=facts.get("ended"),
-        plan=facts.get("plan"),
-        is_open=config.study.is_open,
-        epochs=config.study.epochs,
-        state=state,
-        seconds=facts.get("seconds", 0.0),
-        provenance=facts.get("provenance", {}),
-        trials=tuple(_with_log(trial, folder) for trial in trials),
-        folder=str(folder.root),
-        test_reads=reads.of(folder),
-        repeats=tuple(facts.get("repeats", ())),
-        verdict=facts.get("verdict"),
-    )
-    try:
-        check_types(record)
-    except TypeError as error:
-        raise StudyError(f"{folder.database}: {error}. Restore it from a copy.") from None
-    return record
-
-
-def _with_log(trial: TrialRecord, folder: StudyFolder) -> TrialRecord:
-    """Return a trial whose log is the file in this folder, wherever the folder lay when the trial failed."""
-    return trial if trial.log is None else dataclasses.replace(trial, log=str(folder.error(trial.id)))
-
-
-def to_record(trial: FrozenTrial) -> TrialRecord:
-    """Return the plain record of an Optuna trial."""
-    return _record(trial.number, trial.state.name, trial.user_attrs, len(trial.intermediate_values))
-
-
-def _record(number: int, state: str, facts: Mapping[str, Any], epochs: int) -> TrialRecord:
-    return TrialRecord(
-        number=number,
-        id=trial_id(number),
-        state=state,
-        params=facts.get("params", {}),
-        baseline=facts.get("baseline"),
-        metrics=_metrics(facts),
-        epochs=facts.get("epochs", epochs),
-        seconds=facts.get("seconds", 0.0),
-        error=facts.get("error"),
-        note=facts.get("note"),
-        log=facts.get("log"),
-        interrupted=facts.get("interrupted", False),
-        continues=facts.get("continues"),
-        seed_of=facts.get("seed_of"),
-        counted=facts.get("counted", True),
-        slot=facts.get("slot"),
-        retries=facts.get("retries", 0),
-        effective=facts.get("effective", {}),
-        history=facts.get("history", []),
-    )
-
-
-def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the metrics of the best and the last epoch, including recalls that were stored as one text."""
-    recalls = facts.get("recalls", {})
-    metrics: dict[str, dict[str, float]] = {"best": {}, "last": {}} | facts.get("metrics", {})
-    return {name: values | json.loads(recalls.get(name, "{}")) for name, values in metrics.items()}

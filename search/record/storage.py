@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import event
@@ -79,3 +80,12 @@ def let_go(storage: RDBStorage) -> None:
         storage.remove_session()
     finally:
         storage.engine.dispose()
+
+
+def reason(error: BaseException) -> str:
+    """Return the cause of an error, without Optuna's and SQLAlchemy's wrappers, as one line."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    error = getattr(error, "orig", None) or error
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (sqlite3.Error, TypeError)) else f"{type(error).__name__}: {text}"

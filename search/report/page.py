@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from search.errors import StudyError
-from search.record import ledger
+from search.record import reader
 from search.record.study_folder import StudyFolder, write_text
 from search.report.html import Markup, details, join, script_json, tag
 from search.report.material import Material
@@ -31,7 +31,7 @@ def write(folder: StudyFolder, to: Path | None = None, *, shareable: bool = Fals
         StudyError: plotly is not installed, the study has not begun, or its record is damaged.
     """
     plotly_js = _plotly_js()
-    material = Material(ledger.read_study(folder), shareable)
+    material = Material(reader.read_study(folder), shareable)
     place = to or folder.report
     write_text(place, page(material, plotly_js))
     return place

@@ -19,7 +19,7 @@ import numpy as np
 
 from search.config import config_file
 from search.errors import StudyError
-from search.record import ledger
+from search.record import reader
 from search.record.records import TrialRecord
 from search.record.study_folder import StudyFolder
 from search.suggest.space import Space
@@ -197,7 +197,7 @@ def recorded(folder: Path) -> Recorded | None:
     """
     found = StudyFolder.open(folder)
     config = config_file.load(found.config)
-    trials, facts = ledger.read(found.database)
+    trials, facts = reader.read(found.database)
     space = Space(config)
     sign = 1.0 if config.study.mode == "max" else -1.0
     ended = [t for t in trials if t.state in ("COMPLETE", "PRUNED") and "weights" not in t.params]

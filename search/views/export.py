@@ -10,7 +10,7 @@ import yaml
 
 from search.config import config_file, resolve
 from search.errors import StudyError
-from search.record import ledger, reads
+from search.record import reader, reads
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from search.suggest.space import Space
@@ -30,7 +30,7 @@ def export_trial(
             answer as the model does.
         MissingPackage: a format needs a package that is not installed.
     """
-    record = ledger.read_study(folder)
+    record = reader.read_study(folder)
     trial = _chosen(record, number)
     import torch
 
