@@ -25,7 +25,7 @@ MATERIAL = ROOT.parent / "shared" / "material"
 TIERS = {"long": "takes many minutes", "lab": "needs machines in namespaces and some minutes"}
 """Tests with these markers run only with the option of the same name."""
 
-LIMITS = {"slow": 900, "ray": 900, "long": 7200}
+LIMITS = {"slow": 900, "ray": 900, "lab": 1800, "long": 7200}
 """Seconds for tests with these markers, unless --timeout says others; pyproject.toml says those of others."""
 
 # Small tensors gain nothing from a second thread, and lose much where other processes want the core.

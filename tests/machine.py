@@ -17,7 +17,7 @@ from typing import Any
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[1]
-WATCHDOG_SECONDS = 400.0
+WATCHDOG_SECONDS = 800.0
 """For any command and any wait, of which some are for a study to end on slow hosts."""
 PROGRAMS = ("ip", "unshare", "nsenter")
 UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
