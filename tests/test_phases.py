@@ -70,6 +70,14 @@ def test_a_step_says_how_far_how_fast_and_how_long_still() -> None:
     assert step_text(Step(name="slots", done=1, total=2, unit="up"), "slots") == "1 of 2 up"
 
 
+@pytest.mark.parametrize(
+    ("done", "seconds", "speed"),
+    [(0, 1.0, ""), (1, 40.0, "1.5/min"), (9, 2.0, "4.5/s"), (2400, 2.0, "1,200/s")],
+)
+def test_a_slow_step_has_a_speed_too(done: int, seconds: float, speed: str) -> None:
+    assert Step(name="trainings", done=done, unit="trainings", seconds=seconds).speed == speed
+
+
 def test_a_pipe_gets_one_line_for_each_phase() -> None:
     phases, file = shown()
     with phases.phase("images", "never shown in a pipe") as phase:

@@ -152,13 +152,23 @@ def test_a_terminal_shows_what_a_trial_waits_for_and_how_many_slots_are_up() -> 
 def test_a_terminal_shows_each_strategy_the_distance_to_the_baselines_and_the_cost() -> None:
     done = [earlier(0, "COMPLETE", 0.6, baseline="recipe", strategy="replace")]
     done += [earlier(1, "COMPLETE", 0.7, strategy="replace"), earlier(2, "COMPLETE", 0.8, strategy="fuse")]
-    bar, file = progress(terminal=True, earlier=[*done, earlier(3, "PRUNED", 0.9)], workers=2)
+    done.append(earlier(3, "PRUNED", 0.9))
+    bar, file = progress(terminal=True, earlier=done, workers=2, money=lambda: 0.125)
     bar.start()
     bar.stop()
     last = file.getvalue().rpartition("pets  ")[2]
     assert "ended: fuse 1 (best 0.8000)  load 1  replace 2 (best 0.7000)" in last
     assert "best val/accuracy 0.8000  trial-0002 fuse  +20.00 points to recipe" in last
-    assert "cost 1 min 20 s of a worker" in last
+    assert "cost 1 min 20 s of a worker, 0.12 usd" in last
+
+
+def test_time_left_counts_each_strategy_by_its_own_trials() -> None:
+    done = [earlier(0, "COMPLETE", 0.5, seconds=2.0), earlier(1, "COMPLETE", 0.5, 90.0, strategy="fuse")]
+    bar, file = progress(planned=3, slots=1, earlier=done)
+    bar.trial_started("trial-0002", {"strategy": "load"})
+    bar.start()
+    bar.note(bar._left_text())
+    assert file.getvalue() == "left ~2.0 s\n"
 
 
 def test_an_epoch_is_cheap_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

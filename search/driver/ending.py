@@ -52,6 +52,10 @@ class Clock:
         """Seconds that GPUs were held so far, summed over all GPUs and runs of the study."""
         return self._gpu_before + (time.monotonic() - self._held) * self._gpus
 
+    def money(self, price: float | None) -> float | None:
+        """Return the price of the GPU time so far at a price per hour; None without a price."""
+        return None if price is None else price * self.gpu_searched / 3600
+
     def hold(self, gpus: float) -> None:
         """Enter how many GPUs the slots hold from now on."""
         self._gpu_before, self._held = self.gpu_searched, time.monotonic()

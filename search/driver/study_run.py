@@ -89,6 +89,7 @@ class StudyRun:
             up=lambda: warm.up,
             steps=lambda: warm.steps,
             workers=warm.plan.workers,
+            money=lambda: self.clock.money(study.price_per_gpu_hour),
             budget_left=lambda: self.clock.seconds_left,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )

@@ -119,7 +119,8 @@ def remaining(
     usual = {strategy: sum(some) / len(some) for strategy, some in by_strategy.items()}
     mean = sum(every) / len(every)
     begun = [max(0.0, usual.get(strategy, mean) - used) for strategy, used in running]
-    return max(max(begun, default=0.0), (sum(begun) + left * mean) / max(1, slots))
+    busy = max(1, min(slots, left + len(begun)))
+    return max(max(begun, default=0.0), (sum(begun) + left * mean) / busy)
 
 
 def _of_trial(config: StudyConfig, cost: ImageCost, images: Mapping[str, int]) -> float:

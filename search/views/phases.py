@@ -148,7 +148,7 @@ def step_text(step: Step, within: str = "") -> str:
     name = "" if step.name == within else step.name
     parts = [" ".join(part for part in (name, counted) if part)]
     if step.rate is not None and step.unit != "bytes":
-        parts.append(f"{step.rate:,.0f}/s" if step.rate >= 10 else f"{step.rate:.1f}/s")
+        parts.append(step.speed)
     if step.seconds_left is not None:
         parts.append(f"~{seconds_text(step.seconds_left)} left")
     if step.why:

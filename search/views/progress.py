@@ -21,6 +21,7 @@ from finetune.metrics import LESS_IS_BETTER, Mode, Objective
 from finetune.steps import Step
 from search.config.sections.study import MANY_TRIALS
 from search.record.records import TrialRecord
+from search.suggest import cost
 from search.views.phases import step_text
 from search.views.terminal import clean, console, print_line, seconds_text
 
@@ -54,6 +55,7 @@ class Progress:
         up: Callable[[], int] | None = None,
         steps: Callable[[], Mapping[str, Step]] = dict,
         workers: int = 1,
+        money: Callable[[], float | None] = lambda: None,
         budget_left: Callable[[], float | None] = lambda: None,
         earlier: Iterable[TrialRecord] = (),
         out: Console | None = None,
@@ -70,13 +72,14 @@ class Progress:
             up: Returns the number of slots that are up; None: all of them.
             steps: Returns the long steps that trials are in, by id of the trial.
             workers: Workers of a slot, for the cost.
+            money: Returns what the study's GPUs have cost so far, in usd; None: nobody knows their price.
             budget_left: Returns the seconds until the budget is spent; None: no budget.
             earlier: Trials of earlier runs of the study; those that ended count as done.
             out: Console to write to; stderr by default.
 
         """
         self.slots = slots
-        self._up, self._steps, self._workers = up, steps, workers
+        self._up, self._steps, self._workers, self._money = up, steps, workers, money
         self._budget_left = budget_left
         self._of_strategy: dict[str, _Strategy] = {}
         self._baselines: dict[str, float] = {}
@@ -85,10 +88,10 @@ class Progress:
         self._metric, self._objective = metric, Objective(metric, mode)
         self._running: dict[str, _Running] = {}
         self._states: Counter[str] = Counter()
-        self._trial_seconds = 0.0
+        self._ended: list[tuple[str, float]] = []
+        """Strategy and seconds of each ended trial."""
         self._best: tuple[float, str, str, float] | None = None
         """Sort key, id, strategy and value of the best trial."""
-        """Cost (the metric, negated for `max`), id and strategy of the best trial (the one of least cost)."""
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._out = out or console(stderr=True)
@@ -167,9 +170,9 @@ class Progress:
         self, trial_id: str, state: str, trial: _Running, best: Mapping[str, float], seconds: float
     ) -> None:
         self._states[state] += 1
-        self._trial_seconds += seconds
         value = best.get(self._metric, math.nan)
         name = clean(trial.params.get("strategy", ""))
+        self._ended.append((name, seconds))
         strategy = self._of_strategy.setdefault(name, _Strategy())
         strategy.ended += 1
         if state == "COMPLETE" and not math.isnan(value):
@@ -181,19 +184,15 @@ class Progress:
                 self._baselines[trial.baseline] = value
 
     def _seconds_left(self) -> float | None:
-        """Estimate the seconds left, or return None until a trial has ended.
-
-        Each open trial counts with the mean time of the ended ones, less the time that it has run already (at
-        most the mean); the sum is divided by the number of slots.
-        """
-        ended = self._states.total()
-        if not ended:
-            return None
-        mean = self._trial_seconds / ended
-        open_trials = max(self.planned - ended, len(self._running))
+        """Estimate the seconds left, or return None until a trial has ended."""
         now = time.monotonic()
-        used = sum(min(now - trial.since, mean) for trial in self._running.values())
-        left = (open_trials * mean - used) / max(1, min(self.slots, open_trials))
+        running = [
+            (clean(trial.params.get("strategy", "")), now - trial.since) for trial in self._running.values()
+        ]
+        waiting = max(0, self.planned - len(self._ended) - len(running))
+        left = cost.remaining(self._ended, running, waiting, self.slots)
+        if left is None:
+            return None
         budget = self._budget_left()
         return left if budget is None else max(0.0, min(left, budget))
 
@@ -231,8 +230,7 @@ class Progress:
             (self._study, "bold"),
             f"  {done}{self._of_planned} done  {len(self._running)} running  {counts}{slots}",
         )
-        cost = seconds_text(self._cost())
-        yield Text(f"elapsed {elapsed}  {self._left_text()}  cost {cost} of a worker")
+        yield Text(f"elapsed {elapsed}  {self._left_text()}  cost {self._cost_text()}")
         if len(self._of_strategy) > 1:
             told = (f"{name} {strategy.text()}" for name, strategy in self._of_strategy.items())
             yield Text("ended: " + "  ".join(sorted(told)))
@@ -248,11 +246,14 @@ class Progress:
         told = (f"{scale * (value - base):+.2f}{unit} to {name}" for name, base in self._baselines.items())
         return "".join(f"  {text}" for text in told)
 
-    def _cost(self) -> float:
-        """Return the worker seconds so far: those of ended trials, and of running ones until now."""
+    def _cost_text(self) -> str:
+        """Return the cost so far, of ended trials and of running ones until now: `3 min 12 s of a worker`."""
         now = time.monotonic()
         running = sum(max(0.0, now - trial.since) for trial in self._running.values())
-        return (self._trial_seconds + running) * self._workers
+        seconds = sum(seconds for _, seconds in self._ended) + running
+        money = self._money()
+        of_gpus = "" if money is None else f", {money:.2f} usd"
+        return f"{seconds_text(seconds * self._workers)} of a worker{of_gpus}"
 
     def _rows(self) -> Iterable[Text]:
         steps = self._steps()

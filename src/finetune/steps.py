@@ -41,7 +41,7 @@ class Step:
             count = f" {self.done / 1e6:.1f} MB"
         else:
             count = f" {self.done:,} {self.unit}" if self.done else ""
-        speed = f", {self.rate:,.0f}/s" if self.rate and self.unit != "bytes" else ""
+        speed = f", {self.speed}" if self.rate and self.unit != "bytes" else ""
         why = f", {self.why}" if self.why else ""
         return f"{self.name}:{count} in {self.seconds:.1f} s{speed}{why}"
 
@@ -49,6 +49,16 @@ class Step:
     def rate(self) -> float | None:
         """Units per second so far; None before there is a measurement."""
         return self.done / self.seconds if self.done and self.seconds > 0 else None
+
+    @property
+    def speed(self) -> str:
+        """The rate in words: `120/s`, `4.5/s`, `3.2/min`; nothing before there is a measurement."""
+        rate = self.rate
+        if rate is None:
+            return ""
+        if rate < 0.5:
+            return f"{60 * rate:.1f}/min"
+        return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
     @property
     def seconds_left(self) -> float | None:
