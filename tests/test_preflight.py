@@ -1,6 +1,7 @@
 """What is looked at before a node gets a slot: every difference is one line with node, fact and fix."""
 
 import dataclasses
+import errno
 import os
 import socket
 import subprocess
@@ -125,6 +126,39 @@ def test_a_driver_without_a_token_is_told_so_at_once(tmp_path: Path) -> None:
         done = subprocess.run(words, env=env, capture_output=True, text=True)
     line = f"PreflightError: cluster {address}: RAY_AUTH_MODE=token needs a token, got none. Copy its token"
     assert line in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exception("The current node timed out during startup. This could happen because some of the raylet"),
+        RuntimeError("Failed to start the GCS.\nSee its log."),
+        ConnectionError("Could not read the GCS address."),
+        TimeoutError(),
+    ],
+)
+def test_a_ray_that_does_not_start_here_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(preflight.PreflightError) as told:
+        preflight.join("local")
+    line = str(told.value)
+    assert "\n" not in line
+    assert line.startswith("Ray: must start on this machine, got ")
+    assert "got ." not in line
+
+
+def test_a_full_disk_is_not_taken_for_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/ray")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(OSError, match="No space left"):
+        preflight.join("local")
 
 
 def test_a_cluster_of_one_node_costs_nothing(expected: Expected) -> None:

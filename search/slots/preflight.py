@@ -29,7 +29,7 @@ from finetune.datasets.sources import Reader
 from finetune.errors import DataError
 from search import provenance
 from search.errors import PreflightError
-from search.record.study_folder import write_text
+from search.record.study_folder import DISK_ERRORS, write_text
 from search.slots.nodes import Node
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna")
@@ -68,8 +68,8 @@ def join(address: str, **options: Any) -> None:
     """Connect this process to the Ray at `address`, or start one here (`local`).
 
     Raises:
-        PreflightError: the address is malformed, nothing answers there, or the cluster asks for a token that
-            this process does not have.
+        PreflightError: the address is malformed, nothing answers there, the cluster asks for a token that
+            this process does not have, or no Ray starts here.
     """
     if address not in ("auto", "local"):
         _reach(address)
@@ -80,14 +80,33 @@ def join(address: str, **options: Any) -> None:
         raise PreflightError(
             f"cluster {address}: RAY_AUTH_MODE=token needs a token, got none. {token}"
         ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray
+    except Exception as error:
         if address == "local":
+            raise _not_started(error) from error
+        if not isinstance(error, ConnectionError | RuntimeError | ValueError):
             raise
+        # A RuntimeError is another version of Ray.
         mode = os.environ.get("RAY_AUTH_MODE", "none")
         raise PreflightError(
             f"cluster {address}: Ray must answer and take our token, got {error} (RAY_AUTH_MODE: {mode}). "
             f"See that it is up (`ray status`). {token}"
         ) from None
+
+
+def _not_started(error: Exception) -> Exception:
+    """Return what to raise when Ray does not start here: a PreflightError where the user can do something.
+
+    Ray raises a plain `Exception` if one of its processes is not up within 30 s.
+    """
+    if isinstance(error, TypeError | ValueError) or (
+        isinstance(error, OSError) and error.errno in DISK_ERRORS
+    ):
+        return error
+    told = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
+    return PreflightError(
+        f"Ray: must start on this machine, got {told}. Ray waits 30 s for its processes: run the command "
+        "again when the machine is less busy, and see that memory and /tmp have room. Nothing was trained."
+    )
 
 
 def _reach(address: str) -> None:
