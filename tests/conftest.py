@@ -31,6 +31,10 @@ LIMITS = {"slow": 900, "ray": 900, "lab": 1800, "long": 7200}
 # Small tensors gain nothing from a second thread, and lose much where other processes want the core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray gives its workers the niceness 15. Beside other work, such as the second half of the tests, they would
+# hardly get the processor.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 
 # A shell starts its background jobs with Ctrl-C ignored, and nohup ignores hang-ups; so would all that the
 # tests start. Programs inherit what is ignored, but no handler.

@@ -200,6 +200,7 @@ class Lab(Machine):
 def start(how: str, host: str) -> str:
     """Return the command that starts Ray on a host: one core, a small object store, loopback dashboard."""
     environment = "PYTHONPATH=src RAY_AUTH_MODE=token OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0"
+    environment += " RAY_worker_niceness=0"  # see tests/conftest.py
     scaling = " --autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1"
     limits = "--num-cpus=1 --object-store-memory=80000000 --disable-usage-stats"
     return f"{environment} ray start {how} {limits}{scaling if host == 'head' else ''}"

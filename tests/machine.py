@@ -135,6 +135,7 @@ class Machine:
             "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",  # see tests/conftest.py
             "PYTHONPATH": f"{ROOT}:{ROOT}/src",
             **self._environment,
             **changes,
