@@ -298,6 +298,7 @@ def test_the_page_of_the_study_says_how_the_search_went(tmp_path: Path) -> None:
     board.study.ended(record(1, "PRUNED", 0.9, effective=found))
     board.study.ended(record(2, "COMPLETE", 0.4, 0.7, effective={"stored_cut": None}))
     board.study.phases({"images": 1.26, "Ray": 4.0})
+    board.study.answer(["best: trial-0002", "verdict: it cannot be told apart from \x1b[2Jtrial-0000"])
     board.close()
     by_seconds = scalars(tmp_path, STUDY_RUN, "whole study/best so far, step = seconds")
     assert by_seconds == [(10, 0.5), (20, 0.5), (30, 0.7)]
@@ -307,6 +308,9 @@ def test_the_page_of_the_study_says_how_the_search_went(tmp_path: Path) -> None:
     assert scalars(tmp_path, STUDY_RUN, STORED) == [(1, 1), (2, 2), (3, 2)]
     (table,) = read(tmp_path).Tensors(STUDY_RUN, "whole study/time per phase")
     assert b"| images | 1.3 |" in table.tensor_proto.string_val[0]
+    (answer,) = read(tmp_path).Tensors(STUDY_RUN, "whole study/answer")
+    said = answer.tensor_proto.string_val[0].decode()
+    assert said == "- best: trial-0002\n- verdict: it cannot be told apart from trial-0000"
     winners = scalars(tmp_path, STUDY_RUN, "winners/val/accuracy/0002-fuse-lr.013-mobilenet_v2")
     assert winners == [(1, 0.4), (2, 0.7)]
 

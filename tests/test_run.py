@@ -29,10 +29,12 @@ from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.slots import slots
 from search.verdict import contest
+from search.views import table
 from search.views.tensorboard.columns import Columns
 from search.views.tensorboard.study_page import STUDY_RUN
 from tests import torchless
 from tests.small import STUDY, merged
+from tests.test_board import read
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -77,6 +79,9 @@ def check_verdict(record: StudyRecord) -> None:
     assert (found.seeds, found.split, found.images) == (2, "test", record.provenance["images"]["test"])
     assert all(one.outcome != "not measured" for one in found.comparisons)
     assert found.comparisons[0].against == "recipe"
+    (shown,) = read(folder.tensorboard).Tensors(STUDY_RUN, "whole study/answer")
+    text = shown.tensor_proto.string_val[0].decode()
+    assert text.splitlines() == [f"- {line}" for line in table.comparison(record)]
     for name in ids:
         answers = contest.load_answers(folder.answers(name), "test")
         assert len(answers.labels) == found.images

@@ -204,6 +204,7 @@ def _search(
         # Only now does no slot write weights any more.
         study.watch.sweep()
     record = reader.read_study(folder)
+    study.board.study.answer(table.comparison(record))
     table.to_csv(record, folder.table)
     # The record and its table are written first, so that a failed export loses nothing.
     if problem is not None:

@@ -26,6 +26,7 @@ from search.record.records import TrialRecord
 from search.views.tensorboard import events
 from search.views.tensorboard.columns import Columns
 from search.views.tensorboard.events import EventFile
+from search.views.terminal import clean
 
 STUDY_RUN = "0-all-trials"
 """Name of the run: sorted before those of trials on every page (two of them compare numbers as numbers)."""
@@ -109,14 +110,21 @@ class StudyPage:
         self._count(trial)
         self._point()
 
+    def answer(self, lines: Iterable[str]) -> None:
+        """Write the lines that compare the best trial with the others, verdict included, on the page Text."""
+        self._tell("answer", "\n".join(f"- {clean(line)}" for line in lines))  # TensorBoard removes all HTML
+
     def phases(self, seconds: Mapping[str, float]) -> None:
         """Write the seconds of each phase of this run, as a table on the page Text."""
+        rows = [f"| {name} | {value:.1f} |" for name, value in seconds.items()]
+        self._tell("time per phase", "\n".join(["| phase | seconds |", "|---|---:|", *rows]))
+
+    def _tell(self, name: str, text: str) -> None:
+        """Write a text in Markdown on the page Text."""
         if self._curves is not None:
-            rows = [f"| {name} | {value:.1f} |" for name, value in seconds.items()]
-            table = "\n".join(["| phase | seconds |", "|---|---:|", *rows])
-            kind = text_metadata.create_summary_metadata(display_name="time per phase", description="")
+            kind = text_metadata.create_summary_metadata(display_name=name, description="")
             with self._curves.reopened():
-                self._curves.write(0, summary=_text("whole study/time per phase", table.encode(), kind))
+                self._curves.write(0, summary=_text(f"whole study/{name}", text.encode(), kind))
 
     def _count(self, trial: TrialRecord) -> None:
         self._states[trial.state] += 1
