@@ -18,10 +18,11 @@ from PIL import Image
 
 import search
 from finetune.disk import checkpoint
-from finetune.messages import End, Epoch, Keep, Message, Report, TrainJob
+from finetune.messages import End, EndState, Epoch, Keep, Message, Report, TrainJob
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import callback, runner, tuner
+from search.driver.seeds import Repeats
 from search.driver.trial import SlotTrial
 from search.errors import SearchError, SettingsIgnored
 from search.record.reader import read_study
@@ -515,6 +516,48 @@ def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
     assert [len(one.history) for one in after.trials[1:]] == [3, 3]
     times = [epoch["seconds"] for epoch in after.trials[1].history]
     assert times[: len(trained["history"])] == [epoch["seconds"] for epoch in trained["history"]]
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "budget"])
+def test_a_study_that_ends_while_other_seeds_train_keeps_what_it_has(
+    small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The first training with another seed ends, the second one is stopped."""
+    running, may_end = tmp_path / "running", tmp_path / "may end"
+
+    def train(job: TrainJob, report: Report) -> EndState | None:
+        if job.id.endswith("-seed-2") and not may_end.exists():
+            running.touch()
+            order = report.exchange.until_stopped.remote(job.id, moving=False)  # type: ignore[attr-defined]
+            while not ray.wait([order], timeout=0.1)[0]:
+                pass
+            return "stopped"
+        return torchless.train(job, report)
+
+    plant(monkeypatch, train)
+    if how == "budget":
+        monkeypatch.setattr(Repeats, "_is_late", property(lambda _: running.exists()))
+    config = small_study(
+        study={"trials": 2, "baselines": ["recipe"]}, verdict={"seeds": 2}, resources={"slots": 1}
+    )
+
+    def interrupt() -> None:
+        wait_for(running.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(interrupt if how == "Ctrl-C" else lambda: None)
+        before = runner.run(config)
+        stopped.result()
+    assert before.state == ("interrupted" if how == "Ctrl-C" else "finished")
+    assert [repeat["id"][-6:] for repeat in before.repeats] == ["seed-1"] * 2
+    wait_for(lambda: not slot_processes())
+    if how == "Ctrl-C":
+        may_end.touch()
+        after = runner.resume(config.folder)
+        assert after.state == "finished"
+        assert after.repeats[:2] == before.repeats
+        assert len(after.repeats) == 4
 
 
 def forget(folder: StudyFolder, numbers: tuple[int, ...]) -> None:

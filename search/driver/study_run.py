@@ -201,7 +201,11 @@ class StudyRun:
         self.ledger.set_fact("state", state)
         if state == "finished" and self.config.verdict.seeds:
             with phases.phase("verdict", "whether the winner is real"):
-                self._train_again()
+                try:
+                    self._train_again()
+                except KeyboardInterrupt:  # Ctrl-C ends it like the search: what has ended is kept
+                    state = "interrupted"
+                    self.ledger.set_fact("state", state)
         return state
 
     def _train_again(self) -> None:
