@@ -1,10 +1,10 @@
-"""Check the maps of `explain` for every family of backbones, and write the table docs/explain-sanity.md.
+"""Check the maps of `explain` for every family of backbones; the output is docs/explain-sanity.md.
 
     python -m benchmarks.explain_sanity --images flowers5 --weights mobilenet_v2=FILE squeezenet1_0=FILE
 
-Without pretrained weights a network is drawn at random; its features still tell coloured discs apart, and where
-the evidence lies is known. With weights, images of a folder with train/ and val/ are used. Either way only the
-head is made: logistic regression on pooled features.
+Without pretrained weights a network is drawn at random. Its features still tell coloured discs apart, and
+where the evidence lies is known. With weights, images of a folder with train/ and val/ are used. Either way
+only the head is made: logistic regression on pooled features.
 
 Shapes: N images, (3, S, S) pixels, D pooled features, C classes.
 """
@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from finetune.explain import deletion
-from finetune.explain.maps import maps
+from finetune.explain.maps import maps, resolution
 from finetune.images.pixels import load_image, normalise
 from finetune.model import backbones, weights
 from finetune.model.backbones import Backbone
@@ -69,20 +69,23 @@ DISCS = ((200, 60, 60), (60, 170, 60), (70, 90, 210), (200, 180, 50))
 HEADER = """\
 # Do the maps mean anything?
 
-This page is written by `python -m benchmarks.explain_sanity`; [explaining.md](explaining.md) says what maps are.
+This page is written by `python -m benchmarks.explain_sanity`; [explaining.md](explaining.md) says what maps
+are.
 
 For each family of backbones, `grad-cam` on {test} images that the model answers right:
 
-- **head, all**: rank correlation (Spearman) of the maps with those after the head, or all weights, were drawn anew, mean
-  of {draws} draws (Adebayo et al., NeurIPS 2018). A map that stays the same does not depend on what was learned. Goal:
-  below {head} and {all}.
-- **deletion, random**: mean probability of the answer while parts are blurred, those marked most first, or in random
-  order; **faster**: share of the images on which the map's order is the faster one. Goal: at least {better:.0%}.
-- **inside**: share of the images with the map's maximum inside the disc, where it is known; **chance**: its share of
-  the image.
+- **head, all**: rank correlation (Spearman) of the maps with those after the head, or all weights, were
+  drawn anew, mean of {draws} draws (Adebayo et al., NeurIPS 2018). A map that stays the same does not depend
+  on what was learned. Goal: below {head} and {all}.
+- **deletion, random**: mean probability of the answer while parts are blurred, those marked most first, or in
+  the order of random maps that are as smooth; **faster**: share of the images on which the map's order is the
+  faster one. Goal: at least {better:.0%}.
+- **inside**: share of the images with the map's maximum inside the disc, where it is known; **chance**: the
+  disc's share of the image.
 
-Rows without weights are networks as they are drawn at random, with a head that tells coloured discs apart: the evidence
-is known, and what is checked is that the map of the family is taken at the right place. A miss is marked with `!`.
+Rows without weights are networks as they are drawn at random, with a head that tells coloured discs apart:
+the evidence is known, and what is checked is that the map of the family is taken at the right place. A miss
+is marked with `!`.
 
 | backbone | weights | images | head | all | deletion | random | faster | inside | chance |
 |---|---|---|---|---|---|---|---|---|---|
@@ -140,9 +143,9 @@ def discs(side: int) -> Images:
     draw = np.random.default_rng(0)
     count = TRAIN * len(DISCS) + 2 * TEST
     labels = np.arange(count) % len(DISCS)
-    pixels = draw.normal(128, 30, (count, side // 4, side // 4, 1)).repeat(4, 1).repeat(4, 2)
+    pixels = draw.normal(128, 12, (count, side // 4, side // 4, 1)).repeat(4, 1).repeat(4, 2)
     pixels = np.pad(pixels, ((0, 0), (0, side % 4), (0, side % 4), (0, 0)), mode="edge").repeat(3, 3)
-    radius = side / 8
+    radius = side / 6
     centres = draw.uniform(radius, side - radius, (count, 2))
     rows, columns = np.mgrid[:side, :side]
     inside = np.hypot(rows - centres[:, :1, None], columns - centres[:, 1:, None]) < radius
@@ -255,7 +258,7 @@ def measure(name: str, backbone: Backbone, images: Images, origin: str) -> Row:
     ]
     low, chance = (
         deletion.area(probabilities, x, classes, made),
-        deletion.random_area(probabilities, x, classes),
+        deletion.random_area(probabilities, x, classes, resolution(model, x, "grad-cam")),
     )
     inside = None if images.inside is None else images.inside[right]
     return Row(

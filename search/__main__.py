@@ -220,6 +220,9 @@ def check(
     timed: Annotated[
         bool, typer.Option("--time", help="Time a few batches here, and say what the study will cost.")
     ] = False,
+    suspects: Annotated[
+        Path | None, typer.Option(help="Write a list of images whose label may be wrong, for data.exclude.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check config, every image, weights and capacity without training, and print the plan."""
@@ -229,7 +232,7 @@ def check(
     wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
     loaded = wanted.load()
     with Phases().phase("check"):
-        planned = checker.plan(loaded, timed=timed)
+        planned = checker.plan(loaded, timed=timed, suspects=suspects)
     if as_json:
         print_json(planned)
     else:

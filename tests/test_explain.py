@@ -146,7 +146,7 @@ def test_deletion_is_low_where_the_map_is_right_high_where_it_is_wrong() -> None
     label = torch.tensor([0])
     low, chance, high = (
         float(deletion.area(answers, x, label, right)[0]),
-        float(deletion.random_area(answers, x, label)[0]),
+        float(deletion.random_area(answers, x, label, (4, 4))[0]),
         float(deletion.area(answers, x, label, 1 - right)[0]),
     )
     assert low < 0.2 < 0.4 < chance < 0.8 < high

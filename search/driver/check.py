@@ -1,10 +1,13 @@
 """The `check` command: examine data, weights, backbones and capacity before a study, and train nothing."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from finetune import steps
 from finetune.datasets import inspection
 from finetune.datasets.catalog import Catalog
+from finetune.datasets.findings import SHOWN
 from finetune.disk import file_cache
 from search.config import resolve
 from search.config.study import StudyConfig
@@ -26,12 +29,14 @@ UNITS = {
 KEPT = {"features": "features of frozen blocks", "copies": "copies of far images and weights"}
 
 
-def plan(config: StudyConfig, *, timed: bool = False) -> dict[str, Any]:
+def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = None) -> dict[str, Any]:
     """Return the plan of a run with this config, as JSON values by section.
 
     Args:
         config: the study's config.
         timed: time a few batches in this process, for the section `cost`, which is null otherwise.
+        suspects: file that gets the images whose label may be wrong, which are also the section `suspects`;
+            None: do not look for them, and the section is null.
 
     Raises:
         FinetuneError: images or weights are not as the config says.
@@ -67,6 +72,7 @@ def plan(config: StudyConfig, *, timed: bool = False) -> dict[str, Any]:
             "metric": study.metric,
         },
         "data": inspection.inspect(images),
+        "suspects": _suspects(config, suspects),
         "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
         "space": said["space"],
         "seen": {field: said["data"][field] for field in DATA_FIELDS},
@@ -93,6 +99,17 @@ def plan(config: StudyConfig, *, timed: bool = False) -> dict[str, Any]:
         },
         "results": str(config.folder),
     }
+
+
+def _suspects(config: StudyConfig, to: Path | None) -> Any:
+    """Return images whose label may be wrong as JSON values, and write them to a file, if there is one."""
+    if to is None:
+        return None
+    from search.driver import suspects
+
+    found = suspects.find(config)
+    suspects.write(found, to)
+    return {"file": str(to), "images": [asdict(doubt) for doubt in found]}
 
 
 def _cost(config: StudyConfig, images: Catalog, slots: SlotPlan, up: int, *, timed: bool) -> Any:
@@ -136,6 +153,7 @@ def lines(planned: dict[str, Any]) -> list[str]:
     if slots["asked_for"] > slots["count"]:
         text.append(f"more nodes are asked for, for {counted(slots['asked_for'], 'slot')}")
     text += inspection.lines(planned["data"])
+    text += _of_suspects(planned["suspects"])
     for name, model in planned["model"].items():
         text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")
     for section, values in (("data", planned["seen"]), ("space", planned["space"])):
@@ -151,6 +169,24 @@ def lines(planned: dict[str, Any]) -> list[str]:
     for what, kept in planned["kept"].items():
         text.append(f"{KEPT[what]}: up to {kept['bytes'] / 2**30:g} GiB on each node, in {kept['dir']}")
     return [*text, f"results: {planned['results']}"]
+
+
+def _of_suspects(found: dict[str, Any] | None) -> list[str]:
+    """Return lines on the images whose label may be wrong."""
+    if found is None:
+        return ["labels: `check --suspects FILE` ranks those that may be wrong"]
+    images = found["images"]
+    told = [
+        f"  {one['path']}: {one['label']} {one['given']:.3f}, {one['likely']} {one['probability']:.3f}"
+        for one in images[:SHOWN]
+    ]
+    more = [f"  ... and {len(images) - len(told)} more"] * (len(images) > len(told))
+    return [
+        f"labels: {counted(len(images), 'training image')} looks like another class to a model that has not "
+        f"seen it, in {found['file']}. Look at the first ones: wrong labels gather there.",
+        *told,
+        *more,
+    ]
 
 
 def _of_verdict(planned: dict[str, Any]) -> list[str]:

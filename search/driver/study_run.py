@@ -344,6 +344,7 @@ class StudyRun:
         skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
         told: dict[str, Any] = {"images": counts, "chance": chance(self.images)}
         told |= {"classes": list(self.images.classes), "skipped": skipped, "slots": facts}
+        told["excluded"] = len(self.images.excluded)
         self.ledger.set_fact("provenance", known | told)
 
 

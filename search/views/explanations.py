@@ -17,7 +17,7 @@ from finetune import model_folder, safe_text, steps
 from finetune.disk.atomic import replacing
 from finetune.errors import DataError, did_you_mean
 from finetune.explain import deletion, overlay
-from finetune.explain.maps import METHODS, Method, maps
+from finetune.explain.maps import METHODS, Method, maps, resolution
 from finetune.images.pixels import load_image, normalise
 from finetune.model_folder import Model
 from search.errors import StudyError
@@ -115,7 +115,8 @@ def _batch(
         logits: Tensor = model.net(pixels)
         return model.calibration.of(logits)
 
-    areas = deletion.area(answers, x, classes, marked), deletion.random_area(answers, x, classes)
+    shape = resolution(model.net, x, method)
+    areas = deletion.area(answers, x, classes, marked), deletion.random_area(answers, x, classes, shape)
     for i, image in enumerate(images):
         name, probability = model.classes[int(classes[i])], float(probabilities[i, classes[i]])
         panels = [

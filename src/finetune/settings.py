@@ -47,6 +47,8 @@ class DataSettings:
     """Download the torchvision set if it is not in the folder `path`."""
     classes: tuple[str, ...] | None = None
     """Use only these classes, in this order; None: all, sorted by name."""
+    exclude: str | None = None
+    """Absolute path or URL of a list of images to leave out; None leaves out none."""
     on_error: OnError = "fail"
     """Handling of broken images: `fail` stops the trial that reads one, `skip` leaves them out beforehand."""
     image_size: int = 224
@@ -202,7 +204,7 @@ class TrialSettings:
         source = values["weights"]["source"]
         del values["cache_dir"], values["weights"]["file"]
         for data in [values["data"], *([source["data"]] if source else [])]:
-            del data["path"], data["download"]
+            del data["path"], data["download"], data["exclude"]
         return values
 
     @classmethod

@@ -32,6 +32,9 @@ class Images(Section):
     """For kind `torchvision`: download the data set if it is not below `path`."""
     classes: Classes | None = None
     """Use only these classes, in this order; null: use all."""
+    exclude: FilePathOrUrl | None = None
+    """A text file, or its URL, with the paths of images to leave out of every split, one in each line, such
+    as `check --suspects FILE` writes; null: leave out none. Every node must be able to read it."""
     on_error: OnError = "fail"
     """Treatment of broken images: `fail` stops the trial that reads one and names the image; `skip` decodes
     all images once at the start, leaves out the broken ones and counts them in the record."""

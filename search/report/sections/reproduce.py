@@ -19,6 +19,7 @@ def section(material: Material) -> Section:
     rows += [[f"{split} images", str(count)] for split, count in images.items()]
     if not material.shareable:
         rows += [["skipped images", str(len(facts.get("skipped") or []))]]
+        rows += [["images left out by data.exclude", str(facts.get("excluded") or 0)]]
         rows += [
             [name, f"{slot.get('device', '')} on {slot.get('host', '')}"] for name, slot in _slots(facts)
         ]

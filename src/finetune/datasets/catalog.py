@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from finetune import steps
+from finetune.datasets.exclusion import leave_out
 from finetune.datasets.findings import Finding, listed
 from finetune.datasets.folders import folder
 from finetune.datasets.manifest import manifest
@@ -72,6 +73,8 @@ class Catalog:
     """SHA-256 over the kind, the classes in order, and the split, class, path, weight (unless 1), size in
     bytes and first and last 4 KiB of every image. It does not notice an edit that keeps the size and touches
     only the middle of a file. Modification times do not count, so a copy has the same fingerprint."""
+    excluded: tuple[str, ...] = field(default=(), kw_only=True)
+    """Paths of the images that `data.exclude` leaves out, sorted."""
     reader: Reader = field(repr=False, compare=False)
     findings: tuple[Finding, ...] = field(default=(), compare=False)
     """Remarks on images that were used or left out; `finetune.datasets.inspection.inspect` adds more."""
@@ -120,6 +123,10 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
     chosen: Given = {
         split: {name: found.get(name, ()) for name in classes} for split, found in source.given.items()
     }
+    excluded: tuple[str, ...] = ()
+    remarks: tuple[Finding, ...] = ()
+    if data.exclude is not None:
+        chosen, excluded, remarks = leave_out(chosen, data.exclude, data.path)
     # Broken images go before splits are made, so that the shares are those of the images that are used.
     skipped: tuple[Skipped, ...] = ()
     if data.on_error == "skip":
@@ -143,7 +150,8 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
         whole=source.whole,
         fingerprint=_fingerprint(data.kind, classes, splits, source.reader, lenient=lenient),
         reader=source.reader,
-        findings=source.findings,
+        findings=(*source.findings, *remarks),
+        excluded=excluded,
     )
 
 

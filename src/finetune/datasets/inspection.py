@@ -54,7 +54,8 @@ class _Seen:
 def inspect(catalog: Catalog) -> dict[str, Any]:
     """Return a report on the images of a catalog, as plain values that can be written as JSON.
 
-    Its keys are `classes`, `images` (split -> class -> count), `made_splits`, `fingerprint`, `imbalance`
+    Its keys are `classes`, `images` (split -> class -> count), `made_splits`, `excluded` (number of images
+    that `data.exclude` leaves out), `fingerprint`, `imbalance`
     (size of the largest class divided by the smallest, in training images), `sides` (shortest, median and
     longest side in pixels, None if no image can be read), `weights` (smallest and largest weight of a
     training image, None if all are 1) and `findings` (grade, check, text, images, count), errors first.
@@ -80,6 +81,7 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
         "classes": list(catalog.classes),
         "images": counts,
         "made_splits": list(catalog.made),
+        "excluded": len(catalog.excluded),
         "fingerprint": catalog.fingerprint,
         "imbalance": round(_imbalance(counts["train"]), 2),
         "sides": {"shortest": sides[0], "median": median(sides), "longest": sides[-1]} if sides else None,
@@ -95,6 +97,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         made = " (taken from the training images by the seed)" if split in report["made_splits"] else ""
         per_class = listed([f"{name} {count}" for name, count in counts.items()])
         text.append(f"{split}: {sum(counts.values())} images{made}: {per_class}")
+    if report["excluded"]:
+        text.append(f"left out by data.exclude: {report['excluded']} images")
     sides = report["sides"]
     if sides:
         text.append(

@@ -29,6 +29,8 @@ STEPS = 16
 """Points on the line of integrated gradients."""
 AT_ONCE = 32
 """Images that captum runs at once: what it makes of one image would not fit into memory for many."""
+PATCHES = 16
+"""Patches along each side over which integrated gradients are averaged."""
 WINDOWS = 7
 """Windows of occlusion along each side, which overlap by half."""
 
@@ -128,7 +130,7 @@ def _integrated(whole: Whole, x: Tensor, classes: Tensor) -> Tensor:
         .sum(1)
     )
     # Single pixels are noise to the eye; a map is read in patches.
-    patch = max(1, x.shape[-1] // 16)
+    patch = max(1, x.shape[-1] // PATCHES)
     return F.avg_pool2d(found[:, None], 2 * (patch // 2) + 1, stride=1, padding=patch // 2)[:, 0]
 
 
@@ -146,9 +148,22 @@ def _occlusion(whole: Whole, x: Tensor, classes: Tensor) -> Tensor:
 
 
 def _random(whole: Whole, x: Tensor, classes: Tensor) -> Tensor:
-    with torch.no_grad():
-        shape = whole.as_map(whole.blocks[: whole.cut](x[:1])).shape[2:]
-    return noise(len(x), shape)
+    return noise(len(x), _grid(whole, x))
+
+
+@torch.no_grad()
+def _grid(whole: Whole, x: Tensor) -> tuple[int, int]:
+    height, width = whole.as_map(whole.blocks[: whole.cut](x[:1])).shape[2:]
+    return height, width
+
+
+def resolution(model: TransferModel, x: Tensor, method: Method) -> tuple[int, int]:
+    """Return the number of values that a map of a method has along each side, before it is enlarged."""
+    if method == "integrated-gradients":
+        return PATCHES, PATCHES
+    if method == "occlusion":
+        return WINDOWS, WINDOWS
+    return _grid(Whole(model), x)
 
 
 def noise(count: int, shape: torch.Size | tuple[int, ...], seed: int = 0) -> Tensor:
