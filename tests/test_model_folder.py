@@ -237,6 +237,15 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         changed({"preprocessing": STEPS | {"image_size": "large"}}),
         "got preprocessing with image_size",
     ),
+    "huge": (
+        changed({"preprocessing": STEPS | {"image_size": 10**9}}),
+        "got preprocessing with image_size 1000000000",
+    ),
+    "no classes": (changed({"classes": []}), "got classes that are no list of names"),
+    "other weights": (
+        changed({"provenance": {"model_sha256": "0" * 64}}),
+        r"got weights of SHA-256 \w{12}\.\.\., where model\.yaml names 000000000000",
+    ),
     "too small": (changed({"preprocessing": STEPS | {"image_size": -1}}), "must be whole and fit together"),
     "numbers": (changed({"classes": [1, 2]}), "got classes that are no list of names"),
     "three": (changed({"classes": ["a", "b", "c"]}), "must be whole and fit together"),

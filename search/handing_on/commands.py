@@ -1,6 +1,7 @@
 """Commands for a model that is there: `export`, `predict` and `explain`."""
 
 import shlex
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -59,24 +60,33 @@ def predict(
     csv: Annotated[
         Path | None, typer.Option(help="Write a CSV file: path, class, probability, error.")
     ] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="How many of the most probable classes.")] = None,
 ) -> None:
     """Classify images with an exported model; the exit code is 1 if some of them cannot be read."""
     from search.views import predictions
 
-    if as_json and csv is not None:
-        raise typer.BadParameter("give --json or --csv, one of them")
-    found = Counted(predictions.predict(model, images))
+    if as_json + (csv is not None) + (parquet is not None) > 1:
+        raise typer.BadParameter("give --json, --csv or --parquet, one of them")
+    found = Counted(predictions.predict(model, images, top or 5))
+    if csv is None and parquet is None and not as_json and sys.stdout.isatty():
+        for row in found:  # the lines themselves are the progress
+            print(predictions.line(row, top or 1), flush=True)
+    else:
+        with Phases().phase("classify"):
+            if csv is not None:
+                predictions.write_csv(found, csv, top or 1)
+            elif parquet is not None:
+                predictions.write_parquet(found, parquet)
+            elif as_json:
+                rows = list(found)
+            else:
+                for row in found:
+                    print(predictions.line(row, top or 1), flush=True)
     if as_json:
-        with Phases().phase("classify"):
-            rows = list(found)
         print_json(rows)
-    elif csv is not None:
-        with Phases().phase("classify"):
-            predictions.write_csv(found, csv)
-        say(f"{csv}: {found.images} images")
-    else:  # the lines themselves are the progress
-        for row in found:
-            print(predictions.line(row), flush=True)
+    if file := csv or parquet:
+        say(f"{file}: {found.images} images")
     _all_readable(found)
 
 

@@ -41,19 +41,29 @@ def decode(path: Path, at_least: int | None = None) -> Image.Image:
     return _decode(path, str(path), at_least)
 
 
-def decode_bytes(content: bytes, where: str, at_least: int | None = None) -> Image.Image:
-    """Return the image in the bytes of a file, like `decode`; `where` names it in errors.
+def decode_bytes(
+    content: bytes, where: str, at_least: int | None = None, most_pixels: int | None = None
+) -> Image.Image:
+    """Return the image in the bytes of a file, like `decode`.
+
+    Args:
+        content: the bytes.
+        where: name of the image in errors.
+        at_least: as in `decode`.
+        most_pixels: largest number of pixels, if it is below Pillow's limit.
 
     Raises:
         DataError: for the same reasons as `decode`.
     """
-    return _decode(BytesIO(content), where, at_least)
+    return _decode(BytesIO(content), where, at_least, most_pixels)
 
 
-def _decode(file: Path | BinaryIO, where: str, at_least: int | None) -> Image.Image:
+def _decode(
+    file: Path | BinaryIO, where: str, at_least: int | None, most_pixels: int | None = None
+) -> Image.Image:
     try:
         with Image.open(no_pipe(file) if isinstance(file, Path) else file) as image:
-            limit = Image.MAX_IMAGE_PIXELS
+            limit = min(filter(None, (Image.MAX_IMAGE_PIXELS, most_pixels)), default=None)
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {limit}")
             if at_least is not None:

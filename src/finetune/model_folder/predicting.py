@@ -1,6 +1,9 @@
 """Classify image files with a loaded model."""
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +21,46 @@ TOP = 5
 """Number of most probable classes that a prediction lists."""
 
 
-def predict(model: Model, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def predict(model: Model, paths: Sequence[Path], *, top: int = TOP) -> Iterator[dict[str, Any]]:
     """Yield a dict per image: `path`, `class`, `probability`, `top` (most probable classes) and `error`.
 
     If an image cannot be read, `class` and `probability` are None, `top` is empty, and `error` is the reason;
     otherwise `error` is None.
     """
-    with steps.step("classify", len(paths), "images", patience=1.0) as told:
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode") as pool,
+        steps.step("classify", len(paths), "images", patience=1.0) as told,
+    ):
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
-            yield from _predict(model, part)
+            yield from _predict(model, part, list(pool.map(partial(_pixels, model), part)), top)
             told.add(len(part))
 
 
-def _predict(model: Model, part: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the dicts of one batch of images."""
-    seen = [_pixels(model, path) for path in part]
+def _predict(
+    model: Model, part: Sequence[Path], seen: Sequence[Tensor | str], top: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the dicts of one batch of images, each decoded or the reason why it is not."""
     images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
-    rows = iter(model.probabilities(torch.stack(images)) if images else ())
+    rows = iter(answers(model, torch.stack(images), top) if images else ())
     for path, pixels in zip(part, seen, strict=True):
-        if not isinstance(pixels, Tensor):
+        if isinstance(pixels, Tensor):
+            yield {"path": str(path)} | next(rows) | {"error": None}
+        else:
             yield {"path": str(path), "class": None, "probability": None, "top": [], "error": pixels}
-            continue
-        row = next(rows)
-        best = row.topk(min(TOP, len(row)))
-        top = [
+
+
+def answers(model: Model, images: Tensor, top: int = TOP) -> list[dict[str, Any]]:
+    """Return `class`, `probability` and `top`, the most probable classes, for images uint8 (B, 3, S, S)."""
+    best = model.probabilities(images).topk(min(top, len(model.classes)), dim=1)
+    found = []
+    for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        ranked = [
             {"class": model.classes[index], "probability": value}
-            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            for value, index in zip(values, indices, strict=True)
         ]
-        yield {"path": str(path)} | top[0] | {"top": top, "error": None}
+        found.append(ranked[0] | {"top": ranked})
+    return found
 
 
 def _pixels(model: Model, path: Path) -> Tensor | str:

@@ -1,5 +1,6 @@
 """Load a model folder, which may come from a stranger, as a network that answers."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from finetune.model import backbones, strategies
 from finetune.model.exact_head import ExactShape
 from finetune.model.strategies import TransferModel
 from finetune.model_folder.files import FILES, FORMAT
+
+MOST_PIXELS = 2**13
+"""Largest side of a model's input, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
         state = load_file(weights)
         if not all(torch.isfinite(tensor).all() for tensor in state.values()):
             raise ValueError("weights that are NaN or infinite")
+        _check_digest(weights, facts)
         source = facts["source"]
         backbone = backbones.build(
             facts["backbone"], source_classes=source["classes"], image_size=source.get("image_size")
@@ -101,6 +106,18 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
     return Model(net.eval(), facts, device)
 
 
+def _check_digest(weights: Path, facts: dict[str, Any]) -> None:
+    """Check that the weights are those that the model.yaml was written for.
+
+    Raises:
+        ValueError: they are others.
+    """
+    named = facts.get("provenance", {}).get("model_sha256")
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if named not in (None, found):
+        raise ValueError(f"weights of SHA-256 {found:.12}..., where model.yaml names {named!s:.12}...")
+
+
 def _check_facts(facts: Any) -> None:
     """Check the content of a model.yaml before a model is built from it.
 
@@ -125,6 +142,7 @@ def _check_facts(facts: Any) -> None:
         raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}, not three numbers each")
     if not all(map(math.isfinite, numbers)) or 0 in std:
         raise ValueError(f"preprocessing with mean {mean!r:.60} and std {std!r:.60}")
-    if not isinstance(side, int) or not isinstance(steps["whole_image"], bool):
+    sized = type(side) is int and side <= MOST_PIXELS
+    if not sized or not isinstance(steps["whole_image"], bool):
         raise ValueError(f"preprocessing with image_size {side!r:.40}")
     backbones.check_image_size(facts["backbone"], side)
