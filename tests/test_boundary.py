@@ -51,7 +51,7 @@ FLOORS = {
         {"training"},
         {"explain"},
         {"model_folder"},
-        {"handing_on"},
+        {"handing_on", "serving"},
         {"worker"},
     ],
 }

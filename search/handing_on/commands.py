@@ -1,4 +1,4 @@
-"""Commands for a model that is there: `export`, `predict` and `explain`."""
+"""Commands for a model that is there: `export`, `predict`, `explain` and `serve`."""
 
 import shlex
 import sys
@@ -122,7 +122,44 @@ def _all_readable(found: Counted) -> None:
         raise typer.Exit(Exit.STUDY_FAILED)
 
 
+def serve(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than loopback see it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes of Ray Serve that hold the model.")] = 1,
+    alone: Annotated[bool, typer.Option("--alone", help="Serve from this process, without Ray.")] = False,
+    most_mib: Annotated[int, typer.Option("--max-mib", min=1, help="Largest image file.")] = 20,
+    most_megapixels: Annotated[int, typer.Option("--max-megapixels", min=1, help="Largest image.")] = 50,
+    queue: Annotated[int, typer.Option(min=1, help="Requests in work; others are turned away.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 16,
+) -> None:
+    """Answer HTTP requests with an exported model, by Ray Serve, until Ctrl-C."""
+    from finetune.serving.limits import Limits
+    from search.handing_on import serving
+
+    serving.check()
+    if alone and replicas > 1:
+        raise typer.BadParameter("--alone is one process, so it goes without --replicas")
+    limits = Limits(body_bytes=most_mib * 2**20, pixels=most_megapixels * 10**6, queue=queue, batch=batch)
+    if host not in serving.LOOPBACK:
+        say(f"{host}: whoever reaches this address can use the model: there is no password")
+
+    def ready(url: str) -> None:
+        print_line(console(), url)
+        say(f"try: curl --data-binary @IMAGE {url}/predict    (also /healthz, /metadata, /openapi.json)")
+
+    try:
+        if alone:
+            serving.alone(model, host, port, limits, ready)
+        else:
+            serving.with_ray(model, host, port, limits, replicas, ready)
+    except KeyboardInterrupt:
+        say("stopped")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (export, predict, explain):
+    for command in (export, predict, explain, serve):
         app.command()(command)
