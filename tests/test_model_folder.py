@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from finetune import model_card, model_folder
@@ -18,6 +19,7 @@ from finetune.errors import CheckpointError
 from search.__main__ import app, guarded
 from search.errors import StudyError
 from search.views import predictions
+from tests.here import Here
 from tests.models import train
 
 
@@ -172,6 +174,44 @@ def test_formulas_are_text_in_a_csv_file_of_predictions(tmp_path: Path) -> None:
         found = [row["class"] for row in csv.DictReader(file)]
     assert found == ["'=1+1", "'@SUM(A1)", "'-cmd", "'+cmd", "'\t=1", "-5", "a=b"]
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_predict_tells_as_many_classes_as_are_asked_for(model: Path, tmp_path: Path, here: Here) -> None:
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "good.png")
+    (tmp_path / "torn.png").write_bytes(b"broken")
+    images = (tmp_path / "good.png", tmp_path / "torn.png")
+    told = here("predict", model, *images, "--top", 9)
+    path, first, p1, second, p2 = told.stdout.splitlines()[0].split("\t")
+    assert {first, second} == {"6", "7"}
+    assert float(p1) + float(p2) == pytest.approx(1, abs=2e-4)
+    assert told.stdout.splitlines()[1].split("\t")[1] == "unreadable"
+    assert here("predict", model, *images, "--csv", tmp_path / "a.csv", "--top", 2).returncode == 1
+    with (tmp_path / "a.csv").open(newline="") as file:
+        good, torn = csv.DictReader(file)
+    assert (good["class"], good["class_2"], torn["class_2"]) == (first, second, "")
+    assert float(good["probability_2"]) == pytest.approx(float(p2), abs=1e-4)
+    assert here("predict", model, *images, "--csv", "a", "--parquet", "b").returncode == 2
+
+
+def test_a_parquet_file_holds_what_predict_says(model: Path, tmp_path: Path, here: Here) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    strange = folder / os.fsdecode(b"=caf\xe9.png")  # no UTF-8, which Parquet's text must be
+    Image.new("RGB", (40, 30), "white").save(strange)
+    (folder / "torn.png").write_bytes(b"broken")
+    told = here("predict", model, folder, "--parquet", tmp_path / "out.parquet")
+    assert (told.returncode, told.stdout) == (1, "")
+    good, torn = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    (expected,) = model_folder.predict(model_folder.load(model), [strange])
+    assert good["path"] == str(folder / r"=caf\udce9.png")
+    assert (good["class"], good["error"]) == (expected["class"], None)
+    assert good["probability"] == pytest.approx(expected["probability"])
+    assert [one["class"] for one in good["top"]] == [one["class"] for one in expected["top"]]
+    assert (torn["class"], torn["probability"], torn["top"]) == (None, None, [])
+    assert "an image must be readable" in torn["error"]
+    told = here("predict", model, folder, "--parquet", tmp_path / "no/out.parquet")
+    assert told.returncode == 2
+    assert "--parquet must be a file that can be written" in told.stderr
 
 
 def test_a_csv_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
