@@ -181,7 +181,7 @@ def test_predict_tells_as_many_classes_as_are_asked_for(model: Path, tmp_path: P
     (tmp_path / "torn.png").write_bytes(b"broken")
     images = (tmp_path / "good.png", tmp_path / "torn.png")
     told = here("predict", model, *images, "--top", 9)
-    path, first, p1, second, p2 = told.stdout.splitlines()[0].split("\t")
+    _, first, p1, second, p2 = told.stdout.splitlines()[0].split("\t")
     assert {first, second} == {"6", "7"}
     assert float(p1) + float(p2) == pytest.approx(1, abs=2e-4)
     assert told.stdout.splitlines()[1].split("\t")[1] == "unreadable"
