@@ -39,7 +39,7 @@ FLOORS = {
         {"__main__"},
     ],
     "finetune": [
-        {"errors", "safe_text", "settings", "steps"},
+        {"bill_of_materials", "errors", "safe_text", "settings", "steps"},
         {"extras", "metrics", "model_card"},
         {"messages"},
         {"disk", "suspects"},

@@ -254,6 +254,7 @@ class TestStudy:
         assert {p.name for p in (tmp_path / "model").iterdir()} == {
             "model.safetensors",
             "model.yaml",
+            "bom.json",
             "README.md",
         }
 

@@ -1,5 +1,6 @@
 """A model handed on as ONNX or a torch program answers as the model folder does, wherever it is run."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
 
-from finetune import extras, model_folder
+from finetune import bill_of_materials, extras, model_card, model_folder
 from finetune.errors import CheckpointError, MissingPackage
 from finetune.handing_on import formats, onnx_file, parity
 from search.views import export as exports
@@ -143,6 +146,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
         exports.convert(plain, tmp_path / "to", ["torch"])
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == sorted(model_folder.files.FILES)
     assert model_folder.load(tmp_path / "to").facts == model_folder.load(plain).facts
+    assert (tmp_path / "to" / "bom.json").read_bytes() == (plain / "bom.json").read_bytes()
 
 
 def test_nan_and_a_changed_answer_are_no_parity() -> None:
@@ -155,6 +159,69 @@ def test_nan_and_a_changed_answer_are_no_parity() -> None:
     assert not parity.measured(
         lambda x: even[: len(x)] * float("nan"), lambda x: even[: len(x)], images
     ).holds
+
+
+# The card and the list of parts
+
+
+def scores(facts: dict[str, Any], split: str) -> dict[str, float]:
+    found = facts["metrics"][split]
+    return {k: v for k, v in found.items() if isinstance(v, float) and "/" not in k}
+
+
+def test_the_card_begins_with_a_header_whose_scores_are_those_of_the_folder(plain: Path) -> None:
+    facts = model_folder.load(plain).facts
+    _, header, card = (plain / "README.md").read_text().split("---\n", 2)
+    told = yaml.safe_load(header)
+    assert card.lstrip().startswith("# squeezenet1_1, strategy replace\n")
+    assert (told["pipeline_tag"], "license" in told) == ("image-classification", False)
+    assert "# license: name one" in header
+    (entry,) = told["model-index"]
+    assert [one["dataset"]["split"] for one in entry["results"]] == ["validation", "test"]
+    for result in entry["results"]:
+        metrics = {one["type"]: one["value"] for one in result["metrics"]}
+        assert metrics == scores(facts, result["dataset"]["split"])
+        assert {"accuracy", "ece"} <= metrics.keys()
+
+
+def valid(bill: str) -> None:
+    error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill)
+    assert error is None, error
+
+
+def test_the_list_of_parts_follows_the_standard_and_holds_hashes_and_scores(
+    plain: Path, tmp_path: Path
+) -> None:
+    facts = model_folder.load(plain).facts
+    bill = (plain / "bom.json").read_text()
+    valid(bill)
+    told = json.loads(bill)
+    model = told["metadata"]["component"]
+    digest = hashlib.sha256((plain / "model.safetensors").read_bytes()).hexdigest()
+    assert model["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    found = {(one["slice"], one["type"]): float(one["value"]) for one in metrics}
+    assert found == {(s, k): v for s in ("validation", "test") for k, v in scores(facts, s).items()}
+    assert str(plain.parent) not in bill
+
+
+def test_the_list_of_parts_has_libraries_weights_and_files(plain: Path) -> None:
+    facts = model_folder.load(plain).facts
+    named = {"torch": {"file": "model.pt2", "sha256": "a" * 64}}
+    packages = {"torch": "2.15.0+cu132", "PyYAML": "6.0"}
+    provenance = facts["provenance"] | {"packages": packages}
+    source = facts["source"] | {"sha256": "b" * 64}
+    bill = bill_of_materials.text(facts | {"formats": named, "provenance": provenance, "source": source})
+    valid(bill)
+    parts = {part["bom-ref"]: part for part in json.loads(bill)["components"]}
+    assert parts["file-torch"]["hashes"][0]["content"] == "a" * 64
+    assert parts["source"]["hashes"][0]["content"] == "b" * 64
+    assert {"pkg:pypi/torch@2.15.0%2Bcu132", "pkg:pypi/pyyaml@6.0"} <= parts.keys()
+
+
+def test_a_folder_of_the_first_version_gets_a_card(plain: Path) -> None:
+    facts = {k: v for k, v in model_folder.load(plain).facts.items() if k != "calibration"}
+    assert "expected calibration error" not in model_card.text(facts)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from finetune.disk import checkpoint
+from finetune.model_folder.files import FILES
 from search.provenance import code_hash
 from tests import lab as labs
 from tests import machine
@@ -195,7 +196,7 @@ def test_images_go_to_the_cluster_and_results_and_the_best_model_come_back(lab: 
     assert json.loads(shown.stdout)["study"]["state"] == "finished"
     to = lab.home / "best"
     lab.ray("rsync-down", str(lab.cluster_file), "/mnt/results/pair/best/", f"{to}/")
-    assert {path.name for path in to.iterdir()} == {"model.safetensors", "model.yaml", "README.md"}
+    assert {path.name for path in to.iterdir()} == set(FILES)
 
 
 def test_tensorboard_on_the_cluster_is_seen_on_the_laptop(lab: labs.Lab) -> None:

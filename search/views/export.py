@@ -74,9 +74,12 @@ def convert(model: Path, to: Path, formats: Sequence[str]) -> dict[str, Any]:
     from finetune.handing_on import formats as writers
 
     writers.check(formats)
+    facts = model_folder.load(model).facts  # before anything at `to` is replaced
     if not (to.exists() and to.samefile(model)):
         model_folder.copy(model, to)
-    return writers.add(to, formats) if formats else model_folder.load(to).facts
+        facts.pop("formats", None)  # their files stay behind
+        model_folder.describe(to, facts)
+    return writers.add(to, formats) if formats else facts
 
 
 def lines(facts: dict[str, Any]) -> list[str]:

@@ -2,7 +2,13 @@
 
 from typing import Any
 
+import yaml
+
+from finetune import bill_of_materials
 from finetune.safe_text import markdown
+
+HUB_KINDS = {"folder": "imagefolder"}
+"""How the Hub names a kind of images, where it differs from ours."""
 
 
 def _of_test(provenance: dict[str, Any]) -> str:
@@ -25,6 +31,46 @@ def _calibrated(facts: dict[str, Any]) -> str:
     )
 
 
+def header(facts: dict[str, Any]) -> list[str]:
+    """Return the lines by which the Hugging Face Hub sorts a model and shows its scores.
+
+    The license is left to whoever publishes the model.
+    """
+    data = bill_of_materials.data_name(facts)
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": data, "type": HUB_KINDS.get(data, data), "split": split},
+            "metrics": [
+                {"type": name, "value": value}
+                for name, value in scores.items()
+                if isinstance(value, float) and "/" not in name
+            ],
+        }
+        for split, scores in facts["metrics"].items()
+        if scores
+    ]
+    told = {
+        "library_name": "transfer-search",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "transfer-learning", facts["backbone"]],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": f"{facts['backbone']}-{facts['strategy']}", "results": results}],
+    }
+    written = yaml.safe_dump(told, sort_keys=False, allow_unicode=False)
+    return ["---", "# license: name one before you publish the model", *written.splitlines(), "---", ""]
+
+
+def _formats(formats: dict[str, Any]) -> list[str]:
+    """Return a table of the files of other formats and how closely they answer."""
+    rows = [
+        f"| {markdown(found['file'])} | {found['parity']['largest_difference']:.1e} | "
+        f"{found['parity']['changed_answers']} of {found['parity']['images']} |"
+        for found in formats.values()
+    ]
+    return ["| file | largest difference of a probability | changed answers |", "| --- | --- | --- |", *rows]
+
+
 def text(facts: dict[str, Any]) -> str:
     """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
     scores = facts["metrics"]
@@ -36,6 +82,7 @@ def text(facts: dict[str, Any]) -> str:
 
     names = ", ".join(map(markdown, facts["classes"]))
     lines = [
+        *header(facts),
         f"# {facts['backbone']}, strategy {facts['strategy']}",
         "",
         f"Classifies images into {len(facts['classes'])} classes: {names}.",
@@ -51,7 +98,10 @@ def text(facts: dict[str, Any]) -> str:
         lines.append(row(_of_test(facts["provenance"]), scores["test"]))
     else:
         lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
-    lines += ["", _calibrated(facts["calibration"])]
+    if "calibration" in facts:  # folders of older versions have none
+        lines += ["", _calibrated(facts["calibration"])]
+    if facts.get("formats"):
+        lines += ["", "## Other formats", "", *_formats(facts["formats"])]
     lines += [
         "",
         "## Use",

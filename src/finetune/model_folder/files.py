@@ -13,9 +13,9 @@ from finetune.errors import CheckpointError
 
 FORMAT = 2
 """Version of model.yaml. Version 1 has no `calibration`; its models answer with the temperature 1."""
-FILES = ("model.safetensors", "model.yaml", "README.md")
-"""Files of a model folder, in the order in which they are written."""
-DERIVED = ("model.onnx", "model.pt2", "bom.json")
+FILES = ("model.safetensors", "model.yaml", "bom.json", "README.md")
+"""Files of a model folder, in the order in which they are written: the card comes last."""
+DERIVED = ("model.onnx", "model.pt2")
 """Files that may be added to a model folder, made from its model."""
 
 
@@ -35,7 +35,7 @@ def claim(to: Path) -> None:
             f"{to}: a model folder must be a folder that can be written, got {type(error).__name__}: "
             f"{error}. Choose another."
         ) from error
-    begun = names <= set(FILES[:2])  # an export that was interrupted; the card comes last
+    begun = names <= set(FILES[:-1])  # an export that was interrupted; the card comes last
     if not begun and not _is_ours(to / FILES[1]):
         raise CheckpointError(
             f"{to}: a model folder must be new, empty or a model folder, got one with "
@@ -53,16 +53,18 @@ def _is_ours(path: Path) -> bool:
 
 
 def copy(model: Path, to: Path) -> None:
-    """Copy the files of a model folder to another folder; what was derived from a model there is removed.
+    """Copy weights and description of a model to another folder; what was made from a model there is removed.
+
+    The card and the list of parts are left to `describe`.
 
     Raises:
         CheckpointError: `to` cannot become a model folder, or `model` lacks a file.
     """
     claim(to)
-    for name in DERIVED:
-        (to / name).unlink(missing_ok=True)
     try:
-        for name in FILES:
+        for name in DERIVED:
+            (to / name).unlink(missing_ok=True)
+        for name in FILES[:2]:
             with replacing(to / name) as path:
                 shutil.copyfile(no_pipe(model / name), path)
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
-from finetune import model_card
+from finetune import bill_of_materials, model_card
 from finetune.disk import checkpoint
 from finetune.disk.atomic import replacing
 from finetune.evaluation import calibration, outputs
@@ -122,15 +122,17 @@ def _write_files(to: Path, model: TransferModel, facts: dict[str, Any]) -> None:
 
 
 def describe(folder: Path, facts: dict[str, Any]) -> None:
-    """Write the description of a model folder and the card that is made from it.
+    """Write the description of a model folder, and the list of parts and the card that are made from it.
 
     Raises:
         OSError: they cannot be written.
     """
-    with replacing(folder / FILES[1]) as path:
-        path.write_text(yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    with replacing(folder / FILES[2]) as path:
-        path.write_text(model_card.text(facts), encoding="utf-8")
+    told = yaml.safe_dump(_plain(facts), sort_keys=False, allow_unicode=True)
+    for name, text in zip(
+        FILES[1:], (told, bill_of_materials.text(facts), model_card.text(facts)), strict=True
+    ):
+        with replacing(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
 
 
 def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibration) -> None:
