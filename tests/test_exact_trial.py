@@ -21,6 +21,7 @@ from finetune.settings import DataSettings, SourceSettings, TrialSettings, Weigh
 from finetune.training import loop
 from finetune.training.run import Run
 from finetune.training.workers import World
+from search.verdict import contest
 from tests.processes import finish
 
 
@@ -209,6 +210,14 @@ def test_an_exact_model_is_exported_loaded_and_answers_as_it_was_measured(
     images, labels = next(run.data.batches("val", [torch.arange(run.data.size("val"))]))
     right = (model.probabilities(images).argmax(1) == labels).double().mean().item()
     assert right == pytest.approx(epoch["val/accuracy"], abs=1e-9)
+
+
+def test_an_exact_model_is_measured_for_the_verdict(done: tuple[Path, list[Message]], tmp_path: Path) -> None:
+    folder, messages = done
+    (epoch,) = [message.metrics for message in messages if isinstance(message, Epoch)]
+    model_folder.measure(folder / "best", tmp_path, world=World())
+    found = contest.load_answers(tmp_path / "answers.npz", "val")
+    assert (found.predicted == found.labels).mean() == pytest.approx(epoch["val/accuracy"], abs=1e-9)
 
 
 @pytest.mark.parametrize(

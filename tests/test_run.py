@@ -76,7 +76,7 @@ def check_verdict(record: StudyRecord) -> None:
     ids = {f"{trial.id}-seed-{seed}" for trial in chosen for seed in (1, 2)}
     assert {repeat["id"] for repeat in record.repeats} == ids
     assert {repeat["state"] for repeat in record.repeats} == {"COMPLETE"}
-    assert all(repeat["epochs"] == 3 for repeat in record.repeats)
+    assert all(repeat["epochs"] == (1 if repeat["trial"] == "trial-0000" else 3) for repeat in record.repeats)
     assert (found.seeds, found.split, found.images) == (2, "test", record.provenance["images"]["test"])
     assert all(one.outcome != "not measured" for one in found.comparisons)
     assert found.comparisons[0].against == "recipe"
@@ -91,13 +91,13 @@ def check_verdict(record: StudyRecord) -> None:
     assert sorted(for_verdict) == sorted(ids)
     # The seeds differ, and so do the models, but the sampler and the ranks know nothing of them.
     assert len({repeat["metrics"]["val/loss"] for repeat in record.repeats}) == len(ids)
-    assert len(record.trials) == 8
+    assert len(record.trials) == 9
     resumed = runner.resume(folder.root)
     assert resumed.repeats == record.repeats
 
 
 SEARCHED: dict[str, dict[str, Any]] = {
-    "study": {"name": "searched", "trials": 8, "baselines": ["recipe", "scratch"], "seed": 3},
+    "study": {"name": "searched", "trials": 8, "baselines": ["exact", "recipe", "scratch"], "seed": 3},
     "verdict": {"seeds": 2},
     "early_stopping": {"enabled": False},
 }
@@ -125,11 +125,11 @@ def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(searche
     config, record = searched
     assert record.state == "finished"
     check_verdict(record)
-    assert [trial.number for trial in record.trials] == list(range(8))
-    assert [trial.baseline for trial in record.trials[:2]] == ["recipe", "scratch"]
+    assert [trial.number for trial in record.trials] == list(range(9))
+    assert [trial.baseline for trial in record.trials[:3]] == ["exact", "recipe", "scratch"]
     assert {trial.state for trial in record.trials} == {"COMPLETE"}
-    assert {"replace", "load", "fuse"} == {trial.params["strategy"] for trial in record.trials}
-    assert all(trial.epochs == 3 for trial in record.trials)
+    assert {"exact", "replace", "load", "fuse"} == {trial.params["strategy"] for trial in record.trials}
+    assert [trial.epochs for trial in record.trials] == [1, *[3] * 8]
     best = record.best
     assert best is not None
     folder = StudyFolder(Path(record.folder))
@@ -139,7 +139,7 @@ def test_a_study_searches_all_three_strategies_and_leaves_a_whole_record(searche
     runs = {Columns(config).run_name(trial.id, trial.params, trial.baseline) for trial in record.trials}
     assert {p.name for p in folder.tensorboard.iterdir()} == {STUDY_RUN, *runs}
     assert {trial.slot for trial in record.trials} <= {"slot-0", "slot-1"}
-    for trial in record.trials:
+    for trial in record.trials[1:]:
         assert trial.effective["learning_rates"]["head"] == pytest.approx(trial.params["learning_rate"])
         assert len(trial.history) == trial.epochs
         # A slot begins the first trials before Tune has processes for them: that time counts, too.
@@ -362,8 +362,8 @@ def test_a_warm_slot_gives_the_bits_of_a_cold_process(searched: Searched) -> Non
             merged(values, {"study": cold_study, "resources": {"slots": 1}, "verdict": {"seeds": 0}})
         )
     )
-    assert [t.params for t in cold.trials] == [t.params for t in warm.trials[:3]]
-    assert [scores(t.history) for t in cold.trials] == [scores(t.history) for t in warm.trials[:3]]
+    assert [t.params for t in cold.trials] == [t.params for t in warm.trials[:4]]
+    assert [scores(t.history) for t in cold.trials] == [scores(t.history) for t in warm.trials[:4]]
 
 
 def scores(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -467,12 +467,12 @@ def test_interrupted_trials_are_tried_again_and_the_study_keeps_its_length(
     """A study that died is resumed: every interrupted trial goes on under a new number."""
     _, record = searched
     folder = StudyFolder(Path(shutil.copytree(record.folder, tmp_path / "died")))
-    forget(folder, numbers=(6, 7))
+    forget(folder, numbers=(7, 8))
     again = runner.resume(folder.root)
     assert again.state == "finished"
-    assert [t.state for t in again.trials] == ["COMPLETE"] * 6 + ["FAIL"] * 2 + ["COMPLETE"] * 2
-    assert [t.continues for t in again.trials[8:]] == [6, 7]
-    for old, new in zip(record.trials[6:], again.trials[8:], strict=True):
+    assert [t.state for t in again.trials] == ["COMPLETE"] * 7 + ["FAIL"] * 2 + ["COMPLETE"] * 2
+    assert [t.continues for t in again.trials[9:]] == [7, 8]
+    for old, new in zip(record.trials[7:], again.trials[9:], strict=True):
         assert new.params == old.params
         assert scores(new.history) == scores(old.history)
 

@@ -462,8 +462,8 @@ def test_a_manifest_may_lie_behind_a_url(tmp_path: Path) -> None:
     assert load(write(tmp_path, text)).data.path == "s3://bucket/pets.parquet"
 
 
-def test_the_cheap_baseline_runs_unless_others_are_named() -> None:
-    assert StudyConfig.from_dict(said(study={"trials": 1})).study.baselines == ("recipe",)
+def test_the_cheap_baselines_run_unless_others_are_named() -> None:
+    assert StudyConfig.from_dict(said(study={"trials": 1})).study.baselines == ("exact", "recipe")
     assert StudyConfig.from_folder("/pets", baselines=["scratch"]).study.baselines == ("scratch",)
 
 

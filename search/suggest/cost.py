@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.config.domain import ALL_WORD, Range, entries, values_of
+from search.config.sections.study import EXACT
 from search.config.study import StudyConfig
 
 HEAD_SECONDS = 5e-5
@@ -72,7 +73,8 @@ def expected(
     of_trial = sum(_of_trial(config, cost, images) for cost in costs.values()) / len(costs)
     fixed = sum(_of_baseline(name, costs[config.backbones[0]], seen) for name in study.baselines)
     fixed = fixed * study.epochs + repeats * of_trial / share_of_epochs(config)
-    trials = study.trials - len(study.baselines)
+    counted = len(set(study.baselines) - {EXACT})
+    trials = study.trials - counted
     if study.is_open and study.spending is not None:
         seconds = study.spending.seconds / (gpus if study.spending.of_gpus else 1)
         trials = max(0, int(((seconds - before) * slots - fixed) / of_trial))
@@ -82,7 +84,7 @@ def expected(
             seconds = min(seconds, study.spending.seconds)
     hours = seconds * gpus / 3600
     price = study.price_per_gpu_hour
-    return Cost(trials + len(study.baselines), seconds, hours, None if price is None else price * hours)
+    return Cost(trials + counted, seconds, hours, None if price is None else price * hours)
 
 
 def share_of_epochs(config: StudyConfig) -> float:

@@ -101,10 +101,10 @@ class Study(Section):
     """Passes over the training images of a trial that is not stopped early."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampler and of the split. Each trial's own seed follows from it and the trial's number."""
-    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("recipe",)
-    """Fixed trials that run before all sampled ones: `recipe` is the founding recipe, a new head on a frozen
-    backbone; `exact` solves for the best head on each frozen backbone in seconds instead of training one, and
-    does not count as a trial; `scratch` trains the whole network from random weights. `scratch` runs only if
+    baselines: Annotated[tuple[Baseline, ...], Field(strict=False)] = (EXACT, "recipe")
+    """Fixed trials that run before all sampled ones: `exact` solves for the best head on each frozen backbone
+    in seconds instead of training one, and does not count as a trial; `recipe` is the founding recipe, a new
+    head on a frozen backbone; `scratch` trains the whole network from random weights. `scratch` runs only if
     it is named: it costs as much as any trial, and with few images it learns little."""
     warm_start: Annotated[
         Literal["auto", "none"] | Annotated[tuple[FilePath, ...], Field(strict=False)], BeforeValidator(_warm)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from finetune import bill_of_materials, model_card
 from finetune.disk import checkpoint
@@ -68,9 +69,7 @@ def write(
     # `choices` leaves out the paths: only settings of the same trial may replace those of the checkpoint.
     if now is not None and now.choices() == settings.choices():
         settings = now
-    shape = ExactShape.from_dict(stored["exact"]) if "exact" in stored else None
-    run = Run(settings, world, features, shape=shape)
-    run.model.load_trained_state(tensors)
+    run = _trained(tensors, stored, settings, world, features)
     metrics: dict[str, Any] = {"validation": None, "test": None}
     found: dict[str, Outputs] = {}
     for name, split in SPLITS:
@@ -101,12 +100,33 @@ def measure(
         OSError: the answers cannot be written.
     """
     tensors, stored = checkpoint.read(checkpoint_path)
-    run = Run(TrialSettings.from_dict(stored["settings"]), world, features)
-    run.model.load_trained_state(tensors)
+    run = _trained(tensors, stored, TrialSettings.from_dict(stored["settings"]), world, features)
     found = {s: run.measure(s)[1] for _, s in SPLITS if run.data.size(s)}
     fitted = calibration.fit(found["val"].logits, found["val"].labels)
     if world.rank == 0:
         outputs.save(answers / ANSWERS, found, fitted)
+
+
+def _trained(
+    tensors: dict[str, Tensor],
+    stored: dict[str, Any],
+    settings: TrialSettings,
+    world: World,
+    features: FeatureSettings | None,
+) -> Run:
+    """Return a trial with the weights of its checkpoint.
+
+    Args:
+        tensors: weights of the checkpoint.
+        stored: facts of the checkpoint; those of an exact trial have the shape of its head.
+        settings: settings of the trial.
+        world: this worker and its group.
+        features: store to read from.
+    """
+    shape = ExactShape.from_dict(stored["exact"]) if "exact" in stored else None
+    run = Run(settings, world, features, shape=shape)
+    run.model.load_trained_state(tensors)
+    return run
 
 
 def _write_files(to: Path, model: TransferModel, facts: dict[str, Any]) -> None:
