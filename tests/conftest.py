@@ -100,11 +100,12 @@ def local_ray(ray_folder: str) -> Iterator[None]:
     import ray
 
     from search.driver import tuner
+    from search.slots import preflight
 
     tuner.quieten()
-    ray.init(
+    preflight.join(
+        "local",
         num_cpus=2,
-        address="local",
         _temp_dir=ray_folder,
         include_dashboard=False,
         log_to_driver=False,

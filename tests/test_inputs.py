@@ -14,7 +14,7 @@ from finetune.errors import DataError, WeightsError
 from search.config.study import StudyConfig
 from search.driver import check, inputs, runner
 from search.errors import CapacityError, PreflightError
-from search.slots import nodes
+from search.slots import nodes, preflight
 
 Make = Callable[..., StudyConfig]
 
@@ -182,7 +182,7 @@ def test_this_machine_has_for_the_plan_what_it_has_for_ray(
 ) -> None:
     monkeypatch.undo()
     planned = nodes.here()
-    ray.init(address="local", _temp_dir=ray_folder, include_dashboard=False, log_to_driver=False)
+    preflight.join("local", _temp_dir=ray_folder, include_dashboard=False, log_to_driver=False)
     try:
         found = nodes.up()[0].resources
     finally:

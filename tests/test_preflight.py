@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -150,6 +151,31 @@ def test_a_ray_that_does_not_start_here_is_one_line(
     assert "\n" not in line
     assert line.startswith("Ray: must start on this machine, got ")
     assert "got ." not in line
+
+
+def test_a_ray_that_is_slow_to_start_is_started_again_and_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+    up: list[subprocess.Popen[bytes]] = []
+
+    def init(**_: Any) -> None:
+        process = subprocess.Popen(["sleep", "600"])
+        begun.append(process.pid)
+        if len(begun) < 3:
+            raise Exception("The current node timed out during startup.")
+        up.append(process)
+
+    monkeypatch.setattr("ray.init", init)
+    preflight.join("local")
+    (last,) = up
+    try:
+        left = [process for process in psutil.Process().children() if process.pid in begun]
+        assert [p.pid for p in left if p.status() != psutil.STATUS_ZOMBIE] == [last.pid]
+        assert len(begun) == 3
+    finally:
+        last.kill()
+        last.wait()
 
 
 def test_a_full_disk_is_not_taken_for_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -444,7 +444,7 @@ def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_rep
     names = list(config.study.baselines)
     assert [plan.baseline for plan in planned] == [*names, None, None, None]
     assert [plan.params for plan in planned[len(names) :]] == starts
-    assert sampled == 7 - len(names), "heads do not count"
+    assert sampled == 8 - len(names), "neither heads nor the exact one count"
     before = [
         TrialRecord(number=n, id=f"trial-{n}", state="COMPLETE", params=plan.params, baseline=plan.baseline,
                     counted=plan.counted)
@@ -452,7 +452,7 @@ def test_a_study_begins_with_baselines_and_starts_and_a_resumed_one_does_not_rep
     ]  # fmt: skip
     planned, sampled = to_do(before, config.study, space, starts)
     assert [plan.params["strategy"] for plan in planned] == ["fuse"]
-    assert sampled == 7 - len(names)
+    assert sampled == 8 - len(names)
     assert [plan.baseline for plan in to_do([], config.study, space, [])[0]] == names
 
 

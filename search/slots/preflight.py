@@ -6,6 +6,8 @@ starts; the keeper (supervisor.py) does so for each node that joins later. On a 
 nothing to compare, and no task is run.
 """
 
+import contextlib
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -15,11 +17,13 @@ import secrets
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -32,6 +36,10 @@ from search.errors import PreflightError
 from search.record.study_folder import DISK_ERRORS, write_text
 from search.slots.nodes import Node
 
+STARTS = 4
+"""Attempts to start Ray on this machine."""
+TOO_SLOW = "timed out during startup"
+"""Part of Ray's message where the machine was too busy to start it in time."""
 PACKAGES = ("ray", "torch", "torchvision", "optuna")
 """Packages whose versions affect what a trial computes, or whether nodes can talk to one another."""
 ANSWER_SECONDS = 120.0
@@ -71,7 +79,10 @@ def join(address: str, **options: Any) -> None:
         PreflightError: the address is malformed, nothing answers there, the cluster asks for a token that
             this process does not have, or no Ray starts here.
     """
-    if address not in ("auto", "local"):
+    if address == "local":
+        _start(**options)
+        return
+    if address != "auto":
         _reach(address)
     token = "Copy its token to ~/.ray/auth_token or set RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token."
     try:
@@ -80,17 +91,35 @@ def join(address: str, **options: Any) -> None:
         raise PreflightError(
             f"cluster {address}: RAY_AUTH_MODE=token needs a token, got none. {token}"
         ) from None
-    except Exception as error:
-        if address == "local":
-            raise _not_started(error) from error
-        if not isinstance(error, ConnectionError | RuntimeError | ValueError):
-            raise
-        # A RuntimeError is another version of Ray.
+    except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray
         mode = os.environ.get("RAY_AUTH_MODE", "none")
         raise PreflightError(
             f"cluster {address}: Ray must answer and take our token, got {error} (RAY_AUTH_MODE: {mode}). "
             f"See that it is up (`ray status`). {token}"
         ) from None
+
+
+def _start(**options: Any) -> None:
+    """Start Ray here; where its processes are not up in the 30 s that Ray gives them, begin again."""
+    for attempts_left in reversed(range(STARTS)):
+        before = _children()
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if not attempts_left or TOO_SLOW not in str(error):
+                raise _not_started(error) from error
+            for process in _children() - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # Ray did not wait for those processes
+                error.__traceback__ = None
+                gc.collect()
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def _not_started(error: Exception) -> Exception:
@@ -104,8 +133,8 @@ def _not_started(error: Exception) -> Exception:
         return error
     told = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
     return PreflightError(
-        f"Ray: must start on this machine, got {told}. Ray waits 30 s for its processes: run the command "
-        "again when the machine is less busy, and see that memory and /tmp have room. Nothing was trained."
+        f"Ray: must start on this machine, got {told}. Run the command again when the machine is less busy, "
+        "and see that memory and /tmp have room. Nothing was trained."
     )
 
 
