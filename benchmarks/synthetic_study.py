@@ -135,6 +135,12 @@ def _measured(folder: StudyFolder, best: TrialRecord, classes: tuple[str, ...], 
         "metrics": metrics,
         "calibration": {"temperature": 1.6, "fitted_on": "validation", "validation": change, "test": change},
         "provenance": {"trial": best.id},
+        "source_classes": {
+            "how": "projection",
+            "classes": {
+                name: {"explained": 0.6, "leans_on": {"daisy": 0.4, "vase": 0.2}} for name in classes
+            },
+        },
     }
     write_text(folder.best / "model.yaml", yaml.safe_dump(facts, allow_unicode=True))
     wrong = np.flatnonzero(content["test/labels"] != content["test/predicted"])[:18]
@@ -151,6 +157,23 @@ def _measured(folder: StudyFolder, best: TrialRecord, classes: tuple[str, ...], 
         for i in wrong
     ]
     write_text(folder.mistakes(best.id), json.dumps(told))
+    write_text(folder.explained(best.id), json.dumps(_explained(draw, told)))
+
+
+def _explained(draw: np.random.Generator, mistakes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return maps and neighbours of mistakes, and the same images as doubtful labels."""
+    picture = _picture(draw)
+    near = [
+        {"path": "train/1.jpg", "label": one["predicted"], "cosine": 0.9, "picture": picture}
+        for one in mistakes[:3]
+    ]
+    doubts = [
+        {key: one[key] for key in ("image", "path", "label", "picture")}
+        | {"given": 0.01, "likely": one["predicted"], "probability": 0.98}
+        for one in mistakes
+    ]
+    maps = [{"image": one["image"], "map": picture, "neighbours": near} for one in mistakes]
+    return {"mistakes": maps, "suspects": doubts}
 
 
 def _answers(draw: np.random.Generator, images: int, classes: int, accuracy: float) -> dict[str, Any]:

@@ -89,8 +89,30 @@ def rounds_to(value: float, shown: str) -> bool:
 def test_the_sections_stand_in_order(written: Path) -> None:
     assert Page(written.read_text()).sections == [
         *("verdict", "trials", "baselines", "progress", "space", "curves", "classes", "mistakes"),
-        *("failures", "costs", "reproduce"),
+        *("sources", "suspects", "failures", "costs", "reproduce"),
     ]
+
+
+def test_mistakes_have_a_map_and_neighbours_and_doubtful_labels_are_listed(folder: StudyFolder) -> None:
+    text = page.write(folder).read_text()
+    mistakes, suspects = (
+        text.split(f'id="{key}"')[1].split("</section>")[0] for key in ("mistakes", "suspects")
+    )
+    assert mistakes.count("the same, bright where it spoke for") == mistakes.count("<figcaption>") > 3
+    assert mistakes.count("a training image of") == 3 * mistakes.count("<figcaption>")
+    assert "labelled" in suspects
+    assert "data.exclude" in suspects
+
+
+def test_a_record_without_explanations_has_a_page_with_plain_mistakes(tmp_path: Path) -> None:
+    study = synthetic_study.write(tmp_path / "old", 5)
+    (found,) = study.root.rglob("explained.json")
+    found.unlink()
+    text = page.write(study).read_text()
+    assert "suspects" not in Page(text).sections
+    assert "bright where it spoke for" not in text
+    found.write_text("[")  # damaged
+    assert Page(page.write(study).read_text()).sections == Page(text).sections
 
 
 def test_nothing_in_the_page_refers_to_an_address_and_it_is_small(written: Path) -> None:
@@ -177,7 +199,9 @@ def test_a_shareable_page_has_no_image_no_path_and_no_name(tmp_path: Path) -> No
     shared = page.write(folder, tmp_path / "shared.html", shareable=True).read_text()
     assert [canary for canary in CANARIES if canary in shared] == []
     assert "data:image" not in shared.split("<script>")[0].replace("img-src data:", "")
-    assert Page(shared).sections == [s for s in Page(whole).sections if s != "mistakes"]
+    assert Page(shared).sections == [
+        s for s in Page(whole).sections if s not in ("mistakes", "sources", "suspects")
+    ]
     assert str(tmp_path) not in shared
 
 

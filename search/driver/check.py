@@ -1,6 +1,5 @@
 """The `check` command: examine data, weights, backbones and capacity before a study, and train nothing."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def _suspects(config: StudyConfig, to: Path | None) -> Any:
 
     found = suspects.find(config)
     suspects.write(found, to)
-    return {"file": str(to), "images": [asdict(doubt) for doubt in found]}
+    return {"file": str(to), "images": [doubt.to_dict() for doubt in found]}
 
 
 def _cost(config: StudyConfig, images: Catalog, slots: SlotPlan, up: int, *, timed: bool) -> Any:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from finetune import safe_text, steps
 from finetune.disk.atomic import replacing
-from finetune.training import doubts
-from finetune.training.doubts import Doubt
+from finetune.explain import doubts
+from finetune.explain.doubts import Doubt
 from search.config import resolve
 from search.config.sections import EXACT
 from search.config.study import StudyConfig

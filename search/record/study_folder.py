@@ -135,6 +135,10 @@ class StudyFolder:
         """Return the path of an exported model's most confident mistakes, with pictures."""
         return self.trial(trial_id) / "mistakes.json"
 
+    def explained(self, trial_id: str) -> Path:
+        """Return the path of what explains an exported model's mistakes, and of doubtful labels."""
+        return self.trial(trial_id) / "explained.json"
+
     def error(self, trial_id: str) -> Path:
         """Return the path of the full trace of a failed trial."""
         return self.trial(trial_id) / "error.txt"

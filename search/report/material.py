@@ -108,6 +108,18 @@ class Material:
         return found
 
     @cached_property
+    def explained(self) -> dict[str, Any]:
+        """Maps and neighbours of the mistakes, and doubtful labels; nothing in a shareable page."""
+        if self.record.best is None or self.shareable or self.model is None:
+            return {}
+        path = StudyFolder(Path(self.record.folder)).explained(self.record.best.id)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
     def config(self) -> str:
         """The text of study.yaml."""
         path = StudyFolder(Path(self.record.folder)).config

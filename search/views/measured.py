@@ -8,7 +8,7 @@ import yaml
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 
-_KEPT = ("format", "backbone", "strategy", "classes", "metrics", "calibration")
+_KEPT = ("format", "backbone", "strategy", "classes", "metrics", "calibration", "source_classes")
 
 
 def model_facts(record: StudyRecord) -> dict[str, Any] | None:

@@ -14,7 +14,9 @@ from search.report.sections import (
     mistakes,
     progress,
     reproduce,
+    sources,
     space,
+    suspects,
     trials,
     verdict,
 )
@@ -28,7 +30,8 @@ PROVIDERS: tuple[Provider, ...] = (
     curves.section,
     classes.section,
     mistakes.section,
-    # here: suspects in the data (label errors, near-duplicates across splits, shortcuts)
+    sources.section,
+    suspects.section,
     failures.section,
     costs.section,
     reproduce.section,

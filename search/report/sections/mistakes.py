@@ -1,7 +1,10 @@
-"""The most confident mistakes, as pictures."""
+"""The most confident mistakes, as pictures: what spoke for the answer, and the nearest training images."""
+
+from typing import Any
 
 from search.report.html import Markup, number, tag
 from search.report.material import Material
+from search.report.pictures import picture
 from search.report.section import Section
 
 SHOWN = 18
@@ -12,35 +15,39 @@ def section(material: Material) -> Section | None:
     mistakes = material.mistakes[:SHOWN]
     if not mistakes:
         return None
-    pictures = [_picture(one) for one in mistakes]
+    explained = {one["image"]: one for one in material.explained.get("mistakes", [])}
+    rows = [_mistake(one, explained.get(one.get("image"))) for one in mistakes]
     words = (
-        f"The {len(pictures)} wrong answers on {mistakes[0]['split']} images that the model is surest of. "
+        f"The {len(rows)} wrong answers on {mistakes[0]['split']} images that the model is surest of. "
         "Look for labels that are wrong, and for what the pictures have in common."
     )
-    return Section("mistakes", "Worst mistakes", [tag("p", words), tag("div", *pictures, class_="pictures")])
+    if explained:
+        words += (
+            " Beside each: the same image, bright where it spoke for the wrong answer. Below: the training "
+            "images that look most alike to the model; neighbours of the wrong class explain many mistakes."
+        )
+    return Section("mistakes", "Worst mistakes", [tag("p", words), tag("div", *rows, class_="pictures")])
 
 
-def _picture(one: dict[str, object]) -> Markup:
-    probability = one["probability"]
-    assert isinstance(probability, float)
+def _mistake(one: dict[str, Any], why: dict[str, Any] | None) -> Markup:
     label, predicted = str(one["label"]), str(one["predicted"])
-    code = str(one["picture"])
-    safe = code if all(c.isalnum() or c in "+/=" for c in code) else ""
-    image = Markup(
-        tag(
-            "img",
-            src=f"data:image/webp;base64,{safe}",
-            alt=f"{label}, taken for {predicted}",
-            width=96,
-            height=96,
-            loading="lazy",
-        ).removesuffix("</img>")
-    )
+    shown = [picture(str(one["picture"]), f"{label}, taken for {predicted}")]
+    near: list[Markup] = []
+    if why is not None:
+        shown.append(picture(str(why["map"]), f"the same, bright where it spoke for {predicted}"))
+        near = [_neighbour(found) for found in why["neighbours"]]
     told = tag(
         "figcaption",
         tag("b", predicted),
-        Markup(f" {number(probability, '.2f')}"),
+        Markup(f" {number(one['probability'], '.2f')}"),
         Markup("<br>"),
         f"is {label}",
     )
-    return tag("figure", image, told, title=str(one["path"]))
+    beside = tag("div", *near, class_="near") if near else Markup("")
+    return tag("figure", *shown, told, beside, title=str(one["path"]), class_="why" if why else None)
+
+
+def _neighbour(found: dict[str, Any]) -> Markup:
+    label = str(found["label"])
+    shown = picture(str(found["picture"]), f"a training image of {label}")
+    return tag("span", shown, tag("small", label), title=f"{found['path']}, cosine {found['cosine']:.2f}")

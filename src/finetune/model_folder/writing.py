@@ -1,6 +1,7 @@
 """Measure a trial's best weights, and write them as a model folder."""
 
 import hashlib
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from torch import Tensor
 from finetune import bill_of_materials, model_card
 from finetune.disk import checkpoint
 from finetune.disk.atomic import replacing
+from finetune.errors import DataError
 from finetune.evaluation import calibration, outputs
 from finetune.evaluation.calibration import Calibration
 from finetune.evaluation.outputs import Outputs
+from finetune.explain import kept, sources
 from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.strategies import TransferModel
@@ -26,6 +29,7 @@ from finetune.training.run import Run
 from finetune.training.workers import World
 
 ANSWERS, MISTAKES, BATCH_SEEN = "answers.npz", "mistakes.json", "batch.json"
+EXPLAINED = "explained.json"
 """Files about a measured model in its study's record."""
 SPLITS = (("validation", "val"), ("test", "test"))
 """Splits that an export measures: name in model.yaml, name in the catalog."""
@@ -82,6 +86,8 @@ def write(
     facts["calibration"] = calibration.facts(
         fitted, {name: (found[s].logits, found[s].labels) for name, s in SPLITS if s in found}
     )
+    if world.size == 1 and (leans := sources.of_run(run)) is not None:
+        facts["source_classes"] = leans
     if world.rank == 0:
         if answers is not None:
             _keep_answers(answers, run, found, fitted)
@@ -158,10 +164,13 @@ def describe(folder: Path, facts: dict[str, Any]) -> None:
 def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibration) -> None:
     """Write answers and mistakes for the record; a record that cannot be written must not stop an export."""
     split = "test" if "test" in found else "val"
-    with suppress(OSError):
+    with suppress(OSError, DataError):
         outputs.save(to / ANSWERS, found, fitted)
         outputs.save_mistakes(to / MISTAKES, run.data, split, found[split], fitted)
         outputs.save_batch(to / BATCH_SEEN, run.data, run.first_batch())
+        if run.world.size == 1:
+            mistakes = json.loads((to / MISTAKES).read_text(encoding="utf-8"))
+            kept.save(to / EXPLAINED, run, split, mistakes)
 
 
 def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
