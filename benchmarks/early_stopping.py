@@ -83,8 +83,7 @@ def replay(study: StudyRecord, order: Sequence[TrialRecord], rule: Rule) -> tupl
     """Return the best value of a trial that ran to its end, all epochs trained, and how many trials ended."""
     names = {t.id: t.params["strategy"] if rule.by_strategy else EVERYONE for t in order}
     stopping = EarlyStopping(
-        metric=study.metric,
-        mode=study.mode,
+        objective=study.objective,
         epochs=study.epochs,
         grace=max(1, rule.grace),
         factor=rule.factor,
@@ -106,7 +105,7 @@ def replay(study: StudyRecord, order: Sequence[TrialRecord], rule: Rule) -> tupl
 
 def _best(study: StudyRecord, trials: Sequence[TrialRecord]) -> float:
     values = [trial.metrics["best"][study.metric] for trial in trials]
-    return max(values) if study.mode == "max" else min(values)
+    return max(values, key=study.objective.worth)
 
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ def train(settings: TrialSettings, setup: Setup, name: str) -> list[dict[str, An
     for file in ("best", "last"):
         with suppress(FileNotFoundError):
             (folder / file).unlink()
-    keep = Keep(metric="val/accuracy", mode="max", best=folder / "best", last=folder / "last")
+    keep = Keep(metric="val/accuracy", best=folder / "best", last=folder / "last")
     said: list[Message] = []
     loop.train(settings, keep=keep, report=said.append, world=World(device=setup.device))
     return [dict(message.metrics) for message in said if isinstance(message, Epoch)]

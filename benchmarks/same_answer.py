@@ -66,7 +66,7 @@ def run(settings: TrialSettings, features: FeatureSettings, scratch: Path) -> di
     """Train one trial; return its last metrics, and what its best weights answer."""
     told: list[Message] = []
     paths = {"best": scratch / "best.safetensors", "last": scratch / "last.safetensors"}
-    keep = Keep(metric="val/accuracy", mode="max", **paths)
+    keep = Keep(metric="val/accuracy", **paths)
     keep.last.unlink(missing_ok=True)  # of the trial before, which is complete
     loop.train(settings, keep=keep, report=told.append, features=features)
     model = Run(dataclasses.replace(settings, precision="exact"), World())

@@ -62,7 +62,7 @@ def write(
     )
     write_text(folder.config, config.to_yaml())
     space, draw = Space(config), random.Random(seed)
-    ledger = Ledger(folder.database, mode="max", sampler=optuna.samplers.RandomSampler(seed))
+    ledger = Ledger(folder.database, metric="val/accuracy", sampler=optuna.samplers.RandomSampler(seed))
     for number in range(trials):
         baseline = ("recipe", "scratch")[number] if number < 2 else None
         _trial(ledger, space, draw, baseline, epochs=epochs, classes=classes)
@@ -100,7 +100,7 @@ def _verdict(record: StudyRecord, seeds: int, seed: int) -> Verdict:
             )
         )
     winner = known[0] if known else None
-    return verdict(winner, known[1:], metric=record.metric, mode=record.mode, split="test")
+    return verdict(winner, known[1:], objective=record.objective, split="test")
 
 
 def _measured(folder: StudyFolder, best: TrialRecord, classes: tuple[str, ...], seed: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.datasets import catalog
 from finetune.messages import Keep, TrainJob
+from finetune.metrics import Objective
 from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from search.config import resolve
 from search.config.study import StudyConfig
@@ -59,7 +60,7 @@ def train_job(name: str, params: dict[str, Any], settings: TrialSettings | None 
         id=name,
         settings=settings or SETTINGS,
         features=FeatureSettings(folder="", budget_bytes=0, mode="off"),
-        keep=Keep(metric="val/accuracy", mode="max", best=Path("best"), last=Path("last")),
+        keep=Keep(metric="val/accuracy", best=Path("best"), last=Path("last")),
         params=params,
         data_fingerprint="",
     )
@@ -70,8 +71,7 @@ def suggest(book: Ledger, space: Space, plan: Planned | None = None) -> dict[str
     searcher = StudySearcher(
         book,
         Chooser(book, space, planned=[] if plan is None else [plan], sampled=int(plan is None)),
-        metric="val/accuracy",
-        mode="max",
+        objective=Objective("val/accuracy"),
         make_job=lambda number, params, _: train_job(f"trial-{number:04d}", params),
         offer=lambda _: None,
     )

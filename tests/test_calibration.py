@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         learning_rate=0.05,
         cache_dir=str(folder / "cache"),
     )
-    keep = Keep(metric="val/accuracy", mode="max", best=folder / "best", last=folder / "last")
+    keep = Keep(metric="val/accuracy", best=folder / "best", last=folder / "last")
     loop.train(settings, keep=keep, report=lambda _: None)
     model_folder.write(folder / "best", folder / "model", {}, answers=folder / "record")
     return folder

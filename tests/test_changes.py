@@ -55,7 +55,7 @@ def test_a_start_that_was_tried_is_not_planned_again(
     # 19 blocks: the half of them is no round share.
     space = Space(config)
     planned, _ = to_do([], config.study, space, space.starts())
-    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
+    book = Ledger(tmp_path / "optuna.db", metric="val/accuracy", sampler=make("tpe", seed=0))
     for plan in planned:
         suggest(book, space, plan)
     book.close()
@@ -69,12 +69,12 @@ def test_an_unchanged_space_leaves_what_the_sampler_sees_as_it_was(tmp_path: Pat
     for number, (frozen, others) in enumerate(itertools.product(FROZEN, OTHERS)):
         config = StudyConfig.from_dict(merged(STUDY, {"space": {"frozen_layers": frozen} | others}))
         space = Space(config)
-        book = Ledger(tmp_path / f"{number}.db", mode="max", sampler=make("random", seed=number))
+        book = Ledger(tmp_path / f"{number}.db", metric="val/accuracy", sampler=make("random", seed=number))
         suggest(book, space, Planned(params=space.baseline("recipe"), baseline="recipe"))
         for _ in range(5):
             suggest(book, space)
         book.close()
-        again = Ledger(tmp_path / f"{number}.db", mode="max", sampler=make("random", seed=0))
+        again = Ledger(tmp_path / f"{number}.db", metric="val/accuracy", sampler=make("random", seed=0))
         assert all(space.learned(trial) is trial for trial in again.trials)
         again.close()
 
@@ -124,11 +124,13 @@ def test_a_study_goes_on_in_a_changed_space(tmp_path: Path, change: str, sampler
         config = StudyConfig.from_dict(merged(STUDY, {"space": given}))
         spaces.append(Space(config))
     before, now = spaces
-    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make(sampler, seed=0))
+    book = Ledger(tmp_path / "optuna.db", metric="val/accuracy", sampler=make(sampler, seed=0))
     old = [suggest(book, before) for _ in range(14)]
     book.close()
     for _ in range(2):  # also at every later resume
-        book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make(sampler, seed=1), learned=now.learned)
+        book = Ledger(
+            tmp_path / "optuna.db", metric="val/accuracy", sampler=make(sampler, seed=1), learned=now.learned
+        )
         assert [bool(trial.params) for trial in book.trials[:14]] == [now.holds(params) for params in old]
         assert all(now.holds(suggest(book, now)) for _ in range(12))
         book.close()
@@ -142,11 +144,11 @@ def test_backbones_may_come_and_go(tmp_path: Path) -> None:
     for number, (first, second) in enumerate([(config, more), (more, config)]):
         path = tmp_path / f"{number}.db"
         before, now = Space(first), Space(second)
-        book = Ledger(path, mode="max", sampler=make("tpe", seed=0))
+        book = Ledger(path, metric="val/accuracy", sampler=make("tpe", seed=0))
         for _ in range(14):
             suggest(book, before)
         book.close()
-        book = Ledger(path, mode="max", sampler=make("tpe", seed=1), learned=now.learned)
+        book = Ledger(path, metric="val/accuracy", sampler=make("tpe", seed=1), learned=now.learned)
         assert all(now.holds(suggest(book, now)) for _ in range(12))
         book.close()
 
@@ -198,7 +200,6 @@ def test_what_would_make_trials_incomparable_is_refused_in_one_line(
     folder = StudyFolder(tmp_path / "small")
     run_of(folder).close(1.0)
     values = yaml.safe_load(folder.config.read_text())
-    del values["study"]["mode"]
     folder.config.write_text(yaml.safe_dump(merged(values, change)))
     with pytest.raises(StudyError, match=r"must go on with what it began with, got .*Put that back") as error:
         runner.resume(folder.root)

@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from finetune.metrics import Objective
 from search.config.study import StudyConfig
 from search.driver.study_run import to_do
 from search.record import reader
@@ -52,7 +53,10 @@ def run(
     """
     earlier = reader.read(path)[0] if path.exists() else []
     book = Ledger(
-        path, mode="max", sampler=samplers.make(name, seed=seed + len(earlier)), learned=space.learned
+        path,
+        metric="val/accuracy",
+        sampler=samplers.make(name, seed=seed + len(earlier)),
+        learned=space.learned,
     )
     arms = space.arms if samplers.by_bandit(name) else None
     done = sum(trial.counted for trial in earlier)
@@ -168,7 +172,7 @@ def test_a_study_that_goes_on_keeps_its_counts(tmp_path: Path) -> None:
 
 def test_the_next_trial_is_chosen_before_a_slot_asks_for_it(tmp_path: Path) -> None:
     space = space_of(space={"strategy": "fuse"})
-    book = Ledger(tmp_path / "a.db", mode="max", sampler=samplers.make("random", seed=0))
+    book = Ledger(tmp_path / "a.db", metric="val/accuracy", sampler=samplers.make("random", seed=0))
     chooser = Chooser(book, space, planned=[], sampled=2)
     first = chooser.take()
     chooser.prepare()
@@ -185,7 +189,7 @@ def test_the_next_trial_is_chosen_before_a_slot_asks_for_it(tmp_path: Path) -> N
 
 
 def test_the_bandit_leaves_an_arm_that_has_given_all_and_returns_where_it_may_gain() -> None:
-    bandit = Bandit({"a": True, "b": True}, maximize=True)
+    bandit = Bandit({"a": True, "b": True}, Objective("val/accuracy"))
     draw = np.random.default_rng(0)
     chosen = []
     for number in range(40):
@@ -200,7 +204,7 @@ def test_the_bandit_leaves_an_arm_that_has_given_all_and_returns_where_it_may_ga
 
 def test_the_bandit_counts_cost_and_not_trials() -> None:
     """Of two arms that are as good, the one that costs a tenth gets ten times as many trials."""
-    bandit = Bandit({"dear": True, "cheap": True}, maximize=False)
+    bandit = Bandit({"dear": True, "cheap": True}, Objective("val/loss"))
     for number in range(60):
         arm = bandit.choose()
         assert arm is not None
@@ -210,7 +214,7 @@ def test_the_bandit_counts_cost_and_not_trials() -> None:
 
 
 def test_heads_that_lead_take_a_tenth_of_the_cost_at_most() -> None:
-    bandit = Bandit({"head": False, "fuse": True}, maximize=True)
+    bandit = Bandit({"head": False, "fuse": True}, Objective("val/accuracy"))
     counted = 0
     for number in range(400):
         arm = bandit.choose()
@@ -225,12 +229,12 @@ def test_heads_that_lead_take_a_tenth_of_the_cost_at_most() -> None:
 
 
 def test_a_failed_trial_costs_and_gives_nothing() -> None:
-    bandit = Bandit({"a": True}, maximize=True)
+    bandit = Bandit({"a": True}, Objective("val/accuracy"))
     bandit.begin(0, "a", 4.0)
     bandit.end(0, None, 1.0)
     assert (bandit._arms["a"].cost, bandit._arms["a"].best) == (1.0, -np.inf)
     assert bandit.choose() == "a"
-    assert Bandit({}, maximize=True).choose() is None
+    assert Bandit({}, Objective("val/accuracy")).choose() is None
 
 
 def test_a_process_predicts_what_it_has_seen_and_extrapolates_curves() -> None:

@@ -61,7 +61,7 @@ def test_gpu_hours_count_every_gpu_that_the_slots_hold(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("random", seed=0))
+    book = Ledger(tmp_path / "optuna.db", metric="val/accuracy", sampler=make("random", seed=0))
     try:
         clock = Clock(book, Budget(1000.0, of_gpus=True), gpus=2)
         now[0] += 100

@@ -180,7 +180,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Message]]
     """A finished exact trial: its folder and messages."""
     folder = tmp_path_factory.mktemp("exact")
     messages: list[Message] = []
-    keep = Keep(metric="val/accuracy", mode="max", best=folder / "best", last=folder / "last")
+    keep = Keep(metric="val/accuracy", best=folder / "best", last=folder / "last")
     outcome = loop.train(settings(folder), keep=keep, report=messages.append)
     assert (outcome.state, outcome.epochs) == ("complete", 1)
     return folder, messages

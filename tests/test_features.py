@@ -84,7 +84,7 @@ def features(tmp_path: Path) -> FeatureSettings:
 def train(settings: TrialSettings, folder: Path, features: FeatureSettings | None) -> list[Message]:
     messages: list[Message] = []
     paths = {"best": folder / "best.safetensors", "last": folder / "last.safetensors"}
-    keep = Keep(metric="val/accuracy", mode="max", **paths)
+    keep = Keep(metric="val/accuracy", **paths)
     loop.train(settings, keep=keep, report=messages.append, features=features)
     return messages
 

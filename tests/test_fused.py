@@ -52,7 +52,7 @@ def data(settings: TrialSettings, folder: Path) -> fused_heads.Stored:
 
 def one_by_one(settings: TrialSettings, folder: Path, number: int) -> tuple[list[dict[str, float]], Any]:
     best = folder / f"{number}-best.safetensors"
-    keep = Keep(metric="val/accuracy", mode="max", best=best, last=folder / "last.safetensors")
+    keep = Keep(metric="val/accuracy", best=best, last=folder / "last.safetensors")
     found: list[Message] = []
     loop.train(settings, keep=keep, report=found.append, features=stored(settings, folder))
     return [dict(m.metrics) for m in found if isinstance(m, Epoch)], checkpoint.read(best)[0]

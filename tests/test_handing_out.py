@@ -25,8 +25,7 @@ def searched(folder: StudyFolder, *, until: int = sys.maxsize, **study: Any) -> 
     run = run_of(folder, space=SPACE, sampler="auto", epochs=4, **study)
     config = run.config
     stopping = EarlyStopping(
-        metric=config.study.metric,
-        mode="max",
+        objective=config.study.objective,
         epochs=4,
         grace=config.grace,
         factor=3,

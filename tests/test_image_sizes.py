@@ -122,7 +122,7 @@ def test_a_vit_is_pretrained_transferred_and_exported_at_the_size_of_its_images(
         data=data, backbone=VIT, weights=WeightsSettings(source=source), strategy="replace", epochs=1,
         learning_rate=0.01, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
-    keep = Keep(metric="val/loss", mode="min", best=tmp_path / "best", last=tmp_path / "last")
+    keep = Keep(metric="val/loss", best=tmp_path / "best", last=tmp_path / "last")
     loop.train(settings, keep=keep, report=lambda _: None)
     facts = model_folder.write(tmp_path / "best", tmp_path / "model", {})
     assert facts["source"]["image_size"] == 32

@@ -35,12 +35,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def open_ledger(path: Path) -> Ledger:
-    return Ledger(path, mode="max", sampler=make("tpe", seed=0))
+    return Ledger(path, metric="val/accuracy", sampler=make("tpe", seed=0))
 
 
 def test_optunas_dashboard_shows_the_name_of_the_study_and_of_its_metric(path: Path) -> None:
     for _ in range(2):
-        Ledger(path, mode="max", sampler=make("tpe", seed=0), name="flowers", metric="val/accuracy").close()
+        Ledger(path, metric="val/accuracy", sampler=make("tpe", seed=0), name="flowers").close()
         storage = open_storage(path)
         assert optuna.get_all_study_names(storage) == ["flowers"]
         assert optuna.load_study(storage=storage, study_name="flowers").metric_names == ["val/accuracy"]
@@ -49,7 +49,7 @@ def test_optunas_dashboard_shows_the_name_of_the_study_and_of_its_metric(path: P
 
 def test_a_record_of_an_earlier_version_opens_and_keeps_its_name(path: Path) -> None:
     open_ledger(path).close()
-    book = Ledger(path, mode="max", sampler=make("tpe", seed=0), name="flowers", metric="val/accuracy")
+    book = Ledger(path, metric="val/accuracy", sampler=make("tpe", seed=0), name="flowers")
     book.suggested(book.ask().number, {"params": {}})
     book.close()
     assert len(read(path)[0]) == 1
@@ -157,7 +157,7 @@ def test_a_killed_driver_leaves_its_trials_and_their_orphans_fail_on_the_next_st
         from pathlib import Path
         from search.record.ledger import Ledger
         from search.suggest.sampler import make
-        book = Ledger(Path({str(path)!r}), mode="max", sampler=make("random", seed=0))
+        book = Ledger(Path({str(path)!r}), metric="val/accuracy", sampler=make("random", seed=0))
         for number in range(4):
             trial = book.ask()
             trial.suggest_float("x", 0, 1)
@@ -190,7 +190,7 @@ def test_a_trial_that_was_announced_is_in_the_file_even_if_the_driver_is_killed_
         from pathlib import Path
         from search.record.ledger import Ledger
         from search.suggest.sampler import make
-        book = Ledger(Path({str(path)!r}), mode="max", sampler=make("random", seed=0))
+        book = Ledger(Path({str(path)!r}), metric="val/accuracy", sampler=make("random", seed=0))
         while True:
             trial = book.ask()
             trial.suggest_float("x", 0, 1)
@@ -356,7 +356,7 @@ def test_a_disk_that_fills_up_ends_the_study_in_one_line_and_the_process_in_peac
         from search.driver.ending import Clock
         from search.driver.study_run import StudyRun
         folder = sys.argv[1]
-        book = Ledger(Path(folder, "optuna.db"), mode="max", sampler=make("random", seed=0))
+        book = Ledger(Path(folder, "optuna.db"), metric="val/accuracy", sampler=make("random", seed=0))
         trial = book.ask()
         book.suggested(trial.number, {"params": {}})
         book.report(trial.number, 1, 0.5)

@@ -47,9 +47,7 @@ def settings_of(backbone: str, side: int, cache: Path, **options: Any) -> TrialS
 
 def train(settings: TrialSettings, folder: Path, **options: Any) -> list[Message]:
     told: list[Message] = []
-    keep = Keep(
-        metric="val/accuracy", mode="max", best=folder / "b.safetensors", last=folder / "l.safetensors"
-    )
+    keep = Keep(metric="val/accuracy", best=folder / "b.safetensors", last=folder / "l.safetensors")
     loop.train(settings, keep=keep, report=told.append, **options)
     return told
 

@@ -62,7 +62,7 @@ def settings(cache: str) -> TrialSettings:
 
 def keep(folder: Path, **options: Any) -> Keep:
     paths = {"best": folder / "best.safetensors", "last": folder / "last.safetensors"}
-    return Keep(metric="val/accuracy", mode="max", **paths, **options)
+    return Keep(metric="val/accuracy", **paths, **options)
 
 
 def epochs(messages: list[Message]) -> list[dict[str, float]]:

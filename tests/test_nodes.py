@@ -163,7 +163,7 @@ class Driver:
         space = Space(self.config)
         settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(resolve.cache_dir()))
         paths = {which: self.folder / f"{name}.{which}" for which in ("best", "last")}
-        keep = Keep(metric="val/accuracy", mode="max", **paths, **options)
+        keep = Keep(metric="val/accuracy", **paths, **options)
         self.heard[name] = []
         job = TrainJob(
             id=name,

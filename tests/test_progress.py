@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from finetune.metrics import Objective
 from finetune.steps import Step
 from search.record.records import TrialRecord
 from search.views.progress import Progress
@@ -22,7 +23,7 @@ METRIC = "val/accuracy"
 def progress(*, terminal: bool = False, **more: Any) -> tuple[Progress, io.StringIO]:
     file = io.StringIO()
     out = Console(file=file, width=120, force_terminal=terminal, color_system=None, highlight=False)
-    facts: dict[str, Any] = {"study": "pets", "planned": 26, "epochs": 5, "metric": METRIC, "mode": "max"}
+    facts: dict[str, Any] = {"study": "pets", "planned": 26, "epochs": 5, "objective": Objective(METRIC)}
     return Progress(**{**facts, "slots": 2, **more}, out=out), file
 
 
@@ -83,9 +84,9 @@ def test_the_best_is_the_earlier_of_equals_and_never_nan() -> None:
     assert "(best" not in lines[0]
     assert "(best 0.9000 trial-0003)" in lines[1]
     assert "(best 0.9000 trial-0002)" in lines[2]
-    bar, file = progress(mode="min")
-    ended(bar, "trial-0000", "COMPLETE", 0.3)
-    ended(bar, "trial-0001", "COMPLETE", 0.2)
+    bar, file = progress(objective=Objective("val/loss"))
+    bar.trial_ended("trial-0000", "COMPLETE", {"val/loss": 0.3})
+    bar.trial_ended("trial-0001", "COMPLETE", {"val/loss": 0.2})
     assert "(best 0.2000 trial-0001)" in file.getvalue()
 
 
@@ -194,8 +195,8 @@ def test_an_epoch_is_cheap_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -
 
 def test_progress_leaves_stdout_to_results_and_a_pipe_without_control_characters() -> None:
     code = (
-        "from search.views.progress import Progress;"
-        "bar = Progress(study='s', planned=2, epochs=1, metric='m', mode='max', slots=1);"
+        "from finetune.metrics import Objective;from search.views.progress import Progress;"
+        "bar = Progress(study='s', planned=2, epochs=1, objective=Objective('m'), slots=1);"
         "bar.start(); bar.trial_started('a', {}); bar.trial_epoch('a', 1, {'m': 1.0});"
         "bar.trial_ended('a', 'COMPLETE', {'m': 1.0}); bar.stop()"
     )

@@ -39,7 +39,7 @@ def killed(folder: StudyFolder) -> None:
         from pathlib import Path
         from search.record.ledger import Ledger
         from search.suggest.sampler import make
-        book = Ledger(Path({str(folder.database)!r}), mode="max", sampler=make("random", seed=0))
+        book = Ledger(Path({str(folder.database)!r}), metric="val/accuracy", sampler=make("random", seed=0))
         trial = book.ask()
         book.suggested(trial.number, {{"params": {{}}}})
         book.flush()
@@ -111,7 +111,7 @@ def test_a_study_that_runs_is_read_without_changing_a_byte(written: Make, tmp_pa
         from search.suggest.sampler import make
         folder = StudyFolder(Path({str(folder.root)!r}))
         with FileLock(folder.lock):
-            book = Ledger(folder.database, mode="max", sampler=make("random", seed=0))
+            book = Ledger(folder.database, metric="val/accuracy", sampler=make("random", seed=0))
             book.set_fact("state", "running")
             for line in sys.stdin:
                 trial = book.ask()
@@ -213,7 +213,7 @@ def test_a_results_folder_may_have_any_name(written: Make, tmp_path: Path, name:
     killed(folder)
     assert len(reader.read_study(folder).trials) == 7
     assert call("results", folder.root) == 0
-    Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0)).close()
+    Ledger(folder.database, metric="val/accuracy", sampler=sampler.make("random", seed=0)).close()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert {path.name for path in folder.root.iterdir()} == {"study.yaml", "optuna.db"}
     assert len(reader.read_study(folder).trials) == 7
@@ -229,7 +229,9 @@ def test_a_study_that_begins_while_it_is_read_is_read_as_it_was_or_is(
     def begin_first(path: Path, options: str) -> sqlite3.Connection:
         memory = copy(path, options)
         if not books:
-            books.append(Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0)))
+            books.append(
+                Ledger(folder.database, metric="val/accuracy", sampler=sampler.make("random", seed=0))
+            )
             books[0].ask()
             books[0].suggested(6, {})
             books[0].flush()

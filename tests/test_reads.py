@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     write_text(folder.config, config.to_yaml())
     space = Space(config)
     params = space.baseline("scratch")
-    book = Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0))
+    book = Ledger(folder.database, metric="val/accuracy", sampler=sampler.make("random", seed=0))
     for number, state, value in ((0, "COMPLETE", 0.5), (1, "PRUNED", 0.25)):
         book.ask()
         book.suggested(number, {"params": params})
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     book.close()
     place = folder.best_weights("trial-0000")
     place.parent.mkdir(parents=True)
-    keep = Keep(metric="val/accuracy", mode="max", best=place, last=folder.last_weights("trial-0000"))
+    keep = Keep(metric="val/accuracy", best=place, last=folder.last_weights("trial-0000"))
     settings = space.settings(params, number=0, cache_dir=str(root / "cache"))
     loop.train(settings, keep=keep, report=lambda _: None)
     return folder

@@ -216,7 +216,7 @@ def test_a_study_without_a_complete_trial_has_a_page(tmp_path: Path) -> None:
     from search.report.material import Material
 
     record = StudyRecord(
-        name="none", metric="val/accuracy", mode="max", planned=3, epochs=2, state="interrupted", seconds=0.0,
+        name="none", metric="val/accuracy", planned=3, epochs=2, state="interrupted", seconds=0.0,
         provenance={}, trials=(), folder=str(tmp_path),
     )  # fmt: skip
     text = page.page(Material(record), "")

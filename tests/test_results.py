@@ -58,7 +58,7 @@ TRIALS = (
 
 
 def record(trials: tuple[TrialRecord, ...] = TRIALS, **more: Any) -> StudyRecord:
-    facts: dict[str, Any] = {"name": "pets", "metric": METRIC, "mode": "max", "planned": 12, "epochs": 3}
+    facts: dict[str, Any] = {"name": "pets", "metric": METRIC, "planned": 12, "epochs": 3}
     facts |= {"state": "interrupted", "seconds": 125.0, "provenance": {"seed": 0}, "folder": "results/pets"}
     return StudyRecord(**{**facts, **more}, trials=trials)
 
@@ -133,9 +133,13 @@ def test_an_errors_escape_sequences_do_not_reach_the_reader() -> None:
 
 
 def test_the_smallest_is_best_when_the_metric_is_minimised() -> None:
-    study = record(mode="min")
+    def scored_by_loss(one: TrialRecord) -> TrialRecord:
+        metrics = {when: {"val/loss": v[METRIC]} if METRIC in v else {} for when, v in one.metrics.items()}
+        return dataclasses.replace(one, metrics=metrics)
+
+    study = record(tuple(map(scored_by_loss, TRIALS)), metric="val/loss")
     assert [t.number for t in ranked(study)[:4]] == [2, 0, 3, 5]
-    assert comparison(study)[1] == "against recipe: -0.0410 (trial-0000, 0.9410)"
+    assert comparison(study)[1] == "against recipe: +0.0410 (trial-0000, 0.9410)"
 
 
 def test_a_score_that_is_nan_or_missing_ranks_last_among_its_state() -> None:

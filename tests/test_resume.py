@@ -59,7 +59,7 @@ def weigh(folder: StudyFolder, trial: str, *names: str) -> None:
 
 
 def keep(folder: StudyFolder, earlier: list[TrialRecord], count: int = 2) -> Kept:
-    return Kept(folder, objective=Objective.of("val/accuracy"), count=count, earlier=earlier)
+    return Kept(folder, objective=Objective("val/accuracy"), count=count, earlier=earlier)
 
 
 # Which weights stay
@@ -130,7 +130,7 @@ def finished(small_study: Make) -> StudyFolder:
     config = small_study(study={"epochs": 1})
     folder = StudyFolder.create(Path(config.results), config.study.name)
     folder.config.write_text(config.to_yaml())
-    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    book = Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))
     for score in (0.5, 0.9, 0.7, 0.8):
         play(book, score)
     book.set_fact("state", "finished")
@@ -226,7 +226,7 @@ def test_a_study_whose_trials_were_raised_is_not_over(finished: StudyFolder) -> 
 
 def use(folder: StudyFolder, seconds: float) -> None:
     """Have the record say that a study has searched so long."""
-    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    book = Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))
     book.set_fact("searched", seconds)
     book.close()
 
@@ -280,7 +280,7 @@ def test_files_of_trials_that_the_record_has_lost_are_told_and_removed(
     """Somebody has removed the log of a killed study: no trial may find the checkpoint of another one."""
     folder = StudyFolder(tmp_path / "small")
     folder.root.mkdir()
-    with closing(Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))) as book:
+    with closing(Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))) as book:
         play(book, 0.5)
     for number in range(3):
         weigh(folder, f"trial-{number:04d}", "best", "last")
@@ -323,7 +323,7 @@ def test_a_disk_that_is_full_is_the_reason_that_a_watch_gives(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with closing(Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))) as book:
+    with closing(Ledger(tmp_path / "optuna.db", metric="val/accuracy", sampler=make("tpe", seed=0))) as book:
         watch, suggested = follow(StudyFolder(tmp_path), book)
         monkeypatch.setattr(Board, "epoch", full)
         with pytest.raises(OSError, match="No space left"):
@@ -337,7 +337,7 @@ def test_the_log_of_a_failure_is_found_where_the_study_is_moved_to(tmp_path: Pat
     folder = StudyFolder(tmp_path / "here")
     folder.root.mkdir()
     folder.config.write_text(small_study().to_yaml())
-    with closing(Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))) as book:
+    with closing(Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))) as book:
         watch, suggested = follow(folder, book)
         trial = begin(watch, suggested, book, 0.5)
         watch.on_trial_result(0, [], trial, {"failed": "it broke", "trace": "at line 7"})
@@ -354,7 +354,7 @@ def test_the_log_of_a_failure_is_found_where_the_study_is_moved_to(tmp_path: Pat
 def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggested]]:
     """Return the watch of a run of a study that keeps the weights of two trials, and its suggestions."""
     suggested: dict[str, Suggested] = {}
-    progress = Progress(study="s", planned=6, epochs=2, metric="val/accuracy", mode="max", slots=1)
+    progress = Progress(study="s", planned=6, epochs=2, objective=Objective("val/accuracy"), slots=1)
     board = Board(folder.tensorboard, StudyConfig.from_folder("."))
     board.study.open()
     watch = Watch(
@@ -364,8 +364,7 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggeste
         folder=folder,
         exchange=Exchange(),
         suggested=suggested,
-        metric="val/accuracy",
-        mode="max",
+        objective=Objective("val/accuracy"),
         keep_checkpoints=2,
         left=lambda: 6,
         slots=1,
@@ -390,7 +389,7 @@ def begin(watch: Watch, suggested: dict[str, Suggested], book: Ledger, *scores: 
 
 def test_tensorboard_gets_the_best_epoch_of_a_trial_that_runs(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    book = Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))
     watch, suggested = follow(folder, book)
     begin(watch, suggested, book, 0.9, 0.5)
     (run,) = folder.tensorboard.glob("0000-*")
@@ -404,7 +403,7 @@ def test_tensorboard_gets_the_best_epoch_of_a_trial_that_runs(tmp_path: Path) ->
 def test_a_second_run_removes_only_weights_that_better_trials_displace(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     for scores in ((0.9, 0.5), (0.7, 0.8)):
-        book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+        book = Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))
         watch, suggested = follow(folder, book)
         for score in scores:
             trial = begin(watch, suggested, book, score, score)
@@ -420,7 +419,7 @@ def test_a_stopped_study_announces_no_failure_and_keeps_what_is_needed_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = StudyFolder(tmp_path)
-    book = Ledger(folder.database, mode="max", sampler=make("tpe", seed=0))
+    book = Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))
     watch, suggested = follow(folder, book)
     ended, cut = (begin(watch, suggested, book, *scores) for scores in ((0.5, 0.6), (0.4,)))
     for name in ("trial-0000", "trial-0001"):
@@ -440,7 +439,7 @@ def test_a_stopped_study_announces_no_failure_and_keeps_what_is_needed_to_go_on(
 
 
 def test_a_note_of_a_worker_comes_into_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    book = Ledger(tmp_path / "optuna.db", mode="max", sampler=make("tpe", seed=0))
+    book = Ledger(tmp_path / "optuna.db", metric="val/accuracy", sampler=make("tpe", seed=0))
     watch, suggested = follow(StudyFolder(tmp_path), book)
     trial = begin(watch, suggested, book, 0.5)
     stand_in: Any = SimpleNamespace(metric="val/accuracy", _facts={})

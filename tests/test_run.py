@@ -455,7 +455,7 @@ def job(config: StudyConfig, name: str, folder: Path) -> TrainJob:
 
     space = Space(config)
     settings = space.settings(space.baseline("recipe"), number=0, cache_dir=str(resolve.cache_dir()))
-    keep = Keep(metric="val/accuracy", mode="max", best=folder / f"{name}.best", last=folder / f"{name}.last")
+    keep = Keep(metric="val/accuracy", best=folder / f"{name}.best", last=folder / f"{name}.last")
     features = resolve.feature_settings(config)
     return TrainJob(id=name, settings=settings, features=features, keep=keep, params={}, data_fingerprint="")
 

@@ -120,7 +120,7 @@ def test_batch_norm_over_a_single_value_is_refused_before_training_in_our_words(
 ) -> None:
     data = digits(batch_size=changes.pop("batch_size"))
     reported: list[Message] = []
-    keep = Keep(metric="val/accuracy", mode="max", best=tmp_path / "best", last=tmp_path / "last")
+    keep = Keep(metric="val/accuracy", best=tmp_path / "best", last=tmp_path / "last")
     with pytest.raises(DataError, match=BATCH_NORM + told):
         loop.train(settings(tmp_path, data, frozen_layers=0, **changes), keep=keep, report=reported.append)
     assert reported == []
@@ -141,6 +141,6 @@ def test_single_images_train_where_they_can(
     wanted = settings(
         tmp_path, digits(batch_size=1, validation_share=0.9, test_share=0.05, **data), **changes
     )
-    keep = Keep(metric="val/accuracy", mode="max", best=tmp_path / "best", last=tmp_path / "last")
+    keep = Keep(metric="val/accuracy", best=tmp_path / "best", last=tmp_path / "last")
     outcome = loop.train(dataclasses.replace(wanted, learning_rate=1e-4), keep=keep, report=lambda _: None)
     assert outcome.state == "complete"

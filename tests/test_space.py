@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
+from finetune.metrics import Objective
 from finetune.settings import ALL, TrialSettings, WeightsSettings
 from search.config.study import StudyConfig
 from search.driver.study_run import to_do
@@ -417,12 +418,14 @@ def test_starts_freeze_all_blocks_but_for_fuse_wherever_the_number_is_searched(
 def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> None:
     """Tune starts a process for the trial only then, which takes a second or two."""
     config = StudyConfig.from_dict({"study": {"name": "s", "trials": 2}, "data": {"path": "/images"}})
-    ledger, offered = Ledger(tmp_path / "optuna.db", mode="max", sampler=samplers.make("random", seed=0)), []
+    ledger, offered = (
+        Ledger(tmp_path / "optuna.db", metric="val/accuracy", sampler=samplers.make("random", seed=0)),
+        [],
+    )
     searcher = StudySearcher(
         ledger,
         Chooser(ledger, Space(config), planned=[], sampled=2),
-        metric="val/accuracy",
-        mode="max",
+        objective=Objective("val/accuracy"),
         make_job=lambda number, params, plan: train_job(f"trial-{number}", params),
         offer=offered.append,
     )

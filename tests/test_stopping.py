@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
+from finetune.metrics import Objective
 from search.record.records import TrialRecord
 from search.suggest import stopping
 from search.suggest.stopping import EarlyStopping
@@ -16,8 +17,7 @@ from search.suggest.stopping import EarlyStopping
 def rule(**changes: Any) -> EarlyStopping:
     """Return a rule for trials of 5 epochs, judged after the 2nd; `fuse-3` is a trial of strategy `fuse`."""
     values: dict[str, Any] = {
-        "metric": "val/accuracy",
-        "mode": "max",
+        "objective": Objective("val/accuracy"),
         "epochs": 5,
         "grace": 2,
         "factor": 3,
@@ -66,7 +66,7 @@ def test_a_trial_is_judged_by_its_best_epoch_so_far() -> None:
 
 def test_less_is_better_for_a_loss() -> None:
     good, bad, better = (1.0, 0.5, 0.5, 0.5, 0.5), (1.0, 0.9, 0.5, 0.5, 0.5), (1.0, 0.4, 0.5, 0.5, 0.5)
-    assert trained(rule(metric="val/loss", mode="min"), good, bad, better) == [5, 2, 5]
+    assert trained(rule(objective=Objective("val/loss")), good, bad, better) == [5, 2, 5]
 
 
 def test_baselines_run_to_their_end_and_nobody_is_compared_with_them() -> None:
@@ -126,7 +126,7 @@ def test_the_median_rule_ends_what_is_below_half_of_its_rivals() -> None:
     assert epochs_of(median, "load-3", 0.1, 0.15, 0.9, 0.9, 0.9) == 2
     assert epochs_of(median, "load-4", 0.9, 0.9, 0.9, 0.9, 0.9) == 5
     assert epochs_of(median, "fuse-0", 0.0, 0.0, 0.0, 0.0, 0.0) == 5, "it has no rivals"
-    less = rule(rule="median", metric="val/loss", mode="min")
+    less = rule(rule="median", objective=Objective("val/loss"))
     assert trained(less, *rivals, (0.4, 0.4, 0.4, 0.4, 0.4), (0.1, 0.1, 0.1, 0.1, 0.1)) == [5, 5, 5, 2, 5]
 
 

@@ -41,7 +41,7 @@ def refusal(**sections: Any) -> str:
 
 def test_a_name_and_a_folder_are_enough(tmp_path: Path) -> None:
     config = load(write(tmp_path, "study: {name: pets}\ndata: {path: ./images}\nspace:\n"))
-    assert (config.study.trials, config.study.mode, config.grace) == (24, "max", 2)
+    assert (config.study.trials, config.study.objective.mode, config.grace) == (24, "max", 2)
     assert config.data.path == str(tmp_path / "images")
     assert config.backbones == ("resnet18",)
     assert config.folder == Path("results").absolute() / "pets"
@@ -428,7 +428,7 @@ def test_the_least_image_size_is_that_of_all_strategies(fuse: Any) -> None:
 
 def test_mode_follows_the_metric_and_grace_the_epochs() -> None:
     config = StudyConfig.from_dict(said(study={"metric": "val/loss", "epochs": 17, "budget": "1.5m"}))
-    assert (config.study.mode, config.grace, config.study.spending) == ("min", 3, Budget(90.0))
+    assert (config.study.objective.mode, config.grace, config.study.spending) == ("min", 3, Budget(90.0))
 
 
 @pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (2, 2), (5, 2), (16, 2), (17, 3), (80, 10)])
@@ -441,7 +441,7 @@ def test_every_trial_gets_two_epochs_or_an_eighth_of_them(epochs: int, grace: in
 )
 def test_every_metric_may_be_optimised_and_has_its_direction(metric: str, mode: str) -> None:
     config = StudyConfig.from_dict(said(study={"metric": metric}))
-    assert (config.study.metric, config.study.mode) == (metric, mode)
+    assert (config.study.metric, config.study.objective.mode) == (metric, mode)
 
 
 def test_a_config_written_as_yaml_loads_to_the_same_config(tmp_path: Path) -> None:
@@ -462,14 +462,21 @@ def test_a_manifest_may_lie_behind_a_url(tmp_path: Path) -> None:
     assert load(write(tmp_path, text)).data.path == "s3://bucket/pets.parquet"
 
 
+def test_a_config_of_an_earlier_version_may_have_the_mode_that_its_metric_has() -> None:
+    """The study.yaml that it wrote has every key."""
+    older = StudyConfig.from_dict(said(study={"metric": "val/loss", "mode": "min"}))
+    assert older == StudyConfig.from_dict(said(study={"metric": "val/loss"}))
+    assert "mode" not in older.model_dump(mode="json")["study"]
+
+
 def test_the_cheap_baselines_run_unless_others_are_named() -> None:
     assert StudyConfig.from_dict(said(study={"trials": 1})).study.baselines == ("exact", "recipe")
     assert StudyConfig.from_folder("/pets", baselines=["scratch"]).study.baselines == ("scratch",)
 
 
 def test_options_of_python_are_those_of_the_study_where_two_sections_have_the_key() -> None:
-    config = StudyConfig.from_folder("/pets", name="x", metric="val/loss", mode="min")
-    assert (config.study.name, config.study.mode, config.data.path) == ("x", "min", "/pets")
+    config = StudyConfig.from_folder("/pets", name="x", metric="val/loss")
+    assert (config.study.name, config.study.metric, config.data.path) == ("x", "val/loss", "/pets")
     config = StudyConfig.from_folder("/pets", features={"mode": "off"}, data={"views": 3}, epochs=2)
     assert (config.features.mode, config.data.views, config.study.epochs) == ("off", 3, 2)
 

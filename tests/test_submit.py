@@ -157,7 +157,7 @@ def begin(root: Path, name: str, trials: int = 4, state: str = "interrupted") ->
     study = {**STUDY["study"], "name": folder.root.name, "trials": trials}
     config = StudyConfig.from_dict({"study": study, "data": {"path": "/shared/pets"}, "results": str(root)})
     write_text(folder.config, config.to_yaml())
-    book = ledger.Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0))
+    book = ledger.Ledger(folder.database, metric="val/accuracy", sampler=sampler.make("random", seed=0))
     for number, (ending, value) in enumerate([("COMPLETE", 0.75), ("FAIL", None)]):
         book.ask()
         metrics = {"best": {"val/accuracy": value, "epoch": 1.0}} if value else {"best": {}}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
+from finetune.metrics import Objective
 from search.verdict import answers, paired, words
 from search.verdict.answers import Answers
 from search.verdict.paired import Runs
@@ -29,7 +30,7 @@ def setting(trial: str, strategy: str, chosen: float, rights: list[int], **more:
 
 
 def told(winner: Contestant | None, *others: Contestant, **more: str) -> Verdict:
-    return verdict(winner, others, **{"metric": "val/accuracy", "mode": "max", "split": "test"} | more)
+    return verdict(winner, others, **{"objective": Objective("val/accuracy"), "split": "test"} | more)
 
 
 RECIPE = setting("trial-0000", "replace", 0.70, [280, 281, 279], baseline="recipe")
@@ -141,7 +142,7 @@ def test_less_is_better_turns_the_signs() -> None:
         dataclasses.replace(setting("a", "fuse", 1.0, []), again=(0.3, 0.31), runs=runs([120, 124])),
         dataclasses.replace(setting("b", "load", 1.1, []), again=(0.5, 0.51), runs=runs([200, 204])),
     )
-    one = told(low, high, metric="val/loss", mode="min").comparisons[0]
+    one = told(low, high, objective=Objective("val/loss")).comparisons[0]
     assert one.outcome == "better"
     assert one.difference == pytest.approx(0.2)
     assert "+0.2000" in one.sentence
@@ -180,7 +181,7 @@ def test_a_true_difference_of_6_points_is_found_in_most_draws() -> None:
             share = 1 / (1 + np.exp(-(difficulty + skill + draw.normal(0, 0.05, size=(3, 1)))))
             right = (draw.random((3, 400)) < share).astype(float)
             made.append(Runs(right.mean(axis=1), right))
-        found += paired.difference(*made, level=0.95).low > 0
+        found += paired.difference(*made, level=0.95, objective=Objective("val/accuracy")).low > 0
     assert found > 160
 
 

@@ -178,7 +178,7 @@ def test_the_average_is_what_is_evaluated_and_kept_and_training_goes_on_with_the
     settings: TrialSettings, tmp_path: Path
 ) -> None:
     settings = dataclasses.replace(settings, ema_decay=0.9, epochs=1)
-    keep = Keep(metric="val/loss", mode="min", best=tmp_path / "best", last=tmp_path / "last")
+    keep = Keep(metric="val/loss", best=tmp_path / "best", last=tmp_path / "last")
     told: list[Message] = []
     loop.train(settings, keep=keep, report=told.append)
     run = run_of(settings)

@@ -22,7 +22,7 @@ def work(rank: int, trials: list[TrialSettings], folder: Path, file: str) -> Non
     for number, settings in enumerate(trials):
         messages: list[Message] = []
         paths = {"best": folder / f"best{number}", "last": folder / f"last{number}"}
-        keep = Keep(metric="val/accuracy", mode="max", **paths)
+        keep = Keep(metric="val/accuracy", **paths)
         loop.train(settings, keep=keep, report=messages.append, world=World(rank, 2))
         told.append([dict(m.metrics) for m in messages if isinstance(m, Epoch)])
     if rank == 0:

@@ -25,7 +25,7 @@ def write(results: Path) -> StudyFolder:
         }
     )
     write_text(folder.config, config.to_yaml())
-    book = Ledger(folder.database, mode="max", sampler=sampler.make("random", seed=0))
+    book = Ledger(folder.database, metric="val/accuracy", sampler=sampler.make("random", seed=0))
     for number in range(TRIALS):
         trial = book.ask()
         trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)

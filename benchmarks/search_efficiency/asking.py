@@ -66,7 +66,7 @@ def _plain(space: Space, trials: list[optuna.trial.FrozenTrial]) -> list[float]:
 
 def _ours(space: Space, trials: list[optuna.trial.FrozenTrial], name: str) -> tuple[list[float], list[float]]:
     with tempfile.TemporaryDirectory() as scratch:
-        book = Ledger(Path(scratch) / "optuna.db", mode="max", sampler=samplers.make(name, seed=0))
+        book = Ledger(Path(scratch) / "optuna.db", metric="val/accuracy", sampler=samplers.make(name, seed=0))
         book._study.add_trials(trials)
         arms = space.arms if samplers.by_bandit(name) else None
         chooser = Chooser(book, space, planned=[], sampled=10 * ASKED, epochs=8, arms=arms)

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import TrialState
 
 from benchmarks.search_efficiency.tables import Config, Surrogate
+from finetune.metrics import Objective
 from search.suggest import samplers
 from search.suggest.stopping import EarlyStopping, Rule
 
@@ -79,8 +80,7 @@ class Simulation:
         for config in first[: method.portfolio]:
             self._study.enqueue_trial(config)
         self._stopping = EarlyStopping(
-            metric=METRIC,
-            mode="max",
+            objective=Objective(METRIC),
             epochs=self._epochs,
             grace=max(2, -(-self._epochs // 8)),
             factor=3,

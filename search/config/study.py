@@ -163,8 +163,7 @@ class StudyConfig(Section):
         Args:
             path: the folder or its URL; the study is named after it unless `name` is given.
             **options: any key of any section (`trials=10, backbone="vgg16"`), or a whole section. `name`
-                and `mode` set the keys of `study`; write `data={"name": ...}` and `features={"mode": ...}`
-                for the keys of the same names in those sections.
+                sets the key of `study`; write `data={"name": ...}` for the key of the same name there.
 
         Raises:
             ConfigErrors: with every mistake.

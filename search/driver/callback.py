@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from finetune.metrics import Mode, Objective
+from finetune.metrics import Objective
 from search.driver.effective import check_effective
 from search.errors import SearchError, SettingsIgnored, SlotsLost
 from search.record.kept import Kept
@@ -94,8 +94,7 @@ class Watch(Callback):
         folder: StudyFolder,
         exchange: Any,
         suggested: MutableMapping[str, Suggested],
-        metric: str,
-        mode: Mode,
+        objective: Objective,
         keep_checkpoints: int,
         left: Callable[[], int],
         slots: int,
@@ -104,8 +103,8 @@ class Watch(Callback):
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
         self.folder, self._exchange, self._suggested = folder, exchange, suggested
-        self._metric, self._objective = metric, Objective(metric, mode)
-        self._kept = Kept(folder, objective=self._objective, count=keep_checkpoints, earlier=ledger.records())
+        self._metric, self._objective = objective.metric, objective
+        self._kept = Kept(folder, objective=objective, count=keep_checkpoints, earlier=ledger.records())
         self._left, self._slots = left, slots
         self._lost, self._looked = lost, time.monotonic()
         """Function that returns the reason why no trial can continue, if so; time of its last call."""

@@ -110,7 +110,7 @@ class Patience:
 
     def __init__(self, study: Study, images: int, earlier: Iterable[TrialRecord]) -> None:
         self._patience, self._images = study.patience, images
-        self._metric, self._sign = study.metric, 1.0 if study.mode == "max" else -1.0
+        self._metric, self._objective = study.metric, study.objective
         self._scores: list[tuple[str, float]] = []
         self._judged = 0
         self.reason: str | None = None
@@ -122,7 +122,7 @@ class Patience:
 
     def add(self, strategy: str, value: float) -> None:
         """Enter the score of an ended trial that is no baseline."""
-        self._scores.append((strategy, self._sign * value))
+        self._scores.append((strategy, self._objective.worth(value)))
 
     def is_enough(self, left: int) -> bool:
         """Return True if the study is to end, with `left` trials still to come; `reason` then says why."""
@@ -152,7 +152,7 @@ class Patience:
     @property
     def _is_share(self) -> bool:
         """True if scores are shares of the validation images, which have a known standard error."""
-        return self._sign > 0 and all(0 <= score <= 1 for _, score in self._scores)
+        return self._objective.mode == "max" and all(0 <= score <= 1 for _, score in self._scores)
 
 
 def is_over(trials: Iterable[TrialRecord], facts: Mapping[str, Any], study: Study) -> bool:

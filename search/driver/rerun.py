@@ -62,7 +62,6 @@ def run_only(
     with tempfile.TemporaryDirectory() as scratch:
         keep = Keep(
             metric=config.study.metric,
-            mode=config.study.mode,
             best=Path(scratch) / "best.safetensors",
             last=Path(scratch) / "last.safetensors",
         )

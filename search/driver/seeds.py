@@ -149,7 +149,6 @@ class Repeats:
             features=dataclasses.replace(resolve.feature_settings(self._config), test=True),
             keep=Keep(
                 metric=study.metric,
-                mode=study.mode,
                 best=folder.best_weights(again.id),
                 last=folder.last_weights(again.id),
             ),

@@ -62,10 +62,9 @@ class StudyRun:
         # With the same seed, the sampler would repeat an earlier run's first suggestions.
         self.ledger = Ledger(
             folder.database,
-            mode=study.mode,
+            metric=study.metric,
             sampler=samplers.make(study.sampler, seed=study.seed + len(past)),
             name=study.name,
-            metric=study.metric,
             learned=self._learned,
         )
         earlier = self.ledger.records()
@@ -82,8 +81,7 @@ class StudyRun:
             study=study.name,
             planned=self._planned,
             epochs=study.epochs,
-            metric=study.metric,
-            mode=study.mode,
+            objective=study.objective,
             # Where nodes may join, `_room` updates this number as slots come and go.
             slots=len(facts) if warm.plan.ask else warm.plan.slots,
             up=lambda: warm.up,
@@ -123,8 +121,7 @@ class StudyRun:
         self.searcher = StudySearcher(
             self.ledger,
             chooser,
-            metric=study.metric,
-            mode=study.mode,
+            objective=study.objective,
             make_job=self._job,
             offer=warm.offer,
             is_over=self._is_enough,
@@ -136,8 +133,7 @@ class StudyRun:
             folder=folder,
             exchange=warm.exchange,
             suggested=self.searcher.suggested,
-            metric=study.metric,
-            mode=study.mode,
+            objective=study.objective,
             keep_checkpoints=study.keep_checkpoints,
             # Trainings with other seeds follow the trials, so no slot ends for lack of trials.
             left=lambda: self.searcher.left + (warm.plan.slots if config.verdict.seeds else 0),
@@ -155,8 +151,7 @@ class StudyRun:
         phases = phases or Phases()
         study, early = self.config.study, self.config.early_stopping
         stopping = EarlyStopping(
-            metric=study.metric,
-            mode=study.mode,
+            objective=study.objective,
             epochs=study.epochs,
             grace=self.config.grace,
             factor=early.factor,
@@ -314,7 +309,6 @@ class StudyRun:
             features=resolve.feature_settings(self.config),
             keep=Keep(
                 metric=self.config.study.metric,
-                mode=self.config.study.mode,
                 best=self.folder.best_weights(name),
                 last=self.folder.last_weights(name),
             ),

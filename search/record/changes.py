@@ -12,7 +12,7 @@ from search.record.records import TrialRecord
 FACT = "began_with"
 """Name of the fact in the record that holds the result of `fixed` for the study's first config."""
 _FIXED = (
-    *(("study", key) for key in ("epochs", "metric", "mode", "seed")),
+    *(("study", key) for key in ("epochs", "metric", "seed")),
     *(("data", key) for key in ("validation_share", "test_share", "views")),
     ("model", "precision"),
 )

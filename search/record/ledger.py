@@ -22,6 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from finetune.metrics import Objective
 from search.errors import RecordLost, SearchError, StudyError
 from search.record import mirror, storage
 from search.record.reader import to_record
@@ -64,24 +65,23 @@ class Ledger:
         self,
         path: Path,
         *,
-        mode: str,
+        metric: str,
         sampler: optuna.samplers.BaseSampler,
         name: str = OLD_NAME,
-        metric: str | None = None,
         learned: Callable[[FrozenTrial], FrozenTrial] = lambda trial: trial,
     ) -> None:
         """Open the record, or make it if there is none.
 
         Args:
             path: file of the record.
-            mode: `max` or `min`.
+            metric: metric of the study; Optuna gets its name for its dashboard and plots.
             sampler: Optuna's sampler, which suggests the trials.
             name: name of the study for Optuna, if the record is made.
-            metric: name of the metric for Optuna's dashboard and plots.
             learned: returns an earlier trial as the sampler is to see it.
         """
-        direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
-        self._path = path
+        self._path, self.objective = path, Objective(metric)
+        minimizes = self.objective.mode == "min"
+        direction = StudyDirection.MINIMIZE if minimizes else StudyDirection.MAXIMIZE
         self._memory = optuna.storages.InMemoryStorage()
         self._study = optuna.create_study(storage=self._memory, direction=direction, sampler=sampler)
         self._memory_id = self._memory.get_study_id_from_name(self._study.study_name)
@@ -104,11 +104,11 @@ class Ledger:
         self._writer = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
         self._writer.start()
 
-    def _take_up(self, learned: Callable[[FrozenTrial], FrozenTrial], metric: str | None) -> optuna.Study:
+    def _take_up(self, learned: Callable[[FrozenTrial], FrozenTrial], metric: str) -> optuna.Study:
         """Copy the earlier trials into memory, and return the stored study."""
         name = only_study(self._storage)
         earlier = optuna.load_study(storage=self._storage, study_name=name)
-        if metric is not None and earlier.metric_names != [metric]:
+        if earlier.metric_names != [metric]:
             with warnings.catch_warnings():  # the call is marked experimental
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 earlier.set_metric_names([metric])
@@ -121,11 +121,6 @@ class Ledger:
     def trials(self) -> list[FrozenTrial]:
         """All trials so far, as they are in memory."""
         return self._study.get_trials(deepcopy=False)
-
-    @property
-    def maximizes(self) -> bool:
-        """True if larger values are better."""
-        return bool(self._study.direction == StudyDirection.MAXIMIZE)
 
     def ask(self, enqueued: Mapping[str, Any] | None = None) -> optuna.Trial:
         """Open a trial for `Space.suggest`; `enqueued` fixes searched parameters, by their Optuna names."""

@@ -82,7 +82,6 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     record = StudyRecord(
         name=config.study.name,
         metric=config.study.metric,
-        mode=config.study.mode,
         planned=config.study.trials + sum(not trial.counted for trial in standing(trials)),
         ended=facts.get("ended"),
         plan=facts.get("plan"),

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from finetune import metrics
-from finetune.metrics import Mode, Objective
+from finetune.metrics import Objective
 
 EXACT = "exact"
 """The baseline, one trial per backbone, that does not count as a trial of the study."""
@@ -81,8 +81,6 @@ class StudyRecord:
 
     name: str
     metric: str
-    mode: Mode
-    """`max` or `min`."""
     planned: int
     """Number of trials that the study was asked for, baselines included except `exact`, and of heads that do
     not count."""
@@ -121,7 +119,7 @@ class StudyRecord:
     @property
     def objective(self) -> Objective:
         """The rule by which trials are compared."""
-        return Objective(self.metric, self.mode)
+        return Objective(self.metric)
 
     def is_at_chance(self, trial: TrialRecord) -> bool:
         """Return True if a trial's score is no better than that of a model which does not look at the images.

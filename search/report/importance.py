@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.metrics import Objective
 from search.record.records import TrialRecord
 
 LEAST_TRIALS = 8
@@ -21,7 +22,7 @@ def searched(trials: Sequence[TrialRecord]) -> list[str]:
     return [name for name, seen in values.items() if len(seen) > 1]
 
 
-def within_strategies(trials: Sequence[TrialRecord], metric: str, mode: str) -> dict[str, dict[str, float]]:
+def within_strategies(trials: Sequence[TrialRecord], objective: Objective) -> dict[str, dict[str, float]]:
     """Return for each strategy the share that each of its settings explains, the largest first."""
     strategies = dict.fromkeys(str(trial.params.get("strategy")) for trial in trials)
     found = {}
@@ -33,7 +34,7 @@ def within_strategies(trials: Sequence[TrialRecord], metric: str, mode: str) -> 
             and t.state in ("COMPLETE", "PRUNED")
             and t.baseline is None
         ]
-        shares = _importances(mine, metric, mode) if len(mine) >= LEAST_TRIALS else {}
+        shares = _importances(mine, objective) if len(mine) >= LEAST_TRIALS else {}
         if shares:
             found[strategy] = shares
     return found
@@ -44,7 +45,7 @@ def is_all(name: str, value: Any) -> bool:
     return name == "frozen_layers" and value in (-1, "all")
 
 
-def _importances(trials: list[TrialRecord], metric: str, mode: str) -> dict[str, float]:
+def _importances(trials: list[TrialRecord], objective: Objective) -> dict[str, float]:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -52,9 +53,9 @@ def _importances(trials: list[TrialRecord], metric: str, mode: str) -> dict[str,
     if not names:
         return {}
     distributions = {name: _distribution([trial.params[name] for trial in trials]) for name in names}
-    study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
+    study = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
     for trial in trials:
-        value = trial.metrics["best"][metric]
+        value = trial.metrics["best"][objective.metric]
         if math.isfinite(value):
             params = {n: _held(trial.params[n], distributions[n]) for n in names}
             study.add_trial(

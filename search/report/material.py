@@ -40,7 +40,7 @@ class Material:
     @property
     def scale(self) -> Scale:
         """Format of scores and differences."""
-        return Scale(self.record.metric, self.record.mode)
+        return Scale(self.record.metric)
 
     @property
     def metric(self) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.metrics import Objective
 from search.record.records import TrialRecord
 from search.report.figures import GREEN, GREY, Figure, axis, colour, lines, plain
 from search.report.importance import is_all
@@ -39,10 +40,9 @@ def importances(found: dict[str, dict[str, float]]) -> Figure:
     }
 
 
-def groups(trials: Sequence[TrialRecord], metric: str, mode: str) -> list[tuple[str, list[TrialRecord]]]:
+def groups(trials: Sequence[TrialRecord], objective: Objective) -> list[tuple[str, list[TrialRecord]]]:
     """Return the trials in groups by score, the best group first; empty groups are left out."""
-    sign = -1.0 if mode == "max" else 1.0
-    order = sorted(trials, key=lambda t: sign * t.metrics["best"][metric])
+    order = sorted(trials, key=lambda t: objective.key(t.metrics["best"][objective.metric]))
     made, begin = [], 0
     for name, share, _ in GROUPS:
         end = max(begin, math.ceil(share * len(order)))

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from finetune.metrics import Objective
+
 ALPHA = 0.5
 TRIES = 3
 SHARE = 0.1
@@ -32,11 +34,11 @@ class Bandit:
 
     Args:
         arms: name of each strategy -> whether its trials count.
-        maximize: whether larger values are better.
+        objective: tells which of two values is better.
     """
 
     arms: Mapping[str, bool]
-    maximize: bool
+    objective: Objective
     _arms: dict[str, _Arm] = field(default_factory=dict)
     _open: dict[int, tuple[str, float]] = field(default_factory=dict)
     """Arm and expected cost of each running trial, by its number."""
@@ -64,7 +66,7 @@ class Bandit:
             return
         self._arms[arm].cost += cost - expected
         if value is not None and math.isfinite(value):
-            reward = value if self.maximize else -value
+            reward = self.objective.worth(value)
             self._values.append(reward)
             self._arms[arm].best = max(self._arms[arm].best, reward)
 

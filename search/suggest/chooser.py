@@ -81,7 +81,7 @@ class Chooser:
         self._ledger, self._space, self._epochs = ledger, space, epochs
         self._planned, self._sampled = deque(planned), sampled
         self._arms = arms if arms is not None and len(arms) > 1 else None
-        self._bandit = Bandit(arms or {}, maximize=ledger.maximizes)
+        self._bandit = Bandit(arms or {}, ledger.objective)
         self._next: Next | None = None
         self._chosen = False
         for trial in ledger.trials:
@@ -149,8 +149,11 @@ class Chooser:
 
     def _end(self, trial: FrozenTrial) -> None:
         values = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
-        best = max if self._ledger.maximizes else min
-        value = best(values) if values and trial.state != TrialState.FAIL else None
+        value = (
+            max(values, key=self._ledger.objective.worth)
+            if values and trial.state != TrialState.FAIL
+            else None
+        )
         # A trial that failed in its first epoch has cost something, too.
         epochs = max(1, len(trial.intermediate_values))
         self._bandit.end(trial.number, value, epochs * self._cost(trial.user_attrs.get("params", {})))

@@ -199,9 +199,8 @@ def recorded(folder: Path) -> Recorded | None:
     config = config_file.load(found.config)
     trials, facts = reader.read(found.database)
     space = Space(config)
-    sign = 1.0 if config.study.mode == "max" else -1.0
     ended = [t for t in trials if t.state in ("COMPLETE", "PRUNED") and "weights" not in t.params]
-    scored = [(t, sign * t.metrics["best"][config.study.metric]) for t in ended
+    scored = [(t, config.study.objective.worth(t.metrics["best"][config.study.metric])) for t in ended
               if config.study.metric in t.metrics["best"]]  # fmt: skip
     trained = [(t, score) for t, score in scored if space.trains(t.params)]
     if len(trained) < ENOUGH:

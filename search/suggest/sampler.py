@@ -13,6 +13,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from finetune.messages import TrainJob
+from finetune.metrics import Objective
 from search.record.ledger import Ledger
 from search.suggest.chooser import Chooser, Planned
 from search.suggest.samplers import make
@@ -39,8 +40,7 @@ class StudySearcher(Searcher):
     Args:
         ledger: record of the study, which numbers the trials.
         chooser: chooses the trials.
-        metric: metric that Tune reads from results.
-        mode: `max` or `min`.
+        objective: metric that Tune reads from results, and its direction.
         make_job: makes the job of a trial from its number, parameters and plan (None for a sampled one).
         offer: hands a job to the slots.
         is_over: returns True once no further trial is to be suggested.
@@ -51,13 +51,12 @@ class StudySearcher(Searcher):
         ledger: Ledger,
         chooser: Chooser,
         *,
-        metric: str,
-        mode: str,
+        objective: Objective,
         make_job: Callable[[int, dict[str, Any], Planned | None], TrainJob],
         offer: Callable[[TrainJob], Any],
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(metric=metric, mode=mode)
+        super().__init__(metric=objective.metric, mode=objective.mode)
         self._ledger, self._chooser, self._make_job = ledger, chooser, make_job
         self._offer, self._is_over = offer, is_over
         self.suggested: dict[str, Suggested] = {}

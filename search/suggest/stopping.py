@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from finetune.metrics import Objective
 from search.record.records import TrialRecord
 
 Rule = Literal["asha", "median", "hyperband", "none"]
@@ -31,8 +32,7 @@ class EarlyStopping(FIFOScheduler):
     The state is a function of the trials' epochs, so `replay` rebuilds it from the record.
 
     Args:
-        metric: metric of an epoch by which trials are compared.
-        mode: `max` or `min`.
+        objective: metric of an epoch by which trials are compared.
         epochs: epochs of a trial that is not stopped.
         grace: epochs that every trial may run.
         factor: one in `factor` trials continues after each rung.
@@ -45,8 +45,7 @@ class EarlyStopping(FIFOScheduler):
     def __init__(
         self,
         *,
-        metric: str,
-        mode: str,
+        objective: Objective,
         epochs: int,
         grace: int,
         factor: int,
@@ -56,9 +55,9 @@ class EarlyStopping(FIFOScheduler):
         number_of: Callable[[str], int] = lambda trial_id: 0,
     ) -> None:
         super().__init__()
-        self._metric, self._better = metric, max if mode == "max" else min
+        self._objective, self._metric = objective, objective.metric  # Tune reads `_metric`
         self._epochs, self._rule, self._is_over = epochs, rule, is_over
-        self._grace, self._factor, self._mode = grace, factor, mode
+        self._grace, self._factor = grace, factor
         self._strategy_of, self._number_of = strategy_of, number_of
         self._brackets = 1
         if rule == "hyperband":
@@ -107,8 +106,8 @@ class EarlyStopping(FIFOScheduler):
 
     def _judge(self, strategy: Hashable, number: int, name: str, result: dict[str, Any]) -> str:
         """Enter an epoch of a trial, and return CONTINUE or STOP."""
-        value = result[self._metric]
-        best = self._best[name] = self._better(value, self._best.get(name, value))
+        value = result[self._objective.metric]
+        best = self._best[name] = max(value, self._best.get(name, value), key=self._objective.worth)
         bracket = number % self._brackets
         if (strategy, bracket) not in self._rungs:
             self._rungs[strategy, bracket] = self._make(bracket)
@@ -117,19 +116,19 @@ class EarlyStopping(FIFOScheduler):
 
     def _make(self, bracket: int) -> "_Halving | _Median":
         if self._rule == "median":
-            return _Median(self._mode, self._grace)
+            return _Median(self._objective, self._grace)
         grace = min(self._epochs, self._grace * self._factor**bracket)
-        return _Halving(self._mode, grace, self._factor, self._epochs)
+        return _Halving(self._objective, grace, self._factor, self._epochs)
 
 
 class _Halving:
     """Tune's ASHA with one bracket."""
 
-    def __init__(self, mode: str, grace: int, factor: int, epochs: int) -> None:
+    def __init__(self, objective: Objective, grace: int, factor: int, epochs: int) -> None:
         self._asha = ASHAScheduler(
             time_attr="epoch",
             metric="value",
-            mode=mode,
+            mode=objective.mode,
             max_t=epochs,
             grace_period=grace,
             reduction_factor=factor,
@@ -148,18 +147,18 @@ class _Halving:
 class _Median:
     """The median rule on best values. Tune's own looks through all epochs of all trials at each result."""
 
-    def __init__(self, mode: str, grace: int) -> None:
-        self._sign, self._grace = (1.0 if mode == "max" else -1.0), grace
+    def __init__(self, objective: Objective, grace: int) -> None:
+        self._worth, self._grace = objective.worth, grace
         self._reached: dict[int, list[float]] = {}
-        """Best values after each epoch, of all trials that reached it, signed so that more is better."""
+        """Best values after each epoch, of all trials that reached it, as `Objective.worth`."""
 
     def stops(self, name: str, epoch: int, best: float) -> bool:
         """Enter a trial's best value after an epoch, and return whether the trial is to end."""
         if epoch < self._grace or not math.isfinite(best):
             return False
         rivals = self._reached.setdefault(epoch, [])
-        stops = len(rivals) >= ENOUGH and self._sign * best < statistics.median(rivals)
-        rivals.append(self._sign * best)
+        stops = len(rivals) >= ENOUGH and self._worth(best) < statistics.median(rivals)
+        rivals.append(self._worth(best))
         return stops
 
 

@@ -41,9 +41,7 @@ def measured(record: StudyRecord, *, top: int, seeds: int) -> Verdict:
     split = "val" if record.provenance.get("images", {}).get("test") == 0 else "test"
     classes = _classes(record)
     known = [_contestant(record, trial, seeds, folder, split, classes) for trial in chosen]
-    return verdict(
-        known[0] if known else None, known[1:], metric=record.metric, mode=record.mode, split=split
-    )
+    return verdict(known[0] if known else None, known[1:], objective=record.objective, split=split)
 
 
 def of(record: StudyRecord) -> Verdict:
@@ -57,9 +55,7 @@ def of(record: StudyRecord) -> Verdict:
             return told
     chosen = contestants(record, top=2)
     known = [_contestant(record, trial) for trial in chosen]
-    return verdict(
-        known[0] if known else None, known[1:], metric=record.metric, mode=record.mode, split="val"
-    )
+    return verdict(known[0] if known else None, known[1:], objective=record.objective, split="val")
 
 
 def load_answers(path: Path, split: str) -> Answers:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.metrics import Objective
+
 Floats = NDArray[np.float64]
 
 
@@ -39,21 +41,21 @@ class Interval:
     high: float
 
 
-def difference(one: Runs, other: Runs, *, level: float, sign: float = 1.0) -> Interval:
+def difference(one: Runs, other: Runs, *, level: float, objective: Objective) -> Interval:
     """Return how much better `one` is than `other`, with an interval of confidence `level`.
 
     Args:
         one: at least two seeds.
         other: at least two seeds, on the same images.
         level: confidence, in 0..1.
-        sign: -1 for a metric of which less is better; a positive difference then also means better.
+        objective: tells which scores are better; a positive difference means that `one` is.
 
     Raises:
         ValueError: fewer than two seeds, or other images.
     """
     if min(len(one.scores), len(other.scores)) < 2 or one.credits.shape[1] != other.credits.shape[1]:
         raise ValueError("two settings are compared over two seeds each and the same images")
-    found = sign * float(one.scores.mean() - other.scores.mean())
+    found = objective.gain(float(one.scores.mean()), float(other.scores.mean()))
     images = one.credits.shape[1]
     paired = one.credits.mean(axis=0) - other.credits.mean(axis=0)
     parts = [(float(paired.var(ddof=1)) / images, images - 1)] if images > 1 else [(math.inf, 1)]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from finetune.metrics import Objective
 from search.verdict.paired import Interval, Runs, difference
 
 CONFIDENCE = 0.95
@@ -121,29 +122,30 @@ def from_json(values: dict[str, Any]) -> Verdict:
 
 
 def verdict(
-    winner: Contestant | None, others: Sequence[Contestant], *, metric: str, mode: str, split: str
+    winner: Contestant | None, others: Sequence[Contestant], *, objective: Objective, split: str
 ) -> Verdict:
     """Return what the scores say about the winner.
 
     Args:
         winner: the setting that the search chose; None if no trial completed.
         others: the settings that it is compared with, the runner-up first.
-        metric: the study's metric, such as `val/accuracy`.
-        mode: `max` or `min`.
+        objective: the study's metric, such as `val/accuracy`.
         split: `test`, or `val` if there are no test images.
     """
     if winner is None:
         return Verdict(
-            winner=None, sentence=f"No verdict: no trial completed with {metric}.", split="", comparisons=()
+            winner=None,
+            sentence=f"No verdict: no trial completed with {objective.metric}.",
+            split="",
+            comparisons=(),
         )
-    sign = 1.0 if mode == "max" else -1.0
-    scale = Scale(metric, mode)
+    scale = Scale(objective.metric)
     pairs = _pairs(winner, others)
     level = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
-    compared = tuple(_compare(winner, other, name, level, sign, scale, split) for name, other in pairs)
+    compared = tuple(_compare(winner, other, name, level, objective, split) for name, other in pairs)
     runs = winner.runs
     measured = runs is not None and len(runs.scores) >= LEAST_SEEDS
-    luck = _luck(winner, others, sign, scale) if len(winner.again) else None
+    luck = _luck(winner, others, objective) if len(winner.again) else None
     return Verdict(
         winner=winner.trial,
         sentence=_sentence(winner, compared, luck, scale, split if measured else ""),
@@ -162,7 +164,6 @@ class Scale:
     """Format of the scores and differences of a metric."""
 
     metric: str
-    mode: str
 
     @property
     def is_share(self) -> bool:
@@ -211,17 +212,17 @@ def _compare(
     other: Contestant,
     name: str,
     level: float,
-    sign: float,
-    scale: Scale,
+    objective: Objective,
     split: str,
 ) -> Comparison:
+    scale = Scale(objective.metric)
     title = {"recipe": "Against the recipe", "runner-up": "Against the runner-up"}.get(
         name, f"Against the best of {name}"
     )
     whom = f"{title} ({other.trial}{'' if name == 'recipe' else f', {other.strategy}'})"
     seeds = min(len(one.runs.scores) if one.runs else 0 for one in (winner, other))
     if winner.runs is None or other.runs is None or seeds < LEAST_SEEDS:
-        gain = scale.gain(sign * (winner.chosen - other.chosen))
+        gain = scale.gain(objective.gain(winner.chosen, other.chosen))
         why = f"{seeds} of the {LEAST_SEEDS} other seeds that it takes" if seeds else "one seed each"
         return Comparison(
             against=name,
@@ -230,7 +231,7 @@ def _compare(
             seeds=seeds,
             sentence=f"{whom}: {gain} on validation with {why}, so it may be luck.",
         )
-    found = difference(winner.runs, other.runs, level=level, sign=sign)
+    found = difference(winner.runs, other.runs, level=level, objective=objective)
     outcome = _outcome(found)
     images = winner.runs.credits.shape[1]
     where = SPLITS[split]
@@ -254,26 +255,24 @@ def _outcome(found: Interval) -> Outcome:
     return "worse" if found.high < 0 else "cannot be told apart"
 
 
-def _luck(winner: Contestant, others: Sequence[Contestant], sign: float, scale: Scale) -> Luck:
-    mean = float(np.mean(winner.again))
-    lost = sign * (winner.chosen - mean)
-    better = [
-        one for one in others if len(one.again) and sign * (float(np.mean(one.again)) - mean) >= 0 < lost
-    ]
+def _luck(winner: Contestant, others: Sequence[Contestant], objective: Objective) -> Luck:
+    mean, scale = float(np.mean(winner.again)), Scale(objective.metric)
+    lost = objective.gain(winner.chosen, mean)
+    means = [(one, float(np.mean(one.again))) for one in others if len(one.again)]
+    better = [(one, its) for one, its in means if objective.gain(its, mean) >= 0 < lost]
     seeds = f"{len(winner.again)} other seed{'s'[: len(winner.again) > 1]}"
     kept = f"The score that chose {winner.trial}, {winner.chosen:.4f}, became {mean:.4f} over {seeds}"
     amount = scale.gain(abs(lost)).lstrip("+")
     what = f"{amount} of it {'were' if scale.is_share else 'was'} luck" if lost > 0 else "none of it was luck"
-    first = max(better, key=lambda one: sign * float(np.mean(one.again)), default=None)
-    if first is not None:
-        beaten = f"; its first place too: {name_of(first)} has {float(np.mean(first.again)):.4f}"
-    else:
-        beaten = ""
+    beaten = ""
+    if better:
+        first, its = max(better, key=lambda one: objective.worth(one[1]))
+        beaten = f"; its first place too: {name_of(first)} has {its:.4f}"
     return Luck(
         chosen=winner.chosen,
         mean=mean,
         difference=lost,
-        won_by_luck=first is not None,
+        won_by_luck=bool(better),
         sentence=f"{kept}: {what}{beaten}.",
     )
 

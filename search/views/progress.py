@@ -17,11 +17,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from finetune.metrics import LESS_IS_BETTER, Mode, Objective
+from finetune.metrics import Objective
 from finetune.steps import Step
 from search.config.sections.study import MANY_TRIALS
 from search.record.records import TrialRecord
 from search.suggest import cost
+from search.verdict.words import Scale
 from search.views.phases import step_text
 from search.views.terminal import clean, console, print_line, seconds_text
 
@@ -49,8 +50,7 @@ class Progress:
         study: str,
         planned: int,
         epochs: int,
-        metric: str,
-        mode: Mode,
+        objective: Objective,
         slots: int,
         up: Callable[[], int] | None = None,
         steps: Callable[[], Mapping[str, Step]] = dict,
@@ -66,8 +66,7 @@ class Progress:
             study: Name of the study.
             planned: Number of trials that the study is to run; the attribute may be changed.
             epochs: Epochs of a full trial.
-            metric: Name of the metric that is shown and compared.
-            mode: `max` or `min`.
+            objective: Metric that is shown and compared.
             slots: Number of trials that run at once; the attribute may be changed as a cluster grows.
             up: Returns the number of slots that are up; None: all of them.
             steps: Returns the long steps that trials are in, by id of the trial.
@@ -85,7 +84,7 @@ class Progress:
         self._baselines: dict[str, float] = {}
         """Best value of each baseline that has completed."""
         self._study, self.planned, self._epochs = study, planned, epochs
-        self._metric, self._objective = metric, Objective(metric, mode)
+        self._metric, self._objective = objective.metric, objective
         self._running: dict[str, _Running] = {}
         self._states: Counter[str] = Counter()
         self._ended: list[tuple[str, float]] = []
@@ -241,9 +240,8 @@ class Progress:
 
     def _distances(self, value: float) -> str:
         """Return how far a value is from the baselines, such as `  +17.23 points to recipe`."""
-        percent = self._metric not in LESS_IS_BETTER
-        scale, unit = (100, " points") if percent else (1, "")
-        told = (f"{scale * (value - base):+.2f}{unit} to {name}" for name, base in self._baselines.items())
+        gain, scale = self._objective.gain, Scale(self._metric)
+        told = (f"{scale.gain(gain(value, base))} to {name}" for name, base in self._baselines.items())
         return "".join(f"  {text}" for text in told)
 
     def _cost_text(self) -> str:

@@ -25,6 +25,7 @@ from search.record.records import (
     standing,
 )
 from search.verdict import contest
+from search.verdict.words import Scale
 from search.views import measured
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
@@ -139,7 +140,7 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
     best = study.best
     facts = {
         name: value for name, value in vars(study).items() if name not in ("trials", "verdict", "repeats")
-    }
+    } | {"mode": study.objective.mode}
     return {
         "study": _plain(facts),
         "verdict": _plain(contest.of(study).to_json()),
@@ -271,12 +272,10 @@ def _times(count: int) -> str:
 
 
 def _gain(study: StudyRecord, best: float, other: float) -> str:
-    """Return a difference as text: in points (hundredths) for a metric to maximise with values in 0..1."""
+    """Return as text how much better the best value is than another one."""
     if best == other:
         return "no difference"
-    if study.mode == "max" and 0 <= other <= best <= 1:
-        return f"+{100 * (best - other):.2f} points"
-    return f"{best - other:+.4f}"
+    return Scale(study.metric).gain(study.objective.gain(best, other))
 
 
 def _cause(trial: TrialRecord) -> str:

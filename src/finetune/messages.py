@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune.metrics import Mode, Objective
+from finetune.metrics import Objective
 from finetune.settings import FeatureSettings, TrialSettings
 
 
@@ -19,7 +19,6 @@ class Keep:
     """Files that a trial writes, and the metric that decides which epoch is the best."""
 
     metric: str
-    mode: Mode
     best: Path
     """Path of the checkpoint with the trained part of the model at its best epoch."""
     last: Path
@@ -30,7 +29,7 @@ class Keep:
     @property
     def objective(self) -> Objective:
         """The rule by which epochs are compared."""
-        return Objective(self.metric, self.mode)
+        return Objective(self.metric)
 
     def forget(self) -> None:
         """Delete the files of an attempt that does not count."""

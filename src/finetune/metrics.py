@@ -33,18 +33,24 @@ class Objective:
     """
 
     metric: str
-    mode: Mode
+    """Its name, such as `val/loss`."""
 
-    @classmethod
-    def of(cls, metric: str) -> "Objective":
-        """Return the objective of optimising a metric by its name, such as `val/loss`."""
-        return cls(metric, "min" if metric in LESS_IS_BETTER else "max")
+    @property
+    def mode(self) -> Mode:
+        """`min` if less of the metric is better, else `max`."""
+        return "min" if self.metric in LESS_IS_BETTER else "max"
+
+    def worth(self, value: float) -> float:
+        """Return a number that is larger for better values: the value, or its negative if less is better."""
+        return -value if self.mode == "min" else value
+
+    def gain(self, value: float, over: float) -> float:
+        """Return how much better `value` is than another one; negative if it is worse."""
+        return self.worth(value) - self.worth(over)
 
     def key(self, value: float | None) -> float:
         """Return a sort key: better values have smaller ones, and NaN or None comes last."""
-        if value is None or math.isnan(value):
-            return math.inf
-        return value if self.mode == "min" else -value
+        return math.inf if value is None or math.isnan(value) else -self.worth(value)
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Return True if `value` is better than another one; any value is better than none."""

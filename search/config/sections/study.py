@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from finetune.errors import did_you_mean
-from finetune.metrics import ALWAYS, TOP5, VAL_RECALL, VALIDATION, Mode, Objective
+from finetune.metrics import ALWAYS, TOP5, VAL_RECALL, VALIDATION, Objective
 from search.config.budget import Budget, parse
 from search.config.domain import Section, refused
 from search.config.sections.paths import FilePath
@@ -78,10 +78,8 @@ class Study(Section):
     name: Annotated[str, AfterValidator(_name)]
     """Name of the study and of its folder, `<results>/<name>`."""
     metric: Metric = "val/accuracy"
-    """Metric that the search optimises, also `val/recall/<class>`. A trial counts with its best epoch."""
-    mode: Mode = Field(default_factory=lambda study: Objective.of(study.get("metric", "")).mode)
-    """Direction in which the metric is optimised. Default: `min` for val/loss and val/ece, `max` for the
-    others."""
+    """Metric that the search optimises, also `val/recall/<class>`. Less of val/loss and val/ece is better,
+    more of the others. A trial counts with its best epoch."""
     price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
     """Price of a GPU for an hour, for a budget in money and for the plan of `check`. A slot counts with the
     GPUs that its workers hold, also while it waits."""
@@ -134,6 +132,18 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _mode_follows_from_the_metric(cls, values: Any) -> Any:
+        """Drop `mode`, a key of earlier versions: the study.yaml of each study that they began has it."""
+        if not isinstance(values, Mapping) or "mode" not in values:
+            return values
+        metric, mode = values.get("metric", cls.model_fields["metric"].default), values["mode"]
+        if not isinstance(metric, str) or mode != Objective(metric).mode:
+            fix = "Delete `mode`: it follows from the metric."
+            raise refused(f"{metric} cannot be optimised this way", repr(mode), fix, ("study", "mode"))
+        return {key: value for key, value in values.items() if key != "mode"}
+
+    @model_validator(mode="before")
+    @classmethod
     def _who_names_trials_gets_them(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and "trials" in values and "patience" not in values:
             return {**values, "patience": "none"}
@@ -146,14 +156,6 @@ class Study(Section):
             fix = "Write study.price_per_gpu_hour, or a budget such as 3gpuh."
             raise refused("a budget in money needs the price of a GPU-hour", repr(text), fix)
         return text
-
-    @field_validator("mode")
-    @classmethod
-    def _mode_fits_metric(cls, mode: Mode, info: ValidationInfo) -> Mode:
-        metric = info.data.get("metric")
-        if metric is not None and mode != Objective.of(metric).mode:
-            raise refused(f"{metric} cannot be optimised this way", repr(mode), "Delete `mode`: it follows.")
-        return mode
 
     @field_validator("baselines")
     @classmethod
@@ -172,7 +174,7 @@ class Study(Section):
     @property
     def objective(self) -> Objective:
         """The rule by which trials are compared."""
-        return Objective(self.metric, self.mode)
+        return Objective(self.metric)
 
     @property
     def spending(self) -> Budget | None:

@@ -13,14 +13,13 @@ def section(material: Material) -> Section | None:
     fixed = [trial for trial in standing(record.trials) if trial.baseline]
     if not fixed:
         return None
-    sign = -1.0 if record.mode == "min" else 1.0
     rows = []
     for trial in fixed:
         score = material.score(trial)
         at = (*material.place(trial), "metrics", "best", record.metric)
         gain: object = "–"
         if best is not None and score is not None and trial.state == "COMPLETE":
-            difference = sign * (best.metrics["best"][record.metric] - score)
+            difference = record.objective.gain(best.metrics["best"][record.metric], score)
             gain = "the winner" if trial.number == best.number else material.scale.gain(difference)
         rows.append(
             [

@@ -19,7 +19,7 @@ def section(material: Material) -> Section | None:
     if len(trials) < 2 or not searched:
         return None
     parts: list[Any] = []
-    found = importance.within_strategies(trials, material.record.metric, material.record.mode)
+    found = importance.within_strategies(trials, material.record.objective)
     if found:
         parts.append(_importances(found))
     else:
@@ -69,7 +69,7 @@ def _parallel(material: Material, trials: list[TrialRecord], searched: list[str]
         f"Each line is a trial, from its settings on the left to its {material.metric} on the right; click a "
         f"group in the legend to hide it.{chosen}"
     )
-    groups = space_figures.groups(trials, material.record.metric, material.record.mode)
+    groups = space_figures.groups(trials, material.record.objective)
     rows = [
         [name, number(len(some), "d"), number(min(scores), ".4f"), number(max(scores), ".4f")]
         for name, some in groups
@@ -87,7 +87,7 @@ def _slice(material: Material, trials: list[TrialRecord], name: str) -> Figure:
     value = best.params[name]
     shown = "all" if importance.is_all(name, value) else f"{value:.3g}" if isinstance(value, float) else value
     sentence = f"{title}: the best score has {shown}."
-    top = sorted(mine, key=lambda t: -(material.score(t) or 0.0), reverse=material.record.mode == "min")[:10]
+    top = sorted(mine, key=lambda t: material.record.objective.key(material.score(t)))[:10]
     rows = [
         [
             t.id,

@@ -54,7 +54,7 @@ def _tiles(material: Material) -> Markup:
     tiles = [_tile(f"best {record.metric}", score, f"{best.id}, {best.params.get('strategy', '')}")]
     for place, one in enumerate(verdict.comparisons):
         if one.against in ("recipe", "runner-up") and one.difference is not None:
-            scale = Scale(record.metric, record.mode)
+            scale = Scale(record.metric)
             gain = tag(
                 "data",
                 scale.gain(one.difference),

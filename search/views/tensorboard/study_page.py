@@ -53,7 +53,7 @@ class StudyPage:
 
     def __init__(self, folder: Path, config: StudyConfig, columns: Columns) -> None:
         self._folder, self._columns = folder, columns
-        self._metric, self._sign = config.study.metric, 1.0 if config.study.mode == "max" else -1.0
+        self._metric, self._objective = config.study.metric, config.study.objective
         self._workers = config.resources.workers_per_trial
         self._states: Counter[str] = Counter()
         self._trained = 0.0
@@ -136,7 +136,7 @@ class StudyPage:
         run = self._columns.run_name(trial.id, trial.params, trial.baseline)
         this = (value, run)
         # `sorted` is stable: the earlier one of equals stays the better one.
-        self._best = sorted([*self._best, this], key=lambda best: -self._sign * best[0])[:SHOWN]
+        self._best = sorted([*self._best, this], key=lambda best: self._objective.key(best[0]))[:SHOWN]
         if this in self._best:
             self._draw(run, trial.history)
 
