@@ -22,6 +22,6 @@ def train(folder: Path, **changes: Any) -> Path:
         "learning_rate": 0.01,
         "cache_dir": str(folder / "cache"),
     }
-    keep = Keep(metric="val/loss", mode="min", best=folder / "best", last=folder / "last")
+    keep = Keep(metric="val/loss", best=folder / "best", last=folder / "last")
     loop.train(TrialSettings(**values | changes), keep=keep, report=lambda _: None)
     return folder / "best"
