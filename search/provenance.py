@@ -5,11 +5,15 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import finetune
 from search.errors import StudyError
+
+if TYPE_CHECKING:
+    from finetune.datasets.catalog import Catalog
 
 ROOT = Path(__file__).parents[1]
 """The root of the checkout, or the folder of installed packages."""
@@ -88,6 +92,30 @@ def collect(*, seed: int, data_fingerprint: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def of_study(seed: int, images: "Catalog", slots: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance of a run of a study.
+
+    Args:
+        seed: the study's seed.
+        images: its images.
+        slots: facts of each slot that is up, by name.
+    """
+    known = collect(seed=seed, data_fingerprint=images.fingerprint)
+    counts = {split: len(images.splits[split]) for split in images.splits}
+    skipped = [{"path": image.path, "reason": image.reason} for image in images.skipped]
+    told: dict[str, Any] = {"images": counts, "chance": chance(images), "excluded": len(images.excluded)}
+    return known | told | {"classes": list(images.classes), "skipped": skipped, "slots": slots}
+
+
+def chance(images: "Catalog") -> dict[str, float]:
+    """Return the scores on the validation images of a model that does not look at them, by metric."""
+    sizes = Counter(image.label for image in images.splits["val"])
+    if not sizes:
+        return {}
+    most = max(sizes.values()) / sizes.total()
+    return {"val/accuracy": most, "val/balanced_accuracy": 1 / len(sizes)}
 
 
 def commit() -> str | None:

@@ -9,7 +9,7 @@ import yaml
 
 from search.config.study import StudyConfig
 from search.driver import runner
-from search.driver.study_run import to_do
+from search.driver.to_do import to_do
 from search.errors import StudyError
 from search.record import changes, reader
 from search.record.ledger import Ledger

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from finetune.metrics import Objective
 from search.config.study import StudyConfig
-from search.driver.study_run import to_do
+from search.driver.to_do import to_do
 from search.record import reader
 from search.record.ledger import Ledger
 from search.suggest import gaussian, portfolio, samplers

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from finetune.metrics import Objective
 from finetune.settings import ALL, TrialSettings, WeightsSettings
 from search.config.study import StudyConfig
-from search.driver.study_run import to_do
+from search.driver.to_do import to_do
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
 from search.suggest import samplers

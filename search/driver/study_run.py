@@ -1,9 +1,7 @@
 """One run of a study: the parts that search together, and the trials that are still to run."""
 
 import contextlib
-import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +13,12 @@ from finetune.datasets.catalog import Catalog
 from finetune.messages import Keep, TrainJob
 from search import provenance
 from search.config import resolve
-from search.config.sections import Study
 from search.config.study import StudyConfig
 from search.driver import estimate, tuner
 from search.driver.callback import Watch
 from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
+from search.driver.to_do import to_do
 from search.record import changes, reader
 from search.record.ledger import Ledger
 from search.record.records import EXACT, TrialRecord, standing
@@ -74,16 +72,39 @@ class StudyRun:
         reserve = SHARE_OF_BUDGET if config.verdict.seeds else 0.0
         self.clock = Clock(self.ledger, study.spending, self._gpus * len(facts), reserve)
         self.patience = Patience(study, len(images.splits["val"]), earlier)
+        self._planned = self._asked_for(earlier)
+        self.progress = self._make_progress(earlier, len(facts))
+        self._tell_of_changes(len(past))
+        self.board = Board(folder.tensorboard, config)
+        self.board.take_up(past)
+        self.board.study.open(
+            past,
+            searched=lambda: self.clock.searched,
+            slots=self.progress.slots,
+            computed=lambda: warm.computed,
+        )
+        self.searcher = self._make_searcher(sampled)
+        self.watch = self._make_watch()
+        self._past = [trial for trial in past if trial.state != "RUNNING"]
+        """Earlier trials with every epoch, which the ledger does not keep in memory; dropped by `search`."""
+        self._remember(facts)
+        self._plan(len(facts))
+
+    def _asked_for(self, earlier: Sequence[TrialRecord]) -> int:
+        """Return how many trials the study is to have, those included that do not count."""
         named = [*(plan.baseline for plan in self.planned), *(trial.baseline for trial in earlier)]
         heads = sum(not trial.counted for trial in standing(earlier))
-        self._planned = study.trials + named.count(EXACT) + heads
-        self.progress = Progress(
+        return self.config.study.trials + named.count(EXACT) + heads
+
+    def _make_progress(self, earlier: Sequence[TrialRecord], up: int) -> Progress:
+        study, warm = self.config.study, self.warm
+        return Progress(
             study=study.name,
             planned=self._planned,
             epochs=study.epochs,
             objective=study.objective,
             # Where nodes may join, `_room` updates this number as slots come and go.
-            slots=len(facts) if warm.plan.ask else warm.plan.slots,
+            slots=up if warm.plan.ask else warm.plan.slots,
             up=lambda: warm.up,
             steps=lambda: warm.steps,
             workers=warm.plan.workers,
@@ -91,7 +112,11 @@ class StudyRun:
             budget_left=lambda: self.clock.seconds_left,
             earlier=[trial for trial in earlier if not trial.interrupted],
         )
-        if unknown := folder.remove_unknown(len(past)):
+
+    def _tell_of_changes(self, past: int) -> None:
+        """Say what a resumed study finds otherwise than it was left: trials that are gone, another space."""
+        folder = self.folder
+        if unknown := folder.remove_unknown(past):
             self.progress.note(
                 f"{folder.database}: the record must know every trial with files beside it, got nothing of "
                 f"{', '.join(unknown)}. Was optuna.db-wal removed? The files are removed, and others run"
@@ -102,14 +127,9 @@ class StudyRun:
                 f"trials as if suggested now, and {self._forgotten} that it could not suggest only stay in "
                 "the record"
             )
-        self.board = Board(folder.tensorboard, config)
-        self.board.take_up(past)
-        self.board.study.open(
-            past,
-            searched=lambda: self.clock.searched,
-            slots=self.progress.slots,
-            computed=lambda: warm.computed,
-        )
+
+    def _make_searcher(self, sampled: int) -> StudySearcher:
+        study = self.config.study
         chooser = Chooser(
             self.ledger,
             self.space,
@@ -118,33 +138,32 @@ class StudyRun:
             epochs=study.epochs,
             arms=self.space.arms if samplers.by_bandit(study.sampler) else None,
         )
-        self.searcher = StudySearcher(
+        return StudySearcher(
             self.ledger,
             chooser,
             objective=study.objective,
             make_job=self._job,
-            offer=warm.offer,
+            offer=self.warm.offer,
             is_over=self._is_enough,
         )
-        self.watch = Watch(
+
+    def _make_watch(self) -> Watch:
+        study, warm = self.config.study, self.warm
+        return Watch(
             ledger=self.ledger,
             board=self.board,
             progress=self.progress,
-            folder=folder,
+            folder=self.folder,
             exchange=warm.exchange,
             suggested=self.searcher.suggested,
             objective=study.objective,
             keep_checkpoints=study.keep_checkpoints,
             # Trainings with other seeds follow the trials, so no slot ends for lack of trials.
-            left=lambda: self.searcher.left + (warm.plan.slots if config.verdict.seeds else 0),
+            left=lambda: self.searcher.left + (warm.plan.slots if self.config.verdict.seeds else 0),
             slots=warm.plan.slots,
             lost=warm.lost,
             scored=self.patience.add,
         )
-        self._past = [trial for trial in past if trial.state != "RUNNING"]
-        """Earlier trials with every epoch, which the ledger does not keep in memory; dropped by `search`."""
-        self._remember(facts)
-        self._plan(len(facts))
 
     def search(self, phases: Phases | None = None) -> str:
         """Run the remaining trials; return `finished` or `interrupted`."""
@@ -298,7 +317,7 @@ class StudyRun:
         first = number
         if plan is not None and plan.continues is not None:
             first = plan.continues if plan.seed_of is None else plan.seed_of
-            _hand_over(self.folder, trial_id(plan.continues), trial_id(number))
+            self.folder.hand_over(trial_id(plan.continues), trial_id(number))
         settings = self.space.settings(params, number=first, cache_dir=str(resolve.cache_dir()))
         name = trial_id(number)
         # Early stopping spares the baselines, so that they always have a final score to compare with.
@@ -330,95 +349,6 @@ class StudyRun:
 
     def _remember(self, facts: dict[str, Any]) -> None:
         """Enter the fixed settings, at the first run only, and this run's provenance into the record."""
-        study = self.config.study
         if changes.FACT not in self.ledger.facts:
             self.ledger.set_fact(changes.FACT, changes.fixed(self.config))
-        known = provenance.collect(seed=study.seed, data_fingerprint=self.images.fingerprint)
-        counts = {split: len(self.images.splits[split]) for split in self.images.splits}
-        skipped = [{"path": image.path, "reason": image.reason} for image in self.images.skipped]
-        told: dict[str, Any] = {"images": counts, "chance": chance(self.images)}
-        told |= {"classes": list(self.images.classes), "skipped": skipped, "slots": facts}
-        told["excluded"] = len(self.images.excluded)
-        self.ledger.set_fact("provenance", known | told)
-
-
-def chance(images: Catalog) -> dict[str, float]:
-    """Return the scores on the validation images of a model that does not look at them, by metric."""
-    sizes = Counter(image.label for image in images.splits["val"])
-    if not sizes:
-        return {}
-    most = max(sizes.values()) / sizes.total()
-    return {"val/accuracy": most, "val/balanced_accuracy": 1 / len(sizes)}
-
-
-def to_do(
-    earlier: Sequence[TrialRecord], study: Study, space: Space, starts: Sequence[dict[str, Any]]
-) -> tuple[list[Planned], int]:
-    """Return the trials of this run.
-
-    Args:
-        earlier: trials of earlier runs.
-        study: goal and limits of the study.
-        space: its search space.
-        starts: settings to try first.
-
-    Returns:
-        The planned trials (first `exact`, which does not count, then interrupted trials, other baselines and
-        the starts), and the number of counted trials to sample after them.
-    """
-    # An interrupted trial is run again unless an earlier resume has done so, or the space has changed so that
-    # its settings are no longer possible.
-    continued = {trial.continues for trial in earlier}
-    again = [
-        Planned(
-            params=trial.params,
-            baseline=trial.baseline,
-            continues=trial.number,
-            seed_of=trial.number if trial.seed_of is None else trial.seed_of,
-            counted=trial.counted,
-        )
-        for trial in earlier
-        if trial.interrupted
-        and trial.number not in continued
-        and space.settings_now(trial, cache_dir="") is not None
-    ]
-    # A baseline that has ended, or is run again above, is not planned a second time.
-    settled = {(trial.baseline, trial.params.get("backbone")) for trial in earlier if not trial.interrupted}
-    settled |= {(plan.baseline, plan.params.get("backbone")) for plan in again}
-    fresh = [
-        plan for plan in _baselines(study, space) if (plan.baseline, plan.params["backbone"]) not in settled
-    ]
-    # Neither is a start that an earlier run has tried, whatever came of it.
-    tried = [space.sampled(trial.params) for trial in earlier]
-    every = all(space.arms.values()) or not samplers.by_bandit(study.sampler)
-    first = [
-        Planned(params=params, counted=every or space.trains(params))
-        for params in starts
-        if space.sampled(params) not in tried
-    ]
-    remaining = max(0, left(earlier, study))
-    # Heads that are solved for come first: in seconds there is a model, and a number to beat.
-    solved = [plan for plan in again + fresh if plan.baseline == EXACT] if remaining > 0 else []
-    planned: list[Planned] = []
-    for plan in [plan for plan in again + fresh if plan.baseline != EXACT] + first:
-        if remaining > 0:  # the last trials of a study are counted ones
-            planned.append(plan)
-            remaining -= plan.counted
-    return solved + planned, remaining
-
-
-def _baselines(study: Study, space: Space) -> list[Planned]:
-    """Return the baselines of a study; `exact` is one for each backbone."""
-    return [
-        Planned(params=space.baseline(name, backbone), baseline=name)
-        for name in study.baselines
-        for backbone in (space.backbones if name == EXACT else (None,))
-    ]
-
-
-def _hand_over(folder: StudyFolder, old: str, new: str) -> None:
-    """Move an interrupted trial's checkpoints to the trial that continues it."""
-    folder.trial(new).mkdir(parents=True, exist_ok=True)
-    for weights in (folder.best_weights, folder.last_weights):
-        if weights(old).exists():
-            os.replace(weights(old), weights(new))
+        self.ledger.set_fact("provenance", provenance.of_study(self.config.study.seed, self.images, facts))

@@ -143,6 +143,13 @@ class StudyFolder:
         """Return the path of the full trace of a failed trial."""
         return self.trial(trial_id) / "error.txt"
 
+    def hand_over(self, old: str, new: str) -> None:
+        """Move an interrupted trial's checkpoints to the trial that continues it."""
+        self.trial(new).mkdir(parents=True, exist_ok=True)
+        for weights in (self.best_weights, self.last_weights):
+            if weights(old).exists():
+                os.replace(weights(old), weights(new))
+
     def remove_unknown(self, trials: int) -> list[str]:
         """Remove the files of trials that a record of so many trials does not know; return their names.
 
