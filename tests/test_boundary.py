@@ -23,6 +23,7 @@ TORCH_FREE = (
     "finetune.model.known_backbones",
     "finetune.metrics",
     "finetune.messages",
+    "finetune.strategy",
 )
 
 
@@ -39,7 +40,7 @@ FLOORS = {
         {"__main__"},
     ],
     "finetune": [
-        {"bill_of_materials", "errors", "safe_text", "settings", "steps"},
+        {"bill_of_materials", "errors", "safe_text", "settings", "steps", "strategy"},
         {"extras", "metrics", "model_card"},
         {"messages"},
         {"disk", "suspects"},

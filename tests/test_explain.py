@@ -18,7 +18,6 @@ from finetune.explain.maps import METHODS, Whole, maps, noise, scaled
 from finetune.model import backbones, strategies
 from finetune.model.head import MLPHead, ReplaceHead
 from finetune.model.strategies import TransferModel
-from finetune.settings import Strategy
 from tests.here import Here
 from tests.test_families import SMALLEST, built
 from tests.test_model_folder import trained, written  # noqa: F401
@@ -31,7 +30,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def model_of(name: str, strategy: Strategy = "replace", frozen: int = -1) -> TransferModel:
+def model_of(name: str, strategy: str = "replace", frozen: int = -1) -> TransferModel:
     return strategies.build(
         strategy,
         copy.deepcopy(built(name)),
@@ -78,7 +77,7 @@ def test_a_map_depends_on_image_and_class(name: str) -> None:
 @pytest.mark.parametrize("strategy", ["replace", "load", "fuse"])
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1"])
 def test_a_map_does_not_depend_on_what_is_frozen_and_leaves_the_model_as_it_was(
-    name: str, strategy: Strategy
+    name: str, strategy: str
 ) -> None:
     x, classes = images(64), torch.tensor([0, 1])
     frozen, trained_ = model_of(name, strategy), model_of(name, strategy, frozen=2).train()

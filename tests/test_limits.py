@@ -14,12 +14,12 @@ from finetune.messages import Effective, Epoch, Keep, Message, Note
 from finetune.model import backbones, strategies
 from finetune.model.known_backbones import OUTLINES
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
+from finetune.strategy import FUSE
 from finetune.training import limits, loop
 from finetune.training.run import Run
 from finetune.training.workers import World
 from search.driver.effective import check_effective
 from search.errors import SettingsIgnored
-from search.suggest.baselines import START_FROZEN, STARTS
 from tests.by_hand import train_job
 from tests.test_families import SMALLEST
 
@@ -130,8 +130,8 @@ def test_a_trial_may_train_below_the_rate_that_was_suggested_but_not_above(tmp_p
     [pytest.param(name, marks=pytest.mark.slow if name in KINDS else pytest.mark.long) for name in SMALLEST],
 )
 def test_the_start_of_fuse_does_not_diverge_on_random_weights(backbone: str, tmp_path: Path) -> None:
-    said = {name: value for name, value in STARTS["fuse"].items() if name != "strategy"}
-    frozen = int(OUTLINES[backbone].blocks * START_FROZEN["fuse"])
+    said = {name: value for name, value in FUSE.start.items() if name != "strategy"}
+    frozen = int(OUTLINES[backbone].blocks * FUSE.start_frozen)
     settings = settings_of(backbone, SMALLEST[backbone], tmp_path, frozen_layers=frozen, **said)
     losses = [epoch["train/loss"] for epoch in metrics(train(settings, tmp_path / "trial"))]
     assert len(losses) == settings.epochs
@@ -150,8 +150,8 @@ def test_the_start_of_fuse_learns_with_and_without_batch_norm(
         backbone=backbone,
         weights=WeightsSettings(file=str(material / "weights" / f"{backbone}.pth")),
         strategy="fuse",
-        learning_rate=float(str(STARTS["fuse"]["learning_rate"])),
-        frozen_layers=int(len(backbones.build(backbone).blocks) * START_FROZEN["fuse"]),
+        learning_rate=float(str(FUSE.start["learning_rate"])),
+        frozen_layers=int(len(backbones.build(backbone).blocks) * FUSE.start_frozen),
         epochs=3
         if backbone == "squeezenet1_0"
         else 1,  # its limited rate is slow: .62 after three epochs, .40 after one

@@ -1,4 +1,5 @@
 import copy
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from finetune.errors import BackboneError, CheckpointError
 from finetune.model import backbones, strategies, weights
 from finetune.model.backbones import Backbone
 from finetune.model.strategies import TransferModel
-from finetune.settings import ALL, Strategy, WeightsSettings
+from finetune.settings import ALL, WeightsSettings
+from finetune.strategy import STRATEGIES as BY_NAME
 
 CLASSES = ("a", "b", "c", "d")
-STRATEGIES: tuple[Strategy, ...] = ("replace", "load", "fuse")
+STRATEGIES = tuple(BY_NAME)
 
 
 def backbone(name: str = "resnet18", source_classes: int = 10) -> Backbone:
@@ -367,3 +369,25 @@ def test_real_weights_know_a_daisy(material: Path) -> None:
         answers = [pretrained.classes[i] for i in source(daisies).argmax(dim=1)]
     assert answers.count("daisy") >= 6
     assert isinstance(backbones.last_layer(source.source_fc), nn.Linear)
+
+
+NAMED_IN = {
+    "src/finetune/strategy.py": "what each is",
+    "src/finetune/model/head.py": "the head of each",
+    "src/finetune/model/strategies.py": "how each is built",
+    "src/finetune/model/timing.py": "`replace` has the cheapest head",
+    "src/finetune/training/fused_heads.py": "heads of `replace` can be trained together",
+    "search/suggest/baselines.py": "the recipe is a trial of `replace`",
+}
+"""Files that name a strategy. A further one changes the first three; its keys in the schema are generated."""
+
+
+def test_few_files_name_a_strategy() -> None:
+    """All others ask `finetune.strategy.Strategy` for what they need to know."""
+    named = re.compile(r"""["'](?:replace|load|fuse)["']|\b(?:REPLACE|LOAD|FUSE)\b""")
+    not_strategies = re.compile(r"""errors="replace"|__all__ = .*""")
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("search", "src") for path in (root / folder).rglob("*.py")]
+    texts = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in files}
+    found = {name for name, text in texts.items() if named.search(not_strategies.sub("", text))}
+    assert found == set(NAMED_IN)

@@ -10,9 +10,9 @@ The annotation `Searched` gives a field of a config these four forms.
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -28,14 +28,15 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from finetune.settings import Augment, HeadInit, Imbalance, Mix, Optimizer, Schedule, Strategy
+from finetune.settings import Augment, HeadInit, Imbalance, Mix, Optimizer, Schedule
+from finetune.strategy import STRATEGIES as BY_NAME
+from finetune.strategy import Strategy
+from finetune.strategy import Value as Value
 from search.config.problems import RANGE_ENDS
 
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+STRATEGIES = tuple(BY_NAME)
 ALL_WORD = "all"
 """Word for every block of the backbone, in place of a number of blocks."""
-
-Value = bool | int | float | str
 
 
 def refused(rule: str, got: object, fix: str, path: tuple[str, ...] | None = None) -> PydanticCustomError:
@@ -113,14 +114,7 @@ class Range(Section):
 
 
 class PerStrategy(Section):
-    """A value, list or range for each strategy."""
-
-    replace: Any = None
-    """Domain for trials in which a new head replaces the source FC."""
-    load: Any = None
-    """Domain for trials that keep and fine-tune the source FC."""
-    fuse: Any = None
-    """Domain for trials whose new head reads the features and the source FC together."""
+    """A value, list or range for each strategy. The classes that are made of it have a field for each."""
 
 
 Domain = Value | tuple[Value, ...] | Range | PerStrategy
@@ -181,9 +175,11 @@ def _either(forms: list[Any], ranges: bool) -> Any:
     return Annotated[reduce(operator.or_, forms), Discriminator(which)]
 
 
-def per_strategy(**said: Any) -> Any:
-    """Return a field whose default differs between strategies."""
-    return Field(default=said)
+def per_strategy(default: Callable[[Strategy], Any]) -> Any:
+    """Return a field whose default differs between strategies; a strategy with None has no domain."""
+    said = {name: default(strategy) for name, strategy in BY_NAME.items()}
+    plain = {name: dict(one) if isinstance(one, Mapping) else one for name, one in said.items()}
+    return Field(default={name: one for name, one in plain.items() if one is not None})
 
 
 def between(low: float, high: float) -> Any:
@@ -212,11 +208,14 @@ def _range_of(name: str, item: Any) -> type[Range]:
 
 def _per_strategy(name: str, one: Any) -> type[PerStrategy]:
     fields: dict[str, Any] = {
-        strategy: (one | None, Field(None, description=PerStrategy.model_fields[strategy].description))
-        for strategy in STRATEGIES
+        name: (one | None, Field(None, description=f"Domain for {strategy.trials}."))
+        for name, strategy in BY_NAME.items()
     }
     return create_model(
-        f"{name}PerStrategy", __base__=_MadePerStrategy, __doc__=PerStrategy.__doc__, **fields
+        f"{name}PerStrategy",
+        __base__=_MadePerStrategy,
+        __doc__="A value, list or range for each strategy.",
+        **fields,
     )
 
 
@@ -291,4 +290,4 @@ ImbalanceName = Annotated[Domain, Searched("Imbalance", Imbalance, ranges=False)
 MixName = Annotated[Domain, Searched("Mix", Mix, ranges=False)]
 HeadInitName = Annotated[Domain, Searched("HeadInit", HeadInit, ranges=False)]
 AugmentName = Annotated[Domain, Searched("Augment", Augment, ranges=False)]
-StrategyName = Annotated[Domain, Searched("Strategy", Strategy, ranges=False, strategies=False)]
+StrategyName = Annotated[Domain, Searched("Strategy", Literal[STRATEGIES], ranges=False, strategies=False)]

@@ -14,6 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from finetune.disk.filesystems import is_url
 from finetune.errors import did_you_mean
 from finetune.model.known_backbones import OUTLINES
+from finetune.strategy import STRATEGIES as BY_NAME
 from search.config import problems, sections, yaml_text
 from search.config.domain import (
     ALL_WORD,
@@ -27,9 +28,9 @@ from search.config.domain import (
     values_of,
 )
 
+FROM_RANDOM = tuple(name for name, strategy in BY_NAME.items() if not strategy.needs_pretrained)
+"""Strategies that can use random weights of the source."""
 SCHEMA_FILE = Path(__file__).parents[2] / "configs" / "schema.json"
-NOT_USED = {"load": ("head_size", "dropout")}
-"""Fields that a strategy does not use. Both of these shape the new head, and `load` keeps the source FC."""
 
 
 class StudyConfig(Section):
@@ -73,14 +74,7 @@ class StudyConfig(Section):
             errors += _sizes_not_read(model.backbones, data.image_size)
         if model is not None:
             errors += _blocks_not_there(model.backbones, space.frozen_layers)
-        if model is not None and "load" in values_of(space.strategy):
-            loaded = values_of(entries(model.backbone, ("load",))["load"])
-            untrained = [str(b) for b in loaded if model.weights_of(str(b)) == sections.RANDOM_WEIGHTS]
-            if untrained:
-                fix = "Choose weights, or write `strategy: [replace, fuse]`."
-                rule = "the strategy `load` needs pretrained weights"
-                got = f"model.weights none for {', '.join(untrained)}"
-                errors.append(refused(rule, got, fix, ("space", "strategy")))
+            errors += _weights_not_there(model, space)
         if errors:
             details = [InitErrorDetails(type=error, input=space) for error in errors]
             raise ValidationError.from_exception_data("space", details)
@@ -173,8 +167,8 @@ class StudyConfig(Section):
         name = where.rstrip("/").rpartition("/")[2] if is_url(where) else Path(where).resolve().name
         values = _by_section({"path": where, **options})
         values.setdefault("study", {}).setdefault("name", _as_name(name))
-        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:  # `load` cannot use these
-            values.setdefault("space", {}).setdefault("strategy", ("replace", "fuse"))
+        if values.get("model", {}).get("weights") == sections.RANDOM_WEIGHTS:
+            values.setdefault("space", {}).setdefault("strategy", FROM_RANDOM)
         return cls.from_dict(values)
 
     def to_yaml(self) -> str:
@@ -270,6 +264,20 @@ def _least(domain: Domain) -> Iterable[int]:
             yield from (int(value) for value in values_of(entry))
 
 
+def _weights_not_there(model: sections.Model, space: sections.SpaceSection) -> list[PydanticCustomError]:
+    """Return the errors about strategies that need pretrained weights, with backbones that have none."""
+    errors = []
+    for name in (str(one) for one in values_of(space.strategy)):
+        used = values_of(entries(model.backbone, (name,))[name]) if BY_NAME[name].needs_pretrained else ()
+        untrained = [str(b) for b in used if model.weights_of(str(b)) == sections.RANDOM_WEIGHTS]
+        if untrained:
+            fix = f"Choose weights, or write `strategy: [{', '.join(FROM_RANDOM)}]`."
+            rule = f"the strategy `{name}` needs pretrained weights"
+            got = f"model.weights none for {', '.join(untrained)}"
+            errors.append(refused(rule, got, fix, ("space", "strategy")))
+    return errors
+
+
 def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> list[PydanticCustomError]:
     """Return an error for each mapping that leaves out a searched strategy which uses the field."""
     searched = tuple(str(name) for name in values_of(space.strategy))
@@ -280,7 +288,7 @@ def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> l
             if not isinstance(domain, PerStrategy):
                 continue
             said = entries(domain, searched)
-            lacking = [s for s in searched if said[s] is None and field not in NOT_USED.get(s, ())]
+            lacking = [s for s in searched if said[s] is None and field not in BY_NAME[s].not_used]
             if lacking:
                 rule = "a mapping must name every searched strategy"
                 got = f"none for {', '.join(lacking)}"

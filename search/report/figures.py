@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from finetune.strategy import STRATEGIES
 from search.record.records import TrialRecord
 from search.report.material import Material
 
 BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#3a9d6b", "#8a94a3"
-OF_STRATEGY = {"fuse": GREEN, "replace": BLUE, "load": ORANGE}
+OF_STRATEGY = dict(zip(STRATEGIES, (BLUE, ORANGE, GREEN), strict=False))
 Figure = dict[str, Any]
 
 

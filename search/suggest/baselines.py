@@ -1,4 +1,4 @@
-"""Fixed settings of trials that are not sampled: the baselines of a search, and its starts.
+"""Fixed settings of trials that are not sampled: the baselines of a search.
 
 The baselines are what a search has to beat. `recipe` is the founding recipe on the pretrained backbone;
 `scratch` trains the whole backbone from random weights, and so shows what the transfer is worth. The values
@@ -6,22 +6,19 @@ of `scratch` are those of torchvision's classification references: SGD, momentum
 their learning rate of 0.1 for 256 images scaled to 32. Measured on the first version of the quickstart, which
 trained on 70 % of the images (one seed, 8 epochs): best accuracy .983 with 0.0125, .966 with 0.05, .978 with
 0.1.
-
-The starts are one setting for each strategy, near the best ones measured in docs/decisions.md. A search
-that starts from settings that did well elsewhere needs fewer trials; the sampler learns from the starts as
-from its own trials.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from search.config.domain import ALL_WORD, Value
+from finetune.strategy import REPLACE, Value
+from search.config.domain import ALL_WORD
 from search.config.sections import EXACT, RANDOM_WEIGHTS
 
 SEEN_BY_EXACT = ("image_size", "crop_scale", "horizontal_flip", "augment")
 _COMMON: Mapping[str, Value] = MappingProxyType(
     {
-        "strategy": "replace",
+        "strategy": REPLACE.name,
         "backbone_rate": 1.0,
         "dropout": 0.0,
         "label_smoothing": 0.0,
@@ -69,18 +66,6 @@ BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
 EXACT_FIELDS = frozenset({"strategy", "backbone", "frozen_layers", *SEEN_BY_EXACT})
 """Fields that `exact` uses."""
 
-STARTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
-    {
-        "replace": {"optimizer": "sgd", "learning_rate": 0.01, "head_size": 0},
-        "load": {"optimizer": "sgd", "learning_rate": 0.003},
-        "fuse": {"optimizer": "sgd", "learning_rate": 0.006, "head_size": 0, "backbone_rate": 1.0},
-    }
-)
-"""Settings of each strategy's start, besides START_FROZEN; other fields take the config's first value."""
-START_FROZEN: Mapping[str, float] = MappingProxyType({"replace": 1.0, "load": 1.0, "fuse": 0.5})
-"""Share of the blocks that each strategy's start freezes. `fuse` freezes half: the first blocks suit many
-tasks without training (Yosinski et al., NeurIPS 2014), and the fewer blocks train, the higher the learning
-rate that they tolerate."""
 START_NEAR = 1 / 8
-"""Share of the blocks by which the frozen blocks of a start may differ from START_FROZEN, at least one block.
-Where START_FROZEN is 1, no difference is allowed."""
+"""Share of the blocks by which the frozen blocks of a start may differ from its strategy's `start_frozen`, at
+least one block. Where that is 1, no difference is allowed."""

@@ -12,6 +12,7 @@ from typing import Any
 from search.config.domain import ALL_WORD, Range, entries, values_of
 from search.config.sections.study import EXACT
 from search.config.study import StudyConfig
+from search.suggest.baselines import BASELINES
 
 HEAD_SECONDS = 5e-5
 """Seconds that a head on stored features needs for an image: .1 to .4 core-seconds for 5 epochs of 1,300
@@ -139,7 +140,7 @@ def _of_trial(config: StudyConfig, cost: ImageCost, images: Mapping[str, int]) -
 
 def _of_baseline(name: str, cost: ImageCost, images: int) -> float:
     """Return the seconds of an epoch of a baseline."""
-    return (cost.train if name == "scratch" else HEAD_SECONDS) * images
+    return (HEAD_SECONDS if BASELINES[name]["frozen_layers"] == ALL_WORD else cost.train) * images
 
 
 def _trained_share(frozen: Any, config: StudyConfig) -> float:

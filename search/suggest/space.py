@@ -28,6 +28,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
+from finetune.strategy import STRATEGIES as BY_NAME
 from search.config.domain import (
     ALL_WORD,
     STRATEGIES,
@@ -39,9 +40,9 @@ from search.config.domain import (
     values_of,
 )
 from search.config.sections import EXACT, RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
-from search.config.study import NOT_USED, StudyConfig
+from search.config.study import StudyConfig
 from search.record.records import TrialRecord
-from search.suggest.baselines import BASELINES, EXACT_FIELDS, START_FROZEN, START_NEAR, STARTS
+from search.suggest.baselines import BASELINES, EXACT_FIELDS, START_NEAR
 
 DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
 # Other fields are used or not depending on the values of these, so these are walked first.
@@ -245,12 +246,13 @@ class Space:
         return self._walk(lambda q: fixed.get(q.field, q.usual(wanted.get(q.field))), fixed)
 
     def starts(self) -> list[dict[str, Any]]:
-        """Return the start of each searched strategy whose settings in `STARTS` all lie in the space."""
+        """Return the start of each searched strategy whose settings all lie in the space."""
         found = []
         for strategy in self._config.strategies:
-            wanted = {"strategy": strategy, **STARTS[strategy]}
-            params = self._walk(partial(_started, wanted, START_FROZEN[strategy]))
-            frozen = _is_near(params, START_FROZEN[strategy], self._blocks[params["backbone"]])
+            wanted = {"strategy": strategy, **BY_NAME[strategy].start}
+            share = BY_NAME[strategy].start_frozen
+            params = self._walk(partial(_started, wanted, share))
+            frozen = _is_near(params, share, self._blocks[params["backbone"]])
             if frozen and all(params.get(field) == value for field, value in wanted.items()):
                 found.append(params)
         return found
@@ -366,22 +368,25 @@ class Space:
         """Return whether a trial with these answers so far uses the field."""
         if params.get("strategy") == EXACT:
             return field in EXACT_FIELDS
+        own = BY_NAME.get(params.get("strategy", ""))
+        if own is None:  # the strategy itself is asked for first
+            return True
         if field in USED_BY:
             other, value = USED_BY[field]
             return bool(params[other] == value)
         if field == "head_init":
-            return params["strategy"] == "fuse" and params.get("head_size") == 0
+            return own.begins_exact and params.get("head_size") == 0
         if field == "label_smoothing":
             return bool(params["imbalance"] != "focal")
         if field == "weight_decay":  # under `load`, `l2_sp` pulls every weight in its place
-            return not (params["strategy"] == "load" and params.get("l2_sp"))
+            return not (own.head_is_pretrained and params.get("l2_sp"))
         if field == "mix_alpha":
             return bool(params["mix"] != "none")
-        # Under `load` and `fuse` the source FC trains, so there is always a pretrained weight for `l2_sp`.
-        if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and params["strategy"] == "replace"):
+        # Where the source FC trains, there is always a pretrained weight for `l2_sp`.
+        if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and not own.keeps_source_fc):
             blocks = self._blocks[params["backbone"]]
             return count_frozen(params["frozen_layers"], blocks) < blocks
-        return field not in NOT_USED.get(params.get("strategy", ""), ())
+        return field not in own.not_used
 
     def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
         """Return the question about a field: its domain and Optuna's name under the answers so far."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Strategy = Literal["replace", "load", "fuse"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "exact", "float32", "bfloat16"]
@@ -125,8 +124,9 @@ class TrialSettings:
     backbone: str
     """Name of a torchvision classification model."""
     weights: WeightsSettings
-    strategy: Strategy | Literal["exact"]
-    """Use of the source FC; `exact`: a head on the frozen backbone whose weights are solved for."""
+    strategy: str
+    """Use of the source FC, one of `finetune.strategy.STRATEGIES`; `exact`: a head on the frozen backbone
+    whose weights are solved for."""
     epochs: int
     """Passes over the training images."""
     learning_rate: float

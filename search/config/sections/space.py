@@ -1,6 +1,7 @@
 """Section `space`: the strategies and hyperparameters that are searched."""
 
 from search.config.domain import (
+    STRATEGIES,
     Amount,
     BlockCount,
     Count,
@@ -23,22 +24,18 @@ from search.config.domain import (
 class SpaceSection(Section):
     """The search space. Each key takes a value, a list, a range, or a mapping from strategy to these."""
 
-    strategy: StrategyName = ("replace", "load", "fuse")
+    strategy: StrategyName = STRATEGIES
     """Use of the source FC, the pretrained classifier: `replace` puts a new head in its place, `load` keeps
     and fine-tunes it, `fuse` adds a new head that reads the features and the source FC together."""
-    learning_rate: Rate = per_strategy(
-        replace={"low": 1e-3, "high": 1e-1, "log": True},
-        load={"low": 1e-3, "high": 3e-2, "log": True},
-        fuse={"low": 1e-3, "high": 3e-2, "log": True},
-    )
+    learning_rate: Rate = per_strategy(lambda strategy: strategy.learning_rates)
     """Peak learning rate of the head. The default ranges surround the best rates of a probe (.01) and of
     full fine-tuning (.001)."""
-    head_size: Size = per_strategy(replace=(0, 64, 256, 1024), fuse=(0, 1024))
+    head_size: Size = per_strategy(lambda strategy: strategy.head_sizes)
     """Hidden units of the new head; 0: a single Linear layer. Not used by `load`."""
     head_init: HeadInitName = "random"
     """First weights of the new head under `fuse`: random, or `exact`, the solution on the features of the
     pretrained backbone, from which training goes on. Only used where `head_size` is 0."""
-    frozen_layers: BlockCount = per_strategy(replace="all", load="all", fuse={"low": 0, "high": "all"})
+    frozen_layers: BlockCount = per_strategy(lambda strategy: strategy.frozen_layers)
     """Leading blocks of the backbone that stay frozen: a number, a share of all blocks (0.5: half, for
     backbones of different depth), or `all`."""
     backbone_rate: Rate = (0.1, 1.0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune.model.backbones.parts import GlobalAveragePool
 from finetune.model.backbones.transformers import ClassToken
+from finetune.strategy import FUSE, LOAD, REPLACE
 
 
 class MLPHead(nn.Sequential):
@@ -30,7 +31,7 @@ class MLPHead(nn.Sequential):
 class ReplaceHead(nn.Module):
     """Head of `replace`: new layers read the pooled activations, and the source FC is not used."""
 
-    strategy = "replace"
+    strategy = REPLACE.name
     pools = True
     """True, since `reduce` is the backbone's pooling."""
 
@@ -57,7 +58,7 @@ class ReplaceHead(nn.Module):
 class LoadHead(nn.Module):
     """Head of `load`: the source FC, whose last layer has one row per class of the new task."""
 
-    strategy = "load"
+    strategy = LOAD.name
 
     def __init__(self, pool: nn.Module, new: nn.Module) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class FuseHead(nn.Module):
     learning rate which suits the trunk is too high for the head (figures: docs/decisions.md).
     """
 
-    strategy = "fuse"
+    strategy = FUSE.name
 
     def __init__(self, pool: nn.Module, source_fc: nn.Module, new: MLPHead) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.head import FuseHead, LoadHead, MLPHead, ReplaceHead
 from finetune.model.weights import differences
 from finetune.settings import ALL
+from finetune.strategy import FUSE, LOAD, REPLACE, STRATEGIES
 
 Head = ReplaceHead | LoadHead | FuseHead | ExactHead
 
@@ -175,7 +176,7 @@ def build(
     """Return the model for a strategy. It is built from the modules of `backbone`, and changes them.
 
     Args:
-        strategy: `replace`, `load`, `fuse` or `exact`.
+        strategy: the name of one of STRATEGIES, or `exact`.
         backbone: the backbone, on any device; the caller must not use it any more.
         classes: names of the new task's classes, in label order.
         head_size: hidden units of the new head; 0 makes it one Linear. `load` ignores it.
@@ -198,12 +199,12 @@ def build(
     head: Head
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if strategy == "replace":
+        if strategy == REPLACE.name:
             head = ReplaceHead(backbone.pool, MLPHead(pooled, head_size, len(classes), dropout))
-        elif strategy == "fuse":
+        elif strategy == FUSE.name:
             new = MLPHead(pooled + backbone.source_classes, head_size, len(classes), dropout)
             head = FuseHead(backbone.pool, backbone.source_fc, new)
-        elif strategy == "load":
+        elif strategy == LOAD.name:
             by_name = _load_rows(backbone, classes, relation, source_names)
             if not (by_name if keeps_relu is None else keeps_relu):
                 _without_relu(backbone.source_fc)
@@ -218,9 +219,9 @@ def build(
                 classes=len(classes),
             )
         else:
-            known = ("replace", "load", "fuse")
             raise BackboneError(
-                f"strategy: must be one of three, got {strategy!r}. {did_you_mean(strategy, known)}"
+                f"strategy: must be one of {', '.join(STRATEGIES)}, got {strategy!r}. "
+                + did_you_mean(strategy, tuple(STRATEGIES))
             )
     swap_dropout(head)
     return TransferModel(backbone, frozen, head)
@@ -318,9 +319,9 @@ def _load_rows(
     if relation is None or relation.shape != (len(classes), len(weight)):
         got = "no relation" if relation is None else f"a relation of shape {tuple(relation.shape)}"
         raise BackboneError(
-            f"{backbone.name}: strategy 'load' needs pretrained weights and a category relationship of shape "
-            f"({len(classes)}, {len(weight)}), got {got}. "
-            "Give pretrained weights and pass category_relationship(...), or use 'replace'."
+            f"{backbone.name}: strategy {LOAD.name!r} needs pretrained weights and a category relationship "
+            f"of shape ({len(classes)}, {len(weight)}), got {got}. "
+            f"Give pretrained weights and pass category_relationship(...), or use {REPLACE.name!r}."
         )
     set_rows(layer, *mixed_rows(layer, relation))
     return False

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from finetune.model import backbones, strategies
+from finetune.strategy import REPLACE
 
 IMAGES = 8
 """Images of a timed batch: large enough for the kernels, small enough for a second on two cores."""
@@ -32,7 +33,7 @@ def measure(backbone: str, image_size: int, device: torch.device) -> Timed:
         torch.manual_seed(0)
         built = backbones.build(backbone)
     model = strategies.build(
-        "replace",
+        REPLACE.name,
         built,
         classes=("a", "b"),
         head_size=0,

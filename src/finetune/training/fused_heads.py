@@ -19,6 +19,7 @@ from finetune.evaluation.scores import BATCH
 from finetune.images import order
 from finetune.model.head import MLPHead
 from finetune.settings import ALL, TrialSettings
+from finetune.strategy import REPLACE
 from finetune.training import optimize
 from finetune.training.losses import Loss
 from finetune.training.run import Run
@@ -92,7 +93,7 @@ def stored(run: Run) -> Stored:
 def can_fuse(settings: TrialSettings) -> bool:
     """Return True if `train` gives the same result as the training loop with these settings."""
     plain = settings.mix == "none" and not settings.ema_decay and not settings.unfreeze_epochs
-    return plain and settings.strategy == "replace" and settings.frozen_layers == ALL
+    return plain and settings.strategy == REPLACE.name and settings.frozen_layers == ALL
 
 
 def train(heads: Sequence[TrialSettings], data: Stored, *, pack_bytes: int = PACK_BYTES) -> list[Trained]:

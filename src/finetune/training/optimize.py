@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune.settings import TrialSettings
+from finetune.strategy import STRATEGIES
 
 
 def optimizer(groups: Iterable[tuple[str, list[nn.Parameter]]], settings: TrialSettings) -> Optimizer:
@@ -138,4 +139,5 @@ def effective(optimizer: Optimizer, rates: Rates) -> dict[str, object]:
 
 def _is_pretrained(group: str, settings: TrialSettings) -> bool:
     """Return True if the group's parameters come from the source; under `load` those of the head do, too."""
-    return group != "head" or settings.strategy == "load"
+    own = STRATEGIES.get(settings.strategy)
+    return group != "head" or (own is not None and own.head_is_pretrained)

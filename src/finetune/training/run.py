@@ -27,6 +27,7 @@ from finetune.model import backbones, strategies
 from finetune.model.exact_head import ExactShape
 from finetune.model.strategies import TransferModel
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
+from finetune.strategy import STRATEGIES
 from finetune.training import exact, graphs, limits, optimize, shared, workers
 from finetune.training.averaging import Average
 from finetune.training.losses import Loss
@@ -316,7 +317,8 @@ def build_model(
 ) -> TransferModel:
     """Return the model that the settings describe, on `device`, with its pretrained weights."""
     relation = None
-    if settings.strategy == "load" and settings.weights != WeightsSettings():
+    own = STRATEGIES.get(settings.strategy)
+    if own is not None and own.head_is_pretrained and settings.weights != WeightsSettings():
         relation = shared.relationship(settings, device)
     source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
     model = strategies.build(

@@ -29,6 +29,7 @@ from finetune.model import pretrain, strategies, weights
 from finetune.model.backbones import Backbone
 from finetune.model.weights import Pretrained
 from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
+from finetune.strategy import STRATEGIES
 
 SEEN = ("image_size", "batch_size", "horizontal_flip", "crop_scale", "augment", "views")
 """Settings that affect how images become model inputs, but not which images there are."""
@@ -73,7 +74,8 @@ def backbone(settings: TrialSettings, device: torch.device) -> Backbone:
     """
     if settings.weights == WeightsSettings():
         return pristine(settings, device)
-    keeps_fc = settings.strategy != "replace"
+    own = STRATEGIES.get(settings.strategy)
+    keeps_fc = own is None or own.keeps_source_fc
     return pristine(settings, device).fork(settings.frozen_layers, source_fc=keeps_fc)
 
 
