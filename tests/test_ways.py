@@ -13,13 +13,16 @@ from finetune.disk import checkpoint
 from finetune.images import augment
 from finetune.messages import Epoch, Keep, Message, TrainJob
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
+from finetune.strategy import STRATEGIES
 from finetune.training import loop, optimize
 from finetune.training.averaging import Average
 from finetune.training.run import Run
 from finetune.training.workers import World
+from search.config.sections import SETTINGS
+from search.config.setting import Asked
 from search.driver.effective import check_effective
 from search.errors import SettingsIgnored
-from search.suggest.space import FIELDS, USED_BY
+from search.suggest.space import FIELDS
 from tests.by_hand import train_job
 
 BLOCKS = 18
@@ -347,13 +350,9 @@ PLANTED: dict[str, tuple[dict[str, Any], Any, str]] = {
 def job_of(settings: TrialSettings, run: Run) -> TrainJob:
     fields = settings.to_dict()
     params = dict.fromkeys([*fields, *fields["data"]])
-    if settings.strategy == "load":
-        del params["head_size"], params["dropout"]
-    for field, (other, value) in USED_BY.items():
-        if fields[other] != value:
-            del params[field]
-    for other, unused, field in (("mix", "none", "mix_alpha"), ("imbalance", "focal", "label_smoothing")):
-        if fields[other] == unused:
+    asked = Asked(STRATEGIES[settings.strategy], fields, lambda: True)
+    for field, setting in SETTINGS.items():
+        if field in params and not setting.is_used(asked):
             del params[field]
     return dataclasses.replace(train_job("a", params, settings), data_fingerprint=run.data.fingerprint)
 

@@ -27,6 +27,7 @@ from search.config.domain import (
     refused,
     values_of,
 )
+from search.config.sections import SETTINGS
 
 FROM_RANDOM = tuple(name for name, strategy in BY_NAME.items() if not strategy.needs_pretrained)
 """Strategies that can use random weights of the source."""
@@ -288,7 +289,7 @@ def _missing_strategies(space: sections.SpaceSection, data: dict[str, Any]) -> l
             if not isinstance(domain, PerStrategy):
                 continue
             said = entries(domain, searched)
-            lacking = [s for s in searched if said[s] is None and field not in BY_NAME[s].not_used]
+            lacking = [s for s in searched if said[s] is None and SETTINGS[field].by(BY_NAME[s])]
             if lacking:
                 rule = "a mapping must name every searched strategy"
                 got = f"none for {', '.join(lacking)}"

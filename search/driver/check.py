@@ -9,12 +9,13 @@ from finetune.datasets.catalog import Catalog
 from finetune.datasets.findings import SHOWN
 from finetune.disk import file_cache
 from search.config import resolve
+from search.config.sections import DATA_FIELDS
 from search.config.study import StudyConfig
 from search.driver import estimate, inputs
 from search.slots import capacity, nodes
 from search.slots.nodes import Resources
 from search.slots.slots import SlotPlan
-from search.suggest.space import DATA_FIELDS, Space
+from search.suggest.space import Space
 from search.views.terminal import seconds_text
 
 UNITS = {

@@ -7,15 +7,12 @@ from typing import Any
 
 from finetune.messages import TrainJob
 from finetune.settings import ALL, TrialSettings
+from search.config.sections import DATA_FIELDS, SETTINGS
 from search.errors import SettingsIgnored
 
-CHECKED = (
-    *("strategy", "head_size", "head_init", "dropout", "backbone", "optimizer", "momentum", "weight_decay"),
-    *("schedule", "warmup_epochs", "label_smoothing", "imbalance", "focal_gamma", "class_balanced_beta"),
-    *("logit_adjustment_tau", "unfreeze_epochs", "l2_sp", "ema_decay", "clip_norm", "accumulate"),
-    *("mix", "mix_alpha"),
-)
-CHECKED_OF_DATA = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
+_REPORTED = [name for name, setting in SETTINGS.items() if setting.reported]
+CHECKED = tuple(name for name in _REPORTED if name not in DATA_FIELDS)
+CHECKED_OF_DATA = tuple(name for name in _REPORTED if name in DATA_FIELDS)
 """Settings, and settings below `data`, that the worker reads back from what it built, by the same names."""
 SHOWN = 5
 """Number of settings that an error names; of the others it gives the number."""

@@ -11,29 +11,13 @@ trained on 70 % of the images (one seed, 8 epochs): best accuracy .983 with 0.01
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from finetune.strategy import REPLACE, Value
+from finetune.strategy import Value
 from search.config.domain import ALL_WORD
-from search.config.sections import EXACT, RANDOM_WEIGHTS
+from search.config.sections import EXACT, RANDOM_WEIGHTS, SETTINGS
 
 SEEN_BY_EXACT = ("image_size", "crop_scale", "horizontal_flip", "augment")
 _COMMON: Mapping[str, Value] = MappingProxyType(
-    {
-        "strategy": REPLACE.name,
-        "backbone_rate": 1.0,
-        "dropout": 0.0,
-        "label_smoothing": 0.0,
-        "momentum": 0.9,
-        # Neither the recipe nor torchvision's references use any of these.
-        "imbalance": "none",
-        "layer_decay": 1.0,
-        "unfreeze_epochs": 0,
-        "l2_sp": 0.0,
-        "ema_decay": 0.0,
-        "clip_norm": 0.0,
-        "accumulate": 1,
-        "mix": "none",
-        "augment": "none",
-    }
+    {name: setting.baseline for name, setting in SETTINGS.items() if setting.baseline is not None}
 )
 BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from search.config import config_file
+from search.config.sections import SETTINGS
 from search.errors import StudyError
 from search.record import reader
 from search.record.records import TrialRecord
@@ -27,7 +28,7 @@ from search.suggest.space import Space
 SHIPPED = Path(__file__).with_name("portfolio.json")
 SIZE = 8
 """Settings that a study begins with at most; a third of its trials, if that is less."""
-FIELDS = ("strategy", "optimizer", "learning_rate", "frozen_layers", "head_size", "backbone_rate", "augment")
+FIELDS = tuple(name for name, setting in SETTINGS.items() if setting.carried)
 """Fields of a setting that are carried over to another study."""
 MEDIAN = 1.0
 WORST = 2.0

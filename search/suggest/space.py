@@ -39,25 +39,23 @@ from search.config.domain import (
     entries,
     values_of,
 )
-from search.config.sections import EXACT, RANDOM_WEIGHTS, Pretraining, SpaceSection, is_weights_file
+from search.config.sections import (
+    DATA_FIELDS,
+    EXACT,
+    RANDOM_WEIGHTS,
+    SETTINGS,
+    Pretraining,
+    is_weights_file,
+)
+from search.config.setting import Asked
 from search.config.study import StudyConfig
 from search.record.records import TrialRecord
 from search.suggest.baselines import BASELINES, EXACT_FIELDS, START_NEAR
 
-DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
 # Other fields are used or not depending on the values of these, so these are walked first.
 _FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix", "l2_sp")
-FIELDS = (*_FIRST, *(field for field in SpaceSection.model_fields if field not in _FIRST), *DATA_FIELDS)
+FIELDS = (*_FIRST, *(name for name in SETTINGS if name not in (*_FIRST, *DATA_FIELDS)), *DATA_FIELDS)
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
-_OF_TRAINED_BLOCKS = ("backbone_rate", "layer_decay", "unfreeze_epochs")
-USED_BY = {
-    "momentum": ("optimizer", "sgd"),
-    "focal_gamma": ("imbalance", "focal"),
-    "class_balanced_beta": ("imbalance", "class_balanced"),
-    "logit_adjustment_tau": ("imbalance", "logit_adjustment"),
-}
-"""For some fields, the field and its value that make it used."""
-
 MUST_FIT = ("strategy", "optimizer", "learning_rate")
 """Fields of a setting from elsewhere without which it is another setting."""
 
@@ -371,22 +369,7 @@ class Space:
         own = BY_NAME.get(params.get("strategy", ""))
         if own is None:  # the strategy itself is asked for first
             return True
-        if field in USED_BY:
-            other, value = USED_BY[field]
-            return bool(params[other] == value)
-        if field == "head_init":
-            return own.begins_exact and params.get("head_size") == 0
-        if field == "label_smoothing":
-            return bool(params["imbalance"] != "focal")
-        if field == "weight_decay":  # under `load`, `l2_sp` pulls every weight in its place
-            return not (own.head_is_pretrained and params.get("l2_sp"))
-        if field == "mix_alpha":
-            return bool(params["mix"] != "none")
-        # Where the source FC trains, there is always a pretrained weight for `l2_sp`.
-        if field in _OF_TRAINED_BLOCKS or (field == "l2_sp" and not own.keeps_source_fc):
-            blocks = self._blocks[params["backbone"]]
-            return count_frozen(params["frozen_layers"], blocks) < blocks
-        return field not in own.not_used
+        return SETTINGS[field].is_used(Asked(own, params, lambda: self.trains(params)))
 
     def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
         """Return the question about a field: its domain and Optuna's name under the answers so far."""

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from finetune import safe_text
 from finetune.disk.atomic import replacing
+from search.config.sections import SETTINGS
 from search.record.records import (
     EXACT,
     RECALL,
@@ -29,8 +30,10 @@ from search.verdict.words import Scale
 from search.views import measured
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
-_HEADER = ("rank", "trial", "state", "strategy", "learning rate", "head size", "frozen layers")
-_RIGHT = frozenset({"rank", "learning rate", "head size", "frozen layers", "epochs", "seconds"})
+_SHOWN = tuple(name for name, setting in SETTINGS.items() if setting.shown)
+_NAMES = tuple(name.replace("_", " ") for name in _SHOWN)
+_HEADER = ("rank", "trial", "state", *_NAMES)
+_RIGHT = frozenset({"rank", *_NAMES[1:], "epochs", "seconds"})
 _CSV_FIRST = ("number", "id", "state", "baseline", "epochs", "seconds")
 _CSV_LAST = ("slot", "error", "log")
 _INTERRUPTED = "interrupted"
@@ -203,7 +206,7 @@ def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
         str(rank) if trial.state == "COMPLETE" and score is not None else "-",
         f"{trial.id} {trial.baseline}" if trial.baseline else trial.id,
         state_of(trial),
-        *(cell(trial, name) for name in ("strategy", "learning_rate", "head_size", "frozen_layers")),
+        *(cell(trial, name) for name in _SHOWN),
         "-" if score is None else _number(score),
         str(trial.epochs),
         f"{trial.seconds:.1f}",

@@ -46,11 +46,6 @@ class Strategy:
         """True if random weights of the source make no sense."""
         return self.head_is_pretrained
 
-    @property
-    def not_used(self) -> tuple[str, ...]:
-        """Searched fields that it has no use for."""
-        return () if self.makes_head else ("head_size", "dropout")
-
 
 def _range(low: float, high: float) -> Mapping[str, Any]:
     return MappingProxyType({"low": low, "high": high, "log": True})

@@ -9,10 +9,18 @@ from search.config.sections.space import SpaceSection
 from search.config.sections.stopping import EarlyStopping
 from search.config.sections.study import EXACT, Study
 from search.config.sections.verdict import Verdict
+from search.config.setting import Setting, declared
+
+SETTINGS: dict[str, Setting] = {**declared(SpaceSection), **declared(Model), **declared(Data)}
+"""All searched settings, by name."""
+DATA_FIELDS = ("batch_size", "image_size", "crop_scale", "horizontal_flip", "augment")
+"""Those that are fields of `DataSettings`."""
 
 __all__ = [
+    "DATA_FIELDS",
     "EXACT",
     "RANDOM_WEIGHTS",
+    "SETTINGS",
     "Data",
     "EarlyStopping",
     "Features",

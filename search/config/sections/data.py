@@ -10,6 +10,7 @@ from finetune.errors import did_you_mean
 from finetune.settings import OnError
 from search.config.domain import AugmentName, Count, Names, Pixels, Scale, Section, Switch, refused
 from search.config.sections.paths import FilePathOrUrl
+from search.config.setting import Setting
 
 Kind = Literal["folder", "manifest", "torchvision", "digits"]
 Classes = Annotated[Names, Field(min_length=2)]
@@ -88,24 +89,24 @@ _PATHS = {
 class Data(Images):
     """The images of the new task, their splits, and how they reach the model."""
 
-    image_size: Pixels = 224
+    image_size: Annotated[Pixels, Setting()] = 224
     """Side of the square image that the model sees, in pixels."""
-    batch_size: Count = 32
+    batch_size: Annotated[Count, Setting()] = 32
     """Images per optimiser step, over all workers of a trial together."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training images that is used for validation if there is no `val` split."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training images that is used for the test if there is neither a `val` nor a `test`
     split."""
-    horizontal_flip: Switch = True
+    horizontal_flip: Annotated[Switch, Setting()] = True
     """Mirror half of the training images. Write false for digits, letters and other images that change
     their meaning in a mirror."""
     views: Annotated[int, Field(ge=0)] = 0
     """Number of different augmented views of each training image, which the epochs use in turn; 0: every
     epoch uses a new view."""
-    crop_scale: Scale = 1.0
+    crop_scale: Annotated[Scale, Setting()] = 1.0
     """Smallest share of the image's area that a random crop keeps; 1.0: no random crop."""
-    augment: AugmentName = "none"
+    augment: Annotated[AugmentName, Setting(baseline="none", carried=True)] = "none"
     """`trivial`: TrivialAugment, which applies one random operation of random strength to each training
     image."""
     copies_gib: Annotated[float, Field(ge=0)] = 50.0

@@ -12,6 +12,7 @@ from finetune.model.known_backbones import OUTLINES
 from search.config.domain import Domain, Searched, Section, refused, values_of
 from search.config.sections.data import Source
 from search.config.sections.paths import absolute_or_url
+from search.config.setting import Setting
 
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 RANDOM_WEIGHTS = "none"
@@ -72,7 +73,7 @@ Weights = Annotated[
 class Model(Section):
     """The pretrained model that is transferred."""
 
-    backbone: BackboneName = "resnet18"
+    backbone: Annotated[BackboneName, Setting()] = "resnet18"
     """Name of a torchvision classification model; docs/models.md lists them."""
     weights: Weights = "DEFAULT"
     """The name of torchvision weights, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random

@@ -12,12 +12,13 @@ from typing import Any
 from tensorboard.plugins.hparams import api_pb2
 
 from search.config.domain import ALL_WORD, PerStrategy, Range
+from search.config.sections import SETTINGS
 from search.config.study import StudyConfig
 from search.suggest.baselines import BASELINES
 from search.suggest.space import FIELDS, count_frozen
 from search.views.tensorboard.events import fill
 
-FRONT = ("strategy", "learning_rate", "head_size", "frozen_layers")
+FRONT = tuple(name for name, setting in SETTINGS.items() if setting.shown)
 """Fields of the first columns, whether they are searched or not."""
 BEST = "work/best "
 """Prefix of the tag with the best value so far of the study's metric."""
