@@ -5,26 +5,19 @@ domain for each (`learning_rate/fuse`), and by the backbone if its number of blo
 (`frozen_layers/fuse/vgg16`). So one name never has two ranges. Shares of blocks have one range for all
 backbones.
 
-A walk goes through FIELDS in order and asks a `_Question` for each field that is used, given the answers so
+A walk goes through FIELDS in order and asks a `Question` for each field that is used, given the answers so
 far. Suggesting, checking and completing parameters are walks that answer the questions in different ways.
 """
 
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FrozenTrial
 
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
@@ -50,7 +43,8 @@ from search.config.sections import (
 from search.config.setting import Asked
 from search.config.study import StudyConfig
 from search.record.records import TrialRecord
-from search.suggest.baselines import BASELINES, EXACT_FIELDS, START_NEAR
+from search.suggest.baselines import BASELINES, EXACT_FIELDS
+from search.suggest.question import Answer, Question, count_frozen, fixed_value, is_near, started
 
 # Other fields are used or not depending on the values of these, so these are walked first.
 _FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix", "l2_sp")
@@ -60,91 +54,6 @@ MUST_FIT = ("strategy", "optimizer", "learning_rate")
 """Fields of a setting from elsewhere without which it is another setting."""
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One field of one trial, with the domain that the answers so far leave to it."""
-
-    field: str
-    name: str
-    """Optuna's name for the parameter."""
-    domain: Domain | None
-    """Domain in the config; None if the config has none for this strategy, which is then not searched."""
-    blocks: int | None
-    """Number of blocks of the trial's backbone; None while the backbone is not known."""
-
-    def ask(self, trial: optuna.Trial) -> Any:
-        """Return the value that Optuna suggests, or the fixed one."""
-        domain = self.domain
-        if isinstance(domain, tuple):
-            return trial.suggest_categorical(self.name, domain)
-        if not isinstance(domain, Range):
-            return self.usual()
-        low, high, step = domain.low, domain.high, domain.step
-        if isinstance(low, int):
-            return trial.suggest_int(self.name, low, high, log=domain.log, step=step or 1)
-        return trial.suggest_float(self.name, low, high, log=domain.log, step=step)
-
-    @property
-    def distribution(self) -> BaseDistribution:
-        """Optuna's distribution of a field that is searched."""
-        domain = self.domain
-        if isinstance(domain, tuple):
-            return CategoricalDistribution(domain)
-        if not isinstance(domain, Range):
-            raise TypeError(f"{self.field} is not searched")
-        if isinstance(domain.low, int):
-            return IntDistribution(domain.low, domain.high, domain.log, domain.step or 1)
-        return FloatDistribution(domain.low, domain.high, domain.log, domain.step)
-
-    @property
-    def is_searched(self) -> bool:
-        """True if Optuna suggests the field, False if the config fixes it."""
-        return isinstance(self.domain, tuple | Range)
-
-    def held(self, value: Any) -> Value | None:
-        """Return `value` if it lies in the domain, in the sampler's units; else None."""
-        if isinstance(self.domain, tuple):
-            return next((choice for choice in self.domain if choice == value), None)
-        if isinstance(self.domain, Range):
-            number = self._of_blocks(value) if self.field == "frozen_layers" else value
-            return number if number is not None and self.domain.reaches(number) else None
-        return None
-
-    def _of_blocks(self, value: Any) -> int | float | None:
-        """Return a count or share of blocks, or `all`, in the range's unit; None if it has none there."""
-        if value is None or self.blocks is None or not isinstance(self.domain, Range):
-            return None
-        if isinstance(self.domain.low, float):
-            return value if isinstance(value, float) else count_frozen(value, self.blocks) / self.blocks
-        return None if isinstance(value, float) else count_frozen(value, self.blocks)
-
-    def numbers(self, near: int) -> Sequence[Any]:
-        """Return the values in the domain of `frozen_layers`.
-
-        A range of shares without steps has no list of values; of it, return only the one nearest to the
-        share of `near` blocks.
-        """
-        if not isinstance(self.domain, Range):
-            return self.domain if isinstance(self.domain, tuple) else ()
-        low, high, step = self.domain.low, self.domain.high, self.domain.step
-        if isinstance(low, int):
-            return range(low, high + 1, step or 1)
-        if step is None:
-            return [min(max(low, near / (self.blocks or 1)), high)]
-        return [low + number * step for number in range(round((high - low) / step) + 1)]
-
-    def usual(self, wanted: Any = None) -> Any:
-        """Return `wanted` if it is in the domain or there is none, else the first value in the config."""
-        if self.domain is None or self.held(wanted) is not None:
-            return wanted
-        if isinstance(self.domain, tuple):
-            return self.domain[0]
-        return self.domain.low if isinstance(self.domain, Range) else self.domain
-
-
-_Answer = Callable[[_Question], Any]
 
 
 class Space:
@@ -218,11 +127,11 @@ class Space:
         held = self.plain(self.enqueue_params(params))
         return {**params, **held}
 
-    def _questions(self, params: Mapping[str, Any]) -> list[_Question]:
+    def _questions(self, params: Mapping[str, Any]) -> list[Question]:
         """Return the questions whose answers are `params`, in order."""
-        asked: list[_Question] = []
+        asked: list[Question] = []
 
-        def answer(question: _Question) -> Any:
+        def answer(question: Question) -> Any:
             asked.append(question)
             return params[question.field]
 
@@ -249,8 +158,8 @@ class Space:
         for strategy in self._config.strategies:
             wanted = {"strategy": strategy, **BY_NAME[strategy].start}
             share = BY_NAME[strategy].start_frozen
-            params = self._walk(partial(_started, wanted, share))
-            frozen = _is_near(params, share, self._blocks[params["backbone"]])
+            params = self._walk(partial(started, wanted, share))
+            frozen = is_near(params, share, self._blocks[params["backbone"]])
             if frozen and all(params.get(field) == value for field, value in wanted.items()):
                 found.append(params)
         return found
@@ -267,8 +176,8 @@ class Space:
         if wanted.get("strategy") not in self._config.strategies:
             return None
         share = float(wanted["frozen_layers"])
-        params = self._walk(partial(_started, wanted, share))
-        near = _is_near(params, share, self._blocks[params["backbone"]])
+        params = self._walk(partial(started, wanted, share))
+        near = is_near(params, share, self._blocks[params["backbone"]])
         kept = all(params[name] == wanted[name] for name in MUST_FIT if name in wanted)
         return params if near and kept else None
 
@@ -309,7 +218,7 @@ class Space:
             KeyError: a searched field that is used has no value in `params`.
 
         """
-        values = self._walk(lambda q: params[q.field] if q.field in params else _fixed(q), params)
+        values = self._walk(lambda q: params[q.field] if q.field in params else fixed_value(q), params)
         frozen, blocks = values["frozen_layers"], self._blocks[values["backbone"]]
         if values["strategy"] == EXACT:  # nothing is trained
             values |= {"learning_rate": 0.0, "batch_size": DataSettings.batch_size}
@@ -351,7 +260,7 @@ class Space:
         """Return Optuna's `params` by the plain names of their fields, as the record holds them."""
         return {name.split("/")[0]: value for name, value in params.items()}
 
-    def _walk(self, answer: _Answer, fixed: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+    def _walk(self, answer: Answer, fixed: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
         """Ask about each field that is used, given the answers so far, and return all answers by field.
 
         `fixed` may hold `weights`, which are no searched field and are passed on.
@@ -371,7 +280,7 @@ class Space:
             return True
         return SETTINGS[field].is_used(Asked(own, params, lambda: self.trains(params)))
 
-    def _question(self, field: str, params: Mapping[str, Any]) -> _Question:
+    def _question(self, field: str, params: Mapping[str, Any]) -> Question:
         """Return the question about a field: its domain and Optuna's name under the answers so far."""
         name, domain = field, self._domains[field]
         if isinstance(domain, PerStrategy):
@@ -385,7 +294,7 @@ class Space:
             high = domain.low + (blocks - domain.low) // step * step
             domain = domain.model_copy(update={"high": high})
             name = f"{name}/{params['backbone']}" if len(self._config.backbones) > 1 else name
-        return _Question(field, name, domain, blocks)
+        return Question(field, name, domain, blocks)
 
     def weights(self, weights: str | Pretraining, image_size: int) -> WeightsSettings:
         """Return the weights of one backbone in the config, as settings for the workers."""
@@ -397,45 +306,16 @@ class Space:
             )
         source, seed = weights.source, self._config.study.seed
         # All trials share these weights, so a flip that is searched cannot follow the trial: mirror then.
-        flip = _Question("", "", self._config.data.horizontal_flip, None).usual(True)
+        flip = Question("", "", self._config.data.horizontal_flip, None).usual(True)
         data = DataSettings(**source.images, image_size=image_size, horizontal_flip=flip, seed=seed)
         epochs, rate = source.epochs, source.learning_rate
         return WeightsSettings(source=SourceSettings(data=data, epochs=epochs, learning_rate=rate, seed=seed))
-
-
-def _started(wanted: Mapping[str, Value], frozen: float, question: _Question) -> Any:
-    """Answer with the start's value if it is searched and in the domain, else with the config's first."""
-    if not question.is_searched:
-        return question.usual()
-    if question.field == "frozen_layers" and question.blocks is not None:
-        count, blocks = int(question.blocks * frozen), question.blocks
-        return min(question.numbers(count), key=lambda said: abs(count_frozen(said, blocks) - count))
-    return question.usual(wanted.get(question.field))
-
-
-def _is_near(params: Mapping[str, Any], share: float, blocks: int) -> bool:
-    """Return True if `params` freeze about this share of the blocks, or exactly all if the share is 1."""
-    missed = abs(count_frozen(params["frozen_layers"], blocks) - int(blocks * share))
-    return missed <= (0 if share == 1 else max(1, int(blocks * START_NEAR)))
-
-
-def count_frozen(said: int | float | str, blocks: int) -> int:
-    """Return the number of blocks that a value of `frozen_layers` freezes; a share is rounded half up."""
-    if said == ALL_WORD:
-        return blocks
-    return math.floor(said * blocks + 0.5) if isinstance(said, float) else int(said)
-
-
-def trial_seed(study_seed: int, number: int) -> int:
-    """Return the seed of trial `number`: 32 bits of NumPy's SeedSequence, whose algorithm never changes."""
-    return int(np.random.SeedSequence((study_seed, number)).generate_state(1)[0])
 
 
 def _first_of(domain: PerStrategy) -> str:
     return next(strategy for strategy in STRATEGIES if getattr(domain, strategy) is not None)
 
 
-def _fixed(question: _Question) -> Any:
-    if isinstance(question.domain, tuple | Range):
-        raise KeyError(question.field)
-    return question.domain
+def trial_seed(study_seed: int, number: int) -> int:
+    """Return the seed of trial `number`: 32 bits of NumPy's SeedSequence, whose algorithm never changes."""
+    return int(np.random.SeedSequence((study_seed, number)).generate_state(1)[0])

@@ -15,7 +15,8 @@ from search.config.domain import ALL_WORD, PerStrategy, Range
 from search.config.sections import SETTINGS
 from search.config.study import StudyConfig
 from search.suggest.baselines import BASELINES
-from search.suggest.space import FIELDS, count_frozen
+from search.suggest.question import count_frozen
+from search.suggest.space import FIELDS
 from search.views.tensorboard.events import fill
 
 FRONT = tuple(name for name, setting in SETTINGS.items() if setting.shown)
