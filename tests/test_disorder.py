@@ -15,7 +15,7 @@ WATCHDOG_SECONDS = 120
 
 
 class Disorder:
-    """Plays worker, keeper and driver on one exchange, in an order that the seed decides."""
+    """Plays worker, supervisor and driver on one exchange, in an order that the seed decides."""
 
     def __init__(self, seed: int) -> None:
         self.exchange = Exchange(retries=10_000)
@@ -62,7 +62,7 @@ class Disorder:
             await self.train(job)
 
     async def keep(self, slot: str, node: str) -> None:
-        """Start the slot again and again, as the keeper does, and let it die in one way or another."""
+        """Start the slot again and again, as the supervisor does, and let it die in one way or another."""
         while await self.exchange.wanted() != 0:
             await self.exchange.place(slot, [node])
             life = asyncio.create_task(self.live(slot))

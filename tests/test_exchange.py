@@ -241,7 +241,7 @@ def test_an_exception_of_the_trial_itself_fails_it_at_once() -> None:
 
 
 def test_a_death_that_is_told_twice_counts_once() -> None:
-    """By a slot's Train run and by the keeper, as the word of either may be lost."""
+    """By a slot's Train run and by the supervisor, as the word of either may be lost."""
 
     async def scene(exchange: Exchange) -> None:
         await exchange.offer(job("a"))
@@ -400,7 +400,7 @@ def test_messages_sent_together_keep_their_order_when_a_later_call_comes_first()
 
 
 async def begin(exchange: Exchange, name: str, node: str) -> int:
-    """Start a slot on a node, as the keeper and the slot's first worker do."""
+    """Start a slot on a node, as the supervisor and the slot's first worker do."""
     await exchange.place(name, [node])
     return await exchange.register(name, {})
 
@@ -444,7 +444,7 @@ def test_a_job_whose_end_the_driver_knows_is_forgotten() -> None:
             await exchange.report_all(f"job-{serial}", 0, [Started(), End("complete")])
             await trial
             await exchange.cancel(f"job-{serial}")
-        assert len(exchange._works) == 0
+        assert len(exchange._jobs) == 0
         assert await exchange.receive("job-3") == [End("stopped")]
 
     play(scene)
@@ -626,7 +626,7 @@ def test_a_slot_gets_its_next_job_once_the_end_of_the_last_is_heard() -> None:
 
 
 def test_a_job_that_a_slot_leaves_behind_when_it_ends_is_tried_again() -> None:
-    """However it ended: the keeper says of every slot that it is nowhere any more."""
+    """However it ended: the supervisor says of every slot that it is nowhere any more."""
 
     async def scene(exchange: Exchange) -> None:
         await exchange.offer(job("a"))

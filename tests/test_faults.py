@@ -99,7 +99,7 @@ def test_a_trial_whose_train_controller_is_killed_is_tried_again(
     assert_nothing_is_lost(record, retries=1)
 
 
-@pytest.mark.parametrize("who", ["Exchange", "Keeper"])
+@pytest.mark.parametrize("who", ["Exchange", "Supervisor"])
 def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes_whole(
     who: str, small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +109,7 @@ def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes
     with at_first_result(monkeypatch, tmp_path, who), pytest.raises(SlotsLost) as ended:
         runner.run(config)
     assert folder.table.read_text().count("\n") == 1 + len(read_study(folder).trials)
-    name = "exchange" if who == "Exchange" else "keeper"
+    name = "exchange" if who == "Exchange" else "supervisor"
     assert f"the {name}" in str(ended.value)
     assert f"`python -m search resume {folder.root}` goes on" in str(ended.value)
     assert "\n" not in str(ended.value)
@@ -127,9 +127,9 @@ def at_first_result(
     monkeypatch: pytest.MonkeyPatch, folder: Path, title: str, goes_on: bool = True
 ) -> Iterator[None]:
     """Kill a process once the driver hears of the first epoch; its trial goes on only then, or not at all."""
-    enter = callback.Watch.on_trial_result
+    enter = callback.StudyCallback.on_trial_result
 
-    def kill(self: callback.Watch, *args: Any, **info: Any) -> None:
+    def kill(self: callback.StudyCallback, *args: Any, **info: Any) -> None:
         enter(self, *args, **info)
         if not (folder / "killed").exists():
             process = process_of(title)
@@ -143,7 +143,7 @@ def at_first_result(
             time.sleep(0.05)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callback.Watch, "on_trial_result", kill)
+        patch.setattr(callback.StudyCallback, "on_trial_result", kill)
         plant(patch, once(folder, 2, wait_for_it))
         yield
     assert (folder / "killed").exists()
@@ -160,7 +160,7 @@ def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
 
     def kill() -> None:
         deadline = time.monotonic() + WATCHDOG_SECONDS
-        while (process := process_of("Keeper")) is None and time.monotonic() < deadline:
+        while (process := process_of("Supervisor")) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if process is not None:
             process.kill()
@@ -169,7 +169,7 @@ def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        with pytest.raises(SlotsLost, match="the keeper of the slots has died"):
+        with pytest.raises(SlotsLost, match="the supervisor of the slots has died"):
             warm.wait(seconds=WATCHDOG_SECONDS)
     finally:
         warm.close()
@@ -194,7 +194,7 @@ def test_a_keeper_outlives_a_ray_that_does_not_answer_for_a_moment_but_not_for_l
     monkeypatch.setattr(nodes, "about_to_go", about_to_go)
     exchange = ray.remote(Exchange).options(max_concurrency=100).remote()
     too_large = slots.SlotPlan(slots=1, workers=1, cpus=1000, gpu=False)
-    kept = supervisor.Keeper(exchange, too_large, str(tmp_path), {}, slots.serve, None)
+    kept = supervisor.Supervisor(exchange, too_large, str(tmp_path), {}, slots.serve, None)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(kept.run)
         deadline = time.monotonic() + WATCHDOG_SECONDS

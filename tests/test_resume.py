@@ -20,7 +20,7 @@ from finetune.metrics import Objective
 from search.config import config_file
 from search.config.study import StudyConfig
 from search.driver import runner
-from search.driver.callback import Watch
+from search.driver.callback import StudyCallback
 from search.driver.ending import is_over
 from search.driver.trial import SlotTrial
 from search.errors import RecordLost, SearchError, SlotsLost, StudyError
@@ -351,13 +351,13 @@ def test_the_log_of_a_failure_is_found_where_the_study_is_moved_to(tmp_path: Pat
 # The watch of a second run
 
 
-def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggested]]:
+def follow(folder: StudyFolder, book: Ledger) -> tuple[StudyCallback, dict[str, Suggested]]:
     """Return the watch of a run of a study that keeps the weights of two trials, and its suggestions."""
     suggested: dict[str, Suggested] = {}
     progress = Progress(study="s", planned=6, epochs=2, objective=Objective("val/accuracy"), slots=1)
     board = Board(folder.tensorboard, StudyConfig.from_folder("."))
     board.study.open()
-    watch = Watch(
+    watch = StudyCallback(
         ledger=book,
         board=board,
         progress=progress,
@@ -373,7 +373,7 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[Watch, dict[str, Suggeste
     return watch, suggested
 
 
-def begin(watch: Watch, suggested: dict[str, Suggested], book: Ledger, *scores: float) -> Any:
+def begin(watch: StudyCallback, suggested: dict[str, Suggested], book: Ledger, *scores: float) -> Any:
     """Have a trial of two epochs report these scores; return Tune's trial."""
     number = book.ask().number
     book.suggested(number, {"params": {"strategy": "replace"}})

@@ -64,7 +64,7 @@ def slot_processes() -> list[str]:
     for process in ray_processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             titles.append(process.cmdline()[0])
-    names = ("RayTrain", "TrainController", "Keeper", "Exchange")
+    names = ("RayTrain", "TrainController", "Supervisor", "Exchange")
     return [title for title in titles if any(name in title for name in names)]
 
 
@@ -202,9 +202,9 @@ def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
 ) -> None:
     """The process that stands for the trial in Tune dies; its slot trains on, and another process asks it."""
     killed = tmp_path / "killed"
-    enter = callback.Watch.on_trial_result
+    enter = callback.StudyCallback.on_trial_result
 
-    def kill_the_first(self: callback.Watch, *args: Any, **info: Any) -> None:
+    def kill_the_first(self: callback.StudyCallback, *args: Any, **info: Any) -> None:
         if not killed.exists():
             os.kill(info["result"]["pid"], signal.SIGKILL)
             killed.touch()
@@ -218,7 +218,7 @@ def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
 
         torchless.train(job, wait_and_report)
 
-    monkeypatch.setattr(callback.Watch, "on_trial_result", kill_the_first)
+    monkeypatch.setattr(callback.StudyCallback, "on_trial_result", kill_the_first)
     plant(monkeypatch, last_epoch_waits)
     record = runner.run(
         small_study(
@@ -288,13 +288,13 @@ def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
 
     plant(monkeypatch, fail_late)
     processes: set[int] = set()
-    enter = callback.Watch.on_trial_result
+    enter = callback.StudyCallback.on_trial_result
 
-    def note(self: callback.Watch, *args: Any, **info: Any) -> None:
+    def note(self: callback.StudyCallback, *args: Any, **info: Any) -> None:
         processes.add(info["result"]["pid"])
         enter(self, *args, **info)
 
-    monkeypatch.setattr(callback.Watch, "on_trial_result", note)
+    monkeypatch.setattr(callback.StudyCallback, "on_trial_result", note)
     record = runner.run(
         small_study(study={"trials": 4}, resources={"slots": 1}, early_stopping={"enabled": False})
     )

@@ -65,10 +65,10 @@ class _Followed:
 
 
 def _minding_the_disk(method: Callable[..., None]) -> Callable[..., None]:
-    """Return a method of `Watch` that keeps an error of the disk as `fatal`, since Tune would wrap it."""
+    """Return a method that keeps an error of the disk as `fatal`, since Tune would wrap it."""
 
     @functools.wraps(method)
-    def guarded(watch: "Watch", *arguments: Any, **info: Any) -> None:
+    def guarded(watch: "StudyCallback", *arguments: Any, **info: Any) -> None:
         try:
             method(watch, *arguments, **info)
         except OSError as error:
@@ -79,7 +79,7 @@ def _minding_the_disk(method: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-class Watch(Callback):
+class StudyCallback(Callback):
     """Tune callback that follows all trials of a run of a study.
 
     Its methods run in Tune's search loop, which handles nothing else meanwhile, so each must be quick.
@@ -242,7 +242,7 @@ class Watch(Callback):
         if reason is not None and self.fatal is None:
             root = self.folder.root
             self.fatal = SlotsLost(
-                f"{root}: exchange and keeper must run while a study does, but {reason}. "
+                f"{root}: exchange and supervisor must run while a study does, but {reason}. "
                 f"The record is whole: `python -m search resume {root}` goes on."
             )
 

@@ -117,7 +117,9 @@ class Repeats:
             while answers and not self._is_late:
                 found, _ = ray.wait(list(answers), timeout=LOOK_SECONDS)
                 if not found and (reason := self._warm.lost()) is not None:
-                    raise SlotsLost(f"slots: exchange and keeper must run on, but {reason}. See Ray's logs.")
+                    raise SlotsLost(
+                        f"slots: exchange and supervisor must run on, but {reason}. See Ray's logs."
+                    )
                 for answer in found:
                     one = answers.pop(answer)
                     one.hear(self._warm.get(answer), self._config.study.objective)

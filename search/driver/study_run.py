@@ -15,7 +15,7 @@ from search import provenance
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import estimate, tuner
-from search.driver.callback import Watch
+from search.driver.callback import StudyCallback
 from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.driver.to_do import to_do
@@ -147,9 +147,9 @@ class StudyRun:
             is_over=self._is_enough,
         )
 
-    def _make_watch(self) -> Watch:
+    def _make_watch(self) -> StudyCallback:
         study, warm = self.config.study, self.warm
-        return Watch(
+        return StudyCallback(
             ledger=self.ledger,
             board=self.board,
             progress=self.progress,

@@ -13,7 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 
 from search.driver import process
-from search.driver.callback import Watch
+from search.driver.callback import StudyCallback
 from search.driver.trial import SlotTrial
 from search.errors import SearchError
 from search.slots.nodes import HEAD
@@ -75,7 +75,7 @@ def tune(
     metric: str,
     searcher: StudySearcher,
     scheduler: TrialScheduler,
-    watch: Watch,
+    watch: StudyCallback,
     most: int,
     room: Callable[[], int],
     retries: int,
@@ -98,7 +98,7 @@ def tune(
 
     Raises:
         SettingsIgnored: a worker trained with other settings than were suggested.
-        SlotsLost: the exchange or the keeper died.
+        SlotsLost: the exchange or the supervisor died.
     """
 
     # Tune creates the trial objects, so they get the exchange as an attribute of a class made for this study.

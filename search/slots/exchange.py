@@ -3,7 +3,7 @@
 - The driver offers jobs (`offer`) and ends unwanted ones (`cancel`, `leave`, `close`).
 - The trial's process in Tune reads the messages of its job (`receive`).
 - The workers of a slot take jobs and report on them (`register`, `take`, `report`, `until_stopped`).
-- The keeper tells on which nodes a slot is (`place`), which nodes are being drained (`vacate`) and whose
+- The supervisor tells on which nodes a slot is (`place`), which nodes are being drained (`vacate`) and whose
   workers died (`bury`).
 
 A slot becomes free whichever way its trial ends. If a slot's node is drained, or its workers or node die, the
@@ -22,7 +22,7 @@ from typing import Any
 
 from finetune.messages import End, ExportJob, Job, Message, Started
 from finetune.steps import Step
-from search.slots.job_state import Bell, Slot, Work
+from search.slots.job_state import Bell, Slot, JobState
 
 RECEIVE_SECONDS = 30.0
 """Seconds that `receive` waits before it returns an empty list."""
@@ -48,8 +48,8 @@ class Exchange:
 
     def __init__(self, retries: int = 2) -> None:
         self._retries = retries
-        self._works: dict[str, Work] = {}
-        self._queue: deque[Work] = deque()
+        self._jobs: dict[str, JobState] = {}
+        self._queue: deque[JobState] = deque()
         self._known: set[str] = set()
         """Ids of all jobs that were ever offered or cancelled."""
         self._offers = Bell()
@@ -65,7 +65,7 @@ class Exchange:
         """Number of reports about steps, and of feature arrays that were computed."""
         self._closed = False
         self._kept_at = time.monotonic()
-        """Time of the keeper's last call of `wanted`, by `time.monotonic`."""
+        """Time of the supervisor's last call of `wanted`, by `time.monotonic`."""
         self._change = Bell()
 
     # The trial's side
@@ -76,7 +76,7 @@ class Exchange:
         # answer was lost, a second time.
         if job.id not in self._known:
             self._known.add(job.id)
-            self._works[job.id] = work = Work(job)
+            self._jobs[job.id] = work = JobState(job)
             self._queue.append(work)
             self._match()
             self._offers.ring()
@@ -94,7 +94,7 @@ class Exchange:
         if job_id not in self._known:
             await _rings(self._offers, RECEIVE_SECONDS)
             return []
-        work = self._works.get(job_id)
+        work = self._jobs.get(job_id)
         if work is None:
             return [End("stopped")]
         if not work.has_news(heard) and not await _rings(work.news, RECEIVE_SECONDS):
@@ -104,7 +104,7 @@ class Exchange:
     async def cancel(self, job_id: str) -> None:
         """Stop a job, whether queued or running, and forget it; its slot is then free."""
         self._known.add(job_id)
-        work = self._works.pop(job_id, None)
+        work = self._jobs.pop(job_id, None)
         if work is None:
             return
         if work in self._queue:
@@ -118,7 +118,7 @@ class Exchange:
         This is how the running trials of an interrupted study end. `cancel` is for a trial whose further
         training nobody wants.
         """
-        work = self._works.get(job_id)
+        work = self._jobs.get(job_id)
         if work is None or work.ended or work in self._queue:
             # There is nothing to save.
             await self.cancel(job_id)
@@ -165,7 +165,7 @@ class Exchange:
             number: the message's number; the worker counts from the job's `first_message`, or from 0.
             message: the message.
         """
-        work = self._works.get(job_id)
+        work = self._jobs.get(job_id)
         if work is None:
             return
         slot = next((s for s in self._slots.values() if s.work is work), None)
@@ -210,14 +210,14 @@ class Exchange:
 
         A worker that was told to move calls again with `moving`, and then waits for `stop` only.
         """
-        work = self._works.get(job_id)
+        work = self._jobs.get(job_id)
         while work is not None and not work.ended:
             if work.moving and not moving:
                 return "move"
             await work.told.wait()
         return "stop"
 
-    # The keeper's side
+    # The supervisor's side
 
     async def place(self, name: str, nodes: Collection[str]) -> None:
         """Record the nodes on which a slot's workers are starting; no nodes means that it has no workers."""
@@ -260,7 +260,7 @@ class Exchange:
             raised: the trial itself raised the exception that ended them, so it is not retried.
         """
         slot = self._slots.setdefault(name, Slot(name))
-        # Witness and keeper may both report one death; only the first report may cost the job a retry.
+        # Witness and supervisor may both report one death; only the first report may cost the job a retry.
         if slot.buried:
             return
         lost = lost or (parted and len(set(slot.nodes)) > 1) or self._goes(slot)
@@ -287,7 +287,7 @@ class Exchange:
     # The driver's side
 
     async def pulse(self) -> float:
-        """Return the seconds since the keeper's last call of `wanted`."""
+        """Return the seconds since the supervisor's last call of `wanted`."""
         return time.monotonic() - self._kept_at
 
     async def want(self, slots: int) -> None:
@@ -351,9 +351,9 @@ class Exchange:
         deadline = asyncio.get_running_loop().time() + seconds
         while self._is_saving() and (left := deadline - asyncio.get_running_loop().time()) > 0:
             await _rings(self._change, left)
-        # From here on `take` returns None and `wanted` returns 0: slots and keeper end by themselves.
+        # From here on `take` returns None and `wanted` returns 0: slots and supervisor end by themselves.
         self._closed = True
-        for job_id in list(self._works):
+        for job_id in list(self._jobs):
             await self.cancel(job_id)
         for slot in self._slots.values():
             slot.change.ring()
@@ -399,7 +399,7 @@ class Exchange:
         """Take the job from a slot whose workers are gone, and retry or fail it; for the flags see `bury`."""
         work, slot.work = slot.work, None
         slot.change.ring()  # workers that still wait in `take` see that their generation has no job
-        if work is None or work.ended or work.job.id not in self._works:
+        if work is None or work.ended or work.job.id not in self._jobs:
             return
         # No message has come from the worker, so the job is hardly what killed it: this costs no retry, but
         # may happen NOT_BEGUN_AGAIN times only (or `retries` times, if that is more).
@@ -427,7 +427,7 @@ class Exchange:
     def _is_saving(self) -> bool:
         return any(slot.work and slot.work.left and not slot.work.ended for slot in self._slots.values())
 
-    def _hand_on(self, work: Work) -> None:
+    def _hand_on(self, work: JobState) -> None:
         """Queue a job that has left its slot, before all others; end it if the study is being stopped."""
         if work.left:
             # Its checkpoint is written; `close` waits for this end.
@@ -439,7 +439,7 @@ class Exchange:
         self._match()
 
     @staticmethod
-    def _fail(work: Work, error: str) -> None:
+    def _fail(work: JobState, error: str) -> None:
         work.say(End("failed", error=error, trace=error, retries=work.retries))
 
 

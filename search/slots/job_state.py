@@ -1,4 +1,4 @@
-"""State that the exchange keeps for each job (`Work`) and each slot (`Slot`)."""
+"""State that the exchange keeps for each job (`JobState`) and each slot (`Slot`)."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -29,7 +29,7 @@ class Bell:
 
 
 @dataclass(eq=False)
-class Work:
+class JobState:
     """One job and its messages, while it is queued or running and after its end."""
 
     job: Job
@@ -127,7 +127,7 @@ class Slot:
     generation: int = 0
     serial: int = 0
     """Number of jobs given to this generation so far; its workers ask for a job by its number."""
-    work: Work | None = None
+    work: JobState | None = None
     change: Bell = field(default_factory=Bell)
     ready: bool = False
     asking: bool = False

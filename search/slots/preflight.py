@@ -2,7 +2,7 @@
 
 `join` connects to the cluster. `expect` collects the driver's facts, `examine` starts a task that collects
 the same facts on a node, and `problems` compares them. `check` does so for all nodes that are up when a study
-starts; the keeper (supervisor.py) does so for each node that joins later. On a cluster of one node there is
+starts; the supervisor does so for each node that joins later. On a cluster of one node there is
 nothing to compare, and no task is run.
 """
 

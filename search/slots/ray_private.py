@@ -89,7 +89,7 @@ def draining() -> frozenset[str]:
 def trainer(workers: int) -> Any:
     """Return Ray's trainer class for a slot: `TorchTrainer`, or its base class if the slot has one worker.
 
-    A single worker needs no process group, so neither keeper nor controllers import torch for it. On few
+    A single worker needs no process group, so neither supervisor nor controllers import torch for it. On few
     cores that import is a good part of the time that a slot takes to start.
     """
     if workers == 1:
@@ -152,8 +152,8 @@ def group_callback(started: Callable[[list[str]], None], died: Callable[[dict[in
 def _silent(scaling: Any) -> Any:
     """Return Train's policy for a fixed number of workers, without its own requests to the autoscaler.
 
-    The keeper asks for nodes. Train would keep its request up as long as the run lasts, and the autoscaler of
-    Ray 2.60 may reserve an idle node for it and never end that node, although the workers are on another one.
+    The supervisor asks for nodes. Train would keep its request up as long as the run lasts, and the autoscaler
+    of Ray 2.60 may reserve an idle node for it and never end that node, although the workers are on another one.
     """
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 

@@ -3,7 +3,7 @@
 Ray's documented pattern starts a Train run for each trial, which costs seconds to tens of seconds each time;
 a slot pays this once. With `once` each trial gets fresh processes, as in the documented pattern.
 
-`plan` decides how many slots a study may have. `Slots` is the driver's handle on them. The keeper
+`plan` decides how many slots a study may have. `Slots` is the driver's handle on them. The supervisor
 (supervisor.py) starts and ends slots as nodes come and go; the exchange (exchange.py) gives them trials.
 """
 
@@ -28,16 +28,16 @@ from search.slots.preflight import Expected
 
 START_SECONDS = 600.0
 """Seconds to wait for the first slot: imports of torch take minutes on a machine that is busy with other
-work. If a slot, the keeper or the exchange dies meanwhile, that is reported at once."""
+work. If a slot, the supervisor or the exchange dies meanwhile, that is reported at once."""
 BOOT_SECONDS = 1800.0
 """Seconds to wait for the first slot if no node has room yet and an autoscaler must first start one."""
 CLOSE_SECONDS = 20.0
-"""Seconds for the keeper to end all slots: its own END_SECONDS, and a moment to kill the rest."""
+"""Seconds for the supervisor to end all slots: its own END_SECONDS, and a moment to kill the rest."""
 LOOK_SECONDS = 0.5
-"""Seconds between two checks that exchange and keeper live, while the driver waits."""
+"""Seconds between two checks that exchange and supervisor live, while the driver waits."""
 SILENT_SECONDS = 120.0
-"""Seconds without an answer of the exchange, or a call of the keeper, after which they count as dead. Both
-take milliseconds, but many seconds on a machine that is short of memory."""
+"""Seconds without an answer of the exchange, or a call of the supervisor, after which they count as dead.
+Both take milliseconds, but many seconds on a machine that is short of memory."""
 SAVE_SECONDS = 60.0
 """Seconds for the trials of a stopped study to finish and save their epoch; a longer epoch is lost."""
 
@@ -53,7 +53,7 @@ measured once, by hand, beside other work)."""
 TRAIN_ENVIRONMENT = {
     # Train checks its workers every 2 s by default; with this a dead worker is noticed sooner.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run; the keeper watches drains for all slots
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per run; the supervisor sees drains
     # A worker answers these checks from a separate thread while it trains. If it does not answer for this
     # long, it counts as dead (default: ten minutes). On a machine that swaps it may be mute for many seconds.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -177,15 +177,15 @@ class Slots:
         expected: Expected | None = None,
         retries: int = 2,
     ) -> None:
-        from search.slots.supervisor import Keeper
+        from search.slots.supervisor import Supervisor
 
         self.plan = plan
         given = {"copies_bytes": copies_bytes}
         self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote(retries)
         environment = {"env_vars": TRAIN_ENVIRONMENT | ray_private.environment()}
-        keeper = ray.remote(Keeper).options(**ON_HEAD, runtime_env=environment)
-        self._keeper = keeper.remote(self.exchange, plan, str(folder), given, serve, expected)
-        self._run = self._keeper.run.remote()
+        supervisor = ray.remote(Supervisor).options(**ON_HEAD, runtime_env=environment)
+        self._supervisor = supervisor.remote(self.exchange, plan, str(folder), given, serve, expected)
+        self._run = self._supervisor.run.remote()
         self.up, self._notes = 0, 0
         """Number of slots that are up, and of notes that were read, as of the last look for news."""
         self._new: list[str] = []
@@ -246,22 +246,22 @@ class Slots:
         self._listen()
         self._feel()
         if self._dead is None and ray.wait([self._run], timeout=0)[0]:
-            self._dead = "the keeper of the slots has ended"
+            self._dead = "the supervisor of the slots has ended"
             try:
                 ray.get(self._run)
             except RayError as error:
-                self._dead = f"the keeper of the slots has died: {train_run.first_words(error)}"
+                self._dead = f"the supervisor of the slots has died: {train_run.first_words(error)}"
         return self._dead
 
     def get(self, answer: Any) -> Any:
         """Wait for an answer of the exchange and return it.
 
         Raises:
-            SlotsLost: the exchange or the keeper died, or does nothing any more.
+            SlotsLost: the exchange or the supervisor died, or does nothing any more.
         """
         while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
             if (reason := self.lost()) is not None:
-                raise SlotsLost(f"slots: exchange and keeper must run on, but {reason}. See Ray's logs.")
+                raise SlotsLost(f"slots: exchange and supervisor must run on, but {reason}. See Ray's logs.")
         try:
             return ray.get(answer)
         except RayError as error:
@@ -285,12 +285,12 @@ class Slots:
         self._change = self.exchange.watch.remote(self.up, self._notes, self._shown)
 
     def _feel(self) -> None:
-        """Check that exchange and keeper still work: an actor may live, and yet do nothing."""
+        """Check that exchange and supervisor still work: an actor may live, and yet do nothing."""
         now = time.monotonic()
         if ray.wait([self._pulse], timeout=0)[0]:
             try:
                 if ray.get(self._pulse) > SILENT_SECONDS:
-                    self._dead = f"the keeper of the slots has done nothing for {SILENT_SECONDS:.0f} s"
+                    self._dead = f"the supervisor of the slots has done nothing for {SILENT_SECONDS:.0f} s"
             except RayError:
                 pass  # `_listen` reports a dead exchange
             self._pulse, self._felt = self.exchange.pulse.remote(), now
@@ -299,22 +299,22 @@ class Slots:
 
     def close(self) -> None:
         """End every slot; kill the processes that do not end by themselves."""
-        # If the keeper is dead, so are the workers, which belong to it: there is nothing left to save.
+        # If the supervisor is dead, so are the workers, which belong to it: there is nothing left to save.
         seconds = SAVE_SECONDS if self.lost() is None else 0.0
         try:
             ray.get(self.exchange.close.remote(seconds), timeout=seconds + CLOSE_SECONDS)
             ray.get(self._run, timeout=CLOSE_SECONDS)
             ended = True
         except (GetTimeoutError, RayError):
-            ended = False  # the keeper is killed below, and the workers, which belong to it, with it
-        for actor in (self._keeper, self.exchange):
+            ended = False  # the supervisor is killed below, and the workers, which belong to it, with it
+        for actor in (self._supervisor, self.exchange):
             ray.kill(actor)
         if not ended:  # nobody has freed the slots' placement groups, and this driver may run another study
-            ray_private.free_children(self._keeper, CLOSE_SECONDS)
+            ray_private.free_children(self._supervisor, CLOSE_SECONDS)
 
 
 def serve(config: dict[str, Any]) -> None:
-    """Serve trials in a worker; the import is here, so that keeper and controllers start without torch."""
+    """Serve trials in a worker; the import is here, so that the controllers start without torch."""
     from finetune.worker import slot_loop
 
     slot_loop(config)

@@ -1,4 +1,4 @@
-"""The keeper: an actor that starts, ends and restarts the slots of a study as nodes come and go.
+"""The supervisor: an actor that starts, ends and restarts the slots of a study as nodes come and go.
 
 Every second it looks at the cluster:
 
@@ -71,7 +71,7 @@ def need(
     return Need(start=max(0, min(wanted, plan.fit(resources)) - staying), ask=max(0, missing))
 
 
-class Keeper:
+class Supervisor:
     """Keep the slots of a study running: a Ray actor with one thread for the Train run of each slot.
 
     Args:
@@ -245,6 +245,6 @@ class Keeper:
                 how = train_run.how_lost(*train_run.failures(error))
                 ray.get(self._exchange.bury.remote(name, train_run.first_words(error), **how))
         finally:
-            with contextlib.suppress(RayError):  # if the exchange is gone, `run` ends the keeper
+            with contextlib.suppress(RayError):  # if the exchange is gone, `run` ends the supervisor
                 ray.get(self._exchange.place.remote(name, []))
             self._changed.set()
