@@ -22,7 +22,7 @@ from typing import Any
 
 from finetune.messages import End, ExportJob, Job, Message, Started
 from finetune.steps import Step
-from search.slots.job_state import Bell, Slot, JobState
+from search.slots.job_state import Bell, JobState, Slot
 
 RECEIVE_SECONDS = 30.0
 """Seconds that `receive` waits before it returns an empty list."""

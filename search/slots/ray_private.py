@@ -152,8 +152,9 @@ def group_callback(started: Callable[[list[str]], None], died: Callable[[dict[in
 def _silent(scaling: Any) -> Any:
     """Return Train's policy for a fixed number of workers, without its own requests to the autoscaler.
 
-    The supervisor asks for nodes. Train would keep its request up as long as the run lasts, and the autoscaler
-    of Ray 2.60 may reserve an idle node for it and never end that node, although the workers are on another one.
+    The supervisor asks for nodes. Train would keep its request up as long as the run lasts, and the
+    autoscaler of Ray 2.60 may reserve an idle node for it and never end that node, although the workers are
+    on another one.
     """
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
