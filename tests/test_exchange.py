@@ -11,7 +11,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from finetune.messages import End, Epoch, Job, Message, Started
 from finetune.steps import Step
 from search.slots import job_state, train_run
-from search.slots.exchange import FUTILE_STARTS, LOST_AT_MOST, Exchange
+from search.slots.exchange import FUTILE_STARTS, Exchange
+from search.slots.job_state import LOST_AT_MOST
 
 
 def play(scene: Callable[[Exchange], Awaitable[None]], retries: int = 2) -> None:

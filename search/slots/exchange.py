@@ -23,18 +23,10 @@ from typing import Any
 from finetune.messages import End, ExportJob, Job, Message, Started
 from finetune.steps import Step
 from search.slots.job_state import Bell, JobState, Slot
+from search.slots.news import News
 
 RECEIVE_SECONDS = 30.0
 """Seconds that `receive` waits before it returns an empty list."""
-NOT_BEGUN_AGAIN = 1
-"""Times that a job is handed out again after its slot died before it began, even with `retries` 0."""
-LOST_AT_MOST = 3
-"""Times that a job is retried after its node died without notice; at the next such death the job fails,
-since it may be what kills the nodes."""
-SAID_SECONDS = 2.0
-"""Seconds from which the end of a step is told to the user."""
-FEATURES = "features of "
-"""Beginning of the names of the steps that compute features."""
 FUTILE_STARTS = 3
 """Deaths in a row, without a successful start between them, after which a slot counts as given up."""
 
@@ -58,11 +50,7 @@ class Exchange:
         """Ids of the nodes that are being drained."""
         self._wanted: int | None = None
         """Number of slots that the study has work for; None means as many as there may be."""
-        self._notes: list[str] = []
-        self._steps: dict[str, Step] = {}
-        """Long steps of running jobs, by the id of the job."""
-        self._shown = self._computed = 0
-        """Number of reports about steps, and of feature arrays that were computed."""
+        self._news = News()
         self._closed = False
         self._kept_at = time.monotonic()
         """Time of the supervisor's last call of `wanted`, by `time.monotonic`."""
@@ -190,19 +178,12 @@ class Exchange:
     async def show(self, name: str, job_id: str, step: Step) -> None:
         """Keep how far a slot is with a long step of its job, for `watch`; a late report changes nothing.
 
-        The end of a step of SAID_SECONDS or more becomes a note, so that it can be read afterwards.
+        The end of a long step becomes a note, so that it can be read afterwards.
         """
         slot = self._slots.get(name)
         if slot is None or slot.work is None or slot.work.job.id != job_id:
             return
-        self._computed += step.over and step.name.startswith(FEATURES)
-        if step.over:
-            self._steps.pop(job_id, None)
-            if step.seconds >= SAID_SECONDS and not step.name.startswith("epoch"):
-                self._notes.append(f"{step.summary} ({job_id} in {name})")
-        else:
-            self._steps[job_id] = step
-        self._shown += 1
+        self._news.show(name, job_id, step)
         self._change.ring()
 
     async def until_stopped(self, job_id: str, moving: bool = False) -> str:
@@ -276,7 +257,7 @@ class Exchange:
 
     async def note(self, text: str) -> None:
         """Add a line for the user, which the driver prints."""
-        self._notes.append(text)
+        self._news.notes.append(text)
         self._change.ring()
 
     async def wanted(self) -> int | None:
@@ -314,17 +295,14 @@ class Exchange:
             shown: `shown` of the last answer: the call then also returns when a step is further; None: not.
 
         Returns:
-            `up`, the number of slots; `notes`, the list of all lines so far; `steps` (job id -> Step), the
-            steps that run; `shown`; `computed`, the number of feature arrays computed.
+            `up`, the number of slots, and what `News.told` returns.
         """
         while True:
             now = sum(slot.stays for slot in self._slots.values())
-            if self._closed or now != up or len(self._notes) != notes or shown not in (None, self._shown):
+            news = self._news
+            if self._closed or now != up or len(news.notes) != notes or shown not in (None, news.shown):
                 works = [slot.work for slot in self._slots.values() if slot.work]
-                running = {work.job.id for work in works if not work.ended}
-                self._steps = {job: step for job, step in self._steps.items() if job in running}
-                told = {"steps": self._steps, "shown": self._shown, "computed": self._computed}
-                return {"up": now, "notes": self._notes, **told}
+                return {"up": now, **news.told({work.job.id for work in works if not work.ended})}
             await self._change.wait()
 
     async def status(self) -> dict[str, Any]:
@@ -339,7 +317,7 @@ class Exchange:
             "given_up": {s.name: s.reason for s in slots if s.deaths >= FUTILE_STARTS},
             "queued": [work.job.id for work in self._queue],
             "running": [s.work.job.id for s in slots if s.work and not s.work.ended],
-            "notes": self._notes,
+            "notes": self._news.notes,
         }
 
     async def close(self, seconds: float = 0.0) -> None:
@@ -401,24 +379,14 @@ class Exchange:
         slot.change.ring()  # workers that still wait in `take` see that their generation has no job
         if work is None or work.ended or work.job.id not in self._jobs:
             return
-        # No message has come from the worker, so the job is hardly what killed it: this costs no retry, but
-        # may happen NOT_BEGUN_AGAIN times only (or `retries` times, if that is more).
-        if not lost and not work.started:
-            if work.handed_out <= max(NOT_BEGUN_AGAIN, self._retries):
-                self._queue.appendleft(work)
-                self._match()
-                return
-            again = False
-        elif lost:
-            # Deaths of a node that was being drained were announced, so they cost nothing.
-            again = self._goes(slot) or work.lost < LOST_AT_MOST
-            work.lost += again and not self._goes(slot)
-        else:
-            again = not raised and work.died < self._retries
-            work.died += again
+        if not lost and not work.started and work.may_begin_again(self._retries):
+            self._queue.appendleft(work)
+            self._match()
+            return
+        again = work.is_tried_again(self._retries, lost=lost, announced=self._goes(slot), raised=raised)
         reason = f"its worker died: {slot.reason or 'no reason was left'}"
         if again and not work.left:
-            self._notes.append(f"{work.job.id}: {reason}. It is tried again from its last checkpoint.")
+            self._news.notes.append(f"{work.job.id}: {reason}. It is tried again from its last checkpoint.")
         if again:
             self._hand_on(work)
         else:

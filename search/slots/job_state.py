@@ -11,6 +11,12 @@ MESSAGES_PER_TAKE = 2**32
 """A number above all messages that a slot sends about one job. The next slot's messages are numbered from the
 next multiple of it, so that a late message of the slot before is recognised by its number."""
 
+NOT_BEGUN_AGAIN = 1
+"""Times that a job is handed out again after its slot died before it began, even with `retries` 0."""
+LOST_AT_MOST = 3
+"""Times that a job is retried after its node died without notice; at the next such death the job fails,
+since it may be what kills the nodes."""
+
 
 class Bell:
     """An event that can be waited for again and again: each ring wakes all who wait at that moment."""
@@ -100,6 +106,30 @@ class JobState:
                 self.news.ring()
         if self.ended:
             self.told.ring()
+
+    def may_begin_again(self, retries: int) -> bool:
+        """Return True if a job that no worker began is to be handed out again after its slot died.
+
+        No message has come from the worker, so the job is hardly what killed it: this costs no retry.
+        """
+        return self.handed_out <= max(NOT_BEGUN_AGAIN, retries)
+
+    def is_tried_again(self, retries: int, *, lost: bool, announced: bool, raised: bool) -> bool:
+        """Count a death of its workers, and return True if the job is tried again.
+
+        Args:
+            retries: how often a job is tried again after its workers died while their node lived.
+            lost: the node died with them.
+            announced: the node was being drained; such deaths cost nothing.
+            raised: the trial itself raised the exception that ended them.
+        """
+        if lost:
+            again = announced or self.lost < LOST_AT_MOST
+            self.lost += again and not announced
+        else:
+            again = self.started and not raised and self.died < retries
+            self.died += again
+        return again
 
     def move(self) -> None:
         """Ask the worker to save the trial after its epoch and release the job."""
