@@ -48,7 +48,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
             frozen_layers=frozen,
             cache_dir=str(root / "cache"),
         )
-        keep = Keep(metric="val/loss", mode="min", best=folder / "best", last=folder / "last")
+        keep = Keep(metric="val/loss", best=folder / "best", last=folder / "last")
         folder.mkdir()
         loop.train(settings, keep=keep, report=lambda _: None)
         model_folder.write(folder / "best", folder / "model", {}, answers=folder / "record")

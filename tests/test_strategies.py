@@ -377,7 +377,7 @@ NAMED_IN = {
     "src/finetune/model/strategies.py": "how each is built",
     "src/finetune/model/timing.py": "`replace` has the cheapest head",
     "src/finetune/training/fused_heads.py": "heads of `replace` can be trained together",
-    "search/suggest/baselines.py": "the recipe is a trial of `replace`",
+    "search/config/sections/space.py": "the recipe is a trial of `replace`",
 }
 """Files that name a strategy. A further one changes the first three; its keys in the schema are generated."""
 
