@@ -56,8 +56,8 @@ SMALLEST = {
     "maxvit_t": 224,
 }
 """The smallest backbone of each family, and the side of the images that it sees here."""
-TRAIN, TEST = 40, 32
-"""Training images of each class, and images whose maps are measured."""
+TRAIN, TEST, DISC_TEST = 40, 32, 16
+"""Training images of each class, and images whose maps are measured: photographs, and discs."""
 BATCH = 16
 DRAWS = 3
 """Times that weights are drawn anew."""
@@ -72,7 +72,7 @@ HEADER = """\
 This page is written by `python -m benchmarks.explain_sanity`; [explaining.md](explaining.md) says what maps
 are.
 
-For each family of backbones, `grad-cam` on {test} images that the model answers right:
+For each family of backbones, `grad-cam` on images that the model answers right, at most {test}:
 
 - **head, all**: rank correlation (Spearman) of the maps with those after the head, or all weights, were
   drawn anew, mean of {draws} draws (Adebayo et al., NeurIPS 2018). A map that stays the same does not depend
@@ -141,7 +141,7 @@ def _marked(value: float, shown: str, good: bool) -> str:
 def discs(side: int) -> Images:
     """Return images of a coloured disc on grey noise, one class for each colour."""
     draw = np.random.default_rng(0)
-    count = TRAIN * len(DISCS) + 2 * TEST
+    count = TRAIN * len(DISCS) + 2 * DISC_TEST
     labels = np.arange(count) % len(DISCS)
     pixels = draw.normal(128, 12, (count, side // 4, side // 4, 1)).repeat(4, 1).repeat(4, 2)
     pixels = np.pad(pixels, ((0, 0), (0, side % 4), (0, side % 4), (0, 0)), mode="edge").repeat(3, 3)
@@ -243,12 +243,13 @@ def correlation(one: Tensor, other: Tensor) -> float:
 def measure(name: str, backbone: Backbone, images: Images, origin: str) -> Row:
     """Return the row of one backbone."""
     model = with_head(backbone, images)
+    most = TEST if images.inside is None else DISC_TEST
 
     def probabilities(x: Tensor) -> Tensor:
         return torch.cat([model(part) for part in x.split(BATCH)]).softmax(1)
 
     with torch.no_grad():
-        right = (probabilities(images.test).argmax(1) == images.test_labels).nonzero()[:TEST, 0]
+        right = (probabilities(images.test).argmax(1) == images.test_labels).nonzero()[:most, 0]
     x, classes = images.test[right], images.test_labels[right]
     made = in_batches(model, x, classes)
     heads = [in_batches(redrawn(model, seed), x, classes) for seed in range(1, DRAWS + 1)]

@@ -110,6 +110,15 @@ def test_labels_are_doubted_only_by_features_that_have_not_learned_them(export: 
     assert all(one["label"] != one["likely"] for one in frozen["suspects"])
 
 
+def test_explain_tells_the_source_classes_of_the_answer(export: Export, tmp_path: Path) -> None:
+    from search.views import explanations
+
+    folder = export("load")
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    (row,) = explanations.explain(folder / "model", [tmp_path / "a.png"], tmp_path / "out")
+    assert row["leans_on"] == said(folder)["classes"][row["class"]]["leans_on"]
+
+
 # The parts
 
 

@@ -34,7 +34,8 @@ def explain(
 
     An explanation has the keys `path`, `class` (what the map is about), `probability` (of this class),
     `method`, `picture` (file in `to`), `deletion` and `random` (mean probability while parts are blurred, the
-    marked ones first or in random order) and `error`. Of an image that cannot be read, all but `path` and
+    marked ones first or in random order), `leans_on` (source classes of this class with their shares, where
+    the model folder has them) and `error`. Of an image that cannot be read, all but `path` and
     `error` are None.
 
     Args:
@@ -89,7 +90,7 @@ def _explained(
 ) -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
     """Yield the explanation of each image of a batch, and its picture."""
     empty = {"class": None, "probability": None, "method": method, "picture": None}
-    empty |= {"deletion": None, "random": None}
+    empty |= {"deletion": None, "random": None, "leans_on": None}
     seen = [_pixels(model, path) for path in paths]
     images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
     found = iter(_batch(model, torch.stack(images), method, target) if images else ())
@@ -124,9 +125,16 @@ def _batch(
             (method, overlay.over(image, marked[i])),
             ("random", overlay.over(image, chance[i])),
         ]
-        told = {"class": name, "probability": probability}
+        told = {"class": name, "probability": probability, "leans_on": _leans_on(model, name)}
         told |= {"deletion": float(areas[0][i]), "random": float(areas[1][i])}
         yield told, overlay.strip(panels)
+
+
+def _leans_on(model: Model, name: str) -> dict[str, float] | None:
+    """Return the source classes that carry a class, with their shares; None where the folder has none."""
+    classes = model.facts.get("source_classes", {}).get("classes", {})
+    found: dict[str, float] | None = classes.get(name, {}).get("leans_on")
+    return found
 
 
 def _pixels(model: Model, path: Path) -> Tensor | str:

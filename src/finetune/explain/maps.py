@@ -107,7 +107,10 @@ def blurred(x: Tensor) -> Tensor:
     """Return images that show no detail any more: a wide Gaussian blur."""
     side = x.shape[-1]
     kernel = min(2 * (side // 4) + 1, 2 * side - 1)
-    smooth: Tensor = gaussian_blur(x, [kernel, kernel], [side / 8, side / 8])
+    # torchvision convolves with the whole square kernel; one direction after the other gives the same.
+    smooth = x.contiguous()
+    for size in ([kernel, 1], [1, kernel]):
+        smooth = gaussian_blur(smooth, size, [side / 8, side / 8])
     return smooth
 
 
