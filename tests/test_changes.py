@@ -71,7 +71,7 @@ def test_an_unchanged_space_leaves_what_the_sampler_sees_as_it_was(tmp_path: Pat
         space = Space(config)
         book = Ledger(tmp_path / f"{number}.db", metric="val/accuracy", sampler=make("random", seed=number))
         suggest(book, space, Planned(params=space.baseline("recipe"), baseline="recipe"))
-        for _ in range(5):
+        for _ in range(2):
             suggest(book, space)
         book.close()
         again = Ledger(tmp_path / f"{number}.db", metric="val/accuracy", sampler=make("random", seed=0))

@@ -186,7 +186,7 @@ def test_a_range_with_the_words_of_another_program_is_told_ours(tmp_path: Path, 
     ],
 )
 def test_a_message_is_short_however_long_the_value_is(tmp_path: Path, text: str) -> None:
-    told = mistakes(write(tmp_path, text.format(long="x" * 1_000_000)), f"study.name={'[' * 10_000}")
+    told = mistakes(write(tmp_path, text.format(long="x" * 100_000)), f"study.name={'[' * 10_000}")
     assert max(map(len, told)) < 2000
 
 
