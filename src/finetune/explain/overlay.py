@@ -25,8 +25,8 @@ CAPTION = 18
 
 
 def over(image: Tensor, marked: Tensor) -> Image.Image:
-    """Return an image with a map on it: in full colour where the map is 1, unchanged where it is 0."""
-    pixels = image.permute(1, 2, 0).numpy().astype(np.float64)
+    """Return an image in grey with a map on it, in full colour where the map is 1."""
+    pixels = np.asarray(plain(image).convert("L").convert("RGB"), dtype=np.float64)
     values = marked.clamp(0, 1).numpy().astype(np.float64)
     opacity = STRENGTH * np.sqrt(values)[..., None]
     mixed = (1 - opacity) * pixels + opacity * _coloured(values)
