@@ -33,12 +33,12 @@ TRAINED = ("mobilenet_v2", "squeezenet1_0")
 """Backbones that are measured with real weights."""
 STRATEGIES = ("replace", "load", "fuse")
 SIDE = 128
-SIDES = {"vit_b_16": 224, "maxvit_t": 224, "inception_v3": 299}
+SIDES = {"maxvit_t": 224, "inception_v3": 299}
 """Other sizes of images, in pixels, where a backbone asks for them."""
 FAMILIES = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"),
     *("inception_v3", "mnasnet0_5", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
-    *("resnext50_32x4d", "shufflenet_v2_x0_5", "vgg11", "vgg11_bn", "vit_b_16", "wide_resnet50_2"),
+    *("resnext50_32x4d", "shufflenet_v2_x0_5", "vgg11", "vgg11_bn", "vit_b_32", "wide_resnet50_2"),
     *("swin_t", "swin_v2_t", "maxvit_t"),
 )
 TEMPERATURE = 0.5

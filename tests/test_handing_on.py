@@ -15,13 +15,16 @@ import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
+from torch import nn
 
 from finetune import bill_of_materials, extras, model_card, model_folder
 from finetune.errors import CheckpointError, MissingPackage
 from finetune.handing_on import formats, onnx_file, parity
+from finetune.model import backbones
 from search.views import export as exports
 from tests.here import Here
 from tests.models import train
+from tests.test_families import SMALLEST
 
 ROOT = Path(__file__).parents[1]
 ALONE = ("onnxruntime", "pillow")
@@ -147,6 +150,31 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == sorted(model_folder.files.FILES)
     assert model_folder.load(tmp_path / "to").facts == model_folder.load(plain).facts
     assert (tmp_path / "to" / "bom.json").read_bytes() == (plain / "bom.json").read_bytes()
+
+
+def test_a_file_that_cannot_be_written_or_run_is_told_in_one_line(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setattr(formats.FORMATS["torch"][0], "write", fail)
+    with pytest.raises(CheckpointError, match=r"got RuntimeError: no such operator and more\. Use") as caught:
+        exports.convert(plain, tmp_path / "to", ["torch"])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "to" / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "maxvit_t"])
+def test_transformers_can_be_traced_for_any_number_of_images(name: str) -> None:
+    side = SMALLEST[name]
+    backbone = backbones.build(name, source_classes=3, image_size=side)
+    example = torch.zeros(2, 3, side, side)
+    first = nn.Sequential(*list(backbone.blocks)[:2]).eval()
+    batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(first, (example,), dynamic_shapes=({**batch},))
+        assert len(program.module()(torch.zeros(3, 3, side, side))) == 3
 
 
 def test_nan_and_a_changed_answer_are_no_parity() -> None:

@@ -54,7 +54,9 @@ def alone(folder: Path, host: str, port: int, limits: Limits, ready: Callable[[s
     app = application(str(folder), limits)
     with _listening(host, port) as listener:
         ready(_url(host, listener.getsockname()[1]))
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=5
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

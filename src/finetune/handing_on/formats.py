@@ -59,8 +59,16 @@ def add(folder: Path, names: Sequence[str], images: Tensor | None = None) -> dic
         module, file = FORMATS[name]
         why = "traces the model and compares its answers"
         with steps.step(f"write {file}", why=why), replacing(folder / file) as path:
-            facts = module.write(deployed, model.facts, path)
-            found = parity.measured(module.runner(path), answers, images)
+            try:
+                facts = module.write(deployed, model.facts, path)
+                found = parity.measured(module.runner(path), answers, images)
+            except Exception as error:  # exporters and runtimes raise anything
+                lines = [line for line in str(error).splitlines() if line.strip()]
+                raise CheckpointError(
+                    f"{folder / file}: a {model.facts['backbone']} must be traced and run there, got "
+                    f"{type(error).__name__}: {' '.join(lines)[:200]}. Use the model folder itself, or "
+                    "another format."
+                ) from error
             if not found.holds:
                 raise CheckpointError(
                     f"{folder / file}: a file must answer as its model does, within {parity.MOST:g} and "

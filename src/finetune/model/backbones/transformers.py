@@ -39,7 +39,7 @@ class PatchEmbedding(nn.Module):
         """Return the tokens of images `x`, the class token first."""
         patches = self.conv_proj(x)  # (B, D, S / patch, S / patch)
         tokens = patches.flatten(2).permute(0, 2, 1)  # (B, T - 1, D)
-        first = self.class_token.expand(len(x), -1, -1)
+        first = self.class_token.expand(x.shape[0], -1, -1)  # len(x) would fix B in an export
         embedded: Tensor = self.dropout(
             torch.cat([first, tokens], dim=1) + self._positions(patches.shape[-1])
         )
