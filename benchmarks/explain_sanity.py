@@ -72,7 +72,7 @@ HEADER = """\
 This page is written by `python -m benchmarks.explain_sanity`; [explaining.md](explaining.md) says what maps
 are.
 
-For each family of backbones, `grad-cam` on images that the model answers right, at most {test}:
+For each backbone of the table, `grad-cam` on images that the model answers right, at most {test}:
 
 - **head, all**: rank correlation (Spearman) of the maps with those after the head, or all weights, were
   drawn anew, mean of {draws} draws (Adebayo et al., NeurIPS 2018). A map that stays the same does not depend
@@ -83,9 +83,9 @@ For each family of backbones, `grad-cam` on images that the model answers right,
 - **inside**: share of the images with the map's maximum inside the disc, where it is known; **chance**: the
   disc's share of the image.
 
-Rows without weights are networks as they are drawn at random, with a head that tells coloured discs apart:
-the evidence is known, and what is checked is that the map of the family is taken at the right place. A miss
-is marked with `!`.
+A row without weights, if there is one, is a network as it is drawn at random, with a head that tells coloured
+discs apart: the evidence is known, and what is checked is that the map of the family is taken at the right
+place. A miss is marked with `!`.
 
 | backbone | weights | images | head | all | deletion | random | faster | inside | chance |
 |---|---|---|---|---|---|---|---|---|---|
