@@ -354,8 +354,11 @@ def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> No
     assert all(trial.effective["workers"] == 2 for trial in record.trials)
 
 
-def test_a_warm_slot_gives_the_bits_of_a_cold_process(searched: Searched) -> None:
+def test_a_warm_slot_gives_the_bits_of_a_cold_process(
+    searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first trials again, each in fresh processes: same metrics, epoch by epoch, bit for bit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config, warm = searched
     cold_study = {"name": "cold", "isolation": "process", "trials": 3}
     values = config.model_dump(mode="json")
@@ -387,7 +390,8 @@ def test_a_folder_behind_a_url_is_searched_without_a_config_file_and_copied_only
         sampler="random", verdict={"seeds": 0},
     )  # fmt: skip
     assert (record.name, record.state) == ("flowers-2", "finished")
-    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 2
+    assert [trial.baseline for trial in record.trials] == ["exact", "recipe", None]
+    assert {trial.state for trial in record.trials} == {"COMPLETE"}
     assert not (tmp_path / "cache" / "finetune" / "files").exists()
 
 
