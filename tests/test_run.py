@@ -355,9 +355,11 @@ def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> No
 
 
 def test_a_warm_slot_gives_the_bits_of_a_cold_process(
-    searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searched: Searched, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first trials again, each in fresh processes: same metrics, epoch by epoch, bit for bit."""
+    # The same pretrained weights, and no stored features.
+    shutil.copytree(cache / "finetune" / "weights", tmp_path / "finetune" / "weights")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config, warm = searched
     cold_study = {"name": "cold", "isolation": "process", "trials": 3}
@@ -468,9 +470,10 @@ def job(config: StudyConfig, name: str, folder: Path) -> TrainJob:
 
 @pytest.mark.every_ray
 def test_interrupted_trials_are_tried_again_and_the_study_keeps_its_length(
-    searched: Searched, tmp_path: Path
+    searched: Searched, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A study that died is resumed: every interrupted trial goes on under a new number."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     _, record = searched
     folder = StudyFolder(Path(shutil.copytree(record.folder, tmp_path / "died")))
     forget(folder, numbers=(7, 8))
