@@ -29,7 +29,7 @@ REFUSED: dict[str, dict[str, list[str]]] = {
         "--json": [],
     },
     "check": {**{option: ["CONFIG"] for option in WITH_DATA}, "--set": ["--data DIR"], "--results": [],
-              "--time": [], "--json": []},
+              "--time": [], "--suspects": [], "--json": []},
     "resume": {"--extend": ["DIR --cluster x.yaml"],
                "--address": ["DIR --cluster x.yaml"], "--cluster": ["DIR --address x"], "--wait": ["DIR"],
                "--json": []},
@@ -37,9 +37,13 @@ REFUSED: dict[str, dict[str, list[str]]] = {
                 "--history": ["DIR"]},
     "blocks": {"--image-size": [], "--json": []},
     "cache": {"--dir": [], "--clear": [], "--json": []},
-    "export": {"--to": [], "--trial": [], "--json": []},
+    "export": {"--to": [], "--trial": [], "--format": [], "--json": []},
     "report": {"--to": [], "--shareable": []},
-    "predict": {"--json": ["DIR DIR --csv x.csv"], "--csv": ["DIR DIR --json"]},
+    "predict": {"--json": ["DIR DIR --csv x.csv"], "--csv": ["DIR DIR --json"], "--top": [],
+                "--parquet": ["DIR DIR --json", "DIR DIR --csv x.csv"]},
+    "explain": {"--to": [], "--method": [], "--class": [], "--json": []},
+    "serve": {option: [] for option in ("--host", "--port", "--replicas", "--alone", "--max-mib",
+                                        "--max-megapixels", "--queue", "--batch")},
     "submit": {"--set": [], "--results": [], "--address": ["CONFIG --results /x --cluster x.yaml"],
                "--cluster": ["CONFIG --results /x --address x"], "--new": [], "--wait": [], "--json": []},
     "status": {"--results": [], "--address": ["--cluster x.yaml"], "--cluster": ["--address x"],
@@ -49,7 +53,7 @@ REFUSED: dict[str, dict[str, list[str]]] = {
 }  # fmt: skip
 """Command -> option -> command lines that it cannot be added to; with all others it is used."""
 VALUES = {"--set": "study.trials=3", "--only-trial": "0", "--trials": "3", "--budget": "1m", "--cluster": "x",
-          "--csv": "x.csv"}  # fmt: skip
+          "--csv": "x.csv", "--parquet": "x.parquet", "--top": "2", "--format": "onnx"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +135,7 @@ def test_the_line_that_check_ends_with_runs_the_study_that_was_checked(
     checked: list[StudyConfig] = []
     ran: list[StudyConfig] = []
 
-    def plan(config: StudyConfig, *, timed: bool) -> dict[str, Any]:
+    def plan(config: StudyConfig, **_: Any) -> dict[str, Any]:
         checked.append(config)
         return {}
 
