@@ -15,11 +15,12 @@ from torch import Tensor
 
 from finetune import model_folder, safe_text, steps
 from finetune.disk.atomic import replacing
-from finetune.errors import DataError, did_you_mean
+from finetune.errors import did_you_mean
 from finetune.explain import deletion, overlay
 from finetune.explain.maps import METHODS, Method, maps, resolution
-from finetune.images.pixels import load_image, normalise
+from finetune.images.pixels import normalise
 from finetune.model_folder import Model
+from finetune.model_folder.predicting import pixels_of
 from search.errors import StudyError
 
 TABLE = "explain.json"
@@ -91,7 +92,7 @@ def _explained(
     """Yield the explanation of each image of a batch, and its picture."""
     empty = {"class": None, "probability": None, "method": method, "picture": None}
     empty |= {"deletion": None, "random": None, "leans_on": None}
-    seen = [_pixels(model, path) for path in paths]
+    seen = [pixels_of(model, path) for path in paths]
     images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
     found = iter(_batch(model, torch.stack(images), method, target) if images else ())
     for path, pixels in zip(paths, seen, strict=True):
@@ -135,15 +136,6 @@ def _leans_on(model: Model, name: str) -> dict[str, float] | None:
     classes = model.facts.get("source_classes", {}).get("classes", {})
     found: dict[str, float] | None = classes.get(name, {}).get("leans_on")
     return found
-
-
-def _pixels(model: Model, path: Path) -> Tensor | str:
-    """Return an image as the model's input, or the reason why it cannot be read."""
-    asked = model.facts["preprocessing"]
-    try:
-        return load_image(path, asked["image_size"], whole=asked["whole_image"])
-    except DataError as error:
-        return str(error)
 
 
 def line(row: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ def predict(model: Model, paths: Sequence[Path], *, top: int = TOP) -> Iterator[
     ):
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
-            yield from _predict(model, part, list(pool.map(partial(_pixels, model), part)), top)
+            yield from _predict(model, part, list(pool.map(partial(pixels_of, model), part)), top)
             told.add(len(part))
 
 
@@ -63,7 +63,7 @@ def answers(model: Model, images: Tensor, top: int = TOP) -> list[dict[str, Any]
     return found
 
 
-def _pixels(model: Model, path: Path) -> Tensor | str:
+def pixels_of(model: Model, path: Path) -> Tensor | str:
     """Return the image as the model's input, uint8 (3, S, S), or the reason why it cannot be read."""
     asked = model.facts["preprocessing"]
     try:
