@@ -175,6 +175,7 @@ def _search(
             copies_bytes=resolve.copies_bytes(config),
             expected=expected,
             retries=config.study.retries,
+            patience=config.study.timeout_seconds,
         )
         problem = None
         try:

@@ -20,10 +20,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from finetune.messages import End, ExportJob, Job, Message, Started
+from finetune.messages import End, Epoch, ExportJob, Job, Message, Started
 from finetune.steps import Step
 from search.slots.job_state import Bell, JobState, Slot
 from search.slots.news import News
+from search.slots.signs import Signs
 
 RECEIVE_SECONDS = 30.0
 """Seconds that `receive` waits before it returns an empty list."""
@@ -36,10 +37,13 @@ class Exchange:
 
     Args:
         retries: how often a job is tried again after its workers have died.
+        patience: seconds without a sign of progress after which the workers of a job are ended; None: it
+            follows from the silences of the study's jobs, see signs.py.
     """
 
-    def __init__(self, retries: int = 2) -> None:
+    def __init__(self, retries: int = 2, patience: float | None = None) -> None:
         self._retries = retries
+        self._signs = Signs(patience)
         self._jobs: dict[str, JobState] = {}
         self._queue: deque[JobState] = deque()
         self._known: set[str] = set()
@@ -157,6 +161,7 @@ class Exchange:
         if work is None:
             return
         slot = next((s for s in self._slots.values() if s.work is work), None)
+        self._signs.see(job_id, epoch=isinstance(message, Epoch))
         if slot is not None and isinstance(message, Started):
             # The worker knows neither: a job may have been in other slots before.
             message = replace(message, slot=slot.name, retries=work.retries)
@@ -183,8 +188,13 @@ class Exchange:
         slot = self._slots.get(name)
         if slot is None or slot.work is None or slot.work.job.id != job_id:
             return
+        self._signs.see(job_id)
         self._news.show(name, job_id, step)
         self._change.ring()
+
+    async def beat(self, job_id: str) -> None:
+        """Hear that a worker is between two batches of its job."""
+        self._signs.see(job_id)
 
     async def until_stopped(self, job_id: str, moving: bool = False) -> str:
         """Wait until the worker must react; return `stop` if its job has ended, `move` if it must leave.
@@ -254,6 +264,18 @@ class Exchange:
                 self._fail(work, f"no slot is left, the last one died of: {reason}")
             self._queue.clear()
         self._change.ring()
+
+    async def end_silent(self) -> list[str]:
+        """Take their jobs from the slots that show no progress; return these slots, to be killed.
+
+        A job is then retried like one whose workers have died. An export has no limit: it gives no signs.
+        """
+        busy = {slot.work.job.id: slot for slot in self._slots.values() if slot.work and not slot.work.ended}
+        silent = self._signs.silent([name for name, slot in busy.items() if slot.trains])
+        for job_id, seconds in silent.items():
+            reason = f"no progress for {seconds:.0f} s, which is more than study.trial_timeout allows"
+            await self.bury(busy[job_id].name, reason)
+        return [busy[job_id].name for job_id in silent]
 
     async def note(self, text: str) -> None:
         """Add a line for the user, which the driver prints."""
@@ -348,6 +370,7 @@ class Exchange:
                 work = self._queue.popleft()
                 work.handed_out += 1
                 slot.work, slot.asking = work, False
+                self._signs.begin(work.job.id)
                 slot.serial += 1
                 slot.change.ring()
         self._release()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from finetune.messages import End, Epoch, Job, Message, Started
+from finetune.messages import End, Epoch, ExportJob, Job, Message, Started
 
 MESSAGES_PER_TAKE = 2**32
 """A number above all messages that a slot sends about one job. The next slot's messages are numbered from the
@@ -176,6 +176,11 @@ class Slot:
         """True if it can take a job now: it asks for one, and the end of its last job has been reported."""
         asks = self.ready and self.asking and not self.leaving
         return asks and (self.work is None or self.work.ended)
+
+    @property
+    def trains(self) -> bool:
+        """True if it has a job other than an export."""
+        return self.work is not None and not isinstance(self.work.job, ExportJob)
 
     @property
     def stays(self) -> bool:

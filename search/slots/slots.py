@@ -166,6 +166,7 @@ class Slots:
         copies_bytes: limit of the disk space for copies of far files on each node.
         expected: facts that a node must share with the driver to get a slot; None: any node may have slots.
         retries: how often a trial is tried again after its workers have died.
+        patience: seconds without progress after which a trial's workers are ended; None: see signs.py.
     """
 
     def __init__(
@@ -176,12 +177,14 @@ class Slots:
         copies_bytes: int = file_cache.BUDGET_BYTES,
         expected: Expected | None = None,
         retries: int = 2,
+        patience: float | None = None,
     ) -> None:
         from search.slots.supervisor import Supervisor
 
         self.plan = plan
         given = {"copies_bytes": copies_bytes}
-        self.exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000).remote(retries)
+        exchange = ray.remote(Exchange).options(**ON_HEAD, max_concurrency=10_000)
+        self.exchange = exchange.remote(retries, patience)
         environment = {"env_vars": TRAIN_ENVIRONMENT | ray_private.environment()}
         supervisor = ray.remote(Supervisor).options(**ON_HEAD, runtime_env=environment)
         self._supervisor = supervisor.remote(self.exchange, plan, str(folder), given, serve, expected)

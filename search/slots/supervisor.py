@@ -96,6 +96,8 @@ class Supervisor:
         self._config = {"exchange": exchange, **given, "threads": plan.cpus, "once": plan.once}
         self._folder, self._serve = folder, serve
         self._slots: dict[str, threading.Thread] = {}
+        self._ends: dict[str, threading.Event] = {}
+        """For each slot, the event on which its Train run is killed."""
         self._changed = threading.Event()
         self._over = threading.Event()
         self._asked: list[PlacementGroup] = []
@@ -138,6 +140,8 @@ class Supervisor:
 
     def _follow(self, wanted: int) -> None:
         """Look at the cluster once, ask for missing nodes and start missing slots."""
+        for name in ray.get(self._exchange.end_silent.remote()):
+            self._ends[name].set()
         usable, places = self._look(), self._places()
         lacking = need(self._plan, wanted, places, usable, self._refused.values())
         self._ask(lacking.ask, usable)
@@ -165,6 +169,8 @@ class Supervisor:
         for thread in self._slots.values():
             thread.join(max(0.0, deadline - time.monotonic()))
         self._over.set()
+        for end in self._ends.values():
+            end.set()
         for thread in self._slots.values():
             thread.join()
 
@@ -220,12 +226,13 @@ class Supervisor:
         # A run whose nodes are gone may not have ended yet, and its name is taken until then.
         name = next(name for i in itertools.count() if (name := f"slot-{i}") not in self._slots)
         ray.get(self._exchange.place.remote(name, []))  # forget the nodes of an earlier slot of this name
-        thread = threading.Thread(target=self._keep, args=(name, usable), name=name, daemon=True)
+        self._ends[name] = end = threading.Event()
+        thread = threading.Thread(target=self._keep, args=(name, usable, end), name=name, daemon=True)
         self._slots[name] = thread
         thread.start()
 
-    def _keep(self, name: str, usable: list[Node]) -> None:
-        """Run one slot until it ends, or until it dies and other nodes could take its place."""
+    def _keep(self, name: str, usable: list[Node], end: threading.Event) -> None:
+        """Run one slot until it ends, is killed by `end`, or dies and other nodes could take its place."""
         try:
             train_run.run(
                 self._serve,
@@ -236,12 +243,12 @@ class Supervisor:
                 # Workers that Train restarts stay on the same nodes. With nodes beside the head it is better
                 # that the run ends, and the loop starts a new one on the nodes that are usable by then.
                 restarts=all(node.is_head for node in usable),
-                over=self._over,
+                over=end,
             )
         except Exception as error:
             # The witness has reported dead workers, unless its controller died with them; `bury` ignores the
             # second report.
-            if not train_run.has_waited(error) and not self._over.is_set():
+            if not train_run.has_waited(error) and not end.is_set():
                 how = train_run.how_lost(*train_run.failures(error))
                 ray.get(self._exchange.bury.remote(name, train_run.first_words(error), **how))
         finally:

@@ -33,6 +33,8 @@ STOP_POLL_SECONDS = 0.02
 """Least time between two checks whether the trial was stopped, so that a check per batch costs nothing."""
 TOGETHER_SECONDS = 0.005
 """Messages within this time of the last call wait for the next call, so that short epochs share one call."""
+BEAT_SECONDS = 5.0
+"""Least time between two signs that a trial makes progress, which its worker gives between batches."""
 PATIENT_SECONDS = 0.2
 """The same for a trial that early stopping cannot end, so that nobody needs its messages at once."""
 
@@ -188,7 +190,7 @@ class _Orders:
     def __init__(self, exchange: Any, job_id: str) -> None:
         self._exchange, self._job_id = exchange, job_id
         self._answer: Any = None  # the open call; a very short trial makes none
-        self._looked = time.monotonic()
+        self._looked = self._beaten = time.monotonic()
         self._stopped = self._moving = False
 
     def stopped(self) -> bool:
@@ -205,6 +207,9 @@ class _Orders:
         if self._stopped or time.monotonic() - self._looked < STOP_POLL_SECONDS:
             return
         self._looked = time.monotonic()
+        if self._looked - self._beaten >= BEAT_SECONDS:
+            self._beaten = self._looked
+            self._exchange.beat.remote(self._job_id)
         if self._answer is None:
             self._answer = self._exchange.until_stopped.remote(self._job_id, moving=self._moving)
         if ray.wait([self._answer], timeout=0)[0]:

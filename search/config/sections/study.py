@@ -1,5 +1,6 @@
 """Section `study`: the goal of the search and its limits."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -46,6 +47,19 @@ def _budget(text: object) -> object:
     except ValueError:
         rule = "must be a number above 0 with s, m, h, gpuh or usd"
         raise refused(rule, repr(text), "Write 90s, 10m, 2h, 3gpuh or 5usd.") from None
+    return text
+
+
+def _timeout(text: object) -> object:
+    if text in ("auto", "none"):
+        return text
+    try:
+        of_gpus = parse(str(text), price=1.0).of_gpus
+    except ValueError:
+        of_gpus = True
+    if of_gpus:
+        rule = "must be auto, none or a number above 0 with s, m or h"
+        raise refused(rule, repr(text), "Write 90s, 10m or 2h.")
     return text
 
 
@@ -127,6 +141,11 @@ class Study(Section):
     retries: Annotated[int, Field(ge=0)] = 2
     """Number of times that a trial whose worker dies is tried again, from its last checkpoint, before it
     fails."""
+    trial_timeout: Annotated[str, BeforeValidator(_timeout)] = "auto"
+    """Longest time in which a running trial may show no progress (`90s`, `10m`, `2h`, `none`): no batch
+    trained, no epoch told, no step of preparing its images. Its worker is then killed, as stopped or waiting
+    for ever, and the trial is tried again (`retries`). `auto`: ten times the longest such time of this study
+    so far, at least 10 minutes; 30 minutes before its first epoch."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 5
     """Number of best trials whose models stay on disk."""
 
@@ -180,6 +199,13 @@ class Study(Section):
     def spending(self) -> Budget | None:
         """The budget; None: no limit."""
         return None if self.budget is None else parse(self.budget, self.price_per_gpu_hour)
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """Limit of `trial_timeout` in seconds, infinite for `none`; None for `auto`."""
+        if self.trial_timeout == "auto":
+            return None
+        return math.inf if self.trial_timeout == "none" else parse(self.trial_timeout).seconds
 
     @property
     def is_open(self) -> bool:
