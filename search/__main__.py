@@ -155,7 +155,10 @@ def finish(record: StudyRecord, as_json: bool) -> None:
     show(record, as_json)
     folder = shown_path(record.folder)
     say(f"record: {folder} (study.yaml, optuna.db, trials.csv)")
-    say(f"look: tensorboard --logdir {folder}/tensorboard")
+    if record.privacy is None:
+        say(f"look: tensorboard --logdir {folder}/tensorboard")
+    else:
+        say(f"private: {folder}/private must not be given to anybody; {folder}/best may")
     if record.state == "interrupted":
         say(f"next: python -m search resume {folder}")
         raise typer.Exit(Exit.INTERRUPTED)

@@ -35,6 +35,7 @@ FLOORS = {
         {"record"},
         {"suggest", "slots", "verdict"},
         {"views"},
+        {"private"},
         {"commands", "driver", "report"},
         {"cluster", "handing_on"},
         {"__main__"},
@@ -52,7 +53,7 @@ FLOORS = {
         {"training"},
         {"explain"},
         {"model_folder"},
-        {"handing_on", "serving"},
+        {"handing_on", "private", "serving"},
         {"worker"},
     ],
 }

@@ -15,7 +15,7 @@ from finetune.disk.filesystems import is_url
 from finetune.errors import did_you_mean
 from finetune.model.known_backbones import OUTLINES
 from finetune.strategy import STRATEGIES as BY_NAME
-from search.config import problems, sections, yaml_text
+from search.config import private, problems, sections, yaml_text
 from search.config.domain import (
     ALL_WORD,
     STRATEGIES,
@@ -51,6 +51,8 @@ class StudyConfig(Section):
     """Rule that stops trials which lag behind."""
     verdict: sections.Verdict = sections.Verdict()
     """Trainings with other seeds that tell whether the winner is really better."""
+    privacy: sections.Privacy = sections.Privacy()
+    """Differential privacy of the images."""
     resources: sections.Resources = sections.Resources()
     """Slots, processes, cores and GPUs that train the trials."""
     results: sections.FilePath = "results"
@@ -89,6 +91,15 @@ class StudyConfig(Section):
             rule = f"must be at most study.epochs ({study.epochs})"
             raise refused(rule, early.grace, "Lower it, or write auto.", ("early_stopping", "grace"))
         return early
+
+    @field_validator("privacy")
+    @classmethod
+    def _nothing_goes_unpaid(cls, privacy: sections.Privacy, info: ValidationInfo) -> sections.Privacy:
+        errors = list(private.refusals(info.data)) if privacy.is_on else []
+        if errors:
+            details = [InitErrorDetails(type=error, input=privacy) for error in errors]
+            raise ValidationError.from_exception_data("privacy", details)
+        return privacy
 
     @field_validator("resources")
     @classmethod

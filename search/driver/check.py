@@ -12,6 +12,8 @@ from search.config import resolve
 from search.config.sections import DATA_FIELDS
 from search.config.study import StudyConfig
 from search.driver import estimate, inputs
+from search.errors import StudyError
+from search.private import study as private
 from search.slots import capacity, nodes
 from search.slots.nodes import Resources
 from search.slots.slots import SlotPlan
@@ -46,6 +48,11 @@ def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = No
     with steps.step("program", why="loads torch, to look at weights"):
         from finetune.model import weights
 
+    if config.privacy.is_on and (timed or suspects is not None):
+        raise StudyError(
+            "check: --time and --suspects do not go with privacy.epsilon, got one of them: a private study "
+            "takes seconds, and a list of suspects is not paid for. Leave them out."
+        )
     file_cache.limit(resolve.copies_bytes(config))
     images = inputs.scan(config, lenient=True)
     space = Space(config)
@@ -73,6 +80,7 @@ def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = No
         },
         "data": inspection.inspect(images),
         "suspects": _suspects(config, suspects),
+        "privacy": _privacy(config, images),
         "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
         "space": said["space"],
         "seen": {field: said["data"][field] for field in DATA_FIELDS},
@@ -99,6 +107,14 @@ def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = No
         },
         "results": str(config.folder),
     }
+
+
+def _privacy(config: StudyConfig, images: Catalog) -> Any:
+    """Return what a private study promises and pays for as JSON values; None for other studies."""
+    if not config.privacy.is_on:
+        return None
+    planned = private.plan(config, images)
+    return planned.to_dict() | {"lines": private.lines(config, planned)}
 
 
 def _suspects(config: StudyConfig, to: Path | None) -> Any:
@@ -143,6 +159,8 @@ def resources() -> list[Resources]:
 def lines(planned: dict[str, Any]) -> list[str]:
     """Return the plan as lines of text."""
     study, slots = planned["study"], planned["slots"]
+    if planned["privacy"] is not None:
+        return _of_private(planned)
     worker = f"{counted(slots['workers'], 'worker')} of {counted(slots['cpus_per_worker'], 'CPU')}"
     text = [
         f"study {study['name']}: {_trials(study)} of up to "
@@ -168,6 +186,18 @@ def lines(planned: dict[str, Any]) -> list[str]:
     )
     for what, kept in planned["kept"].items():
         text.append(f"{KEPT[what]}: up to {kept['bytes'] / 2**30:g} GiB on each node, in {kept['dir']}")
+    return [*text, f"results: {planned['results']}"]
+
+
+def _of_private(planned: dict[str, Any]) -> list[str]:
+    """Return the plan of a private study as lines of text."""
+    study = planned["study"]
+    text = [f"study {study['name']}: {study['trials']} trials on average, best noisy {study['metric']} wins"]
+    text += planned["privacy"]["lines"]
+    text += inspection.lines(planned["data"])
+    text += [
+        f"{name}: {model['blocks']} blocks, {model['weights']}" for name, model in planned["model"].items()
+    ]
     return [*text, f"results: {planned['results']}"]
 
 

@@ -37,6 +37,11 @@ def run_only(
     from finetune.disk import file_cache
     from finetune.training import loop
 
+    if config.privacy.is_on:
+        raise StudyError(
+            f"{folder.root}: --only-trial must not repeat a private trial, got {number}: it would "
+            "be a second draw. `resume` goes on with an interrupted study."
+        )
     trials = {trial.number: trial for trial in reader.read_study(folder).trials}
     if number not in trials:
         raise StudyError(f"{folder.root}: --only-trial must be one of 0 to {len(trials) - 1}, got {number}.")

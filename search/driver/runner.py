@@ -24,6 +24,7 @@ from search.config.study import StudyConfig
 from search.driver import ending, inputs, process, tuner
 from search.driver.study_run import StudyRun
 from search.errors import SearchError, SlotsLost, StudyError
+from search.private import study as private
 from search.record import changes, reader, reads
 from search.record.kept import Kept
 from search.record.records import StudyRecord
@@ -52,6 +53,8 @@ def run(config: StudyConfig, phases: Phases | None = None) -> StudyRecord:
     """
     # The cheapest checks come first, so that a mistake is reported within a second and before Ray starts.
     provenance.check_code()
+    if config.privacy.is_on:
+        private.require()
     _check_room_here(config)
     phases = phases or Phases()
     check_fit = inputs.check_fit(config)  # runs in the background while the images are listed and Ray starts
@@ -97,6 +100,8 @@ def resume(root: Path, phases: Phases | None = None, extend: str | None = None) 
     trials, facts = reader.read(folder.database) if folder.database.exists() else ([], {})
     if extend is not None:
         config = ending.extended(config, extend, trials, facts)
+    if config.privacy.is_on and (extend is not None or private.is_over(facts)):
+        return _of_private(folder, extend)
     changes.check(config, facts, trials, folder.config)
     if ending.is_over(trials, facts, config.study):
         with _alone(folder):
@@ -114,6 +119,21 @@ def resume(root: Path, phases: Phases | None = None, extend: str | None = None) 
         with _alone(folder):
             write_text(folder.config, config.to_yaml())
     return _search(config, folder, images, phases)
+
+
+def _of_private(folder: StudyFolder, extend: str | None) -> StudyRecord:
+    """Return the record of a private study that is over.
+
+    Raises:
+        StudyError: it is to get more trials, which its budget has not paid for.
+    """
+    if extend is not None:
+        raise StudyError(
+            f"{folder.root}: a private study cannot be extended, got {extend!r}: the number of its trials "
+            "was drawn. A new study costs a new budget."
+        )
+    private.close(folder)
+    return reader.read_study(folder)
 
 
 def _check_room_here(config: StudyConfig) -> None:
@@ -134,7 +154,7 @@ def _new_folder(config: StudyConfig) -> Iterator[StudyFolder]:
         yield folder
     except BaseException:
         # The database is made once slots are up; without it there is nothing to resume.
-        if not folder.database.exists():
+        if not folder.database.exists() and not (folder.root / "private").exists():
             shutil.rmtree(folder.root, ignore_errors=True)
             with contextlib.suppress(OSError):  # another study may have been put there meanwhile
                 for empty in made:
@@ -154,6 +174,10 @@ def _search(
     if os.environ.get(provenance.JOB_VARIABLE):
         print(f"{provenance.FOLDER_LINE}{folder.root}", file=sys.stderr, flush=True)
     folder.check_room()
+    if config.privacy.is_on:
+        with _alone(folder), _whole_in_the_end(folder):
+            check_fit()
+            return private.run(config, folder, images, phases)
     with contextlib.ExitStack() as held:
         held.enter_context(_alone(folder))
         held.enter_context(_whole_in_the_end(folder))

@@ -82,7 +82,11 @@ def read_study(folder: StudyFolder) -> StudyRecord:
     record = StudyRecord(
         name=config.study.name,
         metric=config.study.metric,
-        planned=config.study.trials + sum(not trial.counted for trial in standing(trials)),
+        # Of a private study the record holds the released trial alone; the number of the others is secret.
+        planned=len(trials)
+        if config.privacy.is_on
+        else config.study.trials + sum(not trial.counted for trial in standing(trials)),
+        privacy=facts.get("privacy"),
         ended=facts.get("ended"),
         plan=facts.get("plan"),
         is_open=config.study.is_open,

@@ -31,6 +31,11 @@ def export_trial(
         MissingPackage: a format needs a package that is not installed.
     """
     record = reader.read_study(folder)
+    if record.privacy is not None:
+        raise StudyError(
+            f"{folder.root}: a private study releases one model, with noisy scores, once; got an export that "
+            f"would measure it again. Its model is {folder.best}: `export {folder.best} --to ...` copies it."
+        )
     trial = _chosen(record, number)
     import torch
 

@@ -89,6 +89,8 @@ def comparison(study: StudyRecord) -> list[str]:
     if (found := contest.of(study)).seeds:
         lines += [f"verdict: {found.sentence}", *[one.sentence for one in [found.luck] if one]]
         lines += [found.note][: bool(found.note)]
+    if study.privacy:
+        return [*lines, *_private(study.privacy, best)]
     lines += [_against(study, best, trial) for trial in _baselines(study)]
     lines += _backbones(study)
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
@@ -97,6 +99,15 @@ def comparison(study: StudyRecord) -> list[str]:
         + _test_split(study)
     )
     return lines
+
+
+def _private(privacy: Mapping[str, Any], best: TrialRecord) -> list[str]:
+    """Return lines on what a private study has spent."""
+    return [
+        f"privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:.2g} for each "
+        f"{privacy['unit']}, the search included ({privacy['trials']['mean']:g} trials on average)",
+        f"note: {clean(best.note or 'the released trial')}",
+    ]
 
 
 def show(study: StudyRecord, out: Console) -> None:

@@ -71,6 +71,20 @@ def _formats(formats: dict[str, Any]) -> list[str]:
     return ["| file | largest difference of a probability | changed answers |", "| --- | --- | --- |", *rows]
 
 
+def _privacy(told: dict[str, Any]) -> list[str]:
+    """Return what a private study promises about its images, in words."""
+    return [
+        "",
+        "## Privacy",
+        "",
+        f"Trained with differential privacy: epsilon {told['epsilon']:.3g} at delta {told['delta']:.2g} for",
+        f"each {told['unit']}, the search over {told['trials']['mean']:g} trials on average included.",
+        f"Neighbours: {told['neighbours']}. Scores carry noise, and there are no others;",
+        "probabilities are not calibrated. The pretrained weights, the class names and the number of images",
+        "count as public.",
+    ]
+
+
 def text(facts: dict[str, Any]) -> str:
     """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
     scores = facts["metrics"]
@@ -100,6 +114,8 @@ def text(facts: dict[str, Any]) -> str:
         lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
     if "calibration" in facts:  # folders of older versions have none
         lines += ["", _calibrated(facts["calibration"])]
+    if facts.get("privacy"):
+        lines += _privacy(facts["privacy"])
     if facts.get("formats"):
         lines += ["", "## Other formats", "", *_formats(facts["formats"])]
     lines += [
@@ -111,7 +127,8 @@ def text(facts: dict[str, Any]) -> str:
         "It knows only the classes above and answers one of them for any image. It was measured on images",
         "of the same source as its training images; on others it may do worse.",
         "",
-        "Settings, data fingerprint, weights hash and versions are in `model.yaml`.",
+        "Settings, weights hash and versions are in `model.yaml`, and so is the hash of the images unless",
+        "they are private.",
         "",
     ]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from search.config.sections.data import Data, Images, Source
 from search.config.sections.features import Features
 from search.config.sections.model import RANDOM_WEIGHTS, Model, Pretraining, is_weights_file
 from search.config.sections.paths import FilePath
+from search.config.sections.privacy import Privacy
 from search.config.sections.resources import Resources
 from search.config.sections.space import SpaceSection
 from search.config.sections.stopping import EarlyStopping
@@ -28,6 +29,7 @@ __all__ = [
     "Images",
     "Model",
     "Pretraining",
+    "Privacy",
     "Resources",
     "Source",
     "SpaceSection",

@@ -7,6 +7,17 @@ short model card). There are no pickles, so a folder from a stranger can be load
 from finetune.model_folder.files import copy
 from finetune.model_folder.predicting import answers, find_images, predict
 from finetune.model_folder.reading import Model, load
-from finetune.model_folder.writing import describe, measure, write
+from finetune.model_folder.writing import describe, measure, release, write
 
-__all__ = ["Model", "answers", "copy", "describe", "find_images", "load", "measure", "predict", "write"]
+__all__ = [
+    "Model",
+    "answers",
+    "copy",
+    "describe",
+    "find_images",
+    "load",
+    "measure",
+    "predict",
+    "release",
+    "write",
+]

@@ -95,6 +95,31 @@ def write(
     return facts
 
 
+def release(
+    run: Run, to: Path, metrics: dict[str, Any], provenance: dict[str, Any], privacy: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a model that was trained with differential privacy, with nothing else that depends on its images.
+
+    Args:
+        run: the model.
+        to: folder to write; it must be new, empty or a model folder.
+        metrics: scores with their noise, by split.
+        provenance: facts about the study.
+        privacy: what is promised.
+
+    Returns:
+        The content of model.yaml. It has neither the hash of the images nor their place.
+
+    Raises:
+        CheckpointError: `to` cannot become a model folder.
+    """
+    files.claim(to)
+    facts = _facts(run, metrics, provenance) | {"privacy": privacy}
+    del facts["provenance"]["data_fingerprint"]
+    _write_files(to, run.model, facts)
+    return facts
+
+
 def measure(
     checkpoint_path: Path, answers: Path, *, world: World, features: FeatureSettings | None = None
 ) -> None:
