@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from finetune.model.backbones.parts import GlobalAveragePool
 from finetune.model.head import FuseHead, MLPHead
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
+from tests.files import changed, contents
 
 Export = Callable[..., Path]
 
@@ -62,6 +64,19 @@ def _of(data: DataSettings, *classes: str) -> DataSettings:
     import dataclasses
 
     return dataclasses.replace(data, classes=classes)
+
+
+def test_a_second_export_leaves_what_the_record_has_of_the_first(export: Export, tmp_path: Path) -> None:
+    """Even if this machine's answers are others, as without the features that the first was measured on."""
+    folder, kept = export("replace"), tmp_path / "record"
+    shutil.copytree(folder / "record", kept)
+    for file in kept.iterdir():
+        file.write_bytes(file.read_bytes() + b" ")
+    before = contents(kept)
+    (kept / "batch.json").unlink()
+    model_folder.write(folder / "best", tmp_path / "model", {}, answers=kept)
+    assert set(changed(before, contents(kept))) == {"batch.json"}  # written anew, without our space
+    assert contents(tmp_path / "model").keys() == contents(folder / "model").keys()
 
 
 def said(folder: Path) -> dict[str, Any]:

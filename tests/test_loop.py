@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,10 @@ from finetune.training import loop
 from finetune.training.run import Run, build_model
 from finetune.training.workers import World
 from tests.processes import finish
+
+
+Trained = Callable[[TrialSettings], tuple[list[dict[str, float]], Path]]
+Left = Callable[[TrialSettings, Path], Keep]
 
 
 def digits(classes: str, **options: Any) -> DataSettings:
@@ -75,6 +80,21 @@ def train(settings: TrialSettings, folder: Path, **options: Any) -> list[Message
     messages: list[Message] = []
     loop.train(settings, keep=keep(folder), report=messages.append, **options)
     return messages
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Return a function that trains settings once, and returns their epochs and folder for all tests."""
+    known: dict[str, tuple[list[dict[str, float]], Path]] = {}
+
+    def make(settings: TrialSettings) -> tuple[list[dict[str, float]], Path]:
+        name = repr(settings)
+        if name not in known:
+            folder = tmp_path_factory.mktemp("trained")
+            known[name] = epochs(train(settings, folder)), folder
+        return known[name]
+
+    return make
 
 
 def test_every_epoch_reports_losses_metrics_rate_and_speed(settings: TrialSettings, tmp_path: Path) -> None:
@@ -154,10 +174,10 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_uninterrupted_one(
 
 
 def test_a_run_that_is_to_move_ends_after_its_epoch_and_goes_on_elsewhere(
-    settings: TrialSettings, tmp_path: Path
+    settings: TrialSettings, tmp_path: Path, trained: Trained
 ) -> None:
     """No epoch is trained twice, and the result is that of a run that stayed."""
-    whole = epochs(train(settings, tmp_path / "whole"))
+    whole, _ = trained(settings)
     messages: list[Message] = []
     there = keep(tmp_path / "moved")
     asked = iter((False, True))  # after the first epoch and after the second
@@ -178,6 +198,22 @@ def cut_off(settings: TrialSettings, folder: Path) -> Keep:
     assert loop.train(settings, keep=part, report=lambda _: None, **stop).epochs == 1
     assert part.last.exists()
     return part
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """Return a function that copies what a trial has left, which was cut off once for all tests."""
+    known: dict[str, Path] = {}
+
+    def make(settings: TrialSettings, to: Path) -> Keep:
+        name = repr(settings)
+        if name not in known:
+            known[name] = tmp_path_factory.mktemp("left")
+            cut_off(settings, known[name])
+        shutil.copytree(known[name], to, dirs_exist_ok=True)
+        return keep(to, every_seconds=0.0)
+
+    return make
 
 
 def of_other_settings(path: Path) -> None:
@@ -231,10 +267,10 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_checkpoint_that_is_of_no_use_sends_its_trial_to_its_start_and_that_is_told(
-    settings: TrialSettings, tmp_path: Path, damage: str
+    settings: TrialSettings, tmp_path: Path, damage: str, trained: Trained, left: Left
 ) -> None:
-    whole = epochs(train(settings, tmp_path / "whole"))
-    part = cut_off(settings, tmp_path)
+    whole, _ = trained(settings)
+    part = left(settings, tmp_path)
     DAMAGES[damage](part.last)
     messages: list[Message] = []
     assert loop.train(settings, keep=part, report=messages.append).state == "complete"
@@ -246,10 +282,10 @@ def test_a_checkpoint_that_is_of_no_use_sends_its_trial_to_its_start_and_that_is
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "missing"])
 def test_best_weights_that_are_of_no_use_send_a_trial_to_its_start(
-    settings: TrialSettings, tmp_path: Path, damage: str
+    settings: TrialSettings, tmp_path: Path, damage: str, trained: Trained, left: Left
 ) -> None:
-    whole = epochs(train(settings, tmp_path / "whole"))
-    part = cut_off(settings, tmp_path)
+    whole, _ = trained(settings)
+    part = left(settings, tmp_path)
     if damage == "missing":
         part.best.unlink()
     else:
@@ -325,10 +361,10 @@ def test_a_trial_that_is_complete_is_not_trained_again(
     assert (tmp_path / "best.safetensors").read_bytes() == best
 
 
-def test_the_best_epoch_is_kept_and_not_the_last(settings: TrialSettings, tmp_path: Path) -> None:
-    messages = epochs(train(settings, tmp_path))
+def test_the_best_epoch_is_kept_and_not_the_last(settings: TrialSettings, trained: Trained) -> None:
+    messages, folder = trained(settings)
     best = max(messages, key=lambda m: (m["val/accuracy"], -m["epoch"]))
-    tensors, facts = checkpoint.read(tmp_path / "best.safetensors")
+    tensors, facts = checkpoint.read(folder / "best.safetensors")
     assert facts["metrics"]["epoch"] == best["epoch"]
     run = Run(settings, World())
     run.model.load_trained_state(tensors)

@@ -35,7 +35,7 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
     given = [TrialSettings.from_dict(values) for values in ast.literal_eval(sys.stdin.read())]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # torch is imported once
     workers = [context.Process(target=work, args=(r, given, target, f"{target}/rendezvous")) for r in (0, 1)]
     for worker in workers:
         worker.start()

@@ -55,7 +55,10 @@ def make(path: Path, direction: StudyDirection, *, name: str = OLD_NAME) -> None
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     try:
-        storage = over(lambda: sqlite3.connect(part, check_same_thread=False))
+        # What this Optuna makes is compatible with it.
+        storage = over(
+            lambda: sqlite3.connect(part, check_same_thread=False), skip_compatibility_check=True
+        )
         try:
             optuna.create_study(storage=storage, study_name=name, direction=direction)
         finally:

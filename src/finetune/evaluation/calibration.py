@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
-from finetune.evaluation.scores import BINS
+from finetune.evaluation.scores import bins, calibration_error
 
 LEAST, MOST = 0.05, 20.0
 """Bounds of a temperature."""
@@ -38,10 +36,8 @@ class Calibration:
         """
         told: dict[str, float] = {}
         for when, one in (("before", Calibration(1.0)), ("after", self)):
-            probabilities = one.of(logits)
-            error = multiclass_calibration_error(
-                probabilities, labels, num_classes=logits.shape[1], n_bins=BINS, validate_args=False
-            )
+            confidence, answers = one.of(logits).max(dim=1)
+            error = calibration_error(bins(confidence, answers == labels))
             told |= {f"ece_{when}": float(error), f"loss_{when}": _loss(logits, labels, one.temperature)}
         return told
 
@@ -55,6 +51,8 @@ def fit(logits: Tensor, labels: Tensor) -> Calibration:
         logits: float32 (N, C).
         labels: int64 (N,).
     """
+    from scipy.optimize import minimize_scalar  # a worker starts faster without it
+
     if logits.shape[1] < 2 or bool((logits.argmax(1) == labels).all()):
         return Calibration(1.0)
     found = minimize_scalar(

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from finetune.explain import features
@@ -156,6 +155,8 @@ def project(x: Floats, y: Floats) -> tuple[Floats, float]:
     Columns are chosen and weighted on the even rows, one after another, with positive weights; the share of
     the variance is measured on the odd rows. The shares sum to it.
     """
+    from scipy.optimize import nnls  # a worker starts faster without it
+
     fit, held = slice(0, None, 2), slice(1, None, 2)
     mean, middle = x[fit].mean(0), y[fit].mean()
     a, b = x[fit] - mean, y[fit] - middle

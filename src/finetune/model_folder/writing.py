@@ -187,13 +187,19 @@ def describe(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibration) -> None:
-    """Write answers and mistakes for the record; a record that cannot be written must not stop an export."""
+    """Write the answers and mistakes that a trial's folder lacks; one that cannot be written stops no export.
+
+    Those that are there stay: they are of the same weights, and another machine's differ in the last digits.
+    """
     split = "test" if "test" in found else "val"
     with suppress(OSError, DataError):
-        outputs.save(to / ANSWERS, found, fitted)
-        outputs.save_mistakes(to / MISTAKES, run.data, split, found[split], fitted)
-        outputs.save_batch(to / BATCH_SEEN, run.data, run.first_batch())
-        if run.world.size == 1:
+        if not (to / ANSWERS).exists():
+            outputs.save(to / ANSWERS, found, fitted)
+        if not (to / MISTAKES).exists():
+            outputs.save_mistakes(to / MISTAKES, run.data, split, found[split], fitted)
+        if not (to / BATCH_SEEN).exists():
+            outputs.save_batch(to / BATCH_SEEN, run.data, run.first_batch())
+        if run.world.size == 1 and not (to / EXPLAINED).exists():
             mistakes = json.loads((to / MISTAKES).read_text(encoding="utf-8"))
             kept.save(to / EXPLAINED, run, split, mistakes)
 
