@@ -56,9 +56,7 @@ def make(path: Path, direction: StudyDirection, *, name: str = OLD_NAME) -> None
     part.unlink(missing_ok=True)
     try:
         # What this Optuna makes is compatible with it.
-        storage = over(
-            lambda: sqlite3.connect(part, check_same_thread=False), skip_compatibility_check=True
-        )
+        storage = over(lambda: sqlite3.connect(part, check_same_thread=False), skip_compatibility_check=True)
         try:
             optuna.create_study(storage=storage, study_name=name, direction=direction)
         finally:
