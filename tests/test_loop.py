@@ -28,7 +28,6 @@ from finetune.training.run import Run, build_model
 from finetune.training.workers import World
 from tests.processes import finish
 
-
 Trained = Callable[[TrialSettings], tuple[list[dict[str, float]], Path]]
 Left = Callable[[TrialSettings, Path], Keep]
 

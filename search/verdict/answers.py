@@ -117,7 +117,7 @@ def _of_calibration(answers: Answers) -> Floats:
 
 
 def _bins(confidence: Floats) -> Ints:
-    # As in finetune.evaluation.scores: a bin holds its lower bound, and probabilities of exactly 1 have one of their own.
+    # As in `finetune.evaluation.scores.bins`.
     return np.floor(confidence * BINS).astype(np.int64)
 
 
