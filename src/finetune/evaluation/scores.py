@@ -110,7 +110,8 @@ def bins(confidence: Tensor, right: Tensor) -> Tensor:
 def calibration_error(binned: Tensor) -> Tensor:
     """Return the expected calibration error, 0..1, of bins (3, BINS + 1) as `bins` returns them."""
     images, confidence, right = binned
-    return (right - confidence).abs().sum() / images.sum()
+    error: Tensor = (right - confidence).abs().sum() / images.sum()
+    return error
 
 
 @torch.no_grad()
