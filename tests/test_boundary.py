@@ -47,7 +47,7 @@ FLOORS = {
         {"disk", "suspects"},
         {"datasets"},
         {"images"},
-        {"model"},
+        {"model", "texts"},
         {"frozen", "exact"},
         {"evaluation"},
         {"training"},

@@ -28,7 +28,16 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from finetune.settings import Augment, HeadInit, Imbalance, Mix, Optimizer, Schedule
+from finetune.settings import (
+    Augment,
+    Fusion,
+    HeadInit,
+    Imbalance,
+    Mix,
+    Optimizer,
+    PoolingName,
+    Schedule,
+)
 from finetune.strategy import STRATEGIES as BY_NAME
 from finetune.strategy import Strategy
 from finetune.strategy import Value as Value
@@ -182,9 +191,9 @@ def per_strategy(default: Callable[[Strategy], Any]) -> Any:
     return Field(default={name: one for name, one in plain.items() if one is not None})
 
 
-def between(low: float, high: float) -> Any:
+def between(low: float, high: float, *, log: bool = False) -> Any:
     """Return a field whose default is a range."""
-    return Field(default={"low": low, "high": high})
+    return Field(default={"low": low, "high": high, "log": log})
 
 
 class _MadeRange(Range):
@@ -289,5 +298,7 @@ ScheduleName = Annotated[Domain, Searched("Schedule", Schedule, ranges=False)]
 ImbalanceName = Annotated[Domain, Searched("Imbalance", Imbalance, ranges=False)]
 MixName = Annotated[Domain, Searched("Mix", Mix, ranges=False)]
 HeadInitName = Annotated[Domain, Searched("HeadInit", HeadInit, ranges=False)]
+FusionName = Annotated[Domain, Searched("Fusion", Fusion, ranges=False)]
+PoolingNames = Annotated[Domain, Searched("Pooling", PoolingName, ranges=False)]
 AugmentName = Annotated[Domain, Searched("Augment", Augment, ranges=False)]
 StrategyName = Annotated[Domain, Searched("Strategy", Literal[STRATEGIES], ranges=False, strategies=False)]

@@ -56,6 +56,10 @@ def _of_data(data: sections.Data) -> Iterable[PydanticCustomError]:
     if choices(data.image_size) != 1:
         rule = "a private study has one size of images"
         yield refused(rule, data.image_size, "Name one size.", ("data", "image_size"))
+    if data.text is not None or data.frames > 1:
+        rule = "a private study reads images alone, without text or further frames"
+        field = "frames" if data.text is None else "text"
+        yield refused(rule, getattr(data, field), "Delete it.", ("data", field))
     if data.exclude is not None:
         rule = "a list of images to leave out was made by looking at them, which is not paid for"
         yield refused(rule, data.exclude, "Delete it.", ("data", "exclude"))

@@ -4,17 +4,17 @@ import os
 from pathlib import Path
 
 from finetune.disk.filesystems import is_url
-from finetune.settings import DataSettings, FeatureSettings
+from finetune.settings import FeatureSettings, SampleSettings
 from search.config.domain import choices, values_of
 from search.config.sections import RANDOM_WEIGHTS, is_weights_file
 from search.config.study import StudyConfig
 
 
-def data_settings(config: StudyConfig) -> DataSettings:
+def data_settings(config: StudyConfig) -> SampleSettings:
     """Return the settings that select the study's images and split them."""
     data = config.data
-    return DataSettings(
-        **data.images,
+    return SampleSettings(
+        **data.samples,
         validation_share=data.validation_share,
         test_share=data.test_share,
         seed=config.study.seed,

@@ -7,7 +7,7 @@ table and TensorBoard what to show, and the driver what to check of what the wor
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -40,6 +40,8 @@ class Setting:
     """Returns True for the strategies that use it."""
     when: Callable[[Asked], bool] = _always
     """Returns True for the trials of these that use it."""
+    needs: Literal["image", "text", "frames"] = "image"
+    """What the samples of a study must have besides an image for it to be used: text, or several frames."""
     baseline: Value | None = None
     """Value in the baselines `recipe` and `scratch`; None: each has its own, or does not use it."""
     reported: bool = True

@@ -15,7 +15,7 @@ from finetune.disk.filesystems import is_url
 from finetune.errors import did_you_mean
 from finetune.model.known_backbones import OUTLINES
 from finetune.strategy import STRATEGIES as BY_NAME
-from search.config import private, problems, sections, yaml_text
+from search.config import parts, private, problems, sections, yaml_text
 from search.config.domain import (
     ALL_WORD,
     STRATEGIES,
@@ -66,6 +66,11 @@ class StudyConfig(Section):
             return values
         return {key: {} if value is None and key != "results" else value for key, value in values.items()}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_have_defaults(cls, values: Any) -> Any:
+        return parts.with_defaults(values)
+
     @field_validator("space")
     @classmethod
     def _space_fits(cls, space: sections.SpaceSection, info: ValidationInfo) -> sections.SpaceSection:
@@ -75,6 +80,8 @@ class StudyConfig(Section):
         model, data = info.data.get("model"), info.data.get("data")
         if model is not None and data is not None:
             errors += _sizes_not_read(model.backbones, data.image_size)
+        if data is not None:
+            errors += parts.not_supported(data, space, info.data.get("study"))
         if model is not None:
             errors += _blocks_not_there(model.backbones, space.frozen_layers)
             errors += _weights_not_there(model, space)
@@ -115,6 +122,11 @@ class StudyConfig(Section):
     def backbones(self) -> tuple[str, ...]:
         """All backbones that a trial may use."""
         return self.model.backbones
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """What a sample of the study has: `image`, and perhaps `text` and `frames`."""
+        return parts.of(self.data)
 
     @property
     def blocks(self) -> dict[str, int]:

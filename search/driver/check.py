@@ -123,6 +123,10 @@ def _suspects(config: StudyConfig, to: Path | None) -> Any:
         return None
     from search.driver import suspects
 
+    if config.parts != {"image"}:
+        raise StudyError(
+            "--suspects: reads images alone, got samples with text or several frames. Leave it out."
+        )
     found = suspects.find(config)
     suspects.write(found, to)
     return {"file": str(to), "images": [doubt.to_dict() for doubt in found]}

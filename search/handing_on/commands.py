@@ -55,7 +55,11 @@ def export(
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Images or clips, folders that are searched for them, tables with texts."),
+    ] = None,
+    text: Annotated[str, typer.Option(help="Text of the samples, for a model that reads text.")] = "",
     as_json: JsonFlag = False,
     csv: Annotated[
         Path | None, typer.Option(help="Write a CSV file: path, class, probability, error.")
@@ -68,7 +72,7 @@ def predict(
 
     if as_json + (csv is not None) + (parquet is not None) > 1:
         raise typer.BadParameter("give --json, --csv or --parquet, one of them")
-    found = Counted(predictions.predict(model, images, top or 5))
+    found = Counted(predictions.predict(model, images or [], top or 5, text=text))
     if csv is None and parquet is None and not as_json and sys.stdout.isatty():
         for row in found:  # the lines themselves are the progress
             print(predictions.line(row, top or 1), flush=True)

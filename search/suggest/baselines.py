@@ -19,6 +19,17 @@ SEEN_BY_EXACT = ("image_size", "crop_scale", "horizontal_flip", "augment")
 _COMMON: Mapping[str, Value] = MappingProxyType(
     {name: setting.baseline for name, setting in SETTINGS.items() if setting.baseline is not None}
 )
+_LINEAR: Mapping[str, Value] = MappingProxyType(
+    {
+        "head_size": 0,
+        "frozen_layers": ALL_WORD,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "warmup_epochs": 0.0,
+    }
+)
 BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
         # Frozen VGG16, pooling, Dense(1024, relu), softmax, Adam at Keras' default rate.
@@ -43,6 +54,8 @@ BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
             "warmup_epochs": 1.0,
             "weights": RANDOM_WEIGHTS,
         },
+        # One part alone, where samples have text: what a fusion of both has to beat.
+        **{f"{part}_only": {**_COMMON, **_LINEAR, "fusion": part} for part in ("image", "text")},
         # No training: the head on a frozen backbone is solved for (finetune/exact).
         EXACT: {"strategy": EXACT, "frozen_layers": ALL_WORD, "crop_scale": 1.0, "augment": "none"},
     }

@@ -63,6 +63,7 @@ class Space:
         self._config = config
         self._blocks = config.blocks
         said = {**dict(config.data), **dict(config.model), **dict(config.space)}
+        self._parts = config.parts
         self._domains: dict[str, Domain] = {field: said[field] for field in FIELDS}
 
     @property
@@ -225,7 +226,7 @@ class Space:
         values["frozen_layers"] = ALL if frozen == ALL_WORD else count_frozen(frozen, blocks)
         study, said = self._config.study, self._config.data
         data = DataSettings(
-            **said.images,
+            **said.samples,
             validation_share=said.validation_share,
             test_share=said.test_share,
             views=said.views,
@@ -278,6 +279,8 @@ class Space:
         own = BY_NAME.get(params.get("strategy", ""))
         if own is None:  # the strategy itself is asked for first
             return True
+        if SETTINGS[field].needs not in self._parts:
+            return False
         return SETTINGS[field].is_used(Asked(own, params, lambda: self.trains(params)))
 
     def _question(self, field: str, params: Mapping[str, Any]) -> Question:

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Counted:
             yield row
 
 
-def predict(model: Path, images: Sequence[Path], top: int = 5) -> Iterator[dict[str, Any]]:
+def predict(model: Path, images: Sequence[Path], top: int = 5, *, text: str = "") -> Iterator[dict[str, Any]]:
     """Yield `path`, `class`, `probability`, `top` and `error` for every image found.
 
     Raises:
@@ -40,9 +40,17 @@ def predict(model: Path, images: Sequence[Path], top: int = 5) -> Iterator[dict[
     import torch
 
     from finetune import model_folder
+    from finetune.model_folder import samples
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = model_folder.load(model, device=device)
+    loaded = model_folder.load(model, device=device, parts=True)
+    if "samples" in loaded.facts:
+        if text and loaded.encoder is None:
+            raise StudyError(f"--text: {model} must be a model that reads text, got another. Leave it out.")
+        return samples.predict(loaded, samples.find(loaded, images, text), top=top)
+    if text or not images:
+        rule = "a model of images needs images and no --text"
+        raise StudyError(f"{model}: {rule}, got {'a text' if text else 'nothing'}. Name images.")
     return model_folder.predict(loaded, model_folder.find_images(images), top=top)
 
 
@@ -53,7 +61,8 @@ def line(row: dict[str, Any], top: int = 1) -> str:
     """
     if row["error"] is None:
         ranked = [(one["class"], f"{one['probability']:.4f}") for one in row["top"][:top]]
-        told = [row["path"], *(text for pair in ranked for text in pair)]
+        told = [row["path"] or "-", *(text for pair in ranked for text in pair)]
+        told += [f"without {part}" for part in row.get("missing", ())]
     else:
         told = [row["path"], "unreadable", row["error"]]
     return "\t".join(map(safe_text.terminal, told))
@@ -67,19 +76,24 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path, top: int = 1) -> None:
     Raises:
         StudyError: the file cannot be written.
     """
+    waiting = iter(rows)
+    first = next(waiting, None)
+    rows = () if first is None else chain([first], waiting)
+    parts = ["missing"] * (first is not None and "missing" in first)
     more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("class", "probability")]
     with (
         _written("--csv", path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow([*_COLUMNS, *more])
+        writer.writerow([*_COLUMNS, *more, *parts])
         for row in rows:
             probability = "" if row["error"] else f"{row['probability']:.6f}"
             told = [row["path"], row["class"], probability, row["error"]]
             ranked = [(one["class"], f"{one['probability']:.6f}") for one in row.get("top", ())[1:top]]
             told += [text for pair in ranked for text in pair]
             told += [""] * (len(_COLUMNS) + len(more) - len(told))
+            told += [" ".join(row["missing"])] if parts else []
             writer.writerow([safe_text.cell(value) for value in told])
 
 

@@ -27,14 +27,16 @@ Imbalance = Literal[
 ]
 
 HeadInit = Literal["random", "exact"]
+Fusion = Literal["concat", "image", "text", "gated", "sum"]
+PoolingName = Literal["mean", "max", "mean_std", "mean_diff", "attention", "ordered"]
 
 ALL = -1
 """Value of `frozen_layers` that freezes every block of the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """The images of a task, how they are split, and how they are turned into model inputs."""
+class SampleSettings:
+    """The samples of a task: where they come from, which of them are used, and how they are split."""
 
     kind: str
     """Kind of data source: `folder`, `manifest`, `torchvision` or `digits`."""
@@ -47,19 +49,43 @@ class DataSettings:
     classes: tuple[str, ...] | None = None
     """Use only these classes, in this order; None: all, sorted by name."""
     exclude: str | None = None
-    """Absolute path or URL of a list of images to leave out; None leaves out none."""
+    """Absolute path or URL of a list of samples to leave out; None leaves out none."""
     on_error: OnError = "fail"
     """Handling of broken images: `fail` stops the trial that reads one, `skip` leaves them out beforehand."""
+    text: tuple[str, ...] | None = None
+    """Columns of the manifest, or of metadata.csv, whose text belongs to a sample; None: there is no text."""
+    frames: int = 1
+    """Frames that are read of each sample, evenly spaced in time; with 1 a sample is a still image."""
+    validation_share: float = 0.2
+    """Share of the training samples used for validation if the data has no `val` split."""
+    test_share: float = 0.1
+    """Share of the training samples used for testing if the data has neither a `val` nor a `test` split."""
+    seed: int = 0
+    """Seed for the split and the augmentation: view v of image i is a function of (seed, i, v)."""
+
+    @property
+    def has_parts(self) -> bool:
+        """True if a sample is more than one image: it has text or several frames."""
+        return self.text is not None or self.frames > 1
+
+    @property
+    def samples(self) -> "SampleSettings":
+        """These settings alone, without those of a subclass."""
+        return SampleSettings(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(SampleSettings)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(SampleSettings):
+    """The samples of a task, and how their images are turned into model inputs."""
+
     image_size: int = 224
     """Side of the square input image of the model, in pixels."""
     batch_size: int = 32
-    """Images per optimiser step, summed over all workers of the trial."""
-    validation_share: float = 0.2
-    """Share of the training images used for validation if the data has no `val` split."""
-    test_share: float = 0.1
-    """Share of the training images used for testing if the data has neither a `val` nor a `test` split."""
+    """Samples per optimiser step, summed over all workers of the trial."""
     horizontal_flip: bool = True
-    """Mirror each training image with probability 0.5."""
+    """Mirror each training image with probability 0.5; all frames of a sample alike."""
     crop_scale: float = 1.0
     """Smallest share of the image's area that a random resized crop keeps; 1.0 turns random crops off."""
     augment: Augment = "none"
@@ -67,8 +93,6 @@ class DataSettings:
     views: int = 0
     """Number of augmented views of each training image, which the epochs cycle through; 0 draws a new view in
     every epoch."""
-    seed: int = 0
-    """Seed for the split and the augmentation: view v of image i is a function of (seed, i, v)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +204,18 @@ class TrialSettings:
     """Method that blends each training image and its label with another image of the batch."""
     mix_alpha: float = 0.2
     """Both parameters of the Beta distribution from which `mix` draws the share of the first image."""
+    text_encoder: str = "tfidf"
+    """Way from a text to a vector: `tfidf`, `static:FOLDER` or `hub:NAME`. Used where `data.text` is set."""
+    fusion: Fusion = "concat"
+    """The parts that the head reads where samples have text, and how it joins them."""
+    image_scale: float = 1.0
+    """Factor of the image's features beside those of the text, both scaled to one variance before."""
+    modality_dropout: float = 0.0
+    """Share of the training samples of which the head sees only one part."""
+    pooling: PoolingName = "mean"
+    """What the head reads of the frames of a clip."""
+    frames_used: int = 0
+    """Frames of a clip that the head reads, evenly chosen among `data.frames`; 0: all."""
     precision: Precision = "auto"
     """Numerical precision. Trained parts run in float32 or under bfloat16 autocast (`auto` chooses bfloat16
     on GPUs that support it). For frozen blocks, `auto` uses on a CPU the fastest way of running them that was
@@ -225,5 +261,5 @@ class TrialSettings:
 
 
 def _data(values: Mapping[str, Any]) -> DataSettings:
-    classes = values.get("classes")
-    return DataSettings(**{**values, "classes": None if classes is None else tuple(classes)})
+    listed = {name: values[name] for name in ("classes", "text") if values.get(name) is not None}
+    return DataSettings(**{**values, **{name: tuple(names) for name, names in listed.items()}})

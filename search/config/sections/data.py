@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from finetune.datasets.torchvision_sets import NO_DOWNLOAD, SETS
 from finetune.disk.filesystems import is_url
@@ -12,7 +12,7 @@ from search.config.domain import AugmentName, Count, Names, Pixels, Scale, Secti
 from search.config.sections.paths import FilePathOrUrl
 from search.config.setting import Setting
 
-Kind = Literal["folder", "manifest", "torchvision", "digits"]
+Kind = Literal["folder", "manifest", "torchvision", "digits", "captions", "motion"]
 Classes = Annotated[Names, Field(min_length=2)]
 
 
@@ -22,7 +22,8 @@ class Images(Section):
     kind: Kind = "folder"
     """`folder`: one folder per class; `manifest`: a CSV or Parquet file with the columns image, label and,
     optionally, split and weight; `torchvision`: one of torchvision's data sets; `digits`: scikit-learn's
-    handwritten digits, which need no download."""
+    handwritten digits, which need no download; `captions` and `motion`: generated shapes, with a caption or
+    moving, to try text and clips."""
     name: str | None = None
     """For kind `torchvision`: name of the data set's class in torchvision, such as CIFAR10 or Flowers102."""
     path: FilePathOrUrl | None = None
@@ -86,9 +87,29 @@ _PATHS = {
 """Meaning of `path` for each kind that needs one."""
 
 
+def _columns(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+TextColumns = Annotated[
+    Annotated[Names, Field(min_length=1)],
+    BeforeValidator(_columns),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+WITH_TEXT = ("manifest", "folder", "captions")
+WITH_FRAMES = ("manifest", "folder", "motion")
+"""Kinds of data whose samples may have text, or several frames."""
+
+
 class Data(Images):
     """The images of the new task, their splits, and how they reach the model."""
 
+    text: TextColumns | None = None
+    """Column of the manifest whose text belongs to each image, or several, which are joined; for kind
+    `folder` of the files metadata.csv in its folders; null: no text is read."""
+    frames: Annotated[int, Field(ge=1, le=256)] = 1
+    """Frames that are read of each sample, evenly spaced in time. With 2 or more, a sample is a clip: a video
+    file, an animated image or, for kind `folder`, a folder of frames."""
     image_size: Annotated[Pixels, Setting()] = 224
     """Side of the square image that the model sees, in pixels."""
     batch_size: Annotated[Count, Setting()] = 32
@@ -113,6 +134,27 @@ class Data(Images):
     """Disk space in GiB, on each node and for all studies together, for copies of images and weights that
     lie behind URLs or on network storage. The copies used longest ago are removed to make room. 0: make no
     copies, and read the files where they are."""
+
+    @field_validator("text")
+    @classmethod
+    def _kind_has_text(cls, text: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if text is not None and info.data.get("kind") not in (*WITH_TEXT, None):
+            raise refused(
+                f"goes with kind {', '.join(WITH_TEXT)}", list(text), "Delete it, or change `kind`."
+            )
+        return text
+
+    @field_validator("frames")
+    @classmethod
+    def _kind_has_frames(cls, frames: int, info: ValidationInfo) -> int:
+        if frames > 1 and info.data.get("kind") not in (*WITH_FRAMES, None):
+            raise refused(f"goes with kind {', '.join(WITH_FRAMES)}", frames, "Delete it, or change `kind`.")
+        return frames
+
+    @property
+    def samples(self) -> dict[str, Any]:
+        """The fields that select samples with all their parts, by their names in `SampleSettings`."""
+        return {**self.images, "text": self.text, "frames": self.frames}
 
     @field_validator("test_share")
     @classmethod

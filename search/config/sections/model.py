@@ -44,6 +44,19 @@ BackboneName = Annotated[
 ]
 
 
+def _encoder(name: str) -> str:
+    kind, _, where = name.partition(":")
+    if name != "tfidf" and (kind not in ("static", "hub") or not where):
+        rule = "must be `tfidf`, `static:FOLDER` or `hub:NAME`"
+        raise refused(rule, repr(name), "Write tfidf, which needs no files.")
+    return f"static:{Path(where).expanduser().absolute()}" if kind == "static" else name
+
+
+TextEncoder = Annotated[
+    Domain, Searched("TextEncoder", Annotated[str, AfterValidator(_encoder)], ranges=False)
+]
+
+
 class Pretraining(Section):
     """Weights that the study trains itself, on a source task."""
 
@@ -78,6 +91,10 @@ class Model(Section):
     weights: Weights = "DEFAULT"
     """The name of torchvision weights, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random
     weights), or a source task. With several backbones, a mapping may give each backbone one of these."""
+    text_encoder: Annotated[TextEncoder, Setting(needs="text")] = "tfidf"
+    """Where samples have text: the way from a text to a vector. `tfidf` weighs words and is fitted on the
+    training texts; `static:FOLDER` is the mean of one vector per token, from a matrix and a tokenizer file;
+    `hub:NAME` is a frozen model of the package transformers, or a folder with one."""
     precision: Literal["auto", "exact", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on GPUs that support it, elsewhere float32; but if only a head trains, the frozen
     blocks may run by a faster pass that changes the features a little. `exact`: float32, and features are

@@ -9,10 +9,12 @@ from search.config.domain import (
     BlockCount,
     Count,
     Fraction,
+    FusionName,
     HeadInitName,
     ImbalanceName,
     MixName,
     OptimizerName,
+    PoolingNames,
     Rate,
     Scale,
     ScheduleName,
@@ -37,6 +39,14 @@ def _decays(asked: Asked) -> bool:
 def _has_pretrained_weights(asked: Asked) -> bool:
     # Where the source FC trains, there is always a pretrained weight that `l2_sp` can pull.
     return asked.strategy.keeps_source_fc or asked.trains_blocks()
+
+
+def _joins(asked: Asked) -> bool:
+    return asked.params["fusion"] not in ("image", "text")
+
+
+def _reads_frames(asked: Asked) -> bool:
+    return asked.params.get("fusion") != "text"
 
 
 class SpaceSection(Section):
@@ -70,6 +80,30 @@ class SpaceSection(Section):
     )
     """Learning rate of the trained blocks as a multiple of `learning_rate`. Not used if all blocks are
     frozen."""
+    fusion: Annotated[FusionName, Setting(needs="text", baseline="concat", shown=True)] = (
+        "concat",
+        "gated",
+        "sum",
+    )
+    """Where samples have text: the head reads the `image` alone, the `text` alone, or both. `concat` reads
+    them together; `gated` first weighs them by a gate that reads both; `sum` trains a head for each and adds
+    their log-probabilities. docs/text-and-clips.md has more."""
+    image_scale: Annotated[Rate, Setting(needs="text", when=_joins, baseline=1.0)] = between(
+        0.1, 2.0, log=True
+    )
+    """Factor of the image's features beside those of the text; both are scaled to one variance before. Not
+    used where the head reads one of them."""
+    modality_dropout: Annotated[Fraction, Setting(needs="text", when=_joins, baseline=0.0)] = 0.0
+    """Share of the training samples of which the head sees only the image or only the text, so that it
+    answers better where one is missing."""
+    pooling: Annotated[
+        PoolingNames, Setting(needs="frames", when=_reads_frames, baseline="mean", shown=True)
+    ] = ("mean", "mean_std", "mean_diff", "ordered")
+    """Where samples have several frames: what the head reads of them. `mean`, `max`; `mean_std` and
+    `mean_diff` add how much the features vary; `attention` weighs frames by their content; only `ordered`
+    sees their order."""
+    frames_used: Annotated[Size, Setting(needs="frames", when=_reads_frames, baseline=0)] = 0
+    """Frames that the head reads, evenly chosen among `data.frames`; 0: all."""
     optimizer: Annotated[OptimizerName, Setting(carried=True)] = "sgd"
     """Optimiser that updates the weights."""
     momentum: Annotated[Fraction, Setting(when=chosen("optimizer", "sgd"), baseline=0.9)] = 0.9

@@ -29,7 +29,7 @@ TRIALS = 24
 MANY_TRIALS = 10_000
 """Default of `trials` without and with a budget."""
 
-Baseline = Literal["exact", "recipe", "scratch"]
+Baseline = Literal["exact", "recipe", "scratch", "image_only", "text_only"]
 EXACT: Literal["exact"] = "exact"
 """The baseline that does not count as a trial."""
 
@@ -117,7 +117,8 @@ class Study(Section):
     """Fixed trials that run before all sampled ones: `exact` solves for the best head on each frozen backbone
     in seconds instead of training one, and does not count as a trial; `recipe` is the founding recipe, a new
     head on a frozen backbone; `scratch` trains the whole network from random weights. `scratch` runs only if
-    it is named: it costs as much as any trial, and with few images it learns little."""
+    it is named: it costs as much as any trial, and with few images it learns little. Where samples have text,
+    `image_only` and `text_only` are linear heads that read one of both; they run by default there."""
     warm_start: Annotated[
         Literal["auto", "none"] | Annotated[tuple[FilePath, ...], Field(strict=False)], BeforeValidator(_warm)
     ] = "auto"

@@ -15,21 +15,25 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from finetune import steps
+from finetune.datasets import generated
+from finetune.datasets.clips import Clips
 from finetune.datasets.exclusion import leave_out
 from finetune.datasets.findings import Finding, listed
 from finetune.datasets.folders import folder
 from finetune.datasets.manifest import manifest
 from finetune.datasets.sources import EXTENSIONS, SPLITS, Given, Reader, Source, digits
-from finetune.datasets.splits import missing_shares, take_from_train
+from finetune.datasets.splits import divided, missing_shares, take_from_train
 from finetune.datasets.torchvision_sets import torchvision_set
 from finetune.errors import DataError, did_you_mean
-from finetune.settings import DataSettings
+from finetune.settings import SampleSettings
 
-KINDS: dict[str, Callable[[DataSettings], Source]] = {
+KINDS: dict[str, Callable[[SampleSettings], Source]] = {
     "folder": folder,
     "manifest": manifest,
     "torchvision": torchvision_set,
     "digits": digits,
+    "captions": generated.captions,
+    "motion": generated.motion,
 }
 THREADS = min(8, os.cpu_count() or 1)
 """Threads that read images; Pillow decodes outside the interpreter's lock."""
@@ -45,6 +49,10 @@ class Example:
     """Index into the catalog's classes."""
     weight: float = 1.0
     """Weight of the image in the training loss; only a manifest sets another value than 1."""
+    text: str = ""
+    """Text of the sample; empty if it has none."""
+    frame: int | None = None
+    """Number of one frame of the sample, from 0; None for the sample itself."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,10 @@ class Catalog:
     only the middle of a file. Modification times do not count, so a copy has the same fingerprint."""
     excluded: tuple[str, ...] = field(default=(), kw_only=True)
     """Paths of the images that `data.exclude` leaves out, sorted."""
+    frames: int = field(default=1, kw_only=True)
+    """Frames of each sample, if the examples are frames."""
+    clips: Clips = field(default_factory=Clips, repr=False, compare=False, kw_only=True)
+    """The frames that were decoded last."""
     reader: Reader = field(repr=False, compare=False)
     findings: tuple[Finding, ...] = field(default=(), compare=False)
     """Remarks on images that were used or left out; `finetune.datasets.inspection.inspect` adds more."""
@@ -85,7 +97,25 @@ class Catalog:
         Raises:
             DataError: the file is missing, broken or refused; the message names the file and the reason.
         """
-        return self.reader.open(example.path, at_least)
+        if example.frame is None:
+            return self.reader.open(example.path, at_least)
+        return self.clips.frames(self.reader, example.path, self.frames, at_least)[example.frame]
+
+    def of_frames(self, count: int) -> "Catalog":
+        """Return the catalog in which each sample is replaced by `count` frames, in the order of time."""
+        return dataclasses.replace(
+            self,
+            splits={
+                split: tuple(
+                    dataclasses.replace(example, frame=frame)
+                    for example in examples
+                    for frame in range(count)
+                )
+                for split, examples in self.splits.items()
+            },
+            fingerprint=hashlib.sha256(f"{self.fingerprint} {count} frames".encode()).hexdigest(),
+            frames=count,
+        )
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images per split and class, zeros included."""
@@ -96,7 +126,7 @@ class Catalog:
         return counts
 
 
-def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
+def scan(data: SampleSettings, *, lenient: bool = False) -> Catalog:
     """Return the catalog of the images that `data` names; missing splits are made from `data.seed`.
 
     If only `val` is given, the test split stays empty. If only `test` is given, `val` is taken from `train`.
@@ -134,13 +164,17 @@ def scan(data: DataSettings, *, lenient: bool = False) -> Catalog:
     _check_images(f"{where} without {len(skipped)} broken images" if skipped else where, chosen)
     shares = missing_shares(data, chosen)
     if shares:
-        chosen = take_from_train(chosen, shares, data.seed)
+        chosen = take_from_train(chosen, shares, data.seed, source.groups)
+        if source.groups is not None:
+            _check_groups_suffice(where, chosen)
         if not any(chosen["val"].values()):
             raise DataError(
                 f"{where}: validation needs a class with two images or more, got one image per class. "
                 "Add images, or a 'val' split."
             )
-    splits = _examples(chosen, classes, source.weights or {})
+    if source.groups is not None:
+        _check_groups(where, chosen, source.groups)
+    splits = _examples(chosen, classes, source.weights or {}, source.texts or {})
     return Catalog(
         kind=data.kind,
         classes=classes,
@@ -269,12 +303,33 @@ def _check_images(where: str, chosen: Given) -> None:
         )
 
 
+def _check_groups(where: str, chosen: Given, groups: Mapping[str, str]) -> None:
+    """Raise a DataError if the given splits divide a group."""
+    found = divided(chosen, groups)
+    if found:
+        told = [f"{group!r} in {' and '.join(splits)}" for group, splits in found.items()]
+        raise DataError(
+            f"{where}: a group must lie in one split, got {listed(told)}. Move it, or rename the group."
+        )
+
+
+def _check_groups_suffice(where: str, chosen: Given) -> None:
+    """Raise a DataError if whole groups leave a class without training samples, or a split empty."""
+    short = [f"'{split}'" for split, found in chosen.items() if not any(found.values())]
+    short += [f"'train' of class {name!r}" for name, paths in chosen["train"].items() if not paths]
+    if short:
+        raise DataError(
+            f"{where}: groups must be enough to fill every split, got none left for {listed(short)}. Name "
+            "smaller groups, or give the splits."
+        )
+
+
 def _examples(
-    chosen: Given, classes: Iterable[str], weights: Mapping[str, float]
+    chosen: Given, classes: Iterable[str], weights: Mapping[str, float], texts: Mapping[str, str]
 ) -> dict[str, tuple[Example, ...]]:
     return {
         split: tuple(
-            Example(path, label, weights.get(path, 1.0))
+            Example(path, label, weights.get(path, 1.0), texts.get(path, ""))
             for label, name in enumerate(classes)
             for path in sorted(chosen.get(split, {}).get(name, ()))
         )
@@ -305,6 +360,7 @@ def _fingerprint(
         for split in SPLITS:
             samples = told.each(pool.map(sample, splits[split]))
             for example, sampled in zip(splits[split], samples, strict=True):
-                row = (split, example.label, example.path, *sampled)
-                digest.update(repr(row if example.weight == 1 else (*row, example.weight)).encode())
+                row: tuple[object, ...] = (split, example.label, example.path, *sampled)
+                row = row if example.weight == 1 else (*row, example.weight)
+                digest.update(repr((*row, "text", example.text) if example.text else row).encode())
     return digest.hexdigest()

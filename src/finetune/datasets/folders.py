@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune.datasets import clips, metadata
 from finetune.datasets.findings import SHOWN, Finding, Grade, listed
 from finetune.datasets.sources import EXTENSIONS, SPLIT_NAMES, Files, Source
 from finetune.disk.filesystems import is_url
 from finetune.errors import DataError
-from finetune.settings import DataSettings
+from finetune.settings import SampleSettings
 
 JUNK_FOLDERS = frozenset(
     {*("__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "$recycle.bin"), *("lost+found", "__pycache__")}
@@ -32,7 +33,7 @@ PHOTOS = frozenset(
 """Suffixes of picture formats that are not supported."""
 
 
-def folder(data: DataSettings) -> Source:
+def folder(data: SampleSettings) -> Source:
     """Return the images of one folder per class, below `train`, `val` and `test` or without splits.
 
     A folder named like a split counts as one if it has folders inside. Folders inside a class folder are
@@ -50,6 +51,7 @@ def folder(data: DataSettings) -> Source:
     splits, findings = _splits(where, tree)
     given: dict[str, dict[str, list[str]]] = {}
     taken = set()  # files inside class folders, images or not
+    folders_of_frames: dict[str, tuple[str, str]] = {}
     for split, top in splits.items():
         prefix = f"{top}/" if top else ""
         given[split] = {name: [] for name in _children(tree.folders, prefix)}
@@ -57,12 +59,27 @@ def folder(data: DataSettings) -> Source:
             name, _, rest = path.removeprefix(prefix).partition("/")
             if path.startswith(prefix) and rest:
                 taken.add(path)
-                if _is_image(path):
+                if data.frames > 1 and "/" in rest and clips.is_frame(path):
+                    folders_of_frames.setdefault(os.path.dirname(path), (split, name))
+                elif _is_image(path) or (data.frames > 1 and clips.is_clip(path)):
                     given[split][name].append(path)
+    if folders_of_frames and is_url(where):
+        raise DataError(
+            f"{where}: folders of frames must lie on a disk or a network file system, got a URL. Copy "
+            "them, or use video files."
+        )
+    for path, (split, name) in folders_of_frames.items():
+        given[split][name].append(path)
     tops = set(splits.values())
     loose = [path for path in tree.files if path not in taken and _is_image(path)]
     findings += _loose([path for path in loose if path.count("/") < 1 or path.split("/")[0] in tops])
-    return Source(given, Files(where), findings=(*findings, *tree.findings(), *_passed_over(taken)))
+    passed = {path for path in taken if os.path.basename(path) != metadata.NAME}
+    if data.frames > 1:
+        passed = {path for path in passed if not clips.is_clip(path)}
+    files = Files(where, clips=data.frames > 1)
+    texts, groups = metadata.read(files, tree.files, data.text)
+    remarks = (*findings, *tree.findings(), *_passed_over(passed))
+    return Source(given, files, findings=remarks, texts=texts, groups=groups)
 
 
 @dataclass

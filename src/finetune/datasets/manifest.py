@@ -1,12 +1,13 @@
 """Read kind `manifest`: a table that names images, labels, splits and weights. Imports no torch.
 
-    image,label,split,weight
-    photos/0001.jpg,daisy,train,1
-    /data/0002.jpg,tulip,val,1
-    s3://bucket/0003.jpg,tulip,train,0.5
+    image,label,split,weight,group,text
+    photos/0001.jpg,daisy,train,1,garden 1,small and white
+    /data/0002.jpg,tulip,val,1,garden 2,
+    s3://bucket/0003.jpg,tulip,train,0.5,garden 1,a red one
 
-The table is a CSV file (UTF-8, with a header) or a Parquet file. `split` and `weight` may be left out, and
-further columns are ignored. The manifest and each image may be a local path or any URL that fsspec opens
+The table is a CSV file (UTF-8, with a header) or a Parquet file. `image` may be called `path`; `split`,
+`weight` and `group` may be left out. The text of a sample is in the columns that `data.text` names; further
+columns are ignored. The manifest and each image may be a local path or any URL that fsspec opens
 (s3:// and others need their fsspec package). Relative paths start at the manifest's folder.
 """
 
@@ -14,7 +15,7 @@ import csv
 import io
 import math
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,12 @@ from typing import Any
 from finetune.datasets.sources import SPLIT_NAMES, SPLITS, Files, Source, readable
 from finetune.disk.filesystems import is_url
 from finetune.errors import DataError, did_you_mean
-from finetune.settings import DataSettings
+from finetune.settings import SampleSettings
 
 REQUIRED = ("image", "label")
-COLUMNS = (*REQUIRED, "split", "weight")
+COLUMNS = (*REQUIRED, "split", "weight", "group")
+SYNONYM = "path"
+"""Other name of the column `image`."""
 SHOWN = 20
 """Largest number of mistakes that an error lists; further ones are only counted."""
 THREADS = 16
@@ -42,9 +45,12 @@ class Row:
     label: str
     split: str = ""
     weight: str = ""
+    group: str = ""
+    text: str = ""
+    """The cells of all columns of text, joined by spaces."""
 
 
-def manifest(data: DataSettings) -> Source:
+def manifest(data: SampleSettings) -> Source:
     """Return the images that the table at `data.path` names.
 
     Raises:
@@ -52,8 +58,8 @@ def manifest(data: DataSettings) -> Source:
     """
     if data.path is None:
         raise DataError("data.path: kind 'manifest' needs a CSV or Parquet file, got None. Name one.")
-    rows = _read(data.path)
-    files = Files(data.path.rpartition("/")[0])
+    rows = _read(data.path, data.text or ())
+    files = Files(data.path.rpartition("/")[0], clips=data.frames > 1)
     mistakes = sorted(_mistakes(rows, files, look=data.on_error == "fail"))
     if mistakes:
         lines = [f"{data.path}:{line}: {text}" for line, text in mistakes[:SHOWN]]
@@ -68,7 +74,36 @@ def manifest(data: DataSettings) -> Source:
             f"{data.path}: 'split' needs 'train' among its values, got {', '.join(sorted(given)) or 'none'}. "
             "Add training images, or leave the column out."
         )
-    return Source(given, files, weights={row.image: float(row.weight) for row in rows if row.weight})
+    return Source(
+        given,
+        files,
+        weights={row.image: float(row.weight) for row in rows if row.weight},
+        texts=None if data.text is None else {row.image: row.text for row in rows},
+        groups={row.image: row.group for row in rows} if any(row.group for row in rows) else None,
+    )
+
+
+def samples_of(path: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the place of each row's image, empty if it has none, and its text; labels are not needed.
+
+    Args:
+        path: absolute path or URL of the table.
+        texts: columns of text; those that the table lacks are empty.
+
+    Raises:
+        DataError: the table cannot be read, or has neither a column of images nor one of texts.
+    """
+    files = Files(path.rpartition("/")[0])
+    columns, rows = _table(path, (*COLUMNS, SYNONYM, *texts))
+    image = next((name for name in (REQUIRED[0], SYNONYM) if name in columns), None)
+    if image is None and not set(texts) & set(columns):
+        raise DataError(
+            f"{path}: a table of samples must have a column 'path' or {' or '.join(map(repr, texts))}, got "
+            f"{', '.join(columns) or 'none'}. Add one."
+        )
+    places = [row.get(image, "") if image else "" for _, row in rows]
+    said = [joined(row.get(name, "") for name in texts) for _, row in rows]
+    return [(files.location(place) if place else "", text) for place, text in zip(places, said, strict=True)]
 
 
 def _mistakes(rows: Sequence[Row], files: Files, *, look: bool) -> Iterator[tuple[int, str]]:
@@ -123,7 +158,8 @@ def _same_place(location: str) -> str:
     return f"{protocol}://{posixpath.normpath(path)}"
 
 
-def _read(path: str) -> list[Row]:
+def _table(path: str, wanted: Sequence[str]) -> "Table":
+    """Return the columns and the rows of a table, with the wanted cells."""
     suffix = posixpath.splitext(path)[1].lower()
     if suffix not in _READERS:
         raise DataError(
@@ -133,24 +169,48 @@ def _read(path: str) -> list[Row]:
     with readable(path) as file:
         content = file.read()
     try:
-        columns, rows = _READERS[suffix](content)
+        return _READERS[suffix](content, wanted)
     except Exception as error:  # pyarrow has errors of its own
         fix = "Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else "Write it again."
         raise DataError(
             f"{path}: a manifest must be a whole table, got {type(error).__name__}: {error}. {fix}"
         ) from error
-    _check_columns(path, columns)
+
+
+def _read(path: str, texts: Sequence[str]) -> list[Row]:
+    columns, rows = _table(path, (*COLUMNS, SYNONYM, *texts))
+    if SYNONYM in columns and REQUIRED[0] not in columns:
+        columns = [REQUIRED[0] if name == SYNONYM else name for name in columns]
+        rows = [(line, {**row, REQUIRED[0]: row[SYNONYM]}) for line, row in rows]
+    _check_columns(path, columns, texts)
     if not rows:
         raise DataError(f"{path}: a manifest must have rows below its header, got none. Add a row per image.")
-    return [Row(line, **{name: cell for name, cell in row.items() if name in COLUMNS}) for line, row in rows]
+    return [
+        Row(
+            line,
+            **{name: cell for name, cell in row.items() if name in COLUMNS},
+            text=joined(row.get(name, "") for name in texts),
+        )
+        for line, row in rows
+    ]
 
 
-def _check_columns(path: str, columns: Sequence[str]) -> None:
+def joined(cells: Iterable[str]) -> str:
+    """Return the text of a sample from the cells of its columns."""
+    return " ".join(" ".join(cell.split()) for cell in cells if cell.strip())
+
+
+def _check_columns(path: str, columns: Sequence[str], texts: Sequence[str]) -> None:
     other = next((mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]), None)
     fix = f"Separate cells with commas, not with {other!r}." if other else "Add it."
     mistakes = [
         f"{path}: a manifest must have a column {name!r}, got {', '.join(columns) or 'none'}. {fix}"
         for name in REQUIRED
+        if name not in columns
+    ]
+    mistakes += [
+        f"data.text: must name columns of {path}, got {name!r}. {did_you_mean(name, columns)}"
+        for name in texts
         if name not in columns
     ]
     for name in columns:
@@ -167,7 +227,7 @@ Table = tuple[list[str], list[tuple[int, dict[str, str]]]]
 """Names of the columns, then line and cells of every row."""
 
 
-def _read_csv(content: bytes) -> Table:
+def _read_csv(content: bytes, wanted: Sequence[str]) -> Table:
     text = io.StringIO(content.decode("utf-8-sig"), newline="")
     reader = csv.reader(text, strict=True)
     columns = next(reader, [])
@@ -177,15 +237,16 @@ def _read_csv(content: bytes) -> Table:
             raise ValueError(f"{len(cells)} cells in line {reader.line_num}, but {len(columns)} columns")
         if cells:
             rows.append((reader.line_num, dict(zip(columns, cells, strict=False))))
-    return columns, [(line, {"image": "", "label": "", **row}) for line, row in rows]
+    kept = set(wanted) & set(columns) | {*REQUIRED}
+    return columns, [(line, {name: row.get(name, "") for name in kept}) for line, row in rows]
 
 
-def _read_parquet(content: bytes) -> Table:
+def _read_parquet(content: bytes, wanted: Sequence[str]) -> Table:
     import pyarrow.parquet  # 0.2 s that other kinds need not wait for
 
     table = pyarrow.parquet.read_table(io.BytesIO(content))
     columns: list[str] = table.column_names
-    cells = {name: table.column(name).to_pylist() for name in dict.fromkeys(columns) if name in COLUMNS}
+    cells = {name: table.column(name).to_pylist() for name in dict.fromkeys(columns) if name in wanted}
     return columns, [
         (index + 1, {name: _text(values[index]) for name, values in cells.items()})
         for index in range(table.num_rows)
@@ -196,4 +257,4 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-_READERS: dict[str, Callable[[bytes], Table]] = {".csv": _read_csv, ".parquet": _read_parquet}
+_READERS: dict[str, Callable[[bytes, Sequence[str]], Table]] = {".csv": _read_csv, ".parquet": _read_parquet}

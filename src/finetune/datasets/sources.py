@@ -4,6 +4,7 @@ The other kinds are in folders.py, manifest.py and torchvision_sets.py. A new ki
 settings to a `Source`, listed in `finetune.datasets.catalog.KINDS`.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
+from finetune.datasets import clips
 from finetune.datasets.decode import decode, decode_bytes
 from finetune.datasets.findings import Finding
 from finetune.disk import file_cache, filesystems
 from finetune.disk.filesystems import is_far, is_url
 from finetune.errors import DataError
-from finetune.settings import DataSettings
+from finetune.settings import SampleSettings
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -37,7 +39,7 @@ SAMPLE_BYTES = 4096
 """Bytes read from either end of a file for the fingerprint: headers, and the end of the pixels."""
 
 Given = Mapping[str, Mapping[str, Sequence[str]]]
-"""Split -> class -> paths of images. `train` is there, `val` and `test` only if the data has them."""
+"""Split -> class -> paths of samples. `train` is there, `val` and `test` only if the data has them."""
 
 
 class Reader(Protocol):
@@ -48,6 +50,9 @@ class Reader(Protocol):
 
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
         """Return the image as RGB, upright; `at_least` as in `finetune.datasets.decode.decode`."""
+
+    def frames(self, path: str, count: int, at_least: int | None = None) -> list[Image.Image]:
+        """Return `count` frames of a clip, evenly spaced in time, as `open` returns an image."""
 
     def sample(self, path: str) -> tuple[int, bytes]:
         """Return the size in bytes and the part of the content that goes into the fingerprint."""
@@ -66,6 +71,10 @@ class Source:
     """Classes in the source's own order of labels; None sorts them by name."""
     weights: Mapping[str, float] | None = None
     """Path -> weight of the image in the training loss; None if all are 1."""
+    texts: Mapping[str, str] | None = None
+    """Path -> text of the sample, perhaps empty; None if the settings ask for no text."""
+    groups: Mapping[str, str] | None = None
+    """Path -> name of the group of samples that no split may divide; None if no groups are given."""
     whole: bool = False
     """True if the images show their object from edge to edge; evaluation then does not crop them."""
     findings: tuple[Finding, ...] = ()
@@ -78,6 +87,8 @@ class Files:
 
     base: str
     """Absolute path or URL of the folder that relative paths start at."""
+    clips: bool = False
+    """True if a sample may be a folder of frames or a video file."""
 
     def location(self, path: str) -> str:
         """Return the absolute path or the URL of an image."""
@@ -91,7 +102,7 @@ class Files:
         """
         location = self.location(path)
         if not is_url(location):
-            return os.path.isfile(location)
+            return os.path.isfile(location) or (self.clips and os.path.isdir(location))
         import fsspec
 
         try:
@@ -103,13 +114,24 @@ class Files:
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
         """See `Reader`."""
         location = self.location(path)
+        if self.clips and clips.is_clip(location):
+            return clips.frames(location, 1, at_least)[0]
         if is_far(location):
             with readable(location, open_file=file_cache.here().open) as file:
                 return decode_bytes(file.read(), location, at_least)
         return decode(Path(location), at_least)
 
+    def frames(self, path: str, count: int, at_least: int | None = None) -> list[Image.Image]:
+        """See `Reader`."""
+        return clips.frames(self.location(path), count, at_least)
+
     def sample(self, path: str) -> tuple[int, bytes]:
-        """See `Reader`; the sample is the first and last SAMPLE_BYTES."""
+        """See `Reader`; the sample is the first and last SAMPLE_BYTES of each file."""
+        if self.clips and os.path.isdir(self.location(path)):
+            names = [f"{path}/{frame.name}" for frame in clips.in_folder(Path(self.location(path)))]
+            found = [self.sample(name) for name in names]
+            told = hashlib.sha256(repr([*zip(names, found, strict=True)]).encode("utf-8", "surrogateescape"))
+            return sum(size for size, _ in found), told.digest()
         with readable(self.location(path)) as file:
             head = file.read(SAMPLE_BYTES)
             size = file.seek(0, os.SEEK_END)
@@ -118,6 +140,8 @@ class Files:
 
     def content(self, path: str) -> bytes:
         """See `Reader`."""
+        if self.clips and os.path.isdir(self.location(path)):
+            return b"".join(frame.read_bytes() for frame in clips.in_folder(Path(self.location(path))))
         with readable(self.location(path)) as file:
             return file.read()
 
@@ -143,7 +167,7 @@ def _unreadable(location: str, error: Exception) -> str:
     return f"{location}: the file must be readable, got {type(error).__name__}: {why}. Correct or remove it."
 
 
-def digits(data: DataSettings) -> Source:
+def digits(data: SampleSettings) -> Source:
     """Return scikit-learn's 1797 handwritten digits, 8 x 8 grey levels of 0..16, without splits.
 
     Raises:
@@ -178,6 +202,9 @@ class _Digits:
     def sample(self, path: str) -> tuple[int, bytes]:
         content = self.content(path)
         return len(content), content
+
+    def frames(self, path: str, count: int, at_least: int | None = None) -> list[Image.Image]:
+        return [self.open(path)] * count
 
     def content(self, path: str) -> bytes:
         content: bytes = self._grey(path).tobytes()

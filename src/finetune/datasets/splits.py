@@ -1,14 +1,15 @@
 """Make missing validation and test splits: take them from the training images by the seed."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from finetune.datasets.sources import Given
 from finetune.errors import DataError
-from finetune.settings import DataSettings
+from finetune.settings import SampleSettings
 
 
-def missing_shares(data: DataSettings, given: Given) -> dict[str, float]:
+def missing_shares(data: SampleSettings, given: Given) -> dict[str, float]:
     """Return split -> share of `train` for the splits to make; empty if `val` is given.
 
     Raises:
@@ -30,12 +31,15 @@ def missing_shares(data: DataSettings, given: Given) -> dict[str, float]:
 
 
 def take_from_train(
-    given: Given, shares: Mapping[str, float], seed: int
+    given: Given, shares: Mapping[str, float], seed: int, groups: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Sequence[str]]]:
     """Return `given` with the splits of `shares` taken out of `train`, class by class.
 
-    The choice depends on the seed and the paths alone: images are ordered by a hash of both.
+    The choice depends on the seed and the paths alone: images are ordered by a hash of both. Samples of one
+    group stay together.
     """
+    if groups is not None:
+        return _take_groups(given, shares, seed, groups)
     splits: dict[str, dict[str, Sequence[str]]] = {split: dict(paths) for split, paths in given.items()}
     splits.update({split: {} for split in shares})
     for name, paths in given["train"].items():
@@ -46,6 +50,49 @@ def take_from_train(
             splits["test"][name] = order[val : val + test]
         splits["train"][name] = order[val + test :]
     return splits
+
+
+def _take_groups(
+    given: Given, shares: Mapping[str, float], seed: int, groups: Mapping[str, str]
+) -> dict[str, dict[str, Sequence[str]]]:
+    """Return `take_from_train` where whole groups change splits; a sample without a group is one of its own.
+
+    Groups are taken in turn, the largest first, and equal ones by a hash. Each goes to the split that lacks
+    most of the group's classes, measured by the number of samples that its share promises.
+    """
+    members: dict[str, list[tuple[str, str]]] = {}
+    for name, paths in given["train"].items():
+        for path in paths:
+            members.setdefault(groups.get(path) or f"\0{path}", []).append((name, path))
+    goal = {"train": 1 - sum(shares.values()), **shares}
+    splits: dict[str, dict[str, Sequence[str]]] = {split: dict(paths) for split, paths in given.items()}
+    taken: dict[str, dict[str, list[str]]] = {split: {name: [] for name in given["train"]} for split in goal}
+    order = sorted(members, key=lambda group: (-len(members[group]), _digest(f"{seed}\0{group}")))
+    for group in order:
+        inside = Counter(name for name, _ in members[group])
+
+        def lack(split: str, inside: Counter[str] = inside) -> float:
+            return sum(
+                count * (1 - len(taken[split][name]) / max(1e-9, goal[split] * len(given["train"][name])))
+                for name, count in inside.items()
+            )
+
+        place = max(goal, key=lack)
+        for name, path in members[group]:
+            taken[place][name].append(path)
+    splits.update({split: dict(found) for split, found in taken.items()})
+    return splits
+
+
+def divided(given: Given, groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the groups with samples in more than one split, and these splits."""
+    places: dict[str, set[str]] = {}
+    for split, found in given.items():
+        for paths in found.values():
+            for path in paths:
+                if groups.get(path):
+                    places.setdefault(groups[path], set()).add(split)
+    return {group: sorted(splits) for group, splits in sorted(places.items()) if len(splits) > 1}
 
 
 def split_sizes(images: int, val_share: float, test_share: float) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from finetune.datasets.sources import Files, Reader, Source
 from finetune.errors import DataError, did_you_mean
-from finetune.settings import DataSettings
+from finetune.settings import SampleSettings
 
 Arguments = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def check_name(name: str | None) -> str:
     return name
 
 
-def torchvision_set(data: DataSettings) -> Source:
+def torchvision_set(data: SampleSettings) -> Source:
     """Return the images of torchvision's set `data.name` below the folder `data.path`.
 
     The set's own train, val and test splits are used, except a split whose labels are not public.
@@ -149,6 +149,9 @@ class _Arrays:
 
     name: str
     root: str
+
+    def frames(self, path: str, count: int, at_least: int | None = None) -> list[Image.Image]:
+        return [self.open(path, at_least)] * count
 
     def open(self, path: str, at_least: int | None = None) -> Image.Image:
         split, _, index = path.partition("/")

@@ -68,7 +68,7 @@ class Decoded:
         self._lock = Lock()  # guards the budget and `_kept`
         self._budget_bytes = budget_bytes
         self._stores: dict[str, _Store] = {}
-        self._kept: dict[str, Image.Image] = {}
+        self._kept: dict[tuple[str, int | None], Image.Image] = {}
 
     def evaluation(self, split: str, rows: Rows, *, pinned: bool = False) -> Tensor:
         """Return images as evaluation sees them, uint8 (B, 3, S, S), as a copy that the caller may change.
@@ -104,8 +104,9 @@ class Decoded:
 
     def for_crops(self, example: Example) -> Image.Image:
         """Return the whole image for random crops, its shorter side shrunk to KEPT_SIDE * S at most."""
-        if example.path in self._kept:
-            return self._kept[example.path]
+        name = (example.path, example.frame)
+        if name in self._kept:
+            return self._kept[name]
         kept_side = KEPT_SIDE * self._side
         image = self._catalog.open(example, math.ceil(pixels.DECODED_SIDE * kept_side))
         shrink = kept_side / min(image.size)
@@ -114,9 +115,9 @@ class Decoded:
             image = image.resize(size, Image.Resampling.BILINEAR)
         with self._lock:
             cost = 4 * image.width * image.height  # Pillow holds RGB in 4 bytes
-            if example.path not in self._kept and cost <= self._budget_bytes:
+            if name not in self._kept and cost <= self._budget_bytes:
                 self._budget_bytes -= cost
-                self._kept[example.path] = image
+                self._kept[name] = image
         return image
 
     def _evaluation_image(self, example: Example) -> Pixels:

@@ -26,6 +26,7 @@ class MLPHead(nn.Sequential):
         hidden = [nn.Linear(features, head_size), nn.ReLU()] if head_size else []
         last = nn.Linear(head_size or features, classes)
         super().__init__(*hidden, nn.Dropout(dropout), last)
+        self.head_size = head_size
 
 
 class ReplaceHead(nn.Module):

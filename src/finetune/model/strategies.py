@@ -17,11 +17,12 @@ from finetune.model.backbones import Backbone, last_layer, set_rows
 from finetune.model.dropout import swap_dropout
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.head import FuseHead, LoadHead, MLPHead, ReplaceHead
+from finetune.model.sample_head import SampleHead, SampleShape
 from finetune.model.weights import differences
 from finetune.settings import ALL
 from finetune.strategy import FUSE, LOAD, REPLACE, STRATEGIES
 
-Head = ReplaceHead | LoadHead | FuseHead | ExactHead
+Head = ReplaceHead | LoadHead | FuseHead | ExactHead | SampleHead
 
 
 class TransferModel(nn.Module):
@@ -145,7 +146,8 @@ class TransferModel(nn.Module):
         layers = [m for m in self.head.new.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         dropouts = [m.p for m in self.head.new.modules() if isinstance(m, nn.Dropout)]
         shapes = [[layer.weight.shape[1], layer.weight.shape[0]] for layer in layers]
-        hidden = 0 if len(shapes) == 1 else shapes[0][1]
+        new = next((m for m in self.head.modules() if isinstance(m, MLPHead)), None)
+        hidden = new.head_size if new else 0 if len(shapes) == 1 else shapes[0][1]
         return {
             "backbone": self.backbone_name,
             "strategy": self.head.strategy,
@@ -172,6 +174,7 @@ def build(
     seed: int,
     keeps_relu: bool | None = None,
     exact: ExactShape | None = None,
+    sample: SampleShape | None = None,
 ) -> TransferModel:
     """Return the model for a strategy. It is built from the modules of `backbone`, and changes them.
 
@@ -189,17 +192,27 @@ def build(
         keeps_relu: for `load`, whether a ReLU behind the source FC's last layer stays (SqueezeNet has one);
             None: only if the class names equal the source's. See `_without_relu`.
         exact: for `exact`, what the head is made of; its weights begin at zero. None: a linear head.
+        sample: what the head is made of where samples have text or several frames; None: they are images.
 
     Raises:
         BackboneError: the strategy is unknown, the backbone has fewer blocks than `frozen_layers`, or `load`
-            lacks its relation.
+            lacks its relation, or samples with several parts meet a strategy that cannot read them.
     """
     frozen = _cut(backbone, frozen_layers)
     pooled = backbone.features
     head: Head
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if strategy == REPLACE.name:
+        if sample is not None:
+            if strategy != REPLACE.name or frozen < len(backbone.blocks):
+                raise BackboneError(
+                    f"strategy: samples with text or several frames need {REPLACE.name!r} and frozen_layers "
+                    f"{ALL}, got {strategy!r} and {frozen_layers}. Set them."
+                )
+            head = SampleHead(
+                backbone.pool, sample, head_size=head_size, classes=len(classes), dropout=dropout
+            )
+        elif strategy == REPLACE.name:
             head = ReplaceHead(backbone.pool, MLPHead(pooled, head_size, len(classes), dropout))
         elif strategy == FUSE.name:
             new = MLPHead(pooled + backbone.source_classes, head_size, len(classes), dropout)

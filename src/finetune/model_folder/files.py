@@ -15,6 +15,8 @@ FORMAT = 2
 """Version of model.yaml. Version 1 has no `calibration`; its models answer with the temperature 1."""
 FILES = ("model.safetensors", "model.yaml", "bom.json", "README.md")
 """Files of a model folder, in the order in which they are written: the card comes last."""
+TEXT = "text.json"
+"""Words of the text encoder, in the folder of a model that reads text."""
 DERIVED = ("model.onnx", "model.pt2")
 """Files that may be added to a model folder, made from its model."""
 
@@ -35,7 +37,7 @@ def claim(to: Path) -> None:
             f"{to}: a model folder must be a folder that can be written, got {type(error).__name__}: "
             f"{error}. Choose another."
         ) from error
-    begun = names <= set(FILES[:-1])  # an export that was interrupted; the card comes last
+    begun = names <= {*FILES[:-1], TEXT}  # an export that was interrupted; the card comes last
     if not begun and not _is_ours(to / FILES[1]):
         raise CheckpointError(
             f"{to}: a model folder must be new, empty or a model folder, got one with "
@@ -64,7 +66,8 @@ def copy(model: Path, to: Path) -> None:
     try:
         for name in DERIVED:
             (to / name).unlink(missing_ok=True)
-        for name in FILES[:2]:
+        (to / TEXT).unlink(missing_ok=True)
+        for name in (*FILES[:2], *[TEXT] * (model / TEXT).exists()):
             with replacing(to / name) as path:
                 shutil.copyfile(no_pipe(model / name), path)
     except OSError as error:

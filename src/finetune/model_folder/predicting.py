@@ -52,14 +52,19 @@ def _predict(
 
 def answers(model: Model, images: Tensor, top: int = TOP) -> list[dict[str, Any]]:
     """Return `class`, `probability` and `top`, the most probable classes, for images uint8 (B, 3, S, S)."""
-    best = model.probabilities(images).topk(min(top, len(model.classes)), dim=1)
+    return ranked(model, model.probabilities(images), top)
+
+
+def ranked(model: Model, probabilities: Tensor, top: int = TOP) -> list[dict[str, Any]]:
+    """Return `class`, `probability` and `top`, the most probable classes, for probabilities (B, C)."""
+    best = probabilities.topk(min(top, len(model.classes)), dim=1)
     found = []
     for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        ranked = [
+        places = [
             {"class": model.classes[index], "probability": value}
             for value, index in zip(values, indices, strict=True)
         ]
-        found.append(ranked[0] | {"top": ranked})
+        found.append(places[0] | {"top": places})
     return found
 
 

@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.disk.filesystems import no_pipe
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, MissingPackage
 from finetune.evaluation import calibration
 from finetune.evaluation.calibration import Calibration
 from finetune.images.pixels import normalise
 from finetune.model import backbones, strategies
 from finetune.model.exact_head import ExactShape
+from finetune.model.sample_head import SampleShape
 from finetune.model.strategies import TransferModel
-from finetune.model_folder.files import FILES, FORMAT
+from finetune.model_folder.files import FILES, FORMAT, TEXT
+from finetune.texts.encoders import Encoder, rebuilt
 
 MOST_PIXELS = 2**13
 """Largest side of a model's input, in pixels."""
@@ -33,6 +35,8 @@ class Model:
     facts: dict[str, Any]
     """Content of model.yaml."""
     device: torch.device
+    encoder: Encoder | None = None
+    """The text encoder of a model that reads text."""
 
     @property
     def classes(self) -> list[str]:
@@ -54,8 +58,13 @@ class Model:
         return self.calibration.of(logits).cpu()
 
 
-def load(folder: Path, *, device: torch.device | None = None) -> Model:
+def load(folder: Path, *, device: torch.device | None = None, parts: bool = False) -> Model:
     """Load the model from a folder that `write` made.
+
+    Args:
+        folder: the folder.
+        device: device of the model; None: the CPU.
+        parts: True if the caller can use a model whose samples have text or several frames.
 
     Raises:
         CheckpointError: a file is missing or damaged, or does not match the others.
@@ -67,7 +76,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             path.stat()  # a missing file is reported before an error in the other one
         facts = yaml.safe_load(text.read_text(encoding="utf-8"))
         _check_facts(facts)
-        state = load_file(weights)
+        state, encoder = _with_encoder(load_file(weights), folder, facts)
         if not all(torch.isfinite(tensor).all() for tensor in state.values()):
             raise ValueError("weights that are NaN or infinite")
         _check_digest(weights, facts)
@@ -88,6 +97,7 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             seed=0,
             keeps_relu=facts["head"].get("keeps_relu", True),  # folders of older versions do not say
             exact=ExactShape.from_dict(facts["head"]["exact"]) if facts["strategy"] == "exact" else None,
+            sample=SampleShape.from_dict(facts["head"]["sample"]) if "samples" in facts else None,
         )
         net.load_state_dict(state, strict=True)
     except FileNotFoundError:
@@ -96,6 +106,8 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             f"{folder}: a model folder must hold model.yaml and model.safetensors, got no "
             f"{' and no '.join(missing)}. Make one with `export DIR --to MODEL_DIR`."
         ) from None
+    except MissingPackage:
+        raise
     except Exception as error:  # files of strangers can raise any error of any reader
         why = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
@@ -103,7 +115,31 @@ def load(folder: Path, *, device: torch.device | None = None) -> Model:
             "Export the model again."
         ) from error
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(net.eval(), facts, device)
+    if "samples" in facts and not parts:
+        raise CheckpointError(
+            f"{folder}: its samples have text or several frames, which only `predict` reads so far, got "
+            "another command. Use `predict`."
+        )
+    return Model(net.eval(), facts, device, encoder)
+
+
+def _with_encoder(
+    state: dict[str, Tensor], folder: Path, facts: dict[str, Any]
+) -> tuple[dict[str, Tensor], Encoder | None]:
+    """Return the weights of the network, and the text encoder of a model that reads text.
+
+    Raises:
+        ValueError: the files of the encoder do not fit together.
+    """
+    told = facts.get("samples", {})
+    if "text_encoder" not in told:
+        return state, None
+    words = no_pipe(folder / TEXT).read_text(encoding="utf-8")
+    if hashlib.sha256(words.encode()).hexdigest() != told["text_sha256"]:
+        raise ValueError(f"another {TEXT} than the one that model.yaml names")
+    own = {name.removeprefix("text."): tensor for name, tensor in state.items() if name.startswith("text.")}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("text.")}
+    return rest, rebuilt(told["text_encoder"], own, words)
 
 
 def _check_digest(weights: Path, facts: dict[str, Any]) -> None:

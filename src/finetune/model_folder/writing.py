@@ -20,10 +20,12 @@ from finetune.evaluation.outputs import Outputs
 from finetune.explain import kept, sources
 from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
+from finetune.model.sample_head import SampleHead
 from finetune.model.strategies import TransferModel
 from finetune.model_folder import files
-from finetune.model_folder.files import DERIVED, FILES, FORMAT
+from finetune.model_folder.files import DERIVED, FILES, FORMAT, TEXT
 from finetune.settings import FeatureSettings, TrialSettings
+from finetune.texts.encoders import Texts
 from finetune.training import shared
 from finetune.training.run import Run
 from finetune.training.workers import World
@@ -86,12 +88,12 @@ def write(
     facts["calibration"] = calibration.facts(
         fitted, {name: (found[s].logits, found[s].labels) for name, s in SPLITS if s in found}
     )
-    if world.size == 1 and (leans := sources.of_run(run)) is not None:
+    if world.size == 1 and not settings.data.has_parts and (leans := sources.of_run(run)) is not None:
         facts["source_classes"] = leans
     if world.rank == 0:
         if answers is not None:
             _keep_answers(answers, run, found, fitted)
-        _write_files(to, run.model, facts)
+        _write_files(to, run.model, facts, run.texts)
     return facts
 
 
@@ -116,7 +118,7 @@ def release(
     files.claim(to)
     facts = _facts(run, metrics, provenance) | {"privacy": privacy}
     del facts["provenance"]["data_fingerprint"]
-    _write_files(to, run.model, facts)
+    _write_files(to, run.model, facts, None)
     return facts
 
 
@@ -160,12 +162,19 @@ def _trained(
     return run
 
 
-def _write_files(to: Path, model: TransferModel, facts: dict[str, Any]) -> None:
+def _write_files(to: Path, model: TransferModel, facts: dict[str, Any], texts: Texts | None) -> None:
     """Write the files of a model folder, and the digest of the weights into `facts`."""
     for name in DERIVED:
         (to / name).unlink(missing_ok=True)  # it belongs to the weights that are replaced now
     weights = to / FILES[0]
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    (to / TEXT).unlink(missing_ok=True)
+    if texts is not None:
+        state |= {f"text.{name}": tensor.contiguous() for name, tensor in texts.encoder.tensors().items()}
+        words = texts.encoder.words()
+        facts["samples"]["text_sha256"] = hashlib.sha256(words.encode()).hexdigest()
+        with replacing(to / TEXT) as path:
+            path.write_text(words, encoding="utf-8")
     with replacing(weights) as path:
         save_file(state, path)
     facts["provenance"]["model_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -199,13 +208,15 @@ def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibra
             outputs.save_mistakes(to / MISTAKES, run.data, split, found[split], fitted)
         if not (to / BATCH_SEEN).exists():
             outputs.save_batch(to / BATCH_SEEN, run.data, run.first_batch())
-        if run.world.size == 1 and not (to / EXPLAINED).exists():
+        alone = run.world.size == 1 and not run.settings.data.has_parts
+        if alone and not (to / EXPLAINED).exists():
             mistakes = json.loads((to / MISTAKES).read_text(encoding="utf-8"))
             kept.save(to / EXPLAINED, run, split, mistakes)
 
 
 def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    settings = run.settings
+    settings, head = run.settings, run.model.head
+    sample = {"sample": head.shape.to_dict()} if isinstance(head, SampleHead) else {}
     source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, run.world.device.type)
     prints = {"data_fingerprint": run.data.fingerprint, "weights_sha256": source.sha256}
     return {
@@ -215,9 +226,11 @@ def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dic
         "head": {
             "size": settings.head_size,
             "dropout": settings.dropout,
-            "keeps_relu": bool(strategies.relus_behind(run.model.head.new)),
+            "keeps_relu": not sample and bool(strategies.relus_behind(run.model.head.new)),
             **_exact(run),
+            **sample,
         },
+        **_parts(run),
         "frozen_layers": settings.frozen_layers,
         "source": {
             "weights": source.origin,
@@ -236,6 +249,17 @@ def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dic
         "settings": settings.to_dict(),
         "provenance": provenance | prints,
     }
+
+
+def _parts(run: Run) -> dict[str, Any]:
+    """Return what a sample is, as model.yaml has it; nothing if it is one image."""
+    data = run.settings.data
+    if not data.has_parts:
+        return {}
+    told: dict[str, Any] = {"frames": data.frames}
+    if run.texts is not None:
+        told |= {"text": list(data.text or ()), "text_encoder": run.settings.text_encoder.partition(":")[0]}
+    return {"samples": told}
 
 
 def _exact(run: Run) -> dict[str, Any]:

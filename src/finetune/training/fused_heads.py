@@ -93,6 +93,7 @@ def stored(run: Run) -> Stored:
 def can_fuse(settings: TrialSettings) -> bool:
     """Return True if `train` gives the same result as the training loop with these settings."""
     plain = settings.mix == "none" and not settings.ema_decay and not settings.unfreeze_epochs
+    plain = plain and not settings.data.has_parts
     return plain and settings.strategy == REPLACE.name and settings.frozen_layers == ALL
 
 

@@ -21,13 +21,16 @@ from finetune.evaluation.outputs import Outputs
 from finetune.evaluation.scores import BATCH, Scores, evaluate
 from finetune.frozen import execution
 from finetune.frozen.features import Feed, Inputs
+from finetune.frozen.samples import SampleFeed, SampleInputs
 from finetune.images import augment, order
 from finetune.images.batches import ImageData
 from finetune.model import backbones, strategies
 from finetune.model.exact_head import ExactShape
+from finetune.model.sample_head import SampleHead, SampleShape
 from finetune.model.strategies import TransferModel
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.strategy import STRATEGIES
+from finetune.texts.encoders import Texts
 from finetune.training import exact, graphs, limits, optimize, shared, workers
 from finetune.training.averaging import Average
 from finetune.training.losses import Loss
@@ -68,16 +71,25 @@ class Run:
         backbones.check_image_size(settings.backbone, settings.data.image_size)
         self.data = shared.images(settings.data, features)
         source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
-        self.model = build_model(settings, self.data, world.device, shape)
+        parts = settings.data.has_parts
+        images = shared.frames(settings.data, features) if parts else self.data
+        self.texts = shared.texts(settings.data, settings.text_encoder, features)
+        self.model = build_model(settings, self.data, world.device, shape, texts=self.texts)
         self.inputs = Inputs(
             self.model,
-            self.data,
+            images,
             settings,
             source,
             world.device,
             blocks=lambda: shared.pristine(settings, world.device).blocks,
             stored=features,
         )
+        self.rows: Inputs | SampleInputs = self.inputs
+        """Source of the trained part's input: `inputs`, or where samples have several parts rows of these."""
+        if isinstance(self.model.head, SampleHead):
+            self.rows = SampleInputs(self.inputs, self.model.head.shape, self.texts, settings)
+            feed = self.rows.feed("train", view=0)
+            self.model.head.fit(feed.batches(torch.arange(self.data.size("train")).split(BATCH)))
         self.head_init = "random"
         if settings.head_init == "exact" and exact.begins(self.model):
             exact.begin(self)
@@ -110,7 +122,7 @@ class Run:
         facts |= self.loss.effective() | augment.effective(self.mixing) | self.data.effective()
         return (
             facts
-            | self.inputs.effective()
+            | self.rows.effective()
             | {
                 "head_init": self.head_init,
                 "ema_decay": self.average.decay if self.average else 0.0,
@@ -141,7 +153,7 @@ class Run:
         sums = self._sums(whole)
         scales = [world.size / weight for weight in sums]
         total = torch.zeros((), device=world.device)
-        feed = self.inputs.feed("train", view=self.data.view(epoch))
+        feed = self.rows.feed("train", view=self.data.view(epoch))
         batches = steps.counted(
             zip(feed.batches(mine), self._targets(mine), scales, strict=True),
             *(f"epoch {epoch}", len(whole), "batches"),
@@ -192,7 +204,7 @@ class Run:
         parts: list[float] = sums.diff(prepend=sums.new_zeros(1)).tolist()
         return parts
 
-    def _backward(self, feed: Feed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
+    def _backward(self, feed: Feed | SampleFeed, x: Tensor, targets: Tensor, *, scale: float) -> Tensor:
         """Compute the gradient of scale * (sum of losses) in `parts` parts; return the sum of losses.
 
         If the GPU runs out of memory, the batch is computed again in twice as many parts, and so are all
@@ -213,7 +225,7 @@ class Run:
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _in_parts(self, feed: Feed, x: Tensor, targets: Tensor, scale: float | Tensor) -> Tensor:
+    def _in_parts(self, feed: Feed | SampleFeed, x: Tensor, targets: Tensor, scale: float | Tensor) -> Tensor:
         """Compute the gradient part by part; the workers exchange gradients once, with the last part."""
         model, count = self.step_model, self.parts
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
@@ -256,7 +268,7 @@ class Run:
         """
         world = self.world
         mine = workers.split(self.data.size(split), world.rank, world.size, BATCH)
-        feed = self.inputs.feed(split)
+        feed = self.rows.feed(split)
         own = self.data.labels(split)[world.rank :: world.size].to(world.device)
         labels = own.split([len(batch) for batch in mine])
         batches = zip(feed.batches(mine), labels, strict=True)
@@ -313,7 +325,12 @@ class _Trained(nn.Module):
 
 
 def build_model(
-    settings: TrialSettings, data: ImageData, device: torch.device, shape: ExactShape | None = None
+    settings: TrialSettings,
+    data: ImageData,
+    device: torch.device,
+    shape: ExactShape | None = None,
+    *,
+    texts: Texts | None = None,
 ) -> TransferModel:
     """Return the model that the settings describe, on `device`, with its pretrained weights."""
     relation = None
@@ -321,9 +338,10 @@ def build_model(
     if own is not None and own.head_is_pretrained and settings.weights != WeightsSettings():
         relation = shared.relationship(settings, device)
     source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
+    backbone = shared.backbone(settings, device)
     model = strategies.build(
         settings.strategy,
-        shared.backbone(settings, device),
+        backbone,
         classes=data.classes,
         head_size=settings.head_size,
         dropout=settings.dropout,
@@ -332,9 +350,30 @@ def build_model(
         source_names=source.classes,
         seed=settings.seed,
         exact=shape or exact.probe(settings.weights),
+        sample=sample_shape(settings, backbone.features, texts) if settings.data.has_parts else None,
     )
     model.head.to(device)  # its blocks are there already
     return model
+
+
+def sample_shape(settings: TrialSettings, features: int, texts: Texts | None) -> SampleShape:
+    """Return the structure of the head for samples with text or several frames.
+
+    Args:
+        settings: settings of the trial.
+        features: number of features of a frame.
+        texts: the texts; None: there are none, and the head reads the image alone.
+    """
+    fusion = "image" if texts is None else settings.fusion
+    return SampleShape(
+        fusion=fusion,
+        pooling=settings.pooling,
+        frames=settings.frames_used or settings.data.frames,
+        features=features,
+        text=0 if texts is None or fusion == "image" else texts.size,
+        image_scale=settings.image_scale,
+        modality_dropout=settings.modality_dropout,
+    )
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -28,34 +28,55 @@ from finetune.images.pixels import normalise
 from finetune.model import pretrain, strategies, weights
 from finetune.model.backbones import Backbone
 from finetune.model.weights import Pretrained
-from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
+from finetune.settings import DataSettings, FeatureSettings, SampleSettings, TrialSettings, WeightsSettings
 from finetune.strategy import STRATEGIES
-
-SEEN = ("image_size", "batch_size", "horizontal_flip", "crop_scale", "augment", "views")
-"""Settings that affect how images become model inputs, but not which images there are."""
+from finetune.texts.encoders import Texts
 
 
 def images(data: DataSettings, features: FeatureSettings | None = None) -> ImageData:
     """Return the images of `data`; decoded images are kept in the store of `features`, or else in memory."""
-    stores = features is not None and features.mode != "off"
-    place = (features.folder, features.budget_bytes) if features and stores else None
-    return _images(dataclasses.replace(data, batch_size=1), place)  # pixels do not depend on batch size
+    # Pixels do not depend on the batch size.
+    return _images(dataclasses.replace(data, batch_size=1), _place(features))
 
 
 @lru_cache(maxsize=4)
 def _images(data: DataSettings, place: tuple[str, int] | None) -> ImageData:
     shared = Store(Path(place[0]), place[1]) if place else None
-    return ImageData(_listed(data), data, shared=shared)
-
-
-def _listed(data: DataSettings) -> Catalog:
-    """Return the catalog of the images; files are scanned once, whatever trials set for the names in SEEN."""
-    return _scanned(dataclasses.replace(data, **{name: getattr(DataSettings, name) for name in SEEN}))
+    return ImageData(_scanned(data.samples), data, shared=shared)
 
 
 @lru_cache(maxsize=4)
-def _scanned(data: DataSettings) -> Catalog:
-    return catalog.scan(data)
+def _scanned(samples: SampleSettings) -> Catalog:
+    """Return the catalog of the samples; files are scanned once, whatever trials do with their images."""
+    return catalog.scan(samples)
+
+
+@lru_cache(maxsize=4)
+def _frames(data: DataSettings, place: tuple[str, int] | None) -> ImageData:
+    shared = Store(Path(place[0]), place[1]) if place else None
+    return ImageData(_scanned(data.samples).of_frames(data.frames), data, shared=shared)
+
+
+def frames(data: DataSettings, features: FeatureSettings | None = None) -> ImageData:
+    """Return the frames of all samples as images, those of one sample one after another in time."""
+    if data.frames == 1:
+        return images(data, features)
+    return _frames(dataclasses.replace(data, batch_size=1), _place(features))
+
+
+def texts(data: DataSettings, encoder: str, features: FeatureSettings | None = None) -> Texts | None:
+    """Return the texts of the samples as vectors; None if there are none."""
+    return None if data.text is None else _texts(data.samples, encoder, _place(features))
+
+
+@lru_cache(maxsize=4)
+def _texts(data: SampleSettings, encoder: str, place: tuple[str, int] | None) -> Texts:
+    return Texts(_scanned(data), encoder, Store(Path(place[0]), place[1]) if place else None)
+
+
+def _place(features: FeatureSettings | None) -> tuple[str, int] | None:
+    stores = features is not None and features.mode != "off"
+    return (features.folder, features.budget_bytes) if features and stores else None
 
 
 @lru_cache(maxsize=4)

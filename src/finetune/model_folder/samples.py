@@ -1,0 +1,157 @@
+"""Classify samples that have text or several frames with a loaded model.
+
+Shapes: B samples of a batch, T frames, S side of a frame in pixels, E numbers of a text's vector, C classes.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune import steps
+from finetune.datasets import clips
+from finetune.datasets.manifest import samples_of
+from finetune.errors import DataError
+from finetune.evaluation.scores import BATCH
+from finetune.frozen.samples import chosen
+from finetune.images import pixels
+from finetune.model.sample_head import SampleHead
+from finetune.model_folder.predicting import TOP, find_images, ranked
+from finetune.model_folder.reading import Model
+
+TABLES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known of one sample; a part may be missing."""
+
+    path: str
+    """Path of the image or clip; empty if it is missing."""
+    text: str = ""
+
+
+def find(model: Model, paths: Sequence[Path], text: str = "") -> list[Sample]:
+    """Return the samples at the given paths: files, folders that are searched, and tables with texts.
+
+    A table is a CSV or Parquet file like a manifest, of which only the columns of image and text are read.
+    With clips, a folder that holds still images is one clip.
+
+    Args:
+        model: the model, which knows its columns of text.
+        paths: the paths; with none, the text alone is a sample.
+        text: text of every sample that is not in a table.
+
+    Raises:
+        DataError: a path does not exist, a folder holds no sample, or a table cannot be read.
+    """
+    told = model.facts["samples"]
+    found = [] if paths or not text else [Sample("", text)]
+    for path in paths:
+        if path.suffix.lower() in TABLES:
+            rows = samples_of(str(path.absolute()), told.get("text", ()))
+            found += [Sample(where, said) for where, said in rows]
+        elif path.is_dir() and told["frames"] > 1:
+            found += [Sample(str(one), text) for one in _clips_below(path)]
+        else:
+            found += [Sample(str(one), text) for one in find_images([path])]
+    return found
+
+
+def _clips_below(folder: Path) -> list[Path]:
+    """Return the clips in a folder: it is one itself if it holds still images."""
+    if clips.in_folder(folder):
+        return [folder]
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name[0] == ".":
+            continue
+        if path.is_dir():
+            found += _clips_below(path)
+        elif path.suffix.lower() in clips.VIDEOS | clips.ANIMATED:
+            found.append(path)
+    return found
+
+
+def predict(model: Model, samples: Sequence[Sample], *, top: int = TOP) -> Iterator[dict[str, Any]]:
+    """Yield a dict per sample as `predicting.predict` does, with `missing`: the parts that it lacks."""
+    size = max(1, BATCH // model.facts["samples"]["frames"])
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode") as pool,
+        steps.step("classify", len(samples), "samples", patience=1.0) as told,
+    ):
+        for start in range(0, len(samples), size):
+            part = samples[start : start + size]
+            yield from _answers(model, part, list(pool.map(partial(_frames, model), part)), top)
+            told.add(len(part))
+
+
+def _frames(model: Model, sample: Sample) -> Tensor | str | None:
+    """Return the frames as the model's input, uint8 (T, 3, S, S); None if there are none, or the reason."""
+    asked = model.facts["preprocessing"]
+    side, whole = asked["image_size"], asked["whole_image"]
+    if not sample.path:
+        return None
+    try:
+        needs = pixels.evaluation_needs(side, whole)
+        found = clips.frames(sample.path, model.facts["samples"]["frames"], needs)
+    except DataError as error:
+        return str(error)
+    return torch.stack([torch.from_numpy(pixels.evaluation(one, side, whole)) for one in found])
+
+
+def _answers(
+    model: Model, part: Sequence[Sample], seen: Sequence[Tensor | str | None], top: int
+) -> Iterator[dict[str, Any]]:
+    usable = [number for number, one in enumerate(seen) if not isinstance(one, str)]
+    found = probabilities(model, [part[n] for n in usable], [seen[n] for n in usable])
+    rows = iter(ranked(model, found, top))
+    reads_text = model.encoder is not None
+    for sample, one in zip(part, seen, strict=True):
+        missing = ["image"] * (one is None) + ["text"] * (reads_text and not sample.text)
+        head: dict[str, Any] = {"path": sample.path}
+        if isinstance(one, str):
+            yield head | {"class": None, "probability": None, "top": [], "error": one, "missing": missing}
+        else:
+            yield head | next(rows) | {"error": None, "missing": missing}
+
+
+@torch.no_grad()
+def probabilities(model: Model, samples: Sequence[Sample], frames: Sequence[Tensor | str | None]) -> Tensor:
+    """Return calibrated probabilities (B, C), float32, on the CPU.
+
+    Args:
+        model: the model.
+        samples: the samples.
+        frames: their frames, uint8 (T, 3, S, S), or None where a sample has none.
+    """
+    head = model.net.head
+    assert isinstance(head, SampleHead)
+    shape, device = head.shape, model.device
+    if not samples:
+        return torch.zeros(0, len(model.classes))
+    marks = torch.ones(len(samples), 2, device=device)
+    parts = []
+    if shape.reads_image:
+        asked = model.facts["preprocessing"]
+        picks = chosen(shape.frames, model.facts["samples"]["frames"])
+        rows = torch.zeros(len(samples), shape.frames * shape.features, device=device)
+        for number, one in enumerate(frames):
+            if isinstance(one, Tensor):
+                x = pixels.normalise(one[picks].to(device), asked["mean"], asked["std"])
+                rows[number] = model.net.features(x).flatten()
+            else:
+                marks[number, 0] = 0
+        parts.append(rows)
+    if model.encoder is not None:
+        marks[:, 1] = torch.tensor([float(bool(sample.text)) for sample in samples])
+        if shape.reads_text:
+            parts.append(model.encoder.encode([sample.text for sample in samples]).to(device))
+    logits = model.net.from_features(torch.cat([*parts, marks], dim=1))
+    return model.calibration.of(logits).cpu()

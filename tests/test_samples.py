@@ -1,0 +1,422 @@
+"""Samples with text or several frames: from their files to a model folder that answers without one part."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from finetune.datasets import catalog
+from finetune.datasets.clips import at_times
+from finetune.errors import CheckpointError, DataError
+from finetune.messages import Effective, Epoch, Keep
+from finetune.model.sample_head import GAIN, SampleHead, SampleShape
+from finetune.model_folder import load, write
+from finetune.model_folder.samples import Sample, find, predict
+from finetune.settings import DataSettings, FeatureSettings, SampleSettings, TrialSettings, WeightsSettings
+from finetune.texts.tfidf import Tfidf
+from finetune.training import loop
+from search.config.problems import ConfigErrors
+from search.config.study import StudyConfig
+from search.suggest.space import Space
+from search.views import predictions
+
+SEEN: dict[str, Any] = {"image_size": 32, "horizontal_flip": False, "batch_size": 16}
+
+
+def trial(folder: Path, data: DataSettings, **changes: Any) -> tuple[Path, list[Any]]:
+    """Train a head on a small backbone; return its best checkpoint and the worker's messages."""
+    values: dict[str, Any] = {
+        "data": data,
+        "backbone": "shufflenet_v2_x0_5",
+        "weights": WeightsSettings(),
+        "strategy": "replace",
+        "epochs": 4,
+        "learning_rate": 0.01,
+        "cache_dir": str(folder / "cache"),
+    }
+    keep = Keep(metric="val/accuracy", best=folder / "best", last=folder / "last")
+    heard: list[Any] = []
+    stored = FeatureSettings(folder=str(folder.parent / "features"), budget_bytes=2**28)
+    loop.train(TrialSettings(**values | changes), keep=keep, report=heard.append, features=stored)
+    return keep.best, heard
+
+
+def accuracy(heard: Sequence[Any]) -> float:
+    return max(one.metrics["val/accuracy"] for one in heard if isinstance(one, Epoch))
+
+
+def used(heard: Sequence[Any]) -> dict[str, Any]:
+    return dict(next(one.facts for one in heard if isinstance(one, Effective)))
+
+
+def colours(folder: Path, rows: int = 60) -> Path:
+    """Write a manifest whose class is a colour, in the image, and a material, in the text."""
+    folder.mkdir(exist_ok=True)
+    table = []
+    for number in range(rows):
+        colour, material = ("red", "blue")[number % 2], ("wool", "steel")[number // 2 % 2]
+        Image.new("RGB", (32, 32), colour).save(folder / f"{number}.png")
+        words = {"wool": "soft warm", "steel": "hard shiny"}[material]
+        table.append([f"{number}.png", f"{colour} {material}", f"a {words} one", f"g{number // 4}"])
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "text", "group"], *table])
+    return folder / "manifest.csv"
+
+
+def of_colours(folder: Path, **changes: Any) -> DataSettings:
+    values = {"kind": "manifest", "path": str(colours(folder / "colours")), "text": ("text",), **SEEN}
+    return DataSettings(**values | changes)
+
+
+class TestSources:
+    def test_a_manifest_may_have_path_text_and_group(self, tmp_path: Path) -> None:
+        found = catalog.scan(of_colours(tmp_path))
+        assert found.classes == ("blue steel", "blue wool", "red steel", "red wool")
+        assert {one.text for one in found.splits["train"]} == {"a soft warm one", "a hard shiny one"}
+
+    def test_groups_stay_together_in_splits_that_are_made(self, tmp_path: Path) -> None:
+        found = catalog.scan(of_colours(tmp_path))
+        places: dict[int, set[str]] = {}
+        for split, examples in found.splits.items():
+            for one in examples:
+                places.setdefault(int(Path(one.path).stem) // 4, set()).add(split)
+        assert all(len(splits) == 1 for splits in places.values())
+        sizes = {split: len(examples) for split, examples in found.splits.items()}
+        assert sizes == {"train": 40, "val": 12, "test": 8}
+
+    def test_given_splits_that_divide_a_group_are_refused(self, tmp_path: Path) -> None:
+        for name in "abcd":
+            Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        rows = "path,label,split,group\na.png,x,train,1\nb.png,y,train,2\nc.png,x,val,1\nd.png,y,val,3\n"
+        (tmp_path / "m.csv").write_text(rows)
+        with pytest.raises(DataError, match="a group must lie in one split, got '1' in train and val"):
+            catalog.scan(SampleSettings(kind="manifest", path=str(tmp_path / "m.csv")))
+
+    def test_a_text_column_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"data.text: must name columns of .*, got 'txt'"):
+            catalog.scan(of_colours(tmp_path, text=("txt",)))
+
+    def test_texts_are_part_of_the_fingerprint(self, tmp_path: Path) -> None:
+        with_text = catalog.scan(of_colours(tmp_path)).fingerprint
+        without = catalog.scan(of_colours(tmp_path, text=None)).fingerprint
+        assert with_text != without
+
+    def test_metadata_csv_gives_texts_and_groups_of_a_folder(self, tmp_path: Path) -> None:
+        rows = ["file_name,caption,group"]
+        for name in ("x", "y"):
+            (tmp_path / name).mkdir()
+            for number in range(4):
+                Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+                rows.append(f"{name}/{number}.png,text {number},g{number // 2}")
+        (tmp_path / "metadata.csv").write_text("\n".join(rows))
+        settings = SampleSettings(
+            kind="folder", path=str(tmp_path), text=("caption",), validation_share=0.4, test_share=0
+        )
+        found = catalog.scan(settings)
+        assert {one.text for one in found.splits["train"]} in ({"text 0", "text 1"}, {"text 2", "text 3"})
+        (tmp_path / "metadata.csv").unlink()
+        with pytest.raises(DataError, match=r"must hold metadata.csv with the columns file_name and caption"):
+            catalog.scan(settings)
+
+
+class TestTexts:
+    def test_tfidf_knows_only_words_of_training_texts(self) -> None:
+        encoder = Tfidf.fit(["red wool", "blue steel", "red steel"])
+        assert "steel" in encoder.vocabulary
+        assert encoder.encode(["unheard", ""]).abs().sum() == 0
+
+    def test_tfidf_is_rebuilt_from_what_a_model_folder_holds(self) -> None:
+        encoder = Tfidf.fit(["red wool", "blue steel", "red steel", "a b cd"])
+        again = Tfidf.rebuilt(encoder.tensors(), encoder.words())
+        texts = ["red steel", "wool"]
+        assert torch.equal(again.encode(texts), encoder.encode(texts))
+
+    @pytest.mark.parametrize("words", ["[]", '["a", "a", "b", "c"]', '{"red": 0}', "[1, 2, 3, 4]"])
+    def test_a_vocabulary_that_does_not_fit_is_refused(self, words: str) -> None:
+        encoder = Tfidf.fit(["red wool", "blue steel", "red steel"])
+        with pytest.raises(ValueError, match="vocabulary"):
+            Tfidf.rebuilt(encoder.tensors(), words)
+
+    def test_training_without_any_word_is_no_error(self) -> None:
+        assert Tfidf.fit([]).encode(["x"]).shape == (1, 1)
+
+
+def head(**changes: Any) -> SampleHead:
+    values: dict[str, Any] = {"fusion": "concat", "pooling": "mean", "frames": 3, "features": 5, "text": 4}
+    shape = SampleShape(**values | changes)
+    return SampleHead(nn.Identity(), shape, head_size=0, classes=2, dropout=0.0)
+
+
+def rows_of(head: SampleHead, count: int = 64, marks: float = 1.0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(count, head.shape.row, generator=draw) * 3 + 7
+    rows[:, -2:] = marks
+    return rows
+
+
+class TestHead:
+    @pytest.mark.parametrize("pooling", ["mean", "max", "mean_std", "mean_diff", "attention", "ordered"])
+    def test_the_image_varies_by_the_gain_under_each_pooling(self, pooling: str) -> None:
+        made = head(pooling=pooling, fusion="image", text=0)
+        rows = rows_of(made)
+        made.fit(rows.split(10))
+        seen: list[torch.Tensor] = []
+        made.new.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        made(rows)
+        assert seen[0].var(0, correction=0).sum().sqrt().item() == pytest.approx(GAIN, rel=1e-3)
+
+    @pytest.mark.parametrize("pooling", ["mean", "max", "mean_std", "mean_diff", "attention", "ordered"])
+    def test_only_ordered_tells_a_clip_from_its_reverse(self, pooling: str) -> None:
+        made = head(pooling=pooling, fusion="image", text=0).eval()
+        rows = rows_of(made)
+        back = rows.clone()
+        back[:, :15] = rows[:, :15].view(-1, 3, 5).flip(1).flatten(1)
+        same = torch.allclose(made(rows), made(back), atol=1e-4)
+        assert same == (pooling != "ordered")
+
+    @pytest.mark.parametrize("fusion", ["concat", "sum", "gated"])
+    def test_a_part_that_is_missing_is_not_read(self, fusion: str) -> None:
+        made = head(fusion=fusion).eval()
+        rows = rows_of(made)
+        made.fit([rows])
+        rows[:, -1] = 0
+        other = rows.clone()
+        other[:, 15:-2] = 99.0
+        assert torch.equal(made(rows), made(other))
+        assert made(rows).isfinite().all()
+
+    def test_without_text_a_sum_answers_as_its_image_head(self) -> None:
+        made = head(fusion="sum").eval()
+        rows = rows_of(made)
+        made.fit([rows])
+        rows[:, -1] = 0
+        image = (made._pooled(rows[:, :15].view(-1, 3, 5)) - made.image_mean) * made.image_scale
+        wanted = made.new["image"](image).softmax(1)  # type: ignore[index]
+        assert torch.allclose(made(rows).softmax(1), wanted, atol=1e-5)
+
+    @pytest.mark.parametrize("fusion", ["concat", "sum", "gated"])
+    def test_with_neither_part_the_answer_is_finite(self, fusion: str) -> None:
+        made = head(fusion=fusion).eval()
+        assert made(rows_of(made, marks=0.0)).isfinite().all()
+
+    def test_each_head_of_a_sum_is_trained_alone(self) -> None:
+        made = head(fusion="sum").train()
+        rows = rows_of(made)
+        made.fit([rows])
+        said = made(rows)
+        assert torch.allclose(said.exp().sum(1), torch.ones(len(rows)))  # one part's probabilities
+        assert not torch.allclose(made.eval()(rows).exp().sum(1), torch.ones(len(rows)))
+
+    def test_a_gate_begins_as_concat(self) -> None:
+        gated, plain = head(fusion="gated").eval(), head(fusion="concat").eval()
+        gated.load_state_dict(plain.state_dict(), strict=False)
+        rows = rows_of(plain)
+        assert torch.allclose(gated(rows), plain(rows), rtol=1e-5)
+
+    def test_dropout_of_a_part_is_of_training_only_and_never_of_both(self) -> None:
+        made = head(modality_dropout=0.9)
+        marks = torch.ones(400, 2)
+        seen = made.train()._seen(marks)
+        assert seen.sum(1).min() == 1
+        assert 0.8 < (seen.sum(1) == 1).float().mean() < 1
+        assert torch.equal(made.eval()._seen(marks), marks)
+        alone = torch.tensor([[1.0, 0.0]] * 50)
+        assert torch.equal(made.train()._seen(alone), alone)
+
+    def test_a_shape_that_no_export_writes_is_refused(self) -> None:
+        shape = head().shape.to_dict()
+        assert SampleShape.from_dict(shape) == head().shape
+        for wrong in (
+            {"fusion": "x"},
+            {"frames": -1},
+            {"features": "5"},
+            {"image_scale": float("nan")},
+            {"z": 1},
+        ):
+            with pytest.raises(ValueError, match="a head for samples"):
+                SampleShape.from_dict(shape | wrong)
+
+
+class TestTextBesideImages:
+    def test_both_parts_tell_what_neither_tells_alone(self, tmp_path: Path) -> None:
+        data = of_colours(tmp_path)
+        scores = {
+            fusion: accuracy(trial(tmp_path / fusion, data, fusion=fusion)[1])
+            for fusion in ("image", "text", "concat", "gated", "sum")
+        }
+        assert scores["image"] <= 0.5
+        assert scores["text"] <= 0.5
+        assert (scores["concat"], scores["gated"], scores["sum"]) == (1.0, 1.0, 1.0)
+
+    def test_a_model_folder_answers_and_says_which_part_was_missing(self, tmp_path: Path) -> None:
+        data = of_colours(tmp_path)
+        checkpoint, heard = trial(tmp_path, data, modality_dropout=0.2)
+        assert used(heard)["fusion"] == "concat"
+        folder = tmp_path / "model"
+        facts = write(checkpoint, folder, {})
+        assert facts["metrics"]["validation"]["accuracy"] == accuracy(heard)
+        assert sorted(path.name for path in folder.iterdir()) == [
+            *("README.md", "bom.json", "model.safetensors", "model.yaml", "text.json")
+        ]
+        model = load(folder, parts=True)
+        image = str(tmp_path / "colours" / "0.png")
+        both, no_text, no_image = predict(
+            model, [Sample(image, "a soft warm one"), Sample(image), Sample("", "a hard shiny one")]
+        )
+        assert (both["class"], both["missing"]) == ("red wool", [])
+        assert no_text["class"].startswith("red")
+        assert no_text["missing"] == ["text"]
+        assert no_image["class"].endswith("steel")
+        assert no_image["missing"] == ["image"]
+        assert predictions.line(no_text).endswith("\twithout text")
+
+    def test_the_folder_answers_as_the_trial_did(self, tmp_path: Path) -> None:
+        data = of_colours(tmp_path)
+        checkpoint, _ = trial(tmp_path, data, fusion="gated", head_size=8)
+        facts = write(checkpoint, tmp_path / "model", {})
+        model = load(tmp_path / "model", parts=True)
+        found = catalog.scan(data)
+        asked = [Sample(f"{tmp_path}/colours/{one.path}", one.text) for one in found.splits["val"]]
+        right = [
+            row["class"] == found.classes[one.label]
+            for row, one in zip(predict(model, asked), found.splits["val"], strict=True)
+        ]
+        assert sum(right) / len(right) == facts["metrics"]["validation"]["accuracy"]
+
+    def test_a_table_of_samples_and_a_broken_image(self, tmp_path: Path) -> None:
+        checkpoint, _ = trial(tmp_path, of_colours(tmp_path), epochs=1)
+        write(checkpoint, tmp_path / "model", {})
+        (tmp_path / "colours" / "broken.png").write_bytes(b"no image")
+        table = tmp_path / "colours" / "new.csv"
+        table.write_text("path,text\n0.png,soft\nbroken.png,soft\n,hard\n1.png,\n")
+        rows = list(predictions.predict(tmp_path / "model", [table]))
+        assert [row["missing"] for row in rows] == [[], [], ["image"], ["text"]]
+        assert [row["error"] is None for row in rows] == [True, False, True, True]
+        predictions.write_csv(rows, tmp_path / "out.csv")
+        with (tmp_path / "out.csv").open() as file:
+            written = list(csv.DictReader(file))
+        assert [row["missing"] for row in written] == ["", "", "image", "text"]
+
+    def test_another_command_refuses_the_folder_in_one_line(self, tmp_path: Path) -> None:
+        checkpoint, _ = trial(tmp_path, of_colours(tmp_path), epochs=1)
+        write(checkpoint, tmp_path / "model", {})
+        with pytest.raises(CheckpointError, match="only `predict` reads so far"):
+            load(tmp_path / "model")
+        (tmp_path / "model" / "text.json").write_text(json.dumps(["other"]))
+        with pytest.raises(CheckpointError, match=r"another text\.json"):
+            load(tmp_path / "model", parts=True)
+
+    def test_a_trial_continues_after_an_interruption(self, tmp_path: Path) -> None:
+        data = of_colours(tmp_path)
+        whole = [one for one in trial(tmp_path / "whole", data)[1] if isinstance(one, Epoch)]
+        settings: dict[str, Any] = {"learning_rate": 0.01}
+        first, _ = trial(tmp_path / "parts", data, **settings)
+        again = [one for one in trial(tmp_path / "parts", data, **settings)[1] if isinstance(one, Epoch)]
+        assert first.exists()
+        assert [one.metrics["val/loss"] for one in again] == [one.metrics["val/loss"] for one in whole]
+
+
+Config = Callable[..., StudyConfig]
+
+
+def config(**sections: Any) -> StudyConfig:
+    values: dict[str, Any] = {
+        "study": {"name": "s"},
+        "data": {"kind": "manifest", "path": "m.csv", "text": "text"},
+    }
+    return StudyConfig.from_dict({**values, **sections})
+
+
+class TestConfig:
+    def test_text_has_defaults_and_baselines_of_its_own(self) -> None:
+        made = config()
+        assert made.study.baselines == ("image_only", "text_only", "recipe")
+        assert made.strategies == ("replace",)
+        assert made.parts == {"image", "text"}
+        assert StudyConfig.from_dict(made.model_dump(mode="json", exclude_none=True)) == made
+
+    def test_only_the_settings_of_parts_that_are_there_are_asked_for(self) -> None:
+        space = Space(config())
+        alone = space.baseline("text_only")
+        assert alone["fusion"] == "text"
+        assert "image_scale" not in alone
+        assert "pooling" not in alone
+        both = space.baseline("recipe")
+        assert (both["fusion"], both["image_scale"]) == ("concat", 1.0)
+        images = Space(config(data={"path": "x"})).baseline("recipe")
+        assert not {"fusion", "text_encoder", "pooling"} & images.keys()
+
+    @pytest.mark.parametrize(
+        ("sections", "told"),
+        [
+            ({"space": {"strategy": ["replace", "load"]}}, "must be replace, got"),
+            ({"space": {"frozen_layers": {"low": 0, "high": "all"}}}, "must be all, got a range"),
+            ({"space": {"mix": "mixup"}}, "samples with several parts are not blended"),
+            ({"study": {"name": "s", "baselines": ["scratch"]}}, "which scratch do not"),
+            ({"data": {"path": "x"}, "space": {"fusion": "sum"}}, "space.fusion: needs data.text"),
+            (
+                {"data": {"path": "x"}, "space": {"pooling": "max"}},
+                "space.pooling: needs data.frames above 1",
+            ),
+            ({"data": {"path": "x"}, "study": {"name": "s", "baselines": ["text_only"]}}, "needs data.text"),
+            ({"data": {"kind": "digits", "text": "t"}}, "data.text: goes with kind"),
+            ({"data": {"kind": "digits", "frames": 4}}, "data.frames: goes with kind"),
+            ({"model": {"text_encoder": "bert"}}, "must be `tfidf`, `static:FOLDER` or `hub:NAME`"),
+        ],
+    )
+    def test_what_is_not_supported_is_said(self, sections: dict[str, Any], told: str) -> None:
+        with pytest.raises(ConfigErrors, match=told):
+            config(**sections)
+
+
+def moving(folder: Path, clips: int = 24) -> Path:
+    """Write animated GIFs of a dot that moves to the left or to the right: the same frames in two orders."""
+    for name in ("left", "right"):
+        (folder / name).mkdir(parents=True)
+    for number in range(clips):
+        frames = []
+        for step in range(6):
+            frame = Image.new("RGB", (32, 32), (number * 5, 0, 0))
+            ImageDraw.Draw(frame).rectangle(
+                (step * 5, 8 + number % 12, step * 5 + 6, 16 + number % 12), "white"
+            )
+            frames.append(frame)
+        for name, order in (("left", frames[::-1]), ("right", frames)):
+            file = folder / name / f"{number}.gif"
+            order[0].save(file, save_all=True, append_images=order[1:], duration=100)
+    return folder
+
+
+class TestClips:
+    def test_frames_are_chosen_by_time_and_not_by_number(self) -> None:
+        assert at_times([0, 1, 2, 3], 4, 4) == [0, 1, 2, 3]
+        assert at_times([0, 1, 2, 3], 4, 2) == [1, 3]
+        assert at_times([0, 1, 2, 30], 60, 3) == [2, 3, 3]
+        assert at_times([5], 6, 3) == [0, 0, 0]
+
+    def test_a_pooling_that_sees_order_tells_a_motion_that_others_cannot(self, tmp_path: Path) -> None:
+        settings = DataSettings(kind="motion", frames=6, **SEEN)
+        scores = {
+            pooling: accuracy(trial(tmp_path / pooling, settings, pooling=pooling, epochs=6)[1])
+            for pooling in ("mean", "ordered")
+        }
+        assert scores["mean"] <= 0.55
+        assert scores["ordered"] >= 0.95
+
+    def test_clips_of_files_are_trained_on_exported_and_predicted(self, tmp_path: Path) -> None:
+        data = DataSettings(kind="folder", path=str(moving(tmp_path / "clips")), frames=6, **SEEN)
+        checkpoint, heard = trial(tmp_path, data, pooling="ordered", frames_used=3, epochs=6)
+        assert (used(heard)["pooling"], used(heard)["frames_used"]) == ("ordered", 3)
+        facts = write(checkpoint, tmp_path / "model", {})
+        assert facts["samples"] == {"frames": 6}
+        model = load(tmp_path / "model", parts=True)
+        asked = find(model, [tmp_path / "clips"])
+        assert len(asked) == 48
+        right = [Path(row["path"]).parent.name == row["class"] for row in predict(model, asked)]
+        assert sum(right) / len(right) > 0.9
