@@ -9,7 +9,7 @@ READY := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lab test-ray lint schema bench screenshots dev clean
+.PHONY: help quickstart test test-thorough test-lab test-ray lint schema bench screenshots dev clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ quickstart: $(READY)  ## install and run a whole search on scikit-learn's digits
 
 test: $(DEV)  ## install and run the tests, two files at a time; ARGS="-m 'not slow'" goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-thorough: $(DEV)  ## install and run the tests that `make test` leaves to CI
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --thorough -m thorough $(ARGS)
 
 test-lab: $(DEV)  ## install and run the tests on machines in namespaces, as root on Linux; CI runs both
 	$(BIN)/python -m pytest --lab -m lab $(ARGS)

@@ -22,7 +22,11 @@ from tests.written import Make, write
 
 ROOT = Path(__file__).parents[1]
 MATERIAL = ROOT.parent / "shared" / "material"
-TIERS = {"long": "takes many minutes", "lab": "needs machines in namespaces and some minutes"}
+TIERS = {
+    "thorough": "one of the tests that only CI runs each time",
+    "long": "takes many minutes",
+    "lab": "needs machines in namespaces and some minutes",
+}
 """Tests with these markers run only with the option of the same name."""
 
 LIMITS = {"slow": 900, "ray": 900, "lab": 1800, "long": 7200}
@@ -55,6 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if (mark := item.get_closest_marker("thorough")) and _is_everyday(item, mark):
+            item.own_markers.remove(mark)
         for name, why in TIERS.items():
             if item.get_closest_marker(name) and not config.getoption(f"--{name}"):
                 command = f"python -m pytest --{name} '{item.nodeid}'"
@@ -67,6 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         Counter(one.path for one in items if one.get_closest_marker(name)) for name in ("ray", "slow")
     )
     items.sort(key=lambda item: (-ray[item.path], -slow[item.path]))
+
+
+def _is_everyday(item: pytest.Item, mark: pytest.Mark) -> bool:
+    """True if `thorough(but=...)` leaves out this case, by a value of its parameters."""
+    given = getattr(item, "callspec", None)
+    return given is not None and any(value in mark.kwargs.get("but", ()) for value in given.params.values())
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,7 @@ def test_vgg16_source_fc_is_its_three_linear_layers() -> None:
     assert backbone.features == 512
 
 
+@pytest.mark.thorough
 def test_the_table_that_configs_are_checked_against_is_what_torchvision_builds() -> None:
     assert sorted(OUTLINES) == sorted(backbones.names())
     for name, outline in OUTLINES.items():

@@ -80,6 +80,7 @@ def test_check_says_whose_weights_do_not_fit(small_study: Make, weights: dict[st
         check.plan(by_backbone(small_study, swapped, resources={"slots": 1}))
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blocks(
@@ -107,6 +108,7 @@ def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blo
     assert {trial.params["frozen_layers"] for trial in record.trials} == {0.5, 0.97}
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_study_of_a_manifest_counts_what_it_left_out_and_bounds_the_recalls(

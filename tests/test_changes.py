@@ -1,6 +1,5 @@
 """A study that goes on after its study.yaml was edited, without Ray: what it takes, and what it refuses."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.thorough(but=(OTHERS[0],))
 @pytest.mark.parametrize("others", OTHERS)
 @pytest.mark.parametrize("frozen", FROZEN, ids=str)
 def test_a_start_that_was_tried_is_not_planned_again(
@@ -65,8 +65,12 @@ def test_a_start_that_was_tried_is_not_planned_again(
     assert (again, sampled) == ([], config.study.trials - len(planned))
 
 
-def test_an_unchanged_space_leaves_what_the_sampler_sees_as_it_was(tmp_path: Path) -> None:
-    for number, (frozen, others) in enumerate(itertools.product(FROZEN, OTHERS)):
+@pytest.mark.thorough(but=(OTHERS[0],))
+@pytest.mark.parametrize("others", OTHERS)
+def test_an_unchanged_space_leaves_what_the_sampler_sees_as_it_was(
+    tmp_path: Path, others: dict[str, Any]
+) -> None:
+    for number, frozen in enumerate(FROZEN):
         config = StudyConfig.from_dict(merged(STUDY, {"space": {"frozen_layers": frozen} | others}))
         space = Space(config)
         book = Ledger(tmp_path / f"{number}.db", metric="val/accuracy", sampler=make("random", seed=number))
@@ -115,6 +119,7 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.thorough(but=("tpe",))
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize("change", CHANGED)
 def test_a_study_goes_on_in_a_changed_space(tmp_path: Path, change: str, sampler: str) -> None:

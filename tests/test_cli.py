@@ -312,6 +312,7 @@ class TestStudy:
         assert after["best/model.safetensors"] == before["best/model.safetensors"]
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_study_that_is_cut_off_in_every_way_loses_no_trial(
@@ -339,6 +340,7 @@ def test_a_study_that_is_cut_off_in_every_way_loses_no_trial(
     assert_whole(record, trials=14)
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_study_that_is_terminated_goes_on_in_another_place_where_its_trials_were(

@@ -112,6 +112,7 @@ def test_a_record_without_a_version_of_its_tables_or_with_few_facts_is_read(
     assert call("results", folder.root) == 0
 
 
+@pytest.mark.thorough
 def test_damage_anywhere_is_read_over_or_told_and_nothing_else(written: Make, tmp_path: Path) -> None:
     folder = written(tmp_path)
     whole = folder.database.read_bytes()

@@ -238,6 +238,7 @@ def test_a_head_that_nobody_writes_is_refused(
         model_folder.load(tmp_path / "model")
 
 
+@pytest.mark.thorough
 def test_two_workers_solve_the_head_together(done: tuple[Path, list[Message]], tmp_path: Path) -> None:
     folder, messages = done
     (alone,) = [message.metrics for message in messages if isinstance(message, Epoch)]

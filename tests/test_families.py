@@ -45,6 +45,8 @@ SMALLEST = {
     "swin_v2_t": 33,
     "maxvit_t": 224,
 }
+EVERYDAY = ("resnet18", "squeezenet1_1", "vit_b_32", "swin_t", "convnext_tiny")
+"""Families whose blocks differ most; the others are tried by --thorough."""
 STRATEGIES: tuple[str, ...] = ("replace", "load", "fuse")
 CLASSES = ("a", "b", "c")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -95,6 +97,7 @@ def test_every_classifier_of_torchvision_is_there() -> None:
     assert backbones.names() == torchvision.models.list_models(module=torchvision.models)
 
 
+@pytest.mark.thorough(but=EVERYDAY)
 @pytest.mark.parametrize("name", backbones.names())
 def test_every_model_has_named_blocks_and_all_its_parameters_once(name: str) -> None:
     with torch.device("meta"):
@@ -114,6 +117,7 @@ def test_every_model_has_named_blocks_and_all_its_parameters_once(name: str) -> 
     assert sum(p.numel() for p in backbone.parameters()) + aux == published
 
 
+@pytest.mark.thorough(but=EVERYDAY)
 @pytest.mark.parametrize("name", backbones.names())
 def test_what_every_model_pools_has_its_width(name: str) -> None:
     backbone = on_meta(name)
@@ -123,6 +127,7 @@ def test_what_every_model_pools_has_its_width(name: str) -> None:
     assert backbone.source_fc(h).shape == (1, 1000)
 
 
+@pytest.mark.thorough(but=EVERYDAY)
 @pytest.mark.parametrize("name", SMALLEST)
 def test_blocks_and_source_fc_give_the_original_logits_bit_for_bit(name: str) -> None:
     model = original(name)
@@ -132,6 +137,7 @@ def test_blocks_and_source_fc_give_the_original_logits_bit_for_bit(name: str) ->
     assert not torch.equal(expected[0], expected[1])
 
 
+@pytest.mark.thorough(but=EVERYDAY)
 @pytest.mark.parametrize(
     "name", sorted(SMALLEST.keys() - {"vit_b_32"})
 )  # its original is built for 64 pixels
@@ -179,6 +185,7 @@ def check_step(model: TransferModel, name: str) -> None:
     assert bool([key for key in changed if key.startswith("trunk.")]) == (len(model.trunk) > 0)
 
 
+@pytest.mark.thorough(but=EVERYDAY)
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", SMALLEST)
@@ -187,6 +194,7 @@ def test_one_training_step_at_no_half_and_every_frozen_layer(name: str, strategy
         check_step(transfer(name, strategy, frozen), name)
 
 
+@pytest.mark.thorough(but=EVERYDAY)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_features_then_head_equal_the_whole_and_leave_the_features_alone(name: str) -> None:
@@ -201,6 +209,7 @@ def test_features_then_head_equal_the_whole_and_leave_the_features_alone(name: s
         assert not h.requires_grad
 
 
+@pytest.mark.thorough(but=EVERYDAY)
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_number_of_frozen_layers_can_be_built(name: str) -> None:
     backbone = on_meta(name)
@@ -301,6 +310,7 @@ def test_building_on_meta_draws_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.thorough
 def test_the_docs_table_is_what_the_command_writes() -> None:
     page = Path(__file__).parents[1] / "docs" / "models.md"
     assert page.read_text() == lister.document(), "run: python -m search.views.blocks > docs/models.md"

@@ -94,6 +94,7 @@ def test_a_trial_whose_worker_is_killed_is_tried_again(
     assert_nothing_is_lost(record, retries=1)
 
 
+@pytest.mark.thorough(but=(wait_for_ever,))
 @pytest.mark.parametrize("silent", [wait_for_ever, stop_myself])
 def test_a_trial_that_makes_no_progress_is_tried_again(
     silent: Callable[[], None], small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +106,7 @@ def test_a_trial_that_makes_no_progress_is_tried_again(
     assert_nothing_is_lost(record, retries=1)
 
 
+@pytest.mark.thorough
 def test_a_trial_whose_train_controller_is_killed_is_tried_again(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_trial_whose_train_controller_is_killed_is_tried_again(
     assert_nothing_is_lost(record, retries=1)
 
 
+@pytest.mark.thorough(but=("Exchange",))
 @pytest.mark.parametrize("who", ["Exchange", "Supervisor"])
 def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes_whole(
     who: str, small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -163,6 +166,7 @@ def at_first_result(
     assert (folder / "killed").exists()
 
 
+@pytest.mark.thorough
 def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +195,7 @@ def test_who_waits_for_the_first_slot_hears_that_the_keeper_has_died(
     assert killed.is_set()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("misses", [2, 9])
 def test_a_keeper_outlives_a_ray_that_does_not_answer_for_a_moment_but_not_for_long(
     misses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -113,6 +113,7 @@ def test_the_program_shown_answers_as_predict(exported: Path, pictures: list[Pat
     assert answers(done.stdout) == expected(exported, pictures)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_stranger_classifies_with_onnxruntime_and_pillow_alone(
     exported: Path, pictures: list[Path], tmp_path: Path

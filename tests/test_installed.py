@@ -86,6 +86,7 @@ def test_a_shell_completes_the_verbs(installed: Path, tmp_path: Path) -> None:
     assert offered.split() == ["resume", "results", "report"]
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:

@@ -144,6 +144,12 @@ WAYS: dict[str, dict[str, Any]] = {
 """Options that keep a state, or draw random numbers, between two epochs."""
 
 
+@pytest.mark.thorough(
+    but=(
+        "careful",
+        "cut",
+    )
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupted_run_goes_on_to_the_result_of_an_uninterrupted_one(
     settings: TrialSettings, tmp_path: Path, way: str
@@ -306,6 +312,7 @@ def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
     assert len({(tmp_path / str(number)).read_bytes() for number in range(20)}) == 1
 
 
+@pytest.mark.thorough
 def test_two_workers_begin_anew_together(settings: TrialSettings, tmp_path: Path) -> None:
     """Neither may wait for the other in an epoch that the other one skips."""
     script = Path(__file__).parent / "two_workers.py"

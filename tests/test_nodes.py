@@ -33,7 +33,7 @@ from tests.waiting import eventually
 sys.path.insert(0, str(Path(__file__).parent))
 from notices import metadata
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.thorough]
 Make = Callable[..., StudyConfig]
 EPOCH_SECONDS = 0.2
 """At least, so that something can happen to a trial that runs."""

@@ -219,6 +219,7 @@ def test_a_run_that_train_does_not_end_is_left_when_the_study_is_over() -> None:
     ended.set()
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")

@@ -131,6 +131,7 @@ def test_environment_and_loggers_are_given_back(monkeypatch: pytest.MonkeyPatch)
     assert before == (dict(os.environ), logger.level, [signal.getsignal(n) for n in process.STOPS])
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 def test_a_ray_that_is_started_outside_the_main_thread_is_gone_afterwards(
     monkeypatch: pytest.MonkeyPatch,

@@ -184,6 +184,7 @@ def test_a_trial_whose_worker_dies_fails_alone_with_its_reason(
             assert trial.error in Path(trial.log).read_text()
 
 
+@pytest.mark.thorough
 def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
     assert [[epoch["epoch"] for epoch in trial.history] for trial in record.trials] == [[1, 2, 3]] * 5
 
 
+@pytest.mark.thorough
 def test_a_trial_that_tune_sets_up_in_two_processes_is_heard_whole(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +279,7 @@ def test_a_rate_at_which_the_loss_diverges_is_limited_and_noted(small_study: Mak
     assert all("learning rate limited to " in str(trial.note) for trial in wild)
 
 
+@pytest.mark.thorough
 def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +312,7 @@ def test_a_failed_trial_keeps_its_epochs_and_its_process_in_tune(
     assert len(processes) == 1
 
 
+@pytest.mark.thorough
 def test_an_export_that_fails_leaves_a_whole_record_and_the_best_weights(
     small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +336,7 @@ def test_an_export_that_fails_leaves_a_whole_record_and_the_best_weights(
     assert not folder.best.exists()
 
 
+@pytest.mark.thorough
 def test_a_study_runs_outside_the_main_thread(small_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a server: signals belong to the main thread, and nothing else needs it."""
     plant(monkeypatch)
@@ -354,6 +359,7 @@ def test_two_workers_per_trial_train_one_study_together(small_study: Make) -> No
     assert all(trial.effective["workers"] == 2 for trial in record.trials)
 
 
+@pytest.mark.thorough
 def test_a_warm_slot_gives_the_bits_of_a_cold_process(
     searched: Searched, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +384,7 @@ def scores(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in epoch.items() if name not in timed} for epoch in history]
 
 
+@pytest.mark.thorough
 def test_a_folder_behind_a_url_is_searched_without_a_config_file_and_copied_only_within_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +404,7 @@ def test_a_folder_behind_a_url_is_searched_without_a_config_file_and_copied_only
     assert not (tmp_path / "cache" / "finetune" / "files").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", ["starts", "is up", "starts again", "hangs"])
 def test_nothing_is_left_running_of_a_study_that_ends_while_its_slot(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -486,6 +494,7 @@ def test_interrupted_trials_are_tried_again_and_the_study_keeps_its_length(
         assert scores(new.history) == scores(old.history)
 
 
+@pytest.mark.thorough
 def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,6 +259,7 @@ def test_serve_alone_answers_on_loopback_until_it_is_interrupted(model: Path, tm
         _answers_over_http(model, tmp_path, url)
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 def test_serve_by_ray_answers_on_loopback_until_it_is_interrupted(model: Path, tmp_path: Path) -> None:
     with served(model) as url:

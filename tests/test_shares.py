@@ -60,6 +60,7 @@ def digits(**changes: Any) -> DataSettings:
     )
 
 
+@pytest.mark.thorough
 def test_two_workers_train_where_the_last_batch_and_the_validation_split_have_one_image(
     tmp_path: Path,
 ) -> None:

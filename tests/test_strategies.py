@@ -144,6 +144,7 @@ def test_each_strategy_overfits_one_batch_with_all_blocks_frozen(strategy: str) 
     assert train(build(strategy, head_size=64), steps=40) == 1.0
 
 
+@pytest.mark.thorough(but=(7,))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("frozen", [0, 7])
 def test_each_strategy_overfits_one_batch_with_trained_blocks(strategy: str, frozen: int) -> None:

@@ -48,6 +48,7 @@ def test_a_search_on_digits_is_worth_its_pretrained_weights(
     assert transferred > random + 0.1  # standard error of either: 0.035
 
 
+@pytest.mark.thorough
 @pytest.mark.material
 def test_a_search_on_photos_is_worth_its_imagenet_weights(tmp_path: Path, material: Path) -> None:
     """40 photos of each of 5 flowers to train on, 40 to validate, 64 pixels, the default space."""
