@@ -37,6 +37,7 @@ from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.errors import CapacityError, ClusterError, PreflightError, SearchError, StudyError
 from search.handing_on import commands as handing_on
+from search.handing_on import trust
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.views import table
@@ -305,6 +306,7 @@ def shown_path(path: str) -> str:
 
 
 handing_on.register(app)
+trust.register(app)
 commands.register(app)
 
 

@@ -85,6 +85,30 @@ def _privacy(told: dict[str, Any]) -> list[str]:
     ]
 
 
+def _audit(told: dict[str, Any]) -> list[str]:
+    """Return a table of how well an attack tells training images from others."""
+    rows = []
+    for name, what in (("model", "this model"), ("recipe", "its recipe, on halves of the images")):
+        found = told[name]
+        rates = (
+            f"{100 * one['rate']:.1f} % ({100 * one['between'][0]:.1f} to {100 * one['between'][1]:.1f})"
+            for one in found["true_positives"].values()
+        )
+        low, high = found["auc_between"]
+        rows.append(f"| {what} | {found['auc']:.3f} ({low:.3f} to {high:.3f}) | {' | '.join(rates)} |")
+    return [
+        "",
+        "## Audit",
+        "",
+        f"Membership inference (LiRA, {told['shadows']} shadow heads, {told['images']} images): the share of",
+        "the training images that are recognised at a rate of false alarms. Chance is an AUC of .5.",
+        "",
+        "| attacked | AUC | at 0.1 % | at 1 % |",
+        "| --- | --- | --- | --- |",
+        *rows,
+    ]
+
+
 def text(facts: dict[str, Any]) -> str:
     """Return a short model card (Mitchell et al., FAT* 2019) in Markdown."""
     scores = facts["metrics"]
@@ -116,6 +140,8 @@ def text(facts: dict[str, Any]) -> str:
         lines += ["", _calibrated(facts["calibration"])]
     if facts.get("privacy"):
         lines += _privacy(facts["privacy"])
+    if facts.get("audit"):
+        lines += _audit(facts["audit"])
     if facts.get("formats"):
         lines += ["", "## Other formats", "", *_formats(facts["formats"])]
     lines += [

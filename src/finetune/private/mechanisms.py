@@ -7,11 +7,13 @@ unit, so a unit (an image, or a group of images) has a total weight of at most 1
 Shapes: N rows, D features, P directions, C classes.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from finetune.private.accounting import CENTRE_SHARE, Noise, Steps
 from finetune.private.noise import Draws
@@ -79,6 +81,12 @@ class Linear:
         """Return the class of each row, int64 (N,)."""
         found: np.ndarray = (features @ self.weight.T + self.bias).argmax(axis=1)
         return found
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Return a context in which numpy uses one thread: products with so few columns gain nothing by more."""
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
 
 
 def fit(rows: Private, choices: Choices, noise: Noise, draws: Draws) -> Linear:

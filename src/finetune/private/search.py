@@ -11,7 +11,7 @@ from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.private import accounting, trial
 from finetune.private.accounting import Noise
 from finetune.private.law import TrialLaw
-from finetune.private.mechanisms import Mechanism, Private
+from finetune.private.mechanisms import Mechanism, Private, one_thread
 from finetune.private.noise import Draws
 from finetune.private.rows import groups, pooled, unit
 from finetune.private.trial import Outcome
@@ -140,7 +140,8 @@ def search(
     for number in range(count):
         drawn = trial.draw(Draws(key, f"trial {number}: settings"), backbones, plan.mechanisms)
         train, val = (images.rows(drawn.backbone, split, root=drawn.root) for split in ("train", "val"))
-        outcome = trial.run(number, key, drawn, train, val, plan.noise)
+        with one_thread():
+            outcome = trial.run(number, key, drawn, train, val, plan.noise)
         told(outcome)
         if best is None or outcome.score > best.score:
             best = outcome

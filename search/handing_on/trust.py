@@ -1,0 +1,38 @@
+"""Commands about the trust in a model folder: `audit` and `verify`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search.commands import JsonFlag, print_json, say
+from search.views.phases import Phases
+from search.views.terminal import console, print_line
+
+
+def audit(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="Its images; left out: where model.yaml says they are.")
+    ] = None,
+    shadows: Annotated[int, typer.Option(min=8, help="Shadow heads: more are exacter and slower.")] = 64,
+    as_json: JsonFlag = False,
+) -> None:
+    """Attack a model: say how well its training images can be told from others, and which best."""
+    from search.views import audits
+
+    with Phases().phase("audit"):
+        told, kept = audits.audit(model, data=data, shadows=shadows)
+    if as_json:
+        print_json(told)
+    else:
+        for line in audits.lines(told):
+            print_line(console(), line)
+    say(kept)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    commands: tuple[Any, ...] = (audit,)
+    for command in commands:
+        app.command()(command)
