@@ -1,4 +1,4 @@
-"""Audits: an attack that tells members from others, finds nothing where there is nothing, and catches a lie."""
+"""Audits: an attack that finds members, finds nothing where there is nothing, and catches a lie."""
 
 from pathlib import Path
 from typing import Any

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from search.commands import Exit, JsonFlag, print_json, say
+from search.handing_on import trust
 from search.record.study_folder import StudyFolder
 from search.views.phases import Phases
 from search.views.predictions import Counted
@@ -30,11 +31,16 @@ def export(
     formats: Annotated[
         list[Format] | None, typer.Option("--format", help="Add the model as another program reads it.")
     ] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign all files with this private key (PEM).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the best model, or that of another trial, with its card, and measure it on the test images."""
     from search.views import export as exports
 
+    if sign is not None:
+        trust.check("export --sign")
     asked = [one.value for one in dict.fromkeys(formats or ()) if one is not Format.SAFETENSORS]
     with Phases().phase("export"):
         if exports.is_model(folder):
@@ -43,6 +49,8 @@ def export(
             facts = exports.convert(folder, to, asked)
         else:
             facts = exports.export_trial(StudyFolder.open(folder), trial, to, asked)
+    if sign is not None:
+        trust.sign(to, sign)
     if as_json:
         print_json(facts)
     else:
@@ -138,6 +146,12 @@ def serve(
     most_megapixels: Annotated[int, typer.Option("--max-megapixels", min=1, help="Largest image.")] = 50,
     queue: Annotated[int, typer.Option(min=1, help="Requests in work; others are turned away.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 16,
+    signed: Annotated[
+        Path | None,
+        typer.Option(
+            "--require-signature", metavar="KEY", help="Refuse a folder not signed by this public key (PEM)."
+        ),
+    ] = None,
 ) -> None:
     """Answer HTTP requests with an exported model, by Ray Serve, until Ctrl-C."""
     from finetune.serving.limits import Limits
@@ -146,6 +160,8 @@ def serve(
     serving.check()
     if alone and replicas > 1:
         raise typer.BadParameter("--alone is one process, so it goes without --replicas")
+    if signed is not None:
+        trust.verified(model, signed)
     limits = Limits(body_bytes=most_mib * 2**20, pixels=most_megapixels * 10**6, queue=queue, batch=batch)
     if host not in serving.LOOPBACK:
         say(f"{host}: whoever reaches this address can use the model: there is no password")
@@ -156,9 +172,9 @@ def serve(
 
     try:
         if alone:
-            serving.alone(model, host, port, limits, ready)
+            serving.alone(model, host, port, limits, ready, signed=signed)
         else:
-            serving.with_ray(model, host, port, limits, replicas, ready)
+            serving.with_ray(model, host, port, limits, replicas, ready, signed=signed)
     except KeyboardInterrupt:
         say("stopped")
 

@@ -27,22 +27,37 @@ def check() -> None:
     extras.require("serve", "serve", MODULES)
 
 
-def application(folder: str, limits: Limits) -> Any:
+def application(folder: str, limits: Limits, signed: Path | None = None) -> Any:
     """Return the application that answers with the model in a folder; it loads torch.
 
+    Args:
+        folder: the model folder.
+        limits: limits of requests.
+        signed: public key by which the folder must be signed; None: it need not be.
+
     Raises:
-        CheckpointError: the folder holds no whole model.
+        CheckpointError: the folder holds no whole model, or is not as it was signed.
     """
     import torch
 
     from finetune import model_folder
+    from finetune.handing_on import signature
     from finetune.serving.app import build
 
+    if signed is not None:
+        signature.verify(Path(folder), signed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return build(model_folder.load(Path(folder), device=device), limits)
 
 
-def alone(folder: Path, host: str, port: int, limits: Limits, ready: Callable[[str], object]) -> None:
+def alone(
+    folder: Path,
+    host: str,
+    port: int,
+    limits: Limits,
+    ready: Callable[[str], object],
+    signed: Path | None = None,
+) -> None:
     """Serve from this process until it is interrupted.
 
     Raises:
@@ -51,7 +66,7 @@ def alone(folder: Path, host: str, port: int, limits: Limits, ready: Callable[[s
     """
     import uvicorn
 
-    app = application(str(folder), limits)
+    app = application(str(folder), limits, signed)
     with _listening(host, port) as listener:
         ready(_url(host, listener.getsockname()[1]))
         config = uvicorn.Config(
@@ -61,7 +76,13 @@ def alone(folder: Path, host: str, port: int, limits: Limits, ready: Callable[[s
 
 
 def with_ray(
-    folder: Path, host: str, port: int, limits: Limits, replicas: int, ready: Callable[[str], object]
+    folder: Path,
+    host: str,
+    port: int,
+    limits: Limits,
+    replicas: int,
+    ready: Callable[[str], object],
+    signed: Path | None = None,
 ) -> None:
     """Serve by Ray Serve, with processes that each hold the model, until this process is interrupted.
 
@@ -85,14 +106,18 @@ def with_ray(
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
         try:
-            serve.run(_deployment(str(folder.absolute()), limits, replicas), name=NAME, route_prefix="/")
+            serve.run(
+                _deployment(str(folder.absolute()), limits, replicas, signed and signed.absolute()),
+                name=NAME,
+                route_prefix="/",
+            )
             ready(_url(host, port))
             threading.Event().wait()
         finally:
             serve.delete(NAME) if os.environ.get("RAY_ADDRESS") else serve.shutdown()
 
 
-def _deployment(folder: str, limits: Limits, replicas: int) -> Any:
+def _deployment(folder: str, limits: Limits, replicas: int, signed: Path | None) -> Any:
     """Return the application for Ray Serve; each replica loads the model once."""
     import ray
     from ray import serve
@@ -106,7 +131,7 @@ def _deployment(folder: str, limits: Limits, replicas: int) -> Any:
     def built() -> Any:
         from search.handing_on.serving import application
 
-        return application(folder, limits)
+        return application(folder, limits, signed)
 
     served = serve.deployment(serve.ingress(built)())
     return served.options(

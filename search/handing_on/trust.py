@@ -31,8 +31,38 @@ def audit(
     say(kept)
 
 
+def verify(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    key: Annotated[Path, typer.Option(help="Public key (PEM) of whoever signed it.")],
+) -> None:
+    """Check that a model folder is the one that was signed by `export --sign`."""
+    verified(model, key)
+    print_line(console(), f"{model}: every file is as it was signed")
+
+
+def check(where: str) -> None:
+    """Check that this machine can sign and verify; see `finetune.handing_on.signature`."""
+    from finetune.handing_on import signature
+
+    signature.check(where)
+
+
+def sign(model: Path, key: Path) -> None:
+    """Sign a model folder; see `finetune.handing_on.signature`."""
+    from finetune.handing_on import signature
+
+    say(f"signed: {signature.sign(model, key)}")
+
+
+def verified(model: Path, key: Path) -> None:
+    """Check the signature of a model folder; see `finetune.handing_on.signature`."""
+    from finetune.handing_on import signature
+
+    signature.verify(model, key)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    commands: tuple[Any, ...] = (audit,)
+    commands: tuple[Any, ...] = (audit, verify)
     for command in commands:
         app.command()(command)

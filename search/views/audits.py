@@ -16,6 +16,7 @@ def audit(folder: Path, *, data: str | None, shadows: int) -> tuple[dict[str, An
         FinetuneError: the folder is not whole, or its images are not there.
     """
     from finetune import model_folder
+    from finetune.model_folder import files
     from finetune.private import audit as auditing
     from finetune.settings import FeatureSettings
 
@@ -23,6 +24,8 @@ def audit(folder: Path, *, data: str | None, shadows: int) -> tuple[dict[str, An
     stored = FeatureSettings(folder=str(cache / "features"), budget_bytes=10 * 2**30)
     told = auditing.audit(folder, data=data, shadows=shadows, stored=stored, cache_dir=str(cache))
     facts = model_folder.load(folder).facts
+    if (folder / files.SIGNATURE).exists():
+        return told, "not entered into the card: the folder is signed. Audit first, then sign"
     if facts.get("privacy"):
         return told, "not entered into the card: these numbers are not covered by the model's epsilon"
     # The most exposed images are for whoever owns them.

@@ -17,8 +17,9 @@ FILES = ("model.safetensors", "model.yaml", "bom.json", "README.md")
 """Files of a model folder, in the order in which they are written: the card comes last."""
 TEXT = "text.json"
 """Words of the text encoder, in the folder of a model that reads text."""
-DERIVED = ("model.onnx", "model.pt2")
-"""Files that may be added to a model folder, made from its model."""
+SIGNATURE = "model.sig"
+DERIVED = ("model.onnx", "model.pt2", SIGNATURE)
+"""Files that may be added to a model folder, made from its model; the last one is the signature of all."""
 
 
 def claim(to: Path) -> None:
