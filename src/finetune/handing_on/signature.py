@@ -89,7 +89,7 @@ def verify(folder: Path, key: Path) -> None:
         ) from error
 
 
-def _hashing(folder: Path) -> Any:  # type: ignore[no-untyped-def]
+def _hashing(folder: Path) -> Any:
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
