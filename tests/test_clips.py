@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import catalog, clips
+from finetune.datasets import catalog, clips, inspection, part_findings
 from finetune.datasets.clips import Clips
 from finetune.errors import DataError
 from finetune.settings import SampleSettings
@@ -143,6 +143,49 @@ def test_a_clip_is_decoded_once_for_all_its_frames(tmp_path: Path) -> None:
         kept.frames(reader, str(number), 3, 10)
     kept.frames(reader, "a", 3, 10)
     assert asked.count("a") == 2
+
+
+def test_names_that_look_like_films_are_told_where_no_groups_are_given(tmp_path: Path) -> None:
+    rows = ["file_name,group"]
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        for film in ("beach", "forest", "lake"):
+            for clip in range(6):
+                video(tmp_path / name / f"{film}_{clip}.mp4", [0, 100])
+                rows.append(f"{name}/{film}_{clip}.mp4,{name} {film}")
+    settings = SampleSettings(kind="folder", path=str(tmp_path), frames=2)
+    (found,) = catalog.scan(settings).findings
+    assert (found.grade, found.check) == ("warning", "like_groups")
+    assert "x/beach" in found.text
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    grouped = catalog.scan(settings)
+    assert grouped.findings == ()
+    films = {split: {one.path.rpartition("_")[0] for one in some} for split, some in grouped.splits.items()}
+    assert not films["train"] & films["val"]
+    assert part_findings.stem("a/clip_g01_c12.mp4") == "a/clip_g01"
+
+
+def test_a_clip_that_breaks_in_its_middle_is_left_out_with_on_error_skip(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        for clip in range(3):
+            (tmp_path / name / f"clip{clip}").mkdir(parents=True)
+            for number in range(3):
+                grey(9 * clip).save(tmp_path / name / f"clip{clip}" / f"{number}.jpg")
+    (tmp_path / "x" / "clip1" / "2.jpg").write_bytes(b"broken")
+    found = catalog.scan(SampleSettings(kind="folder", path=str(tmp_path), frames=3, on_error="skip"))
+    assert [one.path for one in found.skipped] == ["x/clip1"]
+
+
+def test_check_looks_at_clips(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        for clip in range(4):
+            video(tmp_path / name / f"{clip}.mp4", [0, 100 + clip])
+    (tmp_path / "y" / "9.mp4").write_bytes(b"broken")
+    report = inspection.inspect(catalog.scan(SampleSettings(kind="folder", path=str(tmp_path), frames=2)))
+    (broken,) = [one for one in report["findings"] if one["check"] == "unreadable"]
+    assert "9.mp4" in broken["images"][0]
+    assert report["sides"]["shortest"] == 48
 
 
 def test_folders_hold_videos_and_folders_of_frames(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,11 @@ def colours(folder: Path, rows: int = 60) -> Path:
 
 
 def of_colours(folder: Path, **changes: Any) -> DataSettings:
-    values = {"kind": "manifest", "path": str(colours(folder / "colours")), "text": ("text",), **SEEN}
-    return DataSettings(**values | changes)
+    return of_colours_at(colours(folder / "colours"), **changes)
+
+
+def of_colours_at(table: Path, **changes: Any) -> DataSettings:
+    return DataSettings(**{"kind": "manifest", "path": str(table), "text": ("text",), **SEEN} | changes)
 
 
 class TestSources:
@@ -123,6 +127,14 @@ class TestSources:
         (tmp_path / "metadata.csv").unlink()
         with pytest.raises(DataError, match=r"must hold metadata.csv with the columns file_name and caption"):
             catalog.scan(settings)
+
+    def test_texts_that_are_empty_or_shared_by_splits_are_told(self, tmp_path: Path) -> None:
+        table = colours(tmp_path / "colours")
+        table.write_text(table.read_text().replace(",a soft warm one", ","))
+        found = {one.check: one for one in catalog.scan(of_colours_at(table)).findings}
+        assert found["empty_text"].count == 30
+        assert "30 of 60 without (50%)" in found["empty_text"].text
+        assert found["text_in_two_splits"].grade == "note"
 
 
 class TestTexts:
@@ -243,6 +255,18 @@ class TestHead:
                 SampleShape.from_dict(shape | wrong)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], dict[str, Any]]:
+    """Return a folder with `colours` and the folder `model` of a trained model, its messages and its facts."""
+    folder = tmp_path_factory.mktemp("exported") / "study"
+    folder.mkdir()
+    checkpoint, heard = trial(folder, of_colours(folder), modality_dropout=0.2)
+    return folder, heard, write(checkpoint, folder / "model", {})
+
+
+Exported = tuple[Path, list[Any], dict[str, Any]]
+
+
 class TestTextBesideImages:
     def test_both_parts_tell_what_neither_tells_alone(self, tmp_path: Path) -> None:
         data = of_colours(tmp_path)
@@ -254,18 +278,16 @@ class TestTextBesideImages:
         assert scores["text"] <= 0.5
         assert (scores["concat"], scores["gated"], scores["sum"]) == (1.0, 1.0, 1.0)
 
-    def test_a_model_folder_answers_and_says_which_part_was_missing(self, tmp_path: Path) -> None:
-        data = of_colours(tmp_path)
-        checkpoint, heard = trial(tmp_path, data, modality_dropout=0.2)
+    def test_a_model_folder_answers_and_says_which_part_was_missing(self, exported: Exported) -> None:
+        where, heard, facts = exported
         assert used(heard)["fusion"] == "concat"
-        folder = tmp_path / "model"
-        facts = write(checkpoint, folder, {})
+        folder = where / "model"
         assert facts["metrics"]["validation"]["accuracy"] == accuracy(heard)
         assert sorted(path.name for path in folder.iterdir()) == [
             *("README.md", "bom.json", "model.safetensors", "model.yaml", "text.json")
         ]
         model = load(folder, parts=True)
-        image = str(tmp_path / "colours" / "0.png")
+        image = str(where / "colours" / "0.png")
         both, no_text, no_image = predict(
             model, [Sample(image, "a soft warm one"), Sample(image), Sample("", "a hard shiny one")]
         )
@@ -289,13 +311,12 @@ class TestTextBesideImages:
         ]
         assert sum(right) / len(right) == facts["metrics"]["validation"]["accuracy"]
 
-    def test_a_table_of_samples_and_a_broken_image(self, tmp_path: Path) -> None:
-        checkpoint, _ = trial(tmp_path, of_colours(tmp_path), epochs=1)
-        write(checkpoint, tmp_path / "model", {})
-        (tmp_path / "colours" / "broken.png").write_bytes(b"no image")
-        table = tmp_path / "colours" / "new.csv"
+    def test_a_table_of_samples_and_a_broken_image(self, exported: Exported, tmp_path: Path) -> None:
+        where = exported[0]
+        (where / "colours" / "broken.png").write_bytes(b"no image")
+        table = where / "colours" / "new.csv"
         table.write_text("path,text\n0.png,soft\nbroken.png,soft\n,hard\n1.png,\n")
-        rows = list(predictions.predict(tmp_path / "model", [table]))
+        rows = list(predictions.predict(where / "model", [table]))
         assert [row["missing"] for row in rows] == [[], [], ["image"], ["text"]]
         assert [row["error"] is None for row in rows] == [True, False, True, True]
         predictions.write_csv(rows, tmp_path / "out.csv")
@@ -303,9 +324,8 @@ class TestTextBesideImages:
             written = list(csv.DictReader(file))
         assert [row["missing"] for row in written] == ["", "", "image", "text"]
 
-    def test_another_command_refuses_the_folder_in_one_line(self, tmp_path: Path) -> None:
-        checkpoint, _ = trial(tmp_path, of_colours(tmp_path), epochs=1)
-        write(checkpoint, tmp_path / "model", {})
+    def test_another_command_refuses_the_folder_in_one_line(self, exported: Exported, tmp_path: Path) -> None:
+        shutil.copytree(exported[0] / "model", tmp_path / "model")
         with pytest.raises(CheckpointError, match="only `predict` reads so far"):
             load(tmp_path / "model")
         (tmp_path / "model" / "text.json").write_text(json.dumps(["other"]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from finetune import steps
-from finetune.datasets import generated
+from finetune.datasets import generated, part_findings
 from finetune.datasets.clips import Clips
 from finetune.datasets.exclusion import leave_out
 from finetune.datasets.findings import Finding, listed
@@ -35,6 +35,8 @@ KINDS: dict[str, Callable[[SampleSettings], Source]] = {
     "captions": generated.captions,
     "motion": generated.motion,
 }
+SEEN_SIDE = 64
+"""Pixels of the shorter side of a clip's frames that are only looked at to see whether they can be read."""
 THREADS = min(8, os.cpu_count() or 1)
 """Threads that read images; Pillow decodes outside the interpreter's lock."""
 
@@ -160,7 +162,7 @@ def scan(data: SampleSettings, *, lenient: bool = False) -> Catalog:
     # Broken images go before splits are made, so that the shares are those of the images that are used.
     skipped: tuple[Skipped, ...] = ()
     if data.on_error == "skip":
-        chosen, skipped = _leave_out_broken(chosen, source.reader)
+        chosen, skipped = _leave_out_broken(chosen, source.reader, data.frames)
     _check_images(f"{where} without {len(skipped)} broken images" if skipped else where, chosen)
     shares = missing_shares(data, chosen)
     if shares:
@@ -184,7 +186,7 @@ def scan(data: SampleSettings, *, lenient: bool = False) -> Catalog:
         whole=source.whole,
         fingerprint=_fingerprint(data.kind, classes, splits, source.reader, lenient=lenient),
         reader=source.reader,
-        findings=(*source.findings, *remarks),
+        findings=(*source.findings, *remarks, *part_findings.find(splits, data, source.groups)),
         excluded=excluded,
     )
 
@@ -267,12 +269,15 @@ def _choose_classes(where: str, source: Source, wanted: tuple[str, ...] | None) 
     return classes
 
 
-def _leave_out_broken(chosen: Given, reader: Reader) -> tuple[Given, tuple[Skipped, ...]]:
+def _leave_out_broken(chosen: Given, reader: Reader, frames: int) -> tuple[Given, tuple[Skipped, ...]]:
     """Return `chosen` without the images that cannot be read, and the list of these."""
 
     def reason(path: str) -> str | None:
         try:
-            reader.open(path)
+            if frames > 1:
+                reader.frames(path, frames, SEEN_SIDE)
+            else:
+                reader.open(path)
         except DataError as error:
             return str(error)
         return None

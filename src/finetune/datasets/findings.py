@@ -20,7 +20,7 @@ class Finding:
     `missing_class`, `imbalance`, `single_image`, `similar_names`, `tiny`, `huge`, `passed_over`,
     `not_used`, `no_class`, `linked`, `split_as_class`, `two_forms`, `near_copies`, `near_labels`,
     `nearly_twice`, `shortcut_border`, `shortcut_thumbnail`, `shortcut_colour`, `shortcut_file`,
-    `shortcut_camera`, `not_excluded`."""
+    `shortcut_camera`, `not_excluded`, `empty_text`, `text_in_two_splits`, `like_groups`."""
     text: str
     """Message in the form of the project's errors: the rule, what was found, what to do."""
     images: tuple[str, ...] = ()
