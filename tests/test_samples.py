@@ -257,7 +257,7 @@ class TestHead:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], dict[str, Any]]:
-    """Return a folder with `colours` and the folder `model` of a trained model, its messages and its facts."""
+    """Return a folder with `colours` and a trained `model`, its messages and its facts."""
     folder = tmp_path_factory.mktemp("exported") / "study"
     folder.mkdir()
     checkpoint, heard = trial(folder, of_colours(folder), modality_dropout=0.2)
