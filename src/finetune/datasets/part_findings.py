@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from finetune.datasets.findings import SHOWN, Finding, listed
+from finetune.datasets.findings import SHOWN, Finding, Grade, listed
 from finetune.settings import SampleSettings
 
 EMPTY_SHARE = 0.05
@@ -46,7 +46,7 @@ def _empty_texts(splits: Mapping[str, Sequence[_Named]]) -> Iterator[Finding]:
             f"samples should have a text, got {len(empty)} of {len(every)} without ({share:.0%}). They are "
             "used with their image alone: fill the texts in, or search space.modality_dropout."
         )
-        grade = "warning" if share > EMPTY_SHARE else "note"
+        grade: Grade = "warning" if share > EMPTY_SHARE else "note"
         yield Finding(grade, "empty_text", text, tuple(empty[:SHOWN]), len(empty))
 
 

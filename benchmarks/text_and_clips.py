@@ -1,0 +1,169 @@
+"""What a second part adds: fusions of image and text, and poolings over the frames of clips.
+
+    python -m benchmarks.text_and_clips text MANIFEST --weights FILE [--size 64]
+    python -m benchmarks.text_and_clips clips FOLDER --weights FILE [--size 96]
+
+Trains heads on a frozen mobilenet_v2. Of each row's settings the best by validation is measured on the test
+samples, over three seeds. Clips are grouped by their names without the number at the end. `first epoch after` is
+the time from the start of the first training, data and features included: run the command again with the same
+--store for that of a second study.
+"""
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune import model_folder
+from finetune.datasets import clips
+from finetune.datasets.part_findings import stem
+from finetune.messages import Epoch, Keep
+from finetune.model_folder.writing import ANSWERS
+from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
+from finetune.training import loop
+from finetune.training.workers import World
+
+RATES = (0.003, 0.01, 0.03)
+SEEDS = (1, 2, 3)
+BOTH = ("concat", "gated", "sum")
+TEXT_ROWS: Mapping[str, list[dict[str, Any]]] = {
+    "image alone": [{"fusion": "image"}],
+    "text alone": [{"fusion": "text"}],
+    "concat, scale 1": [{"fusion": "concat"}],
+    "searched fusion and scale": [
+        {"fusion": fusion, "image_scale": scale} for fusion, scale in product(BOTH, (0.3, 1.0))
+    ],
+}
+POOLINGS = ("mean", "max", "mean_std", "mean_diff", "attention", "ordered")
+CLIP_ROWS: Mapping[str, list[dict[str, Any]]] = {
+    **{name: [{"pooling": name}] for name in POOLINGS},
+    "searched pooling": [{"pooling": name} for name in POOLINGS],
+}
+
+
+class Trainings:
+    """Trainings of heads that share a store.
+
+    Args:
+        base: settings of all.
+        store: folder for features.
+    """
+
+    def __init__(self, base: TrialSettings, store: Path) -> None:
+        self.base, self.began = base, time.perf_counter()
+        self.first: float | None = None
+        self.features = FeatureSettings(folder=str(store), budget_bytes=2**33, trials=50, test=True)
+        self._scores: dict[str, float] = {}
+
+    def validation(self, settings: TrialSettings) -> float:
+        """Return the best validation accuracy of a training."""
+        key = repr(settings)
+        if key not in self._scores:
+            self._scores[key] = self._train(settings, test=False)
+        return self._scores[key]
+
+    def test(self, settings: TrialSettings) -> float:
+        """Return the test accuracy of a training's best epoch by validation."""
+        return self._train(settings, test=True)
+
+    def _train(self, settings: TrialSettings, *, test: bool) -> float:
+        found: list[float] = []
+
+        def hear(message: object) -> None:
+            if isinstance(message, Epoch):
+                self.first = self.first or time.perf_counter() - self.began
+                found.append(message.metrics["val/accuracy"])
+
+        with tempfile.TemporaryDirectory() as folder:
+            keep = Keep(metric="val/accuracy", best=Path(folder, "best"), last=Path(folder, "last"))
+            loop.train(settings, keep=keep, report=hear, features=self.features)
+            if not test:
+                return max(found)
+            model_folder.measure(keep.best, Path(folder), world=World(), features=self.features)
+            with np.load(Path(folder, ANSWERS)) as answers:
+                return float((answers["test/labels"] == answers["test/predicted"]).mean())
+
+
+def table(trainings: Trainings, rows: Mapping[str, Iterable[dict[str, Any]]], samples: int) -> Iterator[str]:
+    """Yield a Markdown table, a line for each row."""
+    yield f"| {samples} samples | chosen by validation | validation | test, 3 seeds |"
+    yield "|---|---|---|---|"
+    for name, choices in rows.items():
+        tried = [
+            replace(trainings.base, **choice, learning_rate=rate) for choice, rate in product(choices, RATES)
+        ]
+        best = max(tried, key=trainings.validation)
+        tests = [trainings.test(replace(best, seed=seed)) for seed in SEEDS]
+        said = best.fusion if best.data.text else best.pooling
+        scale = f", scale {best.image_scale:g}" if best.data.text else ""
+        told = f"{said}{scale}, rate {best.learning_rate:g}"
+        yield (
+            f"| {name} | {told} | {trainings.validation(best):.3f} | {statistics.mean(tests):.3f} "
+            f"({min(tests):.3f} to {max(tests):.3f}) |"
+        )
+
+
+def grouped(folder: Path, to: Path) -> Path:
+    """Write a manifest of the clips in class folders, grouped by names without the number at the end."""
+    files = [path for path in sorted(folder.glob("*/*")) if clips.is_clip(str(path))]
+    with to.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "group"])
+        writer.writerows([path.absolute(), path.parent.name, stem(path.name)] for path in files)
+    return to
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("text", "clips"))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", type=Path, required=True, help="weights of mobilenet_v2")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "text-and-clips")
+    asked = parser.parse_args()
+    asked.store.mkdir(parents=True, exist_ok=True)
+    is_text = asked.what == "text"
+    manifest = asked.data if is_text else grouped(asked.data, asked.store / "clips.csv")
+    data = DataSettings(
+        kind="manifest",
+        path=str(manifest.absolute()),
+        text=("text",) if is_text else None,
+        frames=1 if is_text else asked.frames,
+        image_size=asked.size,
+        horizontal_flip=False,
+        batch_size=32 if is_text else 8,
+        validation_share=0.2,
+        test_share=0.3,
+    )
+    base = TrialSettings(
+        data=data,
+        backbone="mobilenet_v2",
+        weights=WeightsSettings(file=str(asked.weights.absolute())),
+        strategy="replace",
+        epochs=8 if is_text else 16,
+        learning_rate=0.01,
+        weight_decay=1e-4,
+        cache_dir=str(asked.store / "cache"),
+    )
+    trainings = Trainings(base, asked.store / "features")
+    with manifest.open() as file:
+        samples = sum(1 for _ in file) - 1
+    for line in table(trainings, TEXT_ROWS if is_text else CLIP_ROWS, samples):
+        print(line, flush=True)
+    print(f"first epoch after {trainings.first or 0:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
