@@ -4,9 +4,9 @@
     python -m benchmarks.text_and_clips clips FOLDER --weights FILE [--size 96]
 
 Trains heads on a frozen mobilenet_v2. Of each row's settings the best by validation is measured on the test
-samples, over three seeds. Clips are grouped by their names without the number at the end. `first epoch after` is
-the time from the start of the first training, data and features included: run the command again with the same
---store for that of a second study.
+samples, over three seeds. Clips are grouped by their names without the number at the end. `first epoch after`
+is the time from the start of the first training, data and features included: run the command again with the
+same --store for that of a second study.
 """
 
 import argparse
