@@ -30,6 +30,7 @@ from search.commands import (
     Trials,
     Wanted,
     Weights,
+    check_output,
     print_json,
     say,
 )
@@ -40,12 +41,14 @@ from search.handing_on import commands as handing_on
 from search.handing_on import trust
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
+from search.unforeseen import line_of
 from search.views import table
 from search.views.phases import Phases
 from search.views.terminal import console, print_line
 
 PROGRAM = "transfer-search" if Path(sys.argv[0]).stem == "transfer-search" else "python -m search"
 """Name under which this process was started: the command that pip installs, or the module."""
+INTERRUPTED = "interrupted; `python -m search resume DIR` goes on where a study had begun"
 LONGEST_LINE = 2000
 """Largest length of a line in an error message, in characters."""
 
@@ -205,6 +208,7 @@ def report(
     """Write one page about a study: verdict, ranked trials, curves, mistakes. It needs no network."""
     from search.report import page
 
+    check_output("--to", to, parents=True)
     with Phases().phase("report"):
         written = page.write(StudyFolder.open(folder), to, shareable=shareable)
     print_line(console(), str(written))
@@ -235,6 +239,7 @@ def check(
     options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
     wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
     loaded = wanted.load()
+    check_output("--suspects", suspects)
     with Phases().phase("check"):
         planned = checker.plan(loaded, timed=timed, suspects=suspects)
     if as_json:
@@ -321,25 +326,43 @@ def guarded(command: Callable[[], Any]) -> int:
         code = command()
         return int(code or Exit.DONE)
     except typer.Exit as done:
+        if isinstance(done.__cause__, KeyboardInterrupt):  # typer's own answer to Ctrl-C
+            say(INTERRUPTED)
         return done.exit_code
-    except typer.TyperException as error:
-        tell(error)
-        return Exit.BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
-        say("interrupted; `python -m search resume DIR` goes on where a study had begun")
+        say(INTERRUPTED)
         return Exit.INTERRUPTED
     except ConfigErrors as errors:
         say(str(errors))
         return Exit.BAD_INPUT
-    except (FinetuneError, CapacityError, ClusterError, PreflightError, StudyError) as error:
-        tell(error)
-        return Exit.BAD_INPUT
-    except SearchError as error:
-        tell(error)
-        return Exit.STUDY_FAILED
+    except Exception as error:
+        return _told(error)
 
 
-def tell(error: Exception) -> None:
+def _told(error: Exception) -> Exit:
+    """Print an error in one line and return the exit code; raise one that is a bug."""
+    match error:
+        case BrokenPipeError():  # whoever read the output has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.STUDY_FAILED
+        case typer.TyperException():
+            told = getattr(error, "format_message", error.__str__)()  # names the option
+            tell(told or str(error))
+        case FinetuneError() | CapacityError() | ClusterError():
+            tell(error)
+        case PreflightError() | StudyError():
+            tell(error)
+        case SearchError():
+            tell(error)
+            return Exit.STUDY_FAILED
+        case _ if (line := line_of(error)) is not None:
+            tell(line)
+        case _:
+            raise error
+    return Exit.BAD_INPUT
+
+
+def tell(error: Exception | str) -> None:
     """Print an error; the middle of lines that are longer than LONGEST_LINE is left out."""
     say("error: " + "\n".join(clipped(line, LONGEST_LINE) for line in str(error).splitlines()))
 

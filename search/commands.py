@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from finetune import safe_text
+from finetune.disk.filesystems import not_replaceable
 from search.config import config_file
 from search.config.study import StudyConfig, overrides
+from search.errors import StudyError
 from search.views.terminal import console, print_line
 
 
@@ -88,6 +90,21 @@ class Wanted:
         return words + [
             word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))
         ]
+
+
+def check_output(option: str, path: Path | None, *, parents: bool = False) -> None:
+    """Check a file that a command is to write, before the work that is to go into it.
+
+    Args:
+        option: the option that names it.
+        path: the file; None: there is none.
+        parents: whether folders that are missing are made.
+
+    Raises:
+        StudyError: it cannot be written.
+    """
+    if path is not None and (got := not_replaceable(path, parents=parents)) is not None:
+        raise StudyError(f"{path}: {option} must be a file that can be written, got '{got}'. Choose another.")
 
 
 def say(text: str) -> None:

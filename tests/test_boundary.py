@@ -29,7 +29,7 @@ TORCH_FREE = (
 
 FLOORS = {
     "search": [
-        {"errors"},
+        {"errors", "unforeseen"},
         {"provenance"},
         {"config"},
         {"record"},

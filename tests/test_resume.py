@@ -27,8 +27,8 @@ from search.errors import RecordLost, SearchError, SlotsLost, StudyError
 from search.record import reader
 from search.record.kept import Kept
 from search.record.ledger import Ledger
-from search.record.records import TrialRecord
-from search.record.study_folder import StudyFolder
+from search.record.records import TrialRecord, lineage
+from search.record.study_folder import StudyFolder, trial_id
 from search.suggest.sampler import Suggested, make
 from search.views import table
 from search.views.progress import Progress
@@ -282,12 +282,34 @@ def test_files_of_trials_that_the_record_has_lost_are_told_and_removed(
     folder.root.mkdir()
     with closing(Ledger(folder.database, metric="val/accuracy", sampler=make("tpe", seed=0))) as book:
         play(book, 0.5)
-    for number in range(3):
+    for number in range(4):
         weigh(folder, f"trial-{number:04d}", "best", "last")
     run = run_of(folder)
     run.close(0.0)
-    assert "got nothing of trial-0001, trial-0002. Was optuna.db-wal removed?" in capsys.readouterr().err
+    told = "got nothing of trial-0001, trial-0002, trial-0003. Was optuna.db-wal removed?"
+    assert told in capsys.readouterr().err
     assert {path.name for path in folder.trial("").iterdir()} == {"trial-0000"}
+
+
+def test_checkpoints_that_a_killed_driver_had_moved_by_half_are_found_and_kept(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "small")
+    weigh(folder, "trial-0002", "best")
+    weigh(folder, "trial-0000", "best", "last")
+    made = [interrupted(0), interrupted(1), interrupted(2, continues=0)]
+    Kept(folder, objective=Objective("val/accuracy"), count=1, earlier=[]).sweep(made)
+    assert folder.last_weights("trial-0000").exists(), "trial 2 has not got it yet, and will be continued"
+    folder.hand_over([trial_id(number) for number in lineage(2, made)], "trial-0003")
+    assert sorted(path.name for path in folder.trial("trial-0003").iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+    ]
+    assert not folder.best_weights("trial-0002").exists()
+
+
+def interrupted(number: int, continues: int | None = None) -> TrialRecord:
+    return TrialRecord(
+        number=number, id=trial_id(number), state="FAIL", params={}, interrupted=True, continues=continues
+    )
 
 
 # A run that fails

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from finetune.disk.filesystems import not_a_file, text_of
 from search.errors import ClusterError
 from search.views.terminal import clean
 
@@ -93,7 +94,7 @@ def token() -> str | None:
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             path.chmod(0o600)
-        if text := path.read_text(encoding="utf-8").strip():
+        if text := text_of(path).strip():
             return text
         got = "an empty file"
     except OSError as error:
@@ -114,6 +115,10 @@ def tunnel(cluster: Path) -> Iterator[str]:
     Raises:
         ClusterError: the tunnel could not be opened.
     """
+    if (got := not_a_file(cluster)) is not None:
+        raise ClusterError(
+            f"{cluster}: --cluster must name a cluster file of Ray, got {got}. Check the path."
+        )
     port = _free_port()
     words = [str(Path(sys.executable).with_name("ray")), "dashboard", str(cluster)]
     words += ["--port", str(port), "--remote-port", str(DASHBOARD_PORT)]
@@ -163,6 +168,7 @@ def _opened(ray: subprocess.Popen[Any], port: int) -> bool:
 
 def _connect(address: str) -> Any:
     secret = token()
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     for name in _CHATTY:
@@ -170,7 +176,15 @@ def _connect(address: str) -> Any:
     # Ray's client prefers this variable to its argument.
     os.environ[ADDRESS_VARIABLES[0]] = address
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-    return JobSubmissionClient(address, headers=headers)
+    try:
+        return JobSubmissionClient(address, headers=headers)
+    except (ValueError, RuntimeError) as error:  # Ray's client cannot read the address
+        if isinstance(error, RayError):
+            raise
+        rule = "an address must be that of a Ray dashboard"
+        raise ClusterError(
+            f"{address}: {rule}, got '{clean(error)}'. Write http://HOST:8265, or use --cluster FILE."
+        ) from None
 
 
 def _travels_in_plain_text(address: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.disk.filesystems import is_url, no_pipe
+from finetune.disk.filesystems import is_url, text_of
 from finetune.errors import clipped
 from search.config.problems import ConfigErrors, Place, Problem, dotted, shown
 from search.config.problems import Path as KeyPath
@@ -15,6 +15,8 @@ from search.config.sections import is_weights_file
 from search.config.study import StudyConfig
 from search.config.yaml_text import Text
 
+MOST_CONFIG_BYTES = 2**22
+"""Largest size of a config file."""
 PATHS = (("results",), ("data", "path"), ("features", "dir"))
 """Keys that always hold a path. `_weights_paths` finds those below `model.weights`."""
 
@@ -87,7 +89,7 @@ def _sections(path: str | os.PathLike[str]) -> Text:
 
 def _read(path: Path) -> str:
     try:
-        return no_pipe(path).read_text(encoding="utf-8-sig")
+        return text_of(path, encoding="utf-8-sig", most=MOST_CONFIG_BYTES)
     except OSError as error:
         got = (error.strerror or "an error").lower()
         text = f"must be a readable config file, got {got}. Check the path."

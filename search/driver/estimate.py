@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.catalog import Catalog
+from finetune.disk.filesystems import text_of
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.record.study_folder import write_text
@@ -77,7 +78,7 @@ def _file() -> Path:
 
 def _read() -> dict[str, Any]:
     try:
-        known = json.loads(_file().read_text(encoding="utf-8"))
+        known = json.loads(text_of(_file()))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

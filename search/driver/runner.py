@@ -356,7 +356,9 @@ def connected() -> Iterator[None]:
     notebook. A Ray that ran before is left running.
     """
     quiet = process.environment(tuner.QUIET, override=False)
-    with quiet, process.levels("ray", "ray.tune"):
+    # Ray prints errors of its raylet on stdout, even with `log_to_driver=False`. Results go there only.
+    aside = contextlib.redirect_stdout(sys.stderr)
+    with quiet, process.levels("ray", "ray.tune"), aside:
         tuner.quieten()
         if ray.is_initialized():
             with process.stoppable():

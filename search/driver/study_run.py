@@ -21,7 +21,7 @@ from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.driver.to_do import to_do
 from search.record import changes, reader
 from search.record.ledger import Ledger
-from search.record.records import EXACT, TrialRecord, standing
+from search.record.records import EXACT, TrialRecord, lineage, standing
 from search.record.study_folder import StudyFolder, trial_id
 from search.slots.slots import Slots
 from search.suggest import portfolio, samplers
@@ -117,9 +117,11 @@ class StudyRun:
         """Say what a resumed study finds otherwise than it was left: trials that are gone, another space."""
         folder = self.folder
         if unknown := folder.remove_unknown(past):
+            many = len(unknown) > 2 * self.warm.plan.slots  # a driver that dies loses those just begun
             self.progress.note(
                 f"{folder.database}: the record must know every trial with files beside it, got nothing of "
-                f"{', '.join(unknown)}. Was optuna.db-wal removed? The files are removed, and others run"
+                f"{', '.join(unknown)}. {'Was optuna.db-wal removed?' if many else 'They had just begun.'} "
+                "The files are removed, and others run"
             )
         if self._anew or self._forgotten:
             self.progress.note(
@@ -317,7 +319,10 @@ class StudyRun:
         first = number
         if plan is not None and plan.continues is not None:
             first = plan.continues if plan.seed_of is None else plan.seed_of
-            self.folder.hand_over(trial_id(plan.continues), trial_id(number))
+            # A driver that dies now must leave no checkpoint with a trial that the record does not know.
+            self.ledger.flush()
+            before = lineage(plan.continues, self.ledger.records())
+            self.folder.hand_over([trial_id(each) for each in before], trial_id(number))
         settings = self.space.settings(params, number=first, cache_dir=str(resolve.cache_dir()))
         name = trial_id(number)
         # Early stopping spares the baselines, so that they always have a final score to compare with.

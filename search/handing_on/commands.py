@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from search.commands import Exit, JsonFlag, print_json, say
+from search.commands import Exit, JsonFlag, check_output, print_json, say
 from search.handing_on import trust
 from search.record.study_folder import StudyFolder
 from search.views.phases import Phases
@@ -80,6 +80,8 @@ def predict(
 
     if as_json + (csv is not None) + (parquet is not None) > 1:
         raise typer.BadParameter("give --json, --csv or --parquet, one of them")
+    check_output("--csv", csv)
+    check_output("--parquet", parquet)
     found = Counted(predictions.predict(model, images or [], top or 5, text=text))
     if csv is None and parquet is None and not as_json and sys.stdout.isatty():
         for row in found:  # the lines themselves are the progress

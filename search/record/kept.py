@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from finetune.metrics import Objective
-from search.record.records import TrialRecord
+from search.record.records import TrialRecord, lineage
 from search.record.study_folder import StudyFolder
 
 _Entry = tuple[bool, float, int, str]
@@ -42,10 +42,10 @@ class Kept:
         """
         kept = {entry[-1] for entry in self._entries}
         continued = {trial.continues for trial in trials}
+        wanted = [trial.number for trial in trials if trial.interrupted and trial.number not in continued]
+        needed = {number for last in wanted for number in lineage(last, trials)}
         for trial in trials:
-            if trial.state not in ("COMPLETE", "PRUNED", "FAIL"):
-                continue
-            if trial.interrupted and trial.number not in continued:
+            if trial.state not in ("COMPLETE", "PRUNED", "FAIL") or trial.number in needed:
                 continue
             self._folder.last_weights(trial.id).unlink(missing_ok=True)
             if trial.id not in kept:

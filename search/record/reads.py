@@ -11,6 +11,7 @@ import uuid
 from datetime import datetime, timezone
 from typing import Any
 
+from finetune.disk.filesystems import text_of
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 
@@ -44,7 +45,7 @@ def of(folder: StudyFolder) -> tuple[dict[str, Any], ...]:
     A damaged line counts as a read for an unknown trial.
     """
     try:
-        lines = folder.test_reads.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = text_of(folder.test_reads, errors="replace").splitlines()
     except OSError:
         return ()
     entries = [_entry(line) for line in lines if line.strip()]

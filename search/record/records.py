@@ -148,6 +148,15 @@ class StudyFacts:
     verdict: dict[str, Any] | None = None
 
 
+def lineage(number: int, trials: Iterable[TrialRecord]) -> list[int]:
+    """Return the number of a trial, then that of the trial which it continues, and so on to the first."""
+    before = {trial.number: trial.continues for trial in trials}
+    found = [number]
+    while (earlier := before.get(found[-1])) is not None and earlier not in found:
+        found.append(earlier)
+    return found
+
+
 def standing(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the trials without the interrupted ones that another trial continues.
 

@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 from sqlalchemy import event
 from sqlalchemy.pool import Pool, QueuePool
 
+from finetune.disk.atomic import settle
 from finetune.disk.filesystems import is_network
 
 OLD_NAME = "study"
@@ -61,7 +62,9 @@ def make(path: Path, direction: StudyDirection, *, name: str = OLD_NAME) -> None
             optuna.create_study(storage=storage, study_name=name, direction=direction)
         finally:
             let_go(storage)
+        settle(part)
         os.replace(part, path)
+        settle(path)
     finally:
         for suffix in ("", "-journal"):
             path.with_name(f"{part.name}{suffix}").unlink(missing_ok=True)

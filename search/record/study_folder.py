@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,12 +144,19 @@ class StudyFolder:
         """Return the path of the full trace of a failed trial."""
         return self.trial(trial_id) / "error.txt"
 
-    def hand_over(self, old: str, new: str) -> None:
-        """Move an interrupted trial's checkpoints to the trial that continues it."""
+    def hand_over(self, old: Sequence[str], new: str) -> None:
+        """Move the checkpoints of interrupted trials to the trial that continues them.
+
+        Args:
+            old: the trial that it continues, then the one that that one continued, and so on: a driver that
+                was killed may have moved one file and not the other.
+            new: the trial that continues them.
+        """
         self.trial(new).mkdir(parents=True, exist_ok=True)
         for weights in (self.best_weights, self.last_weights):
-            if weights(old).exists():
-                os.replace(weights(old), weights(new))
+            there = next((path for path in map(weights, old) if path.exists()), None)
+            if there is not None:
+                os.replace(there, weights(new))
 
     def remove_unknown(self, trials: int) -> list[str]:
         """Remove the files of trials that a record of so many trials does not know; return their names.
@@ -206,7 +214,7 @@ class StudyFolder:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically; characters that UTF-8 cannot encode are written as escapes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from finetune.disk.filesystems import text_of
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from search.verdict import contest
@@ -102,7 +103,7 @@ class Material:
             return []
         path = StudyFolder(Path(self.record.folder)).mistakes(self.record.best.id)
         try:
-            found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            found: list[dict[str, Any]] = json.loads(text_of(path))
         except (OSError, ValueError):
             return []
         return found
@@ -114,7 +115,7 @@ class Material:
             return {}
         path = StudyFolder(Path(self.record.folder)).explained(self.record.best.id)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(text_of(path))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -124,6 +125,6 @@ class Material:
         """The text of study.yaml."""
         path = StudyFolder(Path(self.record.folder)).config
         try:
-            return path.read_text(encoding="utf-8")
+            return text_of(path)
         except OSError:
             return ""

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 import yaml
 
+from finetune.disk.filesystems import text_of
 from search.slots import ray_private
 
 HEAD = "node:__internal_head__"
@@ -73,7 +74,7 @@ def may_come(bootstrap: Path = BOOTSTRAP) -> list[Resources]:
     path = bootstrap.expanduser()
     if not path.is_file():
         return []
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = yaml.safe_load(text_of(path))
     most = int(config.get("max_workers", 0))
     nodes: list[Resources] = []
     for name, kind in config.get("available_node_types", {}).items():

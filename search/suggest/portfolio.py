@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.disk.filesystems import text_of
 from search.config import config_file
 from search.config.sections import SETTINGS
 from search.errors import StudyError
@@ -124,7 +125,7 @@ class Portfolio:
     @classmethod
     def read(cls, file: Path = SHIPPED) -> "Portfolio":
         """Return the portfolio in a file."""
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads(text_of(file))
         losses = [setting.pop("losses") for setting in said["settings"]]
         situations = tuple(Situation(**study) for study in said["studies"])
         return cls(

@@ -81,9 +81,9 @@ class StudySearcher(Searcher):
         if chosen is None:
             return str(Searcher.FINISHED)
         trial = chosen.trial
-        job = self._make_job(trial.number, chosen.params, chosen.plan)
-        # Record the trial before a slot can begin it, so that no result arrives for an unknown trial.
+        # Record the trial before it gets files and a slot, so that nothing is there of an unknown trial.
         self._ledger.suggested(trial.number, chosen.facts)
+        job = self._make_job(trial.number, chosen.params, chosen.plan)
         self.suggested[trial_id] = Suggested(trial.number, job, chosen.plan)
         self._offer(job)
         if not chosen.counted:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from finetune.disk.filesystems import text_of
 from search.config import config_file, resolve
 from search.errors import StudyError
 from search.record import reader, reads
@@ -110,7 +111,7 @@ def is_model(folder: Path) -> bool:
 def is_whole(model: Path, trial: str) -> bool:
     """True if `model` is a complete model folder of the trial with this id."""
     try:
-        facts = yaml.safe_load((model / "model.yaml").read_text(encoding="utf-8"))
+        facts = yaml.safe_load(text_of(model / "model.yaml"))
         provenance = facts["provenance"]
         digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):

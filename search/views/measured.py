@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from finetune.disk.filesystems import text_of
 from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 
@@ -17,7 +18,7 @@ def model_facts(record: StudyRecord) -> dict[str, Any] | None:
         return None
     path = StudyFolder(Path(record.folder)).best / "model.yaml"
     try:
-        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=SafeLoader)
+        facts = yaml.load(text_of(path), Loader=SafeLoader)
         if facts["provenance"]["trial"] != record.best.id:
             return None
         return {name: facts[name] for name in _KEPT if name in facts}

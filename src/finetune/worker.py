@@ -23,6 +23,7 @@ from ray.train.collective import broadcast_from_rank_zero
 import finetune
 from finetune import model_folder, steps
 from finetune.disk import file_cache
+from finetune.disk.atomic import settle
 from finetune.errors import FinetuneError, NonFiniteLoss
 from finetune.messages import End, ExportJob, Job, Message, Report, Started, TrainJob
 from finetune.steps import Step
@@ -160,6 +161,9 @@ def _train(job: TrainJob, exchange: Any, world: World, tell: Report) -> End:
         should_move=orders.moving if orders else lambda: False,
         features=job.features,
     )
+    if world.rank == 0:  # before the end is told: the record may then say that the trial has a model
+        settle(job.keep.best)
+        settle(job.keep.last)
     if outcome.state == "complete" and job.answers is not None:
         model_folder.measure(job.keep.best, job.answers, world=world, features=job.features)
         world.agree(True)  # a barrier: no worker takes the next job before all have finished this one

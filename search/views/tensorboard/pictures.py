@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorboard.plugins.image import metadata as image_metadata
 
+from finetune.disk.filesystems import text_of
 from search.config.study import StudyConfig
 from search.record.records import TrialRecord
 from search.record.study_folder import StudyFolder
@@ -188,7 +189,7 @@ def _of_answers(path: Path, classes: Sequence[str]) -> Sequence[tuple[str, Image
 def _tiles(path: Path) -> list[tuple[Image.Image, str]]:
     """Return the pictures that a worker kept, with a caption: the answer, its probability and the label."""
     try:
-        kept: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        kept: list[Mapping[str, Any]] = json.loads(text_of(path))
         return [(_opened(one["picture"]), _caption(one)) for one in kept]
     except (OSError, ValueError, KeyError, TypeError):  # none was kept, or the file is damaged
         return []

@@ -20,6 +20,8 @@ _TYPES = """
 NETWORK = frozenset(_TYPES.split())
 """Types of file systems whose files other machines may have open as well."""
 PIPE, DEVICE = "a named pipe", "a device or socket"
+MOST_TEXT_BYTES = 2**28
+"""Largest size of a text file, in bytes."""
 NAME_BYTES = 255
 """Longest name of a file or folder, in bytes, on all common file systems."""
 
@@ -51,6 +53,26 @@ def open_binary(location: str) -> BinaryIO:
 
     opened: BinaryIO = fsspec.open(location, "rb").open()
     return opened
+
+
+def text_of(
+    path: str | os.PathLike[str],
+    *,
+    encoding: str = "utf-8",
+    errors: str = "strict",
+    most: int = MOST_TEXT_BYTES,
+) -> str:
+    """Return the text of a regular file of bounded size. All text files from outside are read by this.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or holds more than `most` bytes.
+        UnicodeDecodeError: with `errors="strict"`, the file is not text in this encoding.
+    """
+    with open(no_pipe(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most // 2**20} MiB", str(path))
+    return content.decode(encoding, errors)
 
 
 def not_a_file(path: str | os.PathLike[str]) -> str | None:
@@ -95,6 +117,35 @@ def not_writable(folder: str | os.PathLike[str]) -> str | None:
     if not os.path.isdir(path):
         return f"{path}, which is no folder"
     return None if os.access(path, os.W_OK | os.X_OK) else f"{path}, which may not be written to"
+
+
+def not_replaceable(path: str | os.PathLike[str], *, parents: bool = False) -> str | None:
+    """Return the reason why a file cannot be written, or None. Creates nothing.
+
+    Args:
+        path: the file.
+        parents: whether its folder may be missing, since the writer makes it.
+    """
+    try:
+        there = os.path.lexists(path)
+        got = not_a_file(path) if there else None
+        if got is not None and not os.path.islink(path):
+            return got
+        folder = os.path.dirname(os.path.abspath(path))
+        if not parents and not os.path.isdir(folder):
+            return f"{folder}, which is no folder"
+        return not_writable(folder) or _bad_name(path)
+    except ValueError:
+        return "no valid path"
+
+
+def _bad_name(path: str | os.PathLike[str]) -> str | None:
+    """Return the reason why no file can have a name, or None."""
+    name = os.path.basename(path)
+    if not name:
+        return "a path without a name"
+    # A file is first written under a name with a few letters more.
+    return "a name that is too long" if len(os.fsencode(name)) > NAME_BYTES - 20 else None
 
 
 def is_network(path: str | os.PathLike[str]) -> bool:

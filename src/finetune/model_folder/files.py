@@ -8,7 +8,7 @@ import yaml
 
 from finetune.datasets.findings import listed
 from finetune.disk.atomic import replacing
-from finetune.disk.filesystems import no_pipe
+from finetune.disk.filesystems import no_pipe, text_of
 from finetune.errors import CheckpointError
 
 FORMAT = 2
@@ -49,7 +49,7 @@ def claim(to: Path) -> None:
 def _is_ours(path: Path) -> bool:
     """Return True if `path` is a model.yaml that `write` made."""
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = yaml.safe_load(text_of(path))
     except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(facts, dict) and {"format", "backbone", "strategy", "classes"} <= facts.keys()

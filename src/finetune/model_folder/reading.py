@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune.disk.filesystems import no_pipe
+from finetune.disk.filesystems import no_pipe, text_of
 from finetune.errors import CheckpointError, MissingPackage
 from finetune.evaluation import calibration
 from finetune.evaluation.calibration import Calibration
@@ -74,7 +74,7 @@ def load(folder: Path, *, device: torch.device | None = None, parts: bool = Fals
         text, weights = (no_pipe(folder / name) for name in (FILES[1], FILES[0]))
         for path in (text, weights):
             path.stat()  # a missing file is reported before an error in the other one
-        facts = yaml.safe_load(text.read_text(encoding="utf-8"))
+        facts = yaml.safe_load(text_of(text))
         _check_facts(facts)
         state, encoder = _with_encoder(load_file(weights), folder, facts)
         if not all(torch.isfinite(tensor).all() for tensor in state.values()):

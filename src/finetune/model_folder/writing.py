@@ -13,6 +13,7 @@ from torch import Tensor
 from finetune import bill_of_materials, model_card
 from finetune.disk import checkpoint
 from finetune.disk.atomic import replacing
+from finetune.disk.filesystems import text_of
 from finetune.errors import DataError
 from finetune.evaluation import calibration, outputs
 from finetune.evaluation.calibration import Calibration
@@ -173,9 +174,9 @@ def _write_files(to: Path, model: TransferModel, facts: dict[str, Any], texts: T
         state |= {f"text.{name}": tensor.contiguous() for name, tensor in texts.encoder.tensors().items()}
         words = texts.encoder.words()
         facts["samples"]["text_sha256"] = hashlib.sha256(words.encode()).hexdigest()
-        with replacing(to / TEXT) as path:
+        with replacing(to / TEXT, durable=True) as path:
             path.write_text(words, encoding="utf-8")
-    with replacing(weights) as path:
+    with replacing(weights, durable=True) as path:
         save_file(state, path)
     facts["provenance"]["model_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     describe(to, facts)
@@ -191,7 +192,7 @@ def describe(folder: Path, facts: dict[str, Any]) -> None:
     for name, text in zip(
         FILES[1:], (told, bill_of_materials.text(facts), model_card.text(facts)), strict=True
     ):
-        with replacing(folder / name) as path:
+        with replacing(folder / name, durable=True) as path:
             path.write_text(text, encoding="utf-8")
 
 
@@ -210,7 +211,7 @@ def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibra
             outputs.save_batch(to / BATCH_SEEN, run.data, run.first_batch())
         alone = run.world.size == 1 and not run.settings.data.has_parts
         if alone and not (to / EXPLAINED).exists():
-            mistakes = json.loads((to / MISTAKES).read_text(encoding="utf-8"))
+            mistakes = json.loads(text_of(to / MISTAKES))
             kept.save(to / EXPLAINED, run, split, mistakes)
 
 

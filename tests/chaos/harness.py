@@ -1,0 +1,392 @@
+"""One study with its faults: started, hit, resumed until it is finished, and checked."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import checker, processes
+from tests.chaos.processes import until
+
+ROOT = Path(__file__).parents[2]
+TRIALS, EPOCHS = 8, 4
+RUN_SECONDS = 240.0
+"""Seconds for one run of a study to end; one that does not is a hang."""
+GONE_SECONDS = 90.0
+"""Seconds for the processes of a study to be gone after its driver."""
+RESUMES = 3
+
+
+@dataclass
+class Outcome:
+    """What came of one study with its faults."""
+
+    kind: str
+    seed: int
+    injected: int = 0
+    hit: int = 0
+    """Faults that met a process or file that was there."""
+    codes: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """For each fault, the seconds until the study went on or its driver had ended."""
+    wrong: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Study:
+    """A study in a folder of its own, whose processes carry a mark.
+
+    Args:
+        place: an empty folder.
+        tree: the source tree to run.
+        trials: number of its trials.
+    """
+
+    def __init__(self, place: Path, tree: Path = ROOT, trials: int = TRIALS) -> None:
+        self.place, self.tree, self.trials = place, tree, trials
+        self.mark = uuid.uuid4().hex
+        self.results = place / "results"
+        self.folder = self.results / "chaos"
+        self.log = self.results / "trained.log"
+        self.process: subprocess.Popen[str] | None = None
+        self.outputs: list[tuple[Path, Path]] = []
+
+    def config(self) -> Path:
+        """Write the study's config and return its path."""
+        path = self.place / "study.yaml"
+        path.write_text(
+            json.dumps(
+                {
+                    "study": {
+                        "name": "chaos",
+                        "trials": self.trials,
+                        "epochs": EPOCHS,
+                        "baselines": [],
+                        "sampler": "random",
+                        "retries": 20,
+                        "trial_timeout": "15s",
+                    },
+                    "data": {
+                        "kind": "digits",
+                        "classes": ["0", "1"],
+                        "image_size": 32,
+                        "validation_share": 0.3,
+                    },
+                    "model": {"backbone": "squeezenet1_1", "weights": "none"},
+                    "space": {"strategy": "replace"},
+                    "early_stopping": {"enabled": False},
+                    "verdict": {"seeds": 0},
+                    "resources": {"slots": 2, "cpus_per_worker": 1},
+                    "results": str(self.results),
+                }
+            )
+        )
+        return path
+
+    def start(self, *words: object) -> None:
+        """Start the command line with the made-up workers."""
+        number = len(self.outputs)
+        out, err = self.place / f"out-{number}", self.place / f"err-{number}"
+        self.outputs.append((out, err))
+        path = os.pathsep.join([str(self.tree / "src"), str(self.tree)])
+        environment = processes.environment(self.mark) | {"PYTHONPATH": path, "RAY_worker_niceness": "0"}
+        environment["RAY_TMPDIR"] = str(self.place)
+        with out.open("w") as stdout, err.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.program", *map(str, words), "--json"],
+                cwd=self.tree,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+
+    def trained(self) -> list[list[str]]:
+        """Return the lines of the workers' log, as words."""
+        return [line.split() for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def ended(self) -> bool:
+        """Return True once the driver has ended."""
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    def wait(self, seconds: float = RUN_SECONDS) -> int | None:
+        """Wait for the end of the driver; return its exit code, or None if it hangs."""
+        assert self.process is not None
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stdout_is_json(self) -> bool:
+        """Return True if every run has printed nothing or one JSON value on stdout."""
+        for out, _ in self.outputs:
+            text = out.read_text()
+            try:
+                if text:
+                    json.loads(text)
+            except ValueError:
+                return False
+        return True
+
+    def said(self) -> str:
+        """Return what the last run said on stderr."""
+        return self.outputs[-1][1].read_text()
+
+
+Inject = Callable[[Study, random.Random], bool]
+"""Injects a fault; returns whether it met anything."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault."""
+
+    name: str
+    inject: Inject
+    codes: frozenset[int] = frozenset({0})
+    """Exit codes with which the run that is hit may end."""
+    most: int = 1
+    """Faults of this kind in one run."""
+    says: str = ""
+    """Words that the run's last lines must have if its exit code is not 0."""
+    anew: int = 0
+    """Epochs that one such fault may cost besides one of each slot."""
+    mounted: bool = False
+    """True if the study lies on a small file system of its own."""
+
+
+def killing(who: str, number: int = signal.SIGKILL) -> Inject:
+    """Return what sends a signal to one process that plays a part."""
+    return lambda study, chance: processes.kill(study.mark, who, chance, number) is not None
+
+
+def to_driver(*numbers: int, group: bool = False, pause: float = 0.0) -> Inject:
+    """Return what sends signals to the driver, or to its process group as a terminal does."""
+
+    def inject(study: Study, chance: random.Random) -> bool:
+        assert study.process is not None
+        if study.ended():
+            return False
+        for number in numbers:
+            (os.killpg if group else os.kill)(study.process.pid, number)
+            time.sleep(pause)
+        return True
+
+    return inject
+
+
+def everything(study: Study, chance: random.Random) -> bool:
+    """Kill all processes of a study."""
+    found = processes.of(study.mark)
+    processes.kill_all(study.mark)
+    return bool(found)
+
+
+def paused(who: str, seconds: float) -> Inject:
+    """Return what stops a process for some seconds."""
+
+    def inject(study: Study, chance: random.Random) -> bool:
+        pid = processes.kill(study.mark, who, chance, signal.SIGSTOP)
+        if pid is None:
+            return False
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGCONT)
+        return True
+
+    return inject
+
+
+def damaged(which: str) -> Inject:
+    """Return what kills everything and damages files at a random place: checkpoints or the record's log."""
+
+    def inject(study: Study, chance: random.Random) -> bool:
+        everything(study, chance)
+        study.wait()
+        found = sorted(study.folder.glob(which))
+        for path in found:
+            content = bytearray(path.read_bytes())
+            if not content:
+                continue
+            how = chance.choice(["cut", "flip", "blank", "empty"])
+            at = chance.randrange(len(content))
+            if how == "cut":
+                content = content[:at]
+            elif how == "flip":
+                content[at] ^= 1 << chance.randrange(8)
+            elif how == "blank":
+                content[at : at + 64] = bytes(len(content[at : at + 64]))
+            else:
+                content = bytearray()
+            path.write_bytes(content)
+        return bool(found)
+
+    return inject
+
+
+def second_run(study: Study, chance: random.Random) -> bool:
+    """Resume a study that runs: it is refused in one line, and nothing changes."""
+    other = Study(study.place, study.tree)
+    other.mark, other.outputs = study.mark, [*study.outputs, study.outputs[0]]
+    other.start("resume", study.folder)
+    code = other.wait()
+    study.outputs.append(other.outputs.pop())
+    return code == 2 and "one process at a time" in other.said() if other.outputs else code == 2
+
+
+def full_disk(study: Study, chance: random.Random) -> bool:
+    """Fill the disk of the results until the driver has ended, then free it."""
+    ballast = study.results / "ballast"
+    try:
+        with ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)) == 4096:
+                pass
+    except OSError:
+        pass
+    until(study.ended, RUN_SECONDS)
+    ballast.unlink()
+    return True
+
+
+RESUME = "resume"
+STOPS = frozenset({130})
+LOST = frozenset({0, 1, 130})
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("worker", killing("worker"), most=3),
+        Kind("worker stopped 3 s", paused("worker", 3.0), most=2),
+        Kind("worker stopped for good", killing("worker", signal.SIGSTOP)),
+        Kind("Train controller", killing("controller"), most=2),
+        Kind("Tune process", killing("tune"), most=3),
+        Kind("exchange", killing("exchange"), LOST, says=RESUME),
+        Kind("supervisor", killing("supervisor"), LOST, says=RESUME),
+        Kind("raylet", killing("raylet"), LOST, says=RESUME),
+        Kind("GCS", killing("gcs"), LOST, says=RESUME),
+        Kind("driver", to_driver(signal.SIGKILL), frozenset({-9})),
+        Kind("everything", everything, frozenset({-9})),
+        Kind("SIGINT", to_driver(signal.SIGINT), STOPS, says=RESUME),
+        Kind("SIGINT twice", to_driver(signal.SIGINT, signal.SIGINT, pause=0.5), STOPS, says=RESUME),
+        Kind("SIGTERM", to_driver(signal.SIGTERM), STOPS, says=RESUME),
+        Kind("SIGHUP to the terminal", to_driver(signal.SIGHUP, group=True), STOPS),
+        Kind("checkpoint damaged", damaged("trials/*/last.safetensors"), frozenset({-9}), anew=2 * EPOCHS),
+        Kind("resume of a running study", second_run),
+        Kind("results full", full_disk, frozenset({1}), says=RESUME, mounted=True),
+    )
+}
+
+
+def run(kind: Kind, seed: int, tree: Path = ROOT) -> Outcome:
+    """Run one study with faults of a kind, resume it until it is finished, and check it."""
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as name:
+        study = Study(Path(name), tree)
+        study.results.mkdir()
+        if kind.mounted:
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(study.results)], check=True
+            )
+        try:
+            return _run(study, kind, seed)
+        finally:
+            processes.kill_all(study.mark)
+            if kind.mounted:
+                subprocess.run(["umount", "--lazy", str(study.results)], check=True)
+
+
+def _run(study: Study, kind: Kind, seed: int) -> Outcome:
+    chance, outcome = random.Random(f"{kind.name} {seed}"), Outcome(kind.name, seed)
+    study.start("run", study.config())
+    _inject(study, kind, chance, outcome)
+    code = study.wait()
+    outcome.codes.append(999 if code is None else code)
+    outcome.wrong += _of_end(study, kind, code, outcome.hit)
+    for _ in range(RESUMES):
+        if code == 0:
+            break
+        study.start(*(["resume", study.folder] if study.folder.exists() else ["run", study.config()]))
+        code = study.wait()
+        outcome.codes.append(999 if code is None else code)
+    if code != 0:
+        outcome.wrong.append(f"not finished after {RESUMES} resumes: {study.said()[-1000:]}")
+    if not study.stdout_is_json():
+        outcome.wrong.append("stdout with --json is not JSON only")
+    if until(lambda: not processes.of(study.mark), GONE_SECONDS, 0.2) is None:
+        left = [" ".join(process.cmdline())[:80] for process in processes.of(study.mark)]
+        outcome.wrong.append(f"processes are left: {left}")
+    try:
+        outcome.wrong += checker.problems(
+            study.folder,
+            planned=study.trials,
+            epochs=EPOCHS,
+            hits=outcome.hit,
+            anew=kind.anew,
+        )
+    except Exception as error:
+        outcome.wrong.append(f"the study's files cannot be read: {error!r}")
+    return outcome
+
+
+def _of_end(study: Study, kind: Kind, code: int | None, hit: int) -> list[str]:
+    """Return what is wrong with the end of the run that was hit."""
+    wrong = []
+    if code is None:
+        wrong.append(f"the run has not ended after {RUN_SECONDS:.0f} s: {study.said()[-500:]}")
+        processes.kill_all(study.mark)
+        study.wait()
+    elif code not in kind.codes and not (code == 0 and hit == 0):
+        wrong.append(f"exit code {code}: {study.said()[-1000:]}")
+    if code not in (0, None) and kind.says not in "".join(study.said().splitlines()[-1:]):
+        wrong.append(f"the last line says nothing of {kind.says}: {study.said()[-1000:]}")
+    if "Traceback" in study.said():
+        wrong.append(f"a traceback: {study.said()[-1500:]}")
+    return wrong
+
+
+def _inject(study: Study, kind: Kind, chance: random.Random, outcome: Outcome) -> None:
+    """Inject the faults of one run, each after some more epochs have been trained."""
+    left = study.trials * EPOCHS
+    after = sorted(chance.sample(range(1, left - 4), kind.most))
+    for epochs in after:
+        reached = until(lambda wanted=epochs: len(study.trained()) >= wanted or study.ended(), RUN_SECONDS)
+        if reached is None or study.ended():
+            return
+        time.sleep(chance.random() * 0.15)
+        outcome.injected += 1
+        before, began = len(study.trained()), time.monotonic()
+        if not kind.inject(study, chance):
+            continue
+        outcome.hit += 1
+        slots = 2 if kind.codes == {0} else 10**9  # it goes on, or it ends
+        until(lambda known=before, more=slots: study.ended() or len(study.trained()) >= known + more, 120)
+        outcome.seconds.append(round(time.monotonic() - began, 2))
+
+
+def copied_tree(to: Path) -> Path:
+    """Copy the source tree, for a bug to be planted in it."""
+    for name in ("search", "src", "tests"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return to
+
+
+def facts_of(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Return the sums of outcomes of one kind."""
+    return {
+        "injected": sum(one.injected for one in outcomes),
+        "hit": sum(one.hit for one in outcomes),
+        "lost": sum(one.hit for one in outcomes if one.wrong),
+        "seconds": sorted(s for one in outcomes for s in one.seconds),
+    }
