@@ -9,7 +9,7 @@ READY := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-thorough test-lab test-ray lint schema bench screenshots dev clean
+.PHONY: help quickstart test test-thorough test-lab test-ray chaos lint schema bench screenshots dev clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test-ray: $(DEV)  ## install another Ray beside .venv and run the tests marked e
 		> $$($(RAY)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz_rest.pth
 	$(RAY)/bin/python -m pytest -m every_ray -W default::ResourceWarning \
 		-W default::pytest.PytestUnraisableExceptionWarning $(ARGS)
+
+chaos: $(DEV)  ## inject faults into studies for MINUTES=60, enumerate crash states; writes docs/faults.md
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),60) --outcomes chaos.jsonl
+	$(BIN)/python -m tests.chaos.crashes --lengths 900 > crashes.json
+	$(BIN)/python -m tests.chaos.planted
+	$(BIN)/python -m tests.chaos.report chaos.jsonl crashes.json
 
 lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/ruff format --check .

@@ -222,7 +222,6 @@ WEIGHTS: dict[str, bytes] = {
     "x.pth names with escapes": saved({"\x1b[31mred\n": torch.zeros(2)}),
     "x.pth a long name": saved({"n" * 100_000: torch.zeros(2)}),
     "x.pth deep": saved({"model": {"model": {"model": {"model": {"w": torch.zeros(2)}}}}}),
-    "x.pth quantised": saved({"w": torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)}),
     "x.pth no numbers": saved({"w": torch.full((2,), float("nan"))}),
     "x.safetensors text": b"weights\n",
     "x.safetensors nothing": b"",
