@@ -1,4 +1,4 @@
-"""Write docs/faults.md from the outcomes of `python -m tests.chaos` and of `python -m tests.chaos.crashes`."""
+"""Write docs/faults.md from the outcomes of `python -m tests.chaos` and `python -m tests.chaos.crashes`."""
 
 import argparse
 import json
