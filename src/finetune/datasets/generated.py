@@ -77,7 +77,7 @@ class _Generated:
         kind, _, name = path.partition("/")
         if kind == "captions":
             return [_still(name)] * count
-        return [_moved(name, (2 * number + 1) / (2 * count)) for number in range(count)]
+        return [_moved(name, 2 * number + 1, 2 * count) for number in range(count)]
 
     def sample(self, path: str) -> tuple[int, bytes]:
         content = self.content(path)
@@ -93,12 +93,12 @@ def _still(name: str) -> Image.Image:
     return _drawn(name.split("-")[0], centre, draw.uniform(12, 18), draw)
 
 
-def _moved(name: str, place: float) -> Image.Image:
-    # Clips of both classes with one number are the same frames in the two orders.
+def _moved(name: str, place: int, end: int) -> Image.Image:
+    # Clips of both classes with one number are the same frames in the two orders, to the last pixel.
     way, number = name.split("-")
     draw = random.Random(int(number))
     shape, height = draw.choice(SHAPES), draw.uniform(12, 36)
-    along = place if way == "rightwards" else 1 - place
+    along = (place if way == "rightwards" else end - place) / end
     return _drawn(shape, (6 + 36 * along, height), 6, draw)
 
 

@@ -18,8 +18,13 @@ from finetune.texts.encoders import Texts
 
 
 def chosen(frames: int, of: int) -> Tensor:
-    """Return the numbers of `frames` frames, evenly spaced among `of`, int64 (frames,)."""
-    return (torch.arange(frames) * 2 + 1) * of // (2 * frames)
+    """Return the numbers of `frames` frames, evenly spaced among `of`, int64 (frames,).
+
+    They are the same from either end, so that the choice itself does not tell a clip from its reverse.
+    """
+    picks = (torch.arange(frames) * 2 + 1) * of // (2 * frames)
+    late = torch.arange(frames) > (frames - 1) / 2
+    return torch.where(late, of - 1 - picks.flip(0), picks)
 
 
 class SampleInputs:

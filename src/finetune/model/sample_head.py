@@ -151,7 +151,10 @@ class SampleHead(nn.Module):
             scale = getattr(self, f"{part}_scale")
             varies = spread.view(len(scale), -1).sum(1)
             getattr(self, f"{part}_mean").copy_(mean)
-            scale.copy_(GAIN / (varies * len(scale)).sqrt().clamp(min=1e-9))
+            gains = torch.tensor(self.pooling.gains if part == "image" else [1.0], device=scale.device)
+            # A block that never varies says nothing, and must not be blown up where it does in a new sample.
+            share = torch.where(varies > 1e-12, gains / varies.clamp(min=1e-12).sqrt(), 0.0)
+            scale.copy_(GAIN * share / gains.square().sum().sqrt())
 
     def reduce(self, h: Tensor) -> Tensor:
         """Return pooled features (B T, D) for the last block's activations `h` of all frames."""
