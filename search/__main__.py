@@ -231,6 +231,9 @@ def check(
     suspects: Annotated[
         Path | None, typer.Option(help="Write a list of images whose label may be wrong, for data.exclude.")
     ] = None,
+    probed: Annotated[
+        bool, typer.Option("--probe", help="Say how well classes can be told apart behind each block.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check config, every image, weights and capacity without training, and print the plan."""
@@ -241,7 +244,7 @@ def check(
     loaded = wanted.load()
     check_output("--suspects", suspects)
     with Phases().phase("check"):
-        planned = checker.plan(loaded, timed=timed, suspects=suspects)
+        planned = checker.plan(loaded, timed=timed, suspects=suspects, probed=probed)
     if as_json:
         print_json(planned)
     else:

@@ -9,7 +9,7 @@ from finetune.datasets.catalog import Catalog
 from finetune.datasets.findings import SHOWN
 from finetune.disk import file_cache
 from search.config import resolve
-from search.config.sections import DATA_FIELDS
+from search.config.sections import DATA_FIELDS, EXACT
 from search.config.study import StudyConfig
 from search.driver import estimate, inputs
 from search.errors import StudyError
@@ -31,7 +31,9 @@ UNITS = {
 KEPT = {"features": "features of frozen blocks", "copies": "copies of far images and weights"}
 
 
-def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = None) -> dict[str, Any]:
+def plan(
+    config: StudyConfig, *, timed: bool = False, suspects: Path | None = None, probed: bool = False
+) -> dict[str, Any]:
     """Return the plan of a run with this config, as JSON values by section.
 
     Args:
@@ -39,6 +41,8 @@ def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = No
         timed: time a few batches in this process, for the section `cost`, which is null otherwise.
         suspects: file that gets the images whose label may be wrong, which are also the section `suspects`;
             None: do not look for them, and the section is null.
+        probed: ask behind each block how well classes can be told apart there, for the section `probes`,
+            which is null otherwise.
 
     Raises:
         FinetuneError: images or weights are not as the config says.
@@ -48,10 +52,10 @@ def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = No
     with steps.step("program", why="loads torch, to look at weights"):
         from finetune.model import weights
 
-    if config.privacy.is_on and (timed or suspects is not None):
+    if config.privacy.is_on and (timed or probed or suspects is not None):
         raise StudyError(
-            "check: --time and --suspects do not go with privacy.epsilon, got one of them: a private study "
-            "takes seconds, and a list of suspects is not paid for. Leave them out."
+            "check: --time, --probe and --suspects do not go with privacy.epsilon, got one of them: a study "
+            "takes seconds, and what is said about its images is not paid for. Leave them out."
         )
     file_cache.limit(resolve.copies_bytes(config))
     images = inputs.scan(config, lenient=True)
@@ -80,6 +84,7 @@ def plan(config: StudyConfig, *, timed: bool = False, suspects: Path | None = No
         },
         "data": inspection.inspect(images),
         "suspects": _suspects(config, suspects),
+        "probes": _probes(config) if probed else None,
         "privacy": _privacy(config, images),
         "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
         "space": said["space"],
@@ -132,6 +137,25 @@ def _suspects(config: StudyConfig, to: Path | None) -> Any:
     return {"file": str(to), "images": [doubt.to_dict() for doubt in found]}
 
 
+def _probes(config: StudyConfig) -> Any:
+    """Return how well classes can be told apart behind each block of each backbone, as JSON values."""
+    from finetune.explain import probes
+
+    if config.parts != {"image"}:
+        raise StudyError(
+            "--probe: reads images alone, got samples with text or several frames. Leave it out."
+        )
+    space, found = Space(config), {}
+    for name in config.backbones:
+        settings = space.settings(space.baseline(EXACT, name), number=0, cache_dir=str(resolve.cache_dir()))
+        told = probes.probe(settings, resolve.feature_settings(config))
+        found[name] = {
+            "separable": probes.separable(told).to_dict(),
+            "blocks": [one.to_dict() for one in told],
+        }
+    return found
+
+
 def _cost(config: StudyConfig, images: Catalog, slots: SlotPlan, up: int, *, timed: bool) -> Any:
     """Return the expected cost as JSON values; None if it is not to be timed, or there is no slot yet."""
     if not timed or not up:
@@ -176,6 +200,7 @@ def lines(planned: dict[str, Any]) -> list[str]:
         text.append(f"more nodes are asked for, for {counted(slots['asked_for'], 'slot')}")
     text += inspection.lines(planned["data"])
     text += _of_suspects(planned["suspects"])
+    text += _of_probes(planned["probes"] or {})
     for name, model in planned["model"].items():
         text.append(f"{name}: {model['blocks']} blocks, {model['weights']}")
     for section, values in (("data", planned["seen"]), ("space", planned["space"])):
@@ -221,6 +246,23 @@ def _of_suspects(found: dict[str, Any] | None) -> list[str]:
         *told,
         *more,
     ]
+
+
+def _of_probes(found: dict[str, Any]) -> list[str]:
+    """Return lines on how well classes can be told apart behind each block."""
+    text = []
+    for name, told in found.items():
+        first = told["separable"]
+        text.append(
+            f"{name}: as separable as it gets from block {first['frozen_layers']} of {len(told['blocks'])} "
+            "on; training images that a linear probe behind each block has right, unseen:"
+        )
+        text += [
+            f"  {one['frozen_layers']:>3} {one['block']}: {100 * one['accuracy']:.1f} % "
+            f"(± {100 * one['error']:.1f})"
+            for one in told["blocks"]
+        ]
+    return text
 
 
 def _of_verdict(planned: dict[str, Any]) -> list[str]:
