@@ -44,6 +44,8 @@ REFUSED: dict[str, dict[str, list[str]]] = {
     "explain": {"--to": [], "--method": [], "--class": [], "--json": []},
     "serve": {option: [] for option in ("--host", "--port", "--replicas", "--alone", "--max-mib",
                                         "--max-megapixels", "--queue", "--batch", "--require-signature")},
+    "audit": {"--data": [], "--shadows": [], "--json": []},
+    "verify": {"--key": []},
     "submit": {"--set": [], "--results": [], "--address": ["CONFIG --results /x --cluster x.yaml"],
                "--cluster": ["CONFIG --results /x --address x"], "--new": [], "--wait": [], "--json": []},
     "status": {"--results": [], "--address": ["--cluster x.yaml"], "--cluster": ["--address x"],
