@@ -63,6 +63,9 @@ def _of_data(data: sections.Data) -> Iterable[PydanticCustomError]:
     if data.exclude is not None:
         rule = "a list of images to leave out was made by looking at them, which is not paid for"
         yield refused(rule, data.exclude, "Delete it.", ("data", "exclude"))
+    if data.text is not None or data.frames > 1:
+        rule = "a private study reads one still image of each sample"
+        yield refused(rule, data.text or data.frames, "Delete text and frames.", ("data", "text"))
     if data.crop_scale != 1.0 or data.augment != "none":
         rule = "private heads read each image once, as it is"
         yield refused(rule, data.augment, "Delete crop_scale and augment.", ("data", "augment"))

@@ -13,7 +13,7 @@ from search.views.terminal import console, print_line
 def audit(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     data: Annotated[
-        str | None, typer.Option(help="Its images; left out: where model.yaml says they are.")
+        str | None, typer.Option(help="Its images; left out: those of the study beside it.")
     ] = None,
     shadows: Annotated[int, typer.Option(min=8, help="Shadow heads: more are exacter and slower.")] = 64,
     as_json: JsonFlag = False,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from search.config import resolve
+from search.views import export
 
 AUDIT = "audit"
 ON_CARD = ("shadows", "images", "recipe", "model", "epsilon_at_least")
@@ -22,7 +23,8 @@ def audit(folder: Path, *, data: str | None, shadows: int) -> tuple[dict[str, An
 
     cache = resolve.cache_dir()
     stored = FeatureSettings(folder=str(cache / "features"), budget_bytes=10 * 2**30)
-    told = auditing.audit(folder, data=data, shadows=shadows, stored=stored, cache_dir=str(cache))
+    place = export.place_beside(folder) if data is None else {"path": str(Path(data).absolute())}
+    told = auditing.audit(folder, place=place, shadows=shadows, stored=stored)
     facts = model_folder.load(folder).facts
     if (folder / files.SIGNATURE).exists():
         return told, "not entered into the card: the folder is signed. Audit first, then sign"

@@ -10,6 +10,7 @@ import yaml
 
 from finetune.disk.filesystems import text_of
 from search.config import config_file, resolve
+from search.config.study import StudyConfig
 from search.errors import StudyError
 from search.record import reader, reads
 from search.record.records import StudyRecord, TrialRecord
@@ -65,7 +66,7 @@ def export_trial(
     except FinetuneError:
         reads.withdraw(folder, entered)
         raise
-    return writers.add(to, formats) if formats else facts
+    return writers.add(to, formats, place=_place(config)) if formats else facts
 
 
 def convert(model: Path, to: Path, formats: Sequence[str]) -> dict[str, Any]:
@@ -85,7 +86,18 @@ def convert(model: Path, to: Path, formats: Sequence[str]) -> dict[str, Any]:
         model_folder.copy(model, to)
         facts.pop("formats", None)  # their files stay behind
         model_folder.describe(to, facts)
-    return writers.add(to, formats) if formats else facts
+    return writers.add(to, formats, place=place_beside(model)) if formats else facts
+
+
+def place_beside(model: Path) -> dict[str, Any] | None:
+    """Return the place of a model's images if its folder lies in that of its study; None if it does not."""
+    study = model.absolute().parent / "study.yaml"
+    return _place(config_file.load(study)) if study.is_file() else None
+
+
+def _place(config: StudyConfig) -> dict[str, Any]:
+    data = resolve.data_settings(config)
+    return {"path": data.path, "exclude": data.exclude}
 
 
 def lines(facts: dict[str, Any]) -> list[str]:

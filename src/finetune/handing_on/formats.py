@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -31,14 +31,20 @@ def check(names: Sequence[str]) -> None:
         extras.require(name, f"export --format {name}", FORMATS[name][0].MODULES)
 
 
-def add(folder: Path, names: Sequence[str], images: Tensor | None = None) -> dict[str, Any]:
+def add(
+    folder: Path,
+    names: Sequence[str],
+    images: Tensor | None = None,
+    place: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write a model folder's model in other formats beside it, and return the new content of its model.yaml.
 
     Args:
         folder: a model folder.
         names: keys of FORMATS.
         images: images uint8 (N, S, S, 3) on which the parity is measured; None takes some of the validation
-            images that its model.yaml names.
+            images.
+        place: `path` and `exclude` of the images, which no model.yaml has; None: generated ones are taken.
 
     Raises:
         CheckpointError: the folder holds no model, or a file does not answer as the model does.
@@ -53,7 +59,7 @@ def add(folder: Path, names: Sequence[str], images: Tensor | None = None) -> dic
         return model.probabilities(x.permute(0, 3, 1, 2))
 
     if images is None:
-        images = parity.validation_images(model.facts)
+        images = parity.validation_images(model.facts, place)
     told: dict[str, Any] = dict(model.facts.get("formats", {}))
     for name in names:
         module, file = FORMATS[name]

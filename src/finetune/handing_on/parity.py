@@ -3,7 +3,8 @@
 Shapes: N images, S side of the square in pixels, C classes.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ IMAGES = 32
 """Number of validation images that are compared."""
 MOST = 1e-4
 """Largest difference of a probability that is accepted."""
+ON_DISK = ("folder", "manifest", "torchvision")
 BATCHES = (1, 2)
 """Numbers of images in the first batches; the last one takes all others. A file must take any number."""
 
@@ -57,16 +59,34 @@ def measured(run: Run, model: Run, images: Tensor) -> Parity:
     return Parity(len(images), largest, changed)
 
 
-def validation_images(facts: dict[str, Any]) -> Tensor:
+def validation_images(facts: dict[str, Any], place: Mapping[str, Any] | None = None) -> Tensor:
     """Return images of the validation split, evenly spread over it, uint8 (N, S, S, 3).
 
+    Generated images stand for them where nobody says where they are, or where they are private.
+
     Args:
-        facts: content of a model.yaml, whose settings say where the images are.
+        facts: content of a model.yaml, which has no paths.
+        place: `path` and `exclude` of the images, as in the study's settings; None: not known.
 
     Raises:
         DataError: the images are missing or have changed.
     """
-    data = shared.images(TrialSettings.from_dict(facts["settings"]).data)
+    said = TrialSettings.from_dict(facts["settings"]).data
+    settings = dataclasses.replace(said, **(place or {}))
+    if facts.get("privacy") or (settings.path is None and settings.kind in ON_DISK):
+        return generated(settings.image_size)
+    data = shared.images(settings)
     size = data.size("val")
     chosen = torch.linspace(0, size - 1, min(IMAGES, size)).round().long()
     return data.batch("val", chosen).permute(0, 2, 3, 1).contiguous()
+
+
+def generated(side: int) -> Tensor:
+    """Return images of coarse to fine random patches, the same ones each time, uint8 (N, S, S, 3)."""
+    draw = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(IMAGES):
+        cells = min(side, 2 ** (1 + number % 6))
+        patches = torch.rand(1, 3, cells, cells, generator=draw)
+        found.append(torch.nn.functional.interpolate(patches, size=(side, side), mode="bilinear"))
+    return (255 * torch.cat(found)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -23,7 +23,7 @@ from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.sample_head import SampleHead
 from finetune.model.strategies import TransferModel
-from finetune.model_folder import files
+from finetune.model_folder import files, portable
 from finetune.model_folder.files import DERIVED, FILES, FORMAT, TEXT
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.texts.encoders import Texts
@@ -234,7 +234,7 @@ def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dic
         **_parts(run),
         "frozen_layers": settings.frozen_layers,
         "source": {
-            "weights": source.origin,
+            "weights": source.origin if settings.weights.file is None else portable.name(source.origin),
             "classes": source.source_classes,
             "image_size": source.image_size,
             "sha256": source.sha256,
@@ -247,8 +247,8 @@ def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dic
             "std": list(source.std),
         },
         "metrics": metrics,
-        "settings": settings.to_dict(),
-        "provenance": provenance | prints,
+        "settings": portable.settings(settings.to_dict()),
+        "provenance": portable.provenance(provenance) | prints,
     }
 
 

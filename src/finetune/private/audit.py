@@ -1,6 +1,7 @@
 """Audit a model folder: how well LiRA tells its training images from others, and which are most exposed."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ from torch.nn import functional as F
 
 from finetune import model_folder, steps
 from finetune.errors import CheckpointError, DataError
-from finetune.explain import features
-from finetune.model.exact_head import ExactShape
+from finetune.evaluation.scores import BATCH
+from finetune.images.pixels import normalise
+from finetune.model_folder import Model
 from finetune.private import attack, mechanisms
 from finetune.private.accounting import Noise, Steps
 from finetune.private.attack import RATES, Fit, Found
 from finetune.private.mechanisms import Choices, Private, one_thread
 from finetune.private.noise import Draws, new_key
 from finetune.private.rows import unit
-from finetune.settings import FeatureSettings, TrialSettings
-from finetune.training.run import Run
-from finetune.training.workers import World
+from finetune.settings import DataSettings, FeatureSettings, TrialSettings
+from finetune.training import shared
 
 SHADOWS = 64
 MOST = 3000
@@ -46,20 +47,18 @@ class Read:
 def audit(
     folder: Path,
     *,
-    data: str | None = None,
+    place: Mapping[str, Any] | None = None,
     shadows: int = SHADOWS,
     stored: FeatureSettings | None = None,
-    cache_dir: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return how much a model tells about its training images, as JSON values.
 
     Args:
         folder: the model folder.
-        data: place of its images; None: the one in model.yaml.
+        place: `path` and `exclude` of its images, which no model.yaml has.
         shadows: number of shadow heads, at least 4.
-        stored: store for features.
-        cache_dir: cache for pretrained weights; None: the one in model.yaml.
+        stored: store for decoded images.
         seed: seed of the draws.
 
     Raises:
@@ -68,11 +67,7 @@ def audit(
     """
     model = model_folder.load(folder)
     facts = model.facts
-    settings = _settings(folder, facts, data, cache_dir)
-    exact = facts["head"].get("exact")
-    run = Run(settings, World(), stored, shape=None if exact is None else ExactShape.from_dict(exact))
-    run.model.load_state_dict(model.net.state_dict())
-    read = _read(run)
+    read = _read(model, _data(folder, facts, place or {}), stored)
     if not 0 < read.members.sum() < len(read.members):
         raise DataError(
             f"{folder}: an audit needs images that the model was not trained on, got none. Add some."
@@ -100,33 +95,37 @@ def audit(
     return told
 
 
-def _settings(folder: Path, facts: dict[str, Any], data: str | None, cache: str | None) -> TrialSettings:
-    settings = TrialSettings.from_dict(facts["settings"])
-    if data is not None:
-        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
-    if settings.data.path is None and settings.data.kind not in ("digits",):
+def _data(folder: Path, facts: dict[str, Any], place: Mapping[str, Any]) -> DataSettings:
+    settings = dataclasses.replace(TrialSettings.from_dict(facts["settings"]).data, **place)
+    if settings.path is None and settings.kind in ("folder", "manifest", "torchvision"):
         raise CheckpointError(
-            f"{folder}: an audit needs the images that the model was trained on, got no place of them in "
-            "model.yaml. Name it with --data."
+            f"{folder}: an audit needs the images that the model was trained on, got no place of them. "
+            "Name it with --data."
         )
-    return settings if cache is None else dataclasses.replace(settings, cache_dir=cache)
+    return settings
 
 
 @torch.no_grad()
-def _read(run: Run) -> Read:
-    head, data = run.model.head, run.data
+def _read(model: Model, settings: DataSettings, stored: FeatureSettings | None) -> Read:
+    """Return features and answers of all images, from one pass through the model itself."""
+    net, data, seen = model.net, shared.images(settings, stored), model.facts["preprocessing"]
     paths: list[str] = []
     members, labels, pooled, logits = [], [], [], []
     whole = sum(data.size(split) for split in SPLITS)
-    for split in SPLITS:
-        images = torch.arange(data.size(split))[:: -(-whole // MOST)]
-        for h in features.reduced(run, split, images):
-            pooled.append((h if head.pools else head.pool(h)).float().cpu())
-            logits.append(head.classify(h).float().cpu())
-        names = data.paths(split)
-        paths += [names[number] for number in images.tolist()]
-        members.append(torch.full((len(images),), split == "train"))
-        labels.append(data.labels(split)[images])
+    with steps.step("pass of the images", whole, "images") as told:
+        for split in SPLITS:
+            images = torch.arange(data.size(split))[:: -(-whole // MOST)]
+            for pixels, _ in data.batches(split, images.split(BATCH)):
+                h = net.features(normalise(pixels.to(model.device), seen["mean"], seen["std"]))
+                if len(net.trunk):
+                    h = net.head.reduce(net.trunk(h))
+                pooled.append((h if net.head.pools else net.head.pool(h)).float().cpu())
+                logits.append(net.head.classify(h).float().cpu())
+                told.add(len(pixels))
+            names = data.paths(split)
+            paths += [names[number] for number in images.tolist()]
+            members.append(torch.full((len(images),), split == "train"))
+            labels.append(data.labels(split)[images])
     answers = torch.cat(logits).double().numpy()
     return Read(paths, torch.cat(members).numpy(), torch.cat(labels).numpy(), torch.cat(pooled), answers)
 
