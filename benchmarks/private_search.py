@@ -3,6 +3,7 @@
     python -m benchmarks.private_search --cost
     python -m benchmarks.private_search --reference                     (where dp-accounting is installed)
     python -m benchmarks.private_search --images DIR --weights FILE [--draws 10] [--epsilons 0.5 1 2 4 8]
+    python -m benchmarks.private_search --images DIR --weights FILE --audit
 
 DIR is a folder with `train` and `val`; FILE holds mobilenet_v2's weights. `one trial` are heads of one
 mechanism at the epsilon of the study, without a search; `study` are whole studies of 25 trials on average.
@@ -16,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune.private import accounting, search, trial
+from finetune.private import accounting, attack, mechanisms, search, trial
 from finetune.private.law import TrialLaw
-from finetune.private.mechanisms import MECHANISMS, Mechanism, one_thread
+from finetune.private.mechanisms import MECHANISMS, Choices, Mechanism, Private, one_thread
 from finetune.private.noise import Draws
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 
@@ -33,6 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--reference", action="store_true")
+    parser.add_argument("--audit", action="store_true")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--draws", type=int, default=10)
@@ -44,7 +46,11 @@ def main() -> None:
     if options.reference:
         reference()
     if options.images and options.weights:
-        accuracy(options.images, options.weights, options.draws, options.epsilons)
+        data = images_of(options.images, options.weights)
+        if options.audit:
+            audits(data)
+        else:
+            accuracy(data, options.draws, options.epsilons)
 
 
 def curve_for(target: float) -> tuple[float, np.ndarray]:
@@ -79,8 +85,8 @@ def reference() -> None:
         print(f"noise {noise:.4f}, {mean} trials: {accountant.get_epsilon(DELTA):.4f}")
 
 
-def accuracy(images: Path, weights: Path, draws: int, epsilons: list[float]) -> None:
-    """Print accuracy by epsilon: of one trial of each mechanism, and of whole studies."""
+def images_of(images: Path, weights: Path) -> search.Images:
+    """Return the images, to be read by mobilenet_v2 at 128 pixels."""
     settings = TrialSettings(
         data=DataSettings(kind="folder", path=str(images), image_size=128, horizontal_flip=False),
         backbone=BACKBONE,
@@ -90,7 +96,67 @@ def accuracy(images: Path, weights: Path, draws: int, epsilons: list[float]) -> 
         learning_rate=0.0,
         cache_dir=str(Path.home() / ".cache" / "finetune"),
     )
-    data = search.Images({BACKBONE: settings}, None, torch.device("cpu"), None)
+    return search.Images({BACKBONE: settings}, None, torch.device("cpu"), None)
+
+
+class Silent(Draws):
+    """Draws whose noise is left out, as a mistake in a program might."""
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Return zeros."""
+        return np.zeros(shape)
+
+
+def audits(data: search.Images) -> None:
+    """Print what LiRA finds of heads that are trained on random halves of all images."""
+    parts = [data.rows(BACKBONE, split, root=False) for split in ("train", "val")]
+    rows, labels = np.concatenate([p.features for p in parts]), np.concatenate([p.labels for p in parts])
+    classes = parts[0].classes
+
+    def means(noise: float, kind: type[Draws]) -> attack.Fit:
+        loud = accounting.Noise(noise, {}, 1.0, 1.0, 1.0)
+
+        def fit(members: np.ndarray) -> np.ndarray:
+            found = []
+            for number, used in enumerate(members):
+                own = Private(rows[used], labels[used], np.arange(used.sum()), classes)
+                head = mechanisms.fit(own, Choices("means", True), loud, kind(b"s", str(number)))
+                found.append(rows @ head.weight.T + head.bias)
+            return np.stack(found)
+
+        return fit
+
+    print("| head | AUC | found at 0.1 % false alarms | at 1 % | epsilon at least |\n|---|---|---|---|---|")
+    fits = {
+        "linear, training loss .05": attack.softmax_regression(rows, labels, classes, loss=0.05),
+        "linear, training loss .30": attack.softmax_regression(rows, labels, classes, loss=0.3),
+        "class means, noise left out": means(3.64, Silent),
+        "class means, noise 3.64 (epsilon .96)": means(3.64, Draws),
+    }
+    for name, fit in fits.items():
+        with one_thread():
+            shadows = attack.train(fit, labels, 64)
+        _tell(name, shadows)
+    coin = np.random.default_rng(1).random(shadows.members.shape) < 0.5
+    _tell("the last one, members claimed by a coin", attack.Shadows(coin, shadows.confidence))
+
+
+def _tell(name: str, shadows: attack.Shadows) -> None:
+    found, scores = attack.of_recipe(shadows)
+    rates = [
+        f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+        for share, low, high in found.rates.values()
+    ]
+    low, high = found.auc_between
+    bound = attack.epsilon_below(shadows, scores)
+    print(
+        f"| {name} | {found.auc:.3f} ({low:.3f} to {high:.3f}) | {' | '.join(rates)} | {bound:.2f} |",
+        flush=True,
+    )
+
+
+def accuracy(data: search.Images, draws: int, epsilons: list[float]) -> None:
+    """Print accuracy by epsilon: of one trial of each mechanism, and of whole studies."""
     rows = {
         (split, root): data.rows(BACKBONE, split, root=root)
         for split in ("train", "val")
