@@ -25,6 +25,7 @@ from finetune.texts.tfidf import Tfidf
 from finetune.training import loop
 from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
+from search.errors import StudyError
 from search.suggest.space import Space
 from search.views import predictions
 
@@ -324,6 +325,10 @@ class TestTextBesideImages:
         with (tmp_path / "out.csv").open() as file:
             written = list(csv.DictReader(file))
         assert [row["missing"] for row in written] == ["", "", "image", "text"]
+
+    def test_asking_for_nothing_is_an_error(self, exported: Exported) -> None:
+        with pytest.raises(StudyError, match="needs an image or a text, got neither"):
+            list(predictions.predict(exported[0] / "model", []))
 
     def test_another_command_refuses_the_folder_in_one_line(self, exported: Exported, tmp_path: Path) -> None:
         shutil.copytree(exported[0] / "model", tmp_path / "model")

@@ -9,7 +9,7 @@ from finetune.datasets.catalog import Catalog
 from finetune.datasets.findings import SHOWN
 from finetune.disk import file_cache
 from search.config import resolve
-from search.config.sections import DATA_FIELDS, EXACT
+from search.config.sections import DATA_FIELDS, EXACT, SETTINGS
 from search.config.study import StudyConfig
 from search.driver import estimate, inputs
 from search.errors import StudyError
@@ -87,8 +87,12 @@ def plan(
         "probes": _probes(config) if probed else None,
         "privacy": _privacy(config, images),
         "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
-        "space": said["space"],
-        "seen": {field: said["data"][field] for field in DATA_FIELDS},
+        "space": {
+            name: value
+            for name, value in said["space"].items()
+            if name not in SETTINGS or SETTINGS[name].needs in config.parts
+        },
+        "seen": {field: said["data"][field] for field in (*DATA_FIELDS, *sorted(config.parts - {"image"}))},
         "early_stopping": {
             "enabled": config.early_stopping.stops,
             "rule": config.early_stopping.rule,

@@ -47,6 +47,10 @@ def predict(model: Path, images: Sequence[Path], top: int = 5, *, text: str = ""
     if "samples" in loaded.facts:
         if text and loaded.encoder is None:
             raise StudyError(f"--text: {model} must be a model that reads text, got another. Leave it out.")
+        if not images and not text:
+            raise StudyError(
+                f"{model}: a sample needs an image or a text, got neither. Name images, or --text."
+            )
         return samples.predict(loaded, samples.find(loaded, images, text), top=top)
     if text or not images:
         rule = "a model of images needs images and no --text"

@@ -85,6 +85,8 @@ class Catalog:
     only the middle of a file. Modification times do not count, so a copy has the same fingerprint."""
     excluded: tuple[str, ...] = field(default=(), kw_only=True)
     """Paths of the images that `data.exclude` leaves out, sorted."""
+    moving: bool = field(default=False, kw_only=True)
+    """True if samples are clips, of which an image shows one frame only."""
     frames: int = field(default=1, kw_only=True)
     """Frames of each sample, if the examples are frames."""
     clips: Clips = field(default_factory=Clips, repr=False, compare=False, kw_only=True)
@@ -188,6 +190,7 @@ def scan(data: SampleSettings, *, lenient: bool = False) -> Catalog:
         reader=source.reader,
         findings=(*source.findings, *remarks, *part_findings.find(splits, data, source.groups)),
         excluded=excluded,
+        moving=data.frames > 1,
     )
 
 

@@ -70,7 +70,7 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
     found = [
         *_unreadable(seen, catalog),
         *_copies(seen, catalog),
-        *_near_copies(seen, catalog),
+        *([] if catalog.moving else _near_copies(seen, catalog)),  # one frame does not tell clips apart
         *_shortcuts(seen, catalog),
         *_class_findings(counts),
         *_sizes(seen),
@@ -242,11 +242,12 @@ def _shortcuts(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
 
 def _leaked_shares(leaks: Iterable[Sequence[_Seen]], catalog: Catalog) -> dict[str, float]:
     """Return the share of images of `val` and of `test` that are also in another split, if above 0."""
-    leaked: dict[str, int] = defaultdict(int)
+    leaked: dict[str, set[str]] = defaultdict(set)
     for group in leaks:
         for image in group:
-            leaked[image.split] += 1
-    return {split: leaked[split] / len(catalog.splits[split]) for split in ("val", "test") if leaked[split]}
+            leaked[image.split].add(image.example.path)
+    shares = {split: len(leaked[split]) / len(catalog.splits[split] or (0,)) for split in ("val", "test")}
+    return {split: share for split, share in shares.items() if share}
 
 
 def _places(group: Sequence[_Seen]) -> str:
