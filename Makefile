@@ -40,7 +40,7 @@ test-ray: $(DEV)  ## install another Ray beside .venv and run the tests marked e
 
 chaos: $(DEV)  ## inject faults into studies for MINUTES=60, enumerate crash states; writes docs/faults.md
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),60) --outcomes chaos.jsonl
-	$(BIN)/python -m tests.chaos.crashes --lengths 900 > crashes.json --falls-short tests/chaos/falls-short.md
+	$(BIN)/python -m tests.chaos.crashes --lengths 900 > crashes.json
 	$(BIN)/python -m tests.chaos.planted
 	$(BIN)/python -m tests.chaos.report chaos.jsonl crashes.json --falls-short tests/chaos/falls-short.md
 
