@@ -1,8 +1,16 @@
-"""A sample of `make chaos`: a study whose driver is killed."""
+"""A sample of `make chaos`: states in which a crash may leave a study, and a study whose driver is killed."""
 
 import pytest
 
-from tests.chaos import harness
+from tests.chaos import crashes, harness
+
+
+@pytest.mark.thorough
+def test_no_crash_loses_anything_that_was_announced() -> None:
+    points, states, wrong = crashes.enumerate_states(lengths=6, most=120, seed=0)
+    assert points > 150
+    assert states == 120
+    assert wrong == []
 
 
 @pytest.mark.ray

@@ -253,13 +253,13 @@ def states(
             start = len(old)
             low = start if name.endswith("-wal") and start < len(content) else 0
             most = min(lengths, OF_SQLITE) if _of_sqlite(name) else lengths
+            base = before.tree
+            if name.endswith("-wal") and content[:32] != old[:32]:  # the log before is in the database by now
+                base = base | {name.removesuffix("-wal"): now.tree[name.removesuffix("-wal")]}
             for length in _lengths(low, len(content), most, chance):
-                yield (
-                    f"{name} at {length} bytes, then dies",
-                    before.tree | {name: content[:length]},
-                    before,
-                    False,
-                )
+                # SQLite writes its file in place; the others are new ones.
+                part = content[:length] + (old[length:] if name.endswith(".db") else b"")
+                yield f"{name} at {length} bytes, then dies", base | {name: part}, before, False
         for name in before.dirty:
             content = before.tree[name] or b""
             for length in {0, len(content) // 2, max(0, len(content) - 1)}:
