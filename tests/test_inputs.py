@@ -133,6 +133,8 @@ def test_check_tells_what_is_tried_in_words_and_units(small_study: Make) -> None
     ):
         assert line in lines
     assert not [line for line in lines if line.startswith(("space.", "data.")) and set(line) & set("{}[]'")]
+    # There are neither texts nor clips.
+    assert not [line for line in lines if line.startswith(("space.fusion", "space.pooling"))]
 
 
 def test_a_source_task_without_images(small_study: Make, tmp_path: Path) -> None:
