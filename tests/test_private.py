@@ -289,7 +289,7 @@ def test_a_study_releases_one_model_with_its_promise(
     told = here("predict", finished.best, photos / "test" / "5", "--json")
     assert told.returncode == 0
     answers = json.loads(told.stdout)
-    # How often it is right is a matter of the noise, whose key is secret; tests of the mechanisms see to that.
+    # How often it is right depends on the noise, whose key is secret: tests of mechanisms see to that.
     assert len(answers) == 20
     assert {row["class"] for row in answers} <= {"5", "6", "7"}
     shown = here("results", finished.root)
