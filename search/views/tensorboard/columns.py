@@ -37,10 +37,13 @@ class Columns:
 
     def __init__(self, config: StudyConfig) -> None:
         said = {**dict(config.data), **dict(config.model), **dict(config.space)}
-        self._domains = {field: said[field] for field in FIELDS}
+        # Without texts or clips there are no columns about them.
+        fields = [f for f in FIELDS if f not in SETTINGS or SETTINGS[f].needs in config.parts]
+        self._domains = {field: said[field] for field in fields}
         self._blocks, self.metric = config.blocks, config.study.metric
-        front = (*FRONT, "backbone") if len(config.backbones) > 1 else FRONT
-        others = [field for field in FIELDS if field not in front]
+        front = [field for field in FRONT if field in fields]
+        front += ["backbone"] if len(config.backbones) > 1 else []
+        others = [field for field in fields if field not in front]
         searched = [field for field in others if _is_searched(self._domains[field])]
         self._differ = (*front, *searched)
         ranked = (*self._differ, *(field for field in others if field not in searched))
