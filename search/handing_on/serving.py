@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,6 +100,7 @@ def with_ray(
 
     from search.driver.runner import connected
 
+    out = sys.stdout  # what Ray prints goes to stderr meanwhile; the address is a result
     with connected():
         serve.start(
             proxy_location="HeadOnly",
@@ -111,7 +113,8 @@ def with_ray(
                 name=NAME,
                 route_prefix="/",
             )
-            ready(_url(host, port))
+            with contextlib.redirect_stdout(out):
+                ready(_url(host, port))
             threading.Event().wait()
         finally:
             serve.delete(NAME) if os.environ.get("RAY_ADDRESS") else serve.shutdown()
