@@ -1,5 +1,6 @@
 """A file that is replaced is whole at any time, whatever the writer does."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
 def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "metrics.json"):
         pass
+
+
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path: Path) -> None:
+    """Root may rename a file over one, and did: /dev/zero was a report until somebody looked."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name in ("pipe", "device"):
+        with pytest.raises(OSError, match="not a file"), replacing(tmp_path / name) as new:
+            new.write_text("x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "device").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2

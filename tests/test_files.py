@@ -32,7 +32,7 @@ from search.config import config_file
 folder, place = map(Path, sys.argv[1:])
 readers = {
     "config.yaml": config_file.load,
-    "manifest.csv": lambda path: manifest._read(str(path)),
+    "manifest.csv": lambda path: manifest._read(str(path), ()),
     "image.png": decode.decode,
     "sample.png": lambda path: sources.Files(str(folder)).sample(path.name),
     "weights.pth": weights._content,

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from finetune.disk.filesystems import no_pipe
+
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
@@ -15,7 +17,12 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     If the block raises an exception, `path` stays as it was and nothing is left of the temporary file. Each
     process has a temporary file of its own, so of several that write at a time the last one wins.
+
+    Raises:
+        OSError: `path` is a pipe or a device, such as /dev/null, which root would turn into a file for good; or
+            the file cannot be written.
     """
+    no_pipe(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
