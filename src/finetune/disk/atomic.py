@@ -19,8 +19,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     process has a temporary file of its own, so of several that write at a time the last one wins.
 
     Raises:
-        OSError: `path` is a pipe or a device, such as /dev/null, which root would turn into a file for good; or
-            the file cannot be written.
+        OSError: the file cannot be written; or `path` is a pipe or a device, such as /dev/null, which root
+            would turn into a file for good.
     """
     no_pipe(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
