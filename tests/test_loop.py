@@ -480,8 +480,8 @@ class Small:
 def on(device: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     build = build_model
 
-    def small(*arguments: Any) -> Any:
-        model = build(*arguments)
+    def small(*arguments: Any, **options: Any) -> Any:
+        model = build(*arguments, **options)
         model.head.new.register_forward_pre_hook(device)
         return model
 

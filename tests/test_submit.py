@@ -316,7 +316,7 @@ def test_the_token_is_read_where_ray_reads_it_and_its_file_made_private(
     [
         (["status", "--address", "http://127.0.0.1:9"], "a Ray dashboard must answer"),
         (["logs", "pets", "--address", "http://x", "--cluster", "c.yaml"], "must be named once"),
-        (["stop", "pets", "--cluster", "no.yaml"], "no.yaml: a tunnel to the cluster's head must open"),
+        (["stop", "pets", "--cluster", "no.yaml"], "no.yaml: --cluster must name a cluster file of Ray"),
         (["resume", "pets", "--wait"], "--wait goes with --cluster or --address"),
     ],
 )

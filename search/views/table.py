@@ -31,9 +31,8 @@ from search.views import measured
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
 _SHOWN = tuple(name for name, setting in SETTINGS.items() if setting.shown)
-_NAMES = tuple(name.replace("_", " ") for name in _SHOWN)
-_HEADER = ("rank", "trial", "state", *_NAMES)
-_RIGHT = frozenset({"rank", *_NAMES[1:], "epochs", "seconds"})
+_HEADER = ("rank", "trial", "state")
+_RIGHT = frozenset({"rank", *(name.replace("_", " ") for name in _SHOWN[1:]), "epochs", "seconds"})
 _CSV_FIRST = ("number", "id", "state", "baseline", "epochs", "seconds")
 _CSV_LAST = ("slot", "error", "log")
 _INTERRUPTED = "interrupted"
@@ -133,7 +132,8 @@ def show(study: StudyRecord, out: Console) -> None:
     if study.ended:
         print_line(out, f"ended early: {study.ended}")
     score = f"best {study.metric}"
-    header = (*_HEADER, score, "epochs", "seconds")
+    names = (name.replace("_", " ") for name in _columns(study))
+    header = (*_HEADER, *names, score, "epochs", "seconds")
     rows = [_row(study, rank, trial) for rank, trial in enumerate(ranked(study), start=1)]
     print_table(out, header, rows, _RIGHT | {score})
     for line in comparison(study):
@@ -211,13 +211,23 @@ def cell(trial: TrialRecord, name: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else clean(value)
 
 
+def _columns(study: StudyRecord) -> list[str]:
+    """Return the settings that the table shows; those of texts and clips only where trials have them."""
+    return [
+        name
+        for name in _SHOWN
+        if SETTINGS[name].needs == "image"
+        or any(name in trial.params or name in trial.effective for trial in study.trials)
+    ]
+
+
 def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
     score = _score(study, trial)
     return [
         str(rank) if trial.state == "COMPLETE" and score is not None else "-",
         f"{trial.id} {trial.baseline}" if trial.baseline else trial.id,
         state_of(trial),
-        *(cell(trial, name) for name in _SHOWN),
+        *(cell(trial, name) for name in _columns(study)),
         "-" if score is None else _number(score),
         str(trial.epochs),
         f"{trial.seconds:.1f}",
