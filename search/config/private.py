@@ -1,4 +1,4 @@
-"""What a private study refuses: every setting that would read the images without being paid for."""
+"""Settings that a private study refuses, since each would read the images without being paid for."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

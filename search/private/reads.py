@@ -1,4 +1,4 @@
-"""What else would read the private images, and what a private study makes of it."""
+"""Everything else that would read the private images, and what a private study makes of it."""
 
 from dataclasses import dataclass
 from typing import Literal

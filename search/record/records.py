@@ -106,7 +106,7 @@ class StudyRecord:
     """Trainings of the settings that matter with other seeds: `id`, the `trial` whose setting it is, `state`,
     `metrics` of its best epoch, `epochs`, `seconds` and `error`. They are no trials and have no rank."""
     privacy: dict[str, Any] | None = None
-    """What a private study promises; None: it is not private."""
+    """The promise of a private study; None: it is not private."""
     verdict: dict[str, Any] | None = None
     """Verdict on the winner, as `search.verdict.words.Verdict` in JSON; None: not measured."""
 

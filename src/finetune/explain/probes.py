@@ -31,7 +31,7 @@ MOST = 2000
 
 @dataclass(frozen=True)
 class Probe:
-    """How well a linear head tells the classes apart behind a block."""
+    """A linear head behind a block, and how well it tells the classes apart."""
 
     block: str
     frozen_layers: int

@@ -1,4 +1,4 @@
-"""What a model folder may say of the place where it was made: no path, no file name, no machine."""
+"""Take the place where it was made out of a model folder's facts: no path, no file name, no machine."""
 
 from pathlib import PurePath
 from typing import Any

@@ -30,7 +30,7 @@ TABLES = (".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known of one sample; a part may be missing."""
+    """One sample to classify; a part may be missing."""
 
     path: str
     """Path of the image or clip; empty if it is missing."""

@@ -1,4 +1,4 @@
-"""What a private study costs: Renyi curves of its trials, by opacus, and the noise that meets an epsilon.
+"""The cost of a private study: Renyi curves of its trials, by opacus, and the noise that meets an epsilon.
 
 All mechanisms have sensitivity 1 for a unit of privacy, an image or a group of images, whose part is left out
 (zeroed), while the number of units is public. A noise multiplier is the standard deviation of the Gaussian

@@ -33,7 +33,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Read:
-    """What an audit reads of a model and its images."""
+    """The parts of a model and its images that an audit reads."""
 
     paths: list[str]
     members: np.ndarray

@@ -75,7 +75,7 @@ def noisy_accuracy(head: Linear, rows: Private, noise: float, draws: Draws) -> f
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial gives away if it is released."""
+    """Everything that a trial gives away if it is released."""
 
     number: int
     draw: Draw
