@@ -40,6 +40,7 @@ SECONDS = {
         "right.graphs": 40,
         "right.memory": 40,
         "right.syncs": 40,
+        **{"right.models": 40, "right.exact": 40, "right.samples": 60},
         "right.processes": 60,
         "right.families": 90,
     },

@@ -15,11 +15,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_setup import Setup, say
+from finetune.explain import maps as explaining
 from finetune.frozen import execution
 from finetune.frozen.execution import Pass
+from finetune.images.pixels import normalise
 from finetune.messages import Epoch, Keep, Message
 from finetune.model import backbones
-from finetune.settings import ALL, TrialSettings
+from finetune.model_folder import reading, writing
+from finetune.settings import ALL, DataSettings, TrialSettings
 from finetune.training import loop
 from finetune.training.run import Run
 from finetune.training.workers import World
@@ -40,6 +43,8 @@ EXACT_WITHIN, AUTO_WITHIN = 1e-3, 3e-2
 """Largest relative difference of features to the CPU's: float32, and bfloat16."""
 MEMORY_WITHIN = 1e-2
 """Largest relative difference of the loss of three steps in parts."""
+MODELS_WITHIN = 0.02
+"""Largest difference of a model's probabilities, maps and accuracy on the device and on the CPU."""
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
@@ -368,7 +373,78 @@ def train(settings: TrialSettings, setup: Setup, name: str) -> list[dict[str, An
     return [dict(message.metrics) for message in said if isinstance(message, Epoch)]
 
 
+def models(setup: Setup) -> Found:
+    """A model that was trained on the device answers and is explained on the CPU as it is there."""
+    settings = setup.trial(
+        "mobilenet_v2",
+        setup.digits(),
+        weights=setup.digit_weights(),
+        strategy="fuse",
+        frozen_layers=10,
+        epochs=setup.size(3, 1),
+    )
+    ends = train(settings, setup, "models")
+    best, folder = setup.scratch / "models" / "best", setup.scratch / "model"
+    facts = writing.write(best, folder, {}, world=setup.world)
+    here, there = reading.load(folder, device=setup.device), reading.load(folder)
+    data = Run(settings, setup.world).data
+    images = next(iter(data.batches("val", [torch.arange(setup.size(64, 8))])))[0].cpu()
+    pixels = here.probabilities(images), there.probabilities(images)
+    apart = float((pixels[0] - pixels[1]).abs().max())
+    x = normalise(images, *(here.facts["preprocessing"][name] for name in ("mean", "std")))
+    classes = pixels[1].argmax(1)
+    shown = [explaining.maps(model.net, x.to(model.device), classes) for model in (here, there)]
+    unlike = float((shown[0] - shown[1]).abs().mean())
+    accuracy = max(end["val/accuracy"] for end in ends)
+    found = {"answers_apart": apart, "maps_apart": unlike, "accuracy": accuracy}
+    found |= {"written": facts["metrics"]["validation"]["accuracy"]}
+    say(f"models: {found}")
+    close = apart < MODELS_WITHIN and unlike < MODELS_WITHIN
+    return {"ok": close and abs(found["written"] - accuracy) < MODELS_WITHIN, **found}
+
+
+def exact(setup: Setup) -> Found:
+    """A head that is solved for: the one that the CPU finds, with its loss."""
+    options = {"weights": setup.digit_weights(), "strategy": "exact", "precision": "exact"}
+    settings = setup.trial(
+        "mobilenet_v2", setup.digits(), learning_rate=0.0, epochs=1, frozen_layers=ALL, **options
+    )
+    ends = []
+    for name, device in (("cpu", torch.device("cpu")), ("device", setup.device)):
+        other = dataclasses.replace(setup, device=device)
+        ends.append(train(settings, other, f"exact-{name}")[-1])
+    apart = {name: abs(ends[0][name] - ends[1][name]) for name in ("val/accuracy", "val/loss", "train/loss")}
+    say(f"exact: {ends[0]['seconds']:.2f} s on the CPU, {ends[1]['seconds']:.2f} s here, apart {apart}")
+    seconds = {"cpu_seconds": ends[0]["seconds"], "seconds": ends[1]["seconds"]}
+    return {"ok": apart["val/accuracy"] < 0.01 and apart["val/loss"] < 0.02, **apart, **seconds}
+
+
+def samples(setup: Setup) -> Found:
+    """Heads on texts and clips train on the device as on the CPU."""
+    table: dict[str, Any] = {}
+    ok = True
+    ways: dict[str, tuple[DataSettings, dict[str, Any]]] = {
+        "gated": (DataSettings(kind="captions", image_size=32, text=("text",)), {"fusion": "gated"}),
+        "ordered": (DataSettings(kind="motion", image_size=32, frames=6), {"pooling": "ordered"}),
+    }
+    for name, (data, options) in ways.items():
+        options |= {"epochs": setup.size(8, 1), "precision": "exact", "learning_rate": 0.03}
+        settings = setup.trial(
+            "mobilenet_v2", data, weights=setup.digit_weights(), frozen_layers=ALL, **options
+        )
+        ends = []
+        for which, device in (("cpu", torch.device("cpu")), ("device", setup.device)):
+            other = dataclasses.replace(setup, device=device)
+            ends.append(train(settings, other, f"samples-{name}-{which}")[-1])
+        apart = abs(ends[0]["val/loss"] - ends[1]["val/loss"])
+        table[name] = {"loss_apart": apart, "accuracy": ends[1]["val/accuracy"]}
+        say(f"samples, {name}: {table[name]}")
+        ok = ok and apart < 0.05
+    return {"ok": ok, **table}
+
+
 PARTS = {
     **{"frozen": frozen, "features": features, "precision": precision, "seed": seed},
+    **{"models": models, "exact": exact, "samples": samples},
     **{"graphs": graphs, "memory": memory, "syncs": syncs, "processes": processes, "families": families},
 }

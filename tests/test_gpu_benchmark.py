@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("right.frozen", "right.features", "right.seed", "right.memory", "right.syncs", "right.graphs")
+PARTS += ("right.models", "right.exact", "right.samples")
 PARTS += ("fast.heads", "fast.exact", "fast.steps", "fast.small", "fast.extraction", "fast.pipeline")
 
 

@@ -32,6 +32,8 @@ SHARE_OF_BUDGET = 0.15
 """Share of study.budget that the search leaves for these trainings."""
 LOOK_SECONDS = 0.5
 """Seconds between two looks at the budget while no training has news."""
+LAST_SECONDS = 0.5
+"""Seconds for the exchange to tell what it has when no more is waited for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,28 +114,40 @@ class Repeats:
 
     def _follow(self, answers: dict[Any, "_Running"], told: steps.Counting) -> None:
         """Wait until all trainings have ended or the budget is spent."""
-        exchange = self._warm.exchange
         try:
             while answers and not self._is_late:
-                found, _ = ray.wait(list(answers), timeout=LOOK_SECONDS)
-                if not found and (reason := self._warm.lost()) is not None:
+                if not self._hear(answers, told, LOOK_SECONDS) and (reason := self._warm.lost()) is not None:
                     raise SlotsLost(
                         f"slots: exchange and supervisor must run on, but {reason}. See Ray's logs."
                     )
-                for answer in found:
-                    one = answers.pop(answer)
-                    one.hear(self._warm.get(answer), self._config.study.objective)
-                    if one.end is None:
-                        answers[exchange.receive.remote(one.again.id, one.heard)] = one
-                    else:
-                        self._enter(one)
-                        told.add()
+            self._hear_the_last(answers, told)
             if answers:
                 self._say(f"verdict: the budget is spent, {len(answers)} trainings are left out")
+        except KeyboardInterrupt:
+            self._hear_the_last(answers, told)
+            raise
         finally:
             for one in answers.values():
-                exchange.cancel.remote(one.again.id)
+                self._warm.exchange.cancel.remote(one.again.id)
                 reads.withdraw(self._folder, one.entered)
+
+    def _hear(self, answers: dict[Any, "_Running"], told: steps.Counting, seconds: float) -> bool:
+        """Enter the trainings that have ended; return False if there is no news for so many seconds."""
+        found, _ = ray.wait(list(answers), timeout=seconds)
+        for answer in found:
+            one = answers.pop(answer)
+            one.hear(self._warm.get(answer), self._config.study.objective)
+            if one.end is None:
+                answers[self._warm.exchange.receive.remote(one.again.id, one.heard)] = one
+            else:
+                self._enter(one)
+                told.add()
+        return bool(found)
+
+    def _hear_the_last(self, answers: dict[Any, "_Running"], told: steps.Counting) -> None:
+        """Enter what has ended in the slots and is not heard yet, so that a resume does not repeat it."""
+        while answers and self._hear(answers, told, LAST_SECONDS):
+            pass
 
     @property
     def _is_late(self) -> bool:
