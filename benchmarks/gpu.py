@@ -45,7 +45,7 @@ SECONDS = {
         "right.families": 90,
     },
     **{"fast.heads": 60, "fast.exact": 60, "fast.steps": 120, "fast.small": 60},
-    **{"fast.extraction": 90, "fast.pipeline": 60, "fast.compiled": 100},
+    **{"fast.extraction": 90, "fast.pipeline": 60, "fast.compiled": 100, "fast.cold": 90},
 }
 """Part -> seconds after which it is given up."""
 ASKED_FOR = ("right.families", "fast.compiled")

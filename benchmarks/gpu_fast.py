@@ -4,6 +4,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -472,7 +473,53 @@ def exactly(setup: Setup) -> Found:
     return {"ok": max(double) < 1e-6, **row}
 
 
+def cold(setup: Setup) -> Found:
+    """What the first pass and the first step of a shape cost: in this thread, in others, by kind of layer."""
+    table: dict[str, dict[str, float]] = {}
+    side, batch = setup.size(128, 32), setup.size(256, 4)
+    for name in models(setup) if setup.quick else ("mobilenet_v2", "resnet50"):
+        settings = setup.trial(name, setup.photo_data(), frozen_layers=ALL)
+        blocks = shared.pristine(settings, setup.device).blocks
+        row: dict[str, float] = {}
+
+        def took(label: str, count: int, how: execution.Pass, row: Any = row, blocks: Any = blocks) -> None:
+            x = torch.rand(count, 3, side, side, device=setup.device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            began = setup.clock()
+            how.run(blocks, x)
+            row[label] = setup.clock() - began
+
+        def elsewhere(label: str, count: int, how: execution.Pass, took: Any = took) -> None:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(took, label, count, how).result()
+
+        half, whole = execution.Pass("bfloat16"), execution.Pass()
+        took("first", batch, half)
+        took("again", batch, half)
+        elsewhere("other_thread", batch, half)
+        elsewhere("third_thread", batch, half)
+        took("other_batch", batch // 2, half)
+        took("float32", batch, whole)
+        elsewhere("float32_other_thread", batch, whole)
+        with torch.backends.cudnn.flags(enabled=False):
+            elsewhere("without_cudnn", batch, half)
+            took("without_cudnn_again", batch, half)
+        run = Run(setup.trial(name, setup.photo_data(image_size=side), precision="bfloat16"), setup.world)
+        feed = run.inputs.feed("train", view=0)
+        for label, count in (("step", 32), ("step_again", 32), ("step_other_batch", 24)):
+            x = next(iter(feed.batches([torch.arange(count)])))
+            (targets,) = run._targets([torch.arange(count)])
+            began = setup.clock()
+            optimize.clear(run.optimizer)
+            run._backward(feed, x, targets, scale=1 / count)
+            optimize.step(run.optimizer, run.starts, clip_norm=0.0)
+            row[label] = setup.clock() - began
+        table[name] = row
+        say(f"cold, {name}: " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    return {"ok": True, **table}
+
+
 PARTS: dict[str, Callable[[Setup], Found]] = {
     **{"steps": steps, "small": small, "extraction": extraction, "pipeline": pipeline},
-    **{"heads": heads, "exact": exactly, "compiled": compiled},
+    **{"heads": heads, "exact": exactly, "compiled": compiled, "cold": cold},
 }

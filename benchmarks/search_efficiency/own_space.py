@@ -22,7 +22,8 @@ import queue
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def plan(material: Path, configs: int) -> Iterator[dict[str, Any]]:
 
 def train(job: dict[str, Any], material: Path, device: torch.device, scratch: Path) -> dict[str, Any]:
     """Train a job's trial and return its result."""
-    settings = TrialSettings.from_dict(json.loads(json.dumps(job["settings"]).replace(ROOT, str(material))))
+    settings = _settings(job, material)
     folder = scratch / f"{job['task']}-{job['number']}"
     folder.mkdir()
     store = FeatureSettings(folder=str(scratch / "features"), budget_bytes=2**34, trials=100)
@@ -115,74 +116,65 @@ def train(job: dict[str, Any], material: Path, device: torch.device, scratch: Pa
     epochs = [message.metrics for message in said if isinstance(message, Epoch)]
     kept = ("val/accuracy", "val/balanced_accuracy", "val/loss")
     return {
-        "task": job["task"],
-        "number": job["number"],
-        "values": job["values"],
         "frozen_layers": settings.frozen_layers,
         "scores": [{name: round(epoch[name], 5) for name in kept} for epoch in epochs],
         "seconds": round(seconds, 3),
     }
 
 
-def work(jobs: Any, results: Any, material: Path, scratch: Path, ends: float) -> None:
-    """Train jobs until there are none, or the time is over."""
+def _settings(job: dict[str, Any], material: Path) -> TrialSettings:
+    text = json.dumps(job["settings"]).replace(ROOT, str(material))
+    return TrialSettings.from_dict(json.loads(text))
+
+
+def work(jobs: Sequence[dict[str, Any]], results: Any, material: Path, scratch: Path, ends: float) -> None:
+    """Train the jobs of one task until they are done, or the time is over."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     torch.set_num_threads(1)
-    facts: dict[str, dict[str, int]] = {}
-    while time.time() < ends:
-        try:
-            job = jobs.get(timeout=5)
-        except queue.Empty:
+    settings = _settings(jobs[0], material)
+    data = Run(settings, World(device=device)).data
+    facts = {"images": data.size("train"), "val_images": data.size("val"), "classes": len(data.classes)}
+    for job in jobs:
+        if time.time() > ends:
             return
+        known = {"task": job["task"], "number": job["number"], "facts": facts, "values": job["values"]}
         try:
-            found = train(job, material, device, scratch)
-            if job["task"] not in facts:
-                text = json.dumps(job["settings"]).replace(ROOT, str(material))
-                data = Run(TrialSettings.from_dict(json.loads(text)), World(device=device)).data
-                sizes = {"images": data.size("train"), "val_images": data.size("val")}
-                facts[job["task"]] = {**sizes, "classes": len(data.classes)}
-            results.put(found | {"facts": facts[job["task"]]})
+            results.put(known | train(job, material, device, scratch))
         except Exception as error:
             traceback.print_exc()
-            failed = {"task": job["task"], "number": job["number"], "values": job["values"]}
-            results.put(failed | {"error": f"{type(error).__name__}: {str(error)[:200]}"})
+            results.put(known | {"error": f"{type(error).__name__}: {str(error)[:200]}"})
 
 
-def train_all(material: Path, jobs: Path, results: Path, seconds: float, processes: int) -> int:
-    """Train the jobs of a file in several processes, and return how many were."""
+def train_all(material: Path, jobs: Path, results: Path, seconds: float) -> None:
+    """Train the jobs of a file, each task in a process of its own, and write what comes of them."""
     ends = time.time() + seconds
     spawn = multiprocessing.get_context("spawn")
-    todo, done = spawn.Queue(), spawn.Queue()
-    lines = jobs.read_text().splitlines()
-    for line in lines:
-        todo.put(json.loads(line))
-    count = failed = 0
+    done = spawn.Queue()
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for line in jobs.read_text().splitlines():
+        job = json.loads(line)
+        by_task.setdefault(job["task"], []).append(job)
+    counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, results.open("w") as file:
         group = [
-            spawn.Process(target=work, args=(todo, done, material, Path(scratch), ends), daemon=True)
-            for _ in range(processes)
+            spawn.Process(target=work, args=(own, done, material, Path(scratch), ends), daemon=True)
+            for own in by_task.values()
         ]
         for one in group:
             one.start()
-        while count < len(lines) and time.time() < ends + 10:
+        while time.time() < ends + 5:
             try:
                 found = done.get(timeout=1)
             except queue.Empty:
                 if not any(one.is_alive() for one in group):
                     break
                 continue
-            count, failed = count + 1, failed + ("error" in found)
+            counts[found["task"] if "error" not in found else "failed"] += 1
             file.write(json.dumps(found) + "\n")
             file.flush()
-            if count % 50 == 0:
-                print(
-                    f"{count} of {len(lines)} trials, {failed} failed, {ends - time.time():.0f} s left",
-                    flush=True,
-                )
         for one in group:
-            one.terminate()
-    print(f"{count} of {len(lines)} trials, {failed} failed", flush=True)
-    return count
+            one.kill()
+    print(f"trials: {dict(counts)}", flush=True)
 
 
 def main() -> None:
@@ -196,13 +188,12 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="?")
     parser.add_argument("--configs", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--processes", type=int, default=4)
     asked = parser.parse_args()
     material = asked.material.resolve()
     if asked.what == "plan":
         asked.jobs.write_text("".join(json.dumps(job) + "\n" for job in plan(material, asked.configs)))
     else:
-        train_all(material, asked.jobs, asked.results, asked.seconds, asked.processes)
+        train_all(material, asked.jobs, asked.results, asked.seconds)
 
 
 if __name__ == "__main__":
