@@ -43,7 +43,7 @@ FLOORS = {
     "finetune": [
         {"bill_of_materials", "errors", "safe_text", "settings", "steps", "strategy"},
         {"extras", "metrics", "model_card"},
-        {"messages"},
+        {"messages", "objectives"},
         {"disk", "suspects"},
         {"datasets"},
         {"images"},

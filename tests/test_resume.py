@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from finetune.messages import Epoch, Note
 from finetune.metrics import Objective
+from finetune.objectives import Goal
 from search.config import config_file
 from search.config.study import StudyConfig
 from search.driver import runner
@@ -386,7 +387,7 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[StudyCallback, dict[str, 
         folder=folder,
         exchange=Exchange(),
         suggested=suggested,
-        objective=Objective("val/accuracy"),
+        goal=Goal("val/accuracy"),
         keep_checkpoints=2,
         left=lambda: 6,
         slots=1,

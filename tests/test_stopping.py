@@ -27,11 +27,14 @@ def rule(**changes: Any) -> EarlyStopping:
     return EarlyStopping(**values | changes)
 
 
-def epochs_of(stopping: EarlyStopping, name: str, *values: float) -> int:
-    """Return how many of its epochs a trial trains that would reach these values."""
+def epochs_of(stopping: EarlyStopping, name: str, *values: float, first: dict[str, Any] | None = None) -> int:
+    """Return how many of its epochs a trial trains that would reach these values.
+
+    `first` is told with its first epoch.
+    """
     trial: Any = SimpleNamespace(trial_id=name)
     for epoch, value in enumerate(values, 1):
-        result = {"epoch": epoch, stopping.metric: value}
+        result = {"epoch": epoch, stopping.metric: value} | ((first or {}) if epoch == 1 else {})
         if stopping.on_trial_result(None, trial, result) == "STOP":
             break
     stopping.on_trial_complete(None, trial, {})

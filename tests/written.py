@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from search.__main__ import app, guarded
 from search.config.study import StudyConfig
@@ -14,12 +15,22 @@ TRIALS = 6
 Make = Callable[..., StudyFolder]
 
 
-def write(results: Path) -> StudyFolder:
-    """Write a study that was interrupted after half of its trials."""
+def write(
+    results: Path,
+    study: dict[str, Any] | None = None,
+    facts: Callable[[int], dict[str, Any]] = lambda number: {},
+) -> StudyFolder:
+    """Write a study that was interrupted after half of its trials.
+
+    Args:
+        results: folder of all studies.
+        study: further keys of the config's section `study`.
+        facts: returns further facts about a trial.
+    """
     folder = StudyFolder.create(results, "pets")
     config = StudyConfig.from_dict(
         {
-            "study": {"name": folder.root.name, "trials": 2 * TRIALS, "epochs": 3},
+            "study": {"name": folder.root.name, "trials": 2 * TRIALS, "epochs": 3} | (study or {}),
             "data": {"kind": "digits", "classes": ["0", "1"], "image_size": 32},
             "results": str(results),
         }
@@ -38,7 +49,7 @@ def write(results: Path) -> StudyFolder:
             number,
             "COMPLETE",
             epochs[-1]["val/accuracy"],
-            {"metrics": metrics, "epochs": 3, "history": epochs},
+            {"metrics": metrics, "epochs": 3, "history": epochs} | facts(number),
         )
     book.set_fact("state", "interrupted")
     book.set_fact("seconds", 3.5)

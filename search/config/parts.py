@@ -55,6 +55,9 @@ def not_supported(data: Data, space: SpaceSection, study: Study | None) -> Itera
     if values_of(space.mix) != ("none",):
         rule = "samples with several parts are not blended"
         yield refused(rule, space.mix, "Write none.", ("space", "mix"))
+    if study is not None and study.goal.measured:
+        rule = "the cost of models that read text or clips is not measured"
+        yield refused(rule, list(study.goal.measured), "Delete it.", ("study", "objectives"))
     if wrong := [name for name in names if name in ("exact", "scratch")]:
         rule = f"{REASON}, which {' and '.join(wrong)} do not"
         yield refused(rule, list(names), "Leave them out.", ("study", "baselines"))

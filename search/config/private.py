@@ -38,6 +38,10 @@ def _of_study(study: sections.Study) -> Iterable[PydanticCustomError]:
     if study.sampler not in ("auto", "random"):
         rule = "trials of a private study are independent random draws, else the search costs far more"
         yield refused(rule, study.sampler, "Write random.", ("study", "sampler"))
+    if study.goal.measured:
+        rule = "a private study compares trials by accuracy alone, whose noise is known"
+        field = "objectives" if study.objectives else "constraints"
+        yield refused(rule, list(getattr(study, field)), "Delete it.", ("study", field))
     if study.budget is not None:
         rule = "the number of trials of a private study is drawn, and must not depend on anything else"
         yield refused(rule, study.budget, "Write study.trials, the mean number.", ("study", "budget"))

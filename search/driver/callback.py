@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from finetune.metrics import Objective
+from finetune.objectives import Goal
 from search.driver.effective import check_effective
 from search.errors import SearchError, SettingsIgnored, SlotsLost
 from search.record.kept import Kept
@@ -58,10 +58,18 @@ class _Followed:
     """Recalls of many classes at the epochs `best` and `last`, as text from `search.driver.trial.compact`."""
     note: str | None = None
     """Remark of its worker for the user."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Latency, parameters and size of its model, where the study measures them."""
     failed: str | None = None
     """Reason of its failure, as its worker reported it; None if it has not failed."""
     trace: str = ""
     """Traceback of its failure."""
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """What the trial costs so far; nothing if the study does not measure it."""
+        seconds = sum(epoch.get("seconds", 0.0) for epoch in self.history)
+        return {**self.costs, "train_seconds": round(seconds, 3)} if self.costs else {}
 
 
 def _minding_the_disk(method: Callable[..., None]) -> Callable[..., None]:
@@ -94,7 +102,7 @@ class StudyCallback(Callback):
         folder: StudyFolder,
         exchange: Any,
         suggested: MutableMapping[str, Suggested],
-        objective: Objective,
+        goal: Goal,
         keep_checkpoints: int,
         left: Callable[[], int],
         slots: int,
@@ -103,8 +111,14 @@ class StudyCallback(Callback):
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
         self.folder, self._exchange, self._suggested = folder, exchange, suggested
-        self._metric, self._objective = objective.metric, objective
-        self._kept = Kept(folder, objective=objective, count=keep_checkpoints, earlier=ledger.records())
+        self._goal, self._metric, self._objective = goal, goal.metric, goal.objective
+        self._kept = Kept(
+            folder,
+            objective=goal.objective,
+            count=keep_checkpoints,
+            earlier=ledger.records(),
+            goal=goal,
+        )
         self._left, self._slots = left, slots
         self._lost, self._looked = lost, time.monotonic()
         """Function that returns the reason why no trial can continue, if so; time of its last call."""
@@ -158,6 +172,7 @@ class StudyCallback(Callback):
         # These facts come with the first epoch in each slot only.
         if "slot" in result:
             followed.slot, followed.effective = result["slot"], json.loads(result["effective"])
+            followed.costs = followed.effective.pop("measured", {})
             followed.retries = result["retries"]
             try:
                 check_effective(self._suggested[trial.trial_id].job, followed.effective)
@@ -277,21 +292,33 @@ class StudyCallback(Callback):
             "effective": followed.effective,
             "history": followed.history,
         }
-        optional = {"error": error, "log": log, "interrupted": interrupted or None, "recalls": recalls}
-        optional |= {"note": followed.note}
+        optional: dict[str, Any] = {
+            "error": error,
+            "log": log,
+            "interrupted": interrupted or None,
+            "recalls": recalls,
+        }
+        optional |= {"note": followed.note, "measured": followed.measured or None}
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
         # The ledger writes in a thread. The trial is announced, and its checkpoint removed, only after the
         # record is on disk: a driver that dies in between would otherwise have lost the trial.
         then = partial(self._entered, followed, state, interrupted=interrupted)
         self._ledger.end(followed.number, state, value, facts, then=then)
-        self._board.end(followed.id, "RUNNING" if interrupted else state)
+        self._board.end(followed.id, "RUNNING" if interrupted else state, followed.measured)
         self.ended += 1
-        if value is not None and state != "FAIL" and followed.baseline is None:
+        breaks = bool(self._goal.excess(followed.measured))
+        if value is not None and state != "FAIL" and followed.baseline is None and not breaks:
             self._scored(str(followed.params.get("strategy")), value)
         if (left := self._left()) < self._slots:
             self._exchange.want.remote(left)  # slots that get no more trials end and free their nodes
         if value is not None and state != "FAIL":
-            self._kept.add(followed.number, followed.id, complete=state == "COMPLETE", value=value)
+            self._kept.add(
+                followed.number,
+                followed.id,
+                complete=state == "COMPLETE",
+                value=value,
+                measured=followed.measured,
+            )
 
     def _entered(self, followed: _Followed, state: str, *, interrupted: bool) -> None:
         """Announce an ended trial, once the record on disk has it."""
@@ -303,7 +330,9 @@ class StudyCallback(Callback):
                 self.folder.last_weights(followed.id).unlink()
         with contextlib.suppress(OSError):  # the record is what counts, and the next trial tries again
             self._board.study.ended(_as_record(followed, state))
-        self._progress.trial_ended(followed.id, state, followed.best)
+        self._progress.trial_ended(
+            followed.id, state, followed.best, counts=not self._goal.excess(followed.measured)
+        )
 
     def _forget(self, trial: Trial) -> None:
         """Drop what only a running trial needs: Tune keeps all trials, and a study may have many thousand."""
@@ -337,6 +366,7 @@ def _as_record(followed: _Followed, state: str) -> TrialRecord:
         baseline=followed.baseline,
         metrics={"best": followed.best, "last": followed.history[-1] if followed.history else {}},
         effective=followed.effective,
+        measured=followed.measured,
         history=followed.history,
     )
 

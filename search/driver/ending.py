@@ -111,13 +111,15 @@ class Patience:
     def __init__(self, study: Study, images: int, earlier: Iterable[TrialRecord]) -> None:
         self._patience, self._images = study.patience, images
         self._metric, self._objective = study.metric, study.objective
+        goal = study.goal
         self._scores: list[tuple[str, float]] = []
         self._judged = 0
         self.reason: str | None = None
         """Why the study ends, once it does."""
         for trial in earlier:
             value = trial.metrics["best"].get(study.metric)
-            if trial.baseline is None and trial.state in ("COMPLETE", "PRUNED") and value is not None:
+            ended = trial.state in ("COMPLETE", "PRUNED") and trial.baseline is None
+            if ended and value is not None and not goal.excess(trial.measured):
                 self.add(str(trial.params.get("strategy")), value)
 
     def add(self, strategy: str, value: float) -> None:

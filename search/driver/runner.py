@@ -230,6 +230,7 @@ def _search(
         study.watch.sweep()
     record = reader.read_study(folder)
     study.board.study.answer(table.comparison(record))
+    study.board.front(record)
     table.to_csv(record, folder.table)
     # The record and its table are written first, so that a failed export loses nothing.
     if problem is not None:
@@ -293,7 +294,13 @@ def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> Study
     record = reader.read_study(folder)
     if record.best is not None and not export.is_whole(folder.best, record.best.id):
         study = config.study
-        kept = Kept(folder, objective=study.objective, count=study.keep_checkpoints, earlier=record.trials)
+        kept = Kept(
+            folder,
+            objective=study.objective,
+            count=study.keep_checkpoints,
+            earlier=record.trials,
+            goal=study.goal,
+        )
         kept.sweep(record.trials)
         try:
             with phases.phase("export of the best model"):

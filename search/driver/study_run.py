@@ -1,6 +1,7 @@
 """One run of a study: the parts that search together, and the trials that are still to run."""
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -61,7 +62,7 @@ class StudyRun:
         self.ledger = Ledger(
             folder.database,
             metric=study.metric,
-            sampler=samplers.make(study.sampler, seed=study.seed + len(past)),
+            sampler=samplers.make(study.sampler, seed=study.seed + len(past), goal=study.goal),
             name=study.name,
             learned=self._learned,
         )
@@ -110,8 +111,14 @@ class StudyRun:
             workers=warm.plan.workers,
             money=lambda: self.clock.money(study.price_per_gpu_hour),
             budget_left=lambda: self.clock.seconds_left,
-            earlier=[trial for trial in earlier if not trial.interrupted],
+            earlier=[self._as_shown(trial) for trial in earlier if not trial.interrupted],
         )
+
+    def _as_shown(self, trial: TrialRecord) -> TrialRecord:
+        """Return a trial, without its score if it breaks a constraint, so that it is not called the best."""
+        if not self.config.study.goal.excess(trial.measured):
+            return trial
+        return dataclasses.replace(trial, metrics={"best": {}, "last": {}})
 
     def _tell_of_changes(self, past: int) -> None:
         """Say what a resumed study finds otherwise than it was left: trials that are gone, another space."""
@@ -139,6 +146,7 @@ class StudyRun:
             sampled=sampled,
             epochs=study.epochs,
             arms=self.space.arms if samplers.by_bandit(study.sampler) else None,
+            goal=study.goal,
         )
         return StudySearcher(
             self.ledger,
@@ -158,7 +166,7 @@ class StudyRun:
             folder=self.folder,
             exchange=warm.exchange,
             suggested=self.searcher.suggested,
-            objective=study.objective,
+            goal=study.goal,
             keep_checkpoints=study.keep_checkpoints,
             # Trainings with other seeds follow the trials, so no slot ends for lack of trials.
             left=lambda: self.searcher.left + (warm.plan.slots if self.config.verdict.seeds else 0),
@@ -173,6 +181,7 @@ class StudyRun:
         study, early = self.config.study, self.config.early_stopping
         stopping = EarlyStopping(
             objective=study.objective,
+            goal=study.goal,
             epochs=study.epochs,
             grace=self.config.grace,
             factor=early.factor,
@@ -338,6 +347,7 @@ class StudyRun:
             ),
             params=params,
             data_fingerprint=self.images.fingerprint,
+            latencies=self.folder.latencies if self.config.study.goal.measured else None,
             may_be_stopped=self.config.early_stopping.stops and not spared,
         )
 

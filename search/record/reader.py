@@ -89,6 +89,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         privacy=facts.get("privacy"),
         ended=facts.get("ended"),
         plan=facts.get("plan"),
+        goal=config.study.goal if config.study.goal.measured else None,
         is_open=config.study.is_open,
         epochs=config.study.epochs,
         state=state,
@@ -138,6 +139,7 @@ def of_facts(number: int, state: str, facts: Mapping[str, Any], epochs: int) -> 
         slot=facts.get("slot"),
         retries=facts.get("retries", 0),
         effective=facts.get("effective", {}),
+        measured=facts.get("measured", {}),
         history=facts.get("history", []),
     )
 

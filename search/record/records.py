@@ -7,12 +7,14 @@ JSON, the CSV and the exported model are views.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from finetune import metrics
 from finetune.metrics import Objective
+from finetune.objectives import Goal, fronts
 
 EXACT = "exact"
 """The baseline, one trial per backbone, that does not count as a trial of the study."""
@@ -64,6 +66,8 @@ class TrialRecord:
     """Number of times that the trial was tried again, from its last checkpoint, after its worker died."""
     effective: dict[str, Any] = field(default_factory=dict)
     """The settings that the worker really used, read back from the model and the optimiser."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Latency, parameters, size and seconds of training, where the study has objectives or constraints."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every epoch, in order, each with its `epoch` (from 1); without the recalls if there are
     more classes than RECALLS_OF_AN_EPOCH."""
@@ -102,6 +106,8 @@ class StudyRecord:
     test_reads: tuple[dict[str, Any], ...] = ()
     """All reads of the test split so far: the `trial` whose model was measured on it, and the time `at`."""
 
+    goal: Goal | None = None
+    """The metric with further objectives and constraints; None: the metric alone."""
     repeats: tuple[dict[str, Any], ...] = ()
     """Trainings of the settings that matter with other seeds: `id`, the `trial` whose setting it is, `state`,
     `metrics` of its best epoch, `epochs`, `seconds` and `error`. They are no trials and have no rank."""
@@ -112,8 +118,12 @@ class StudyRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best `metric` at its best epoch; the earlier one of equals."""
+        """The complete trial with the best `metric` at its best epoch that satisfies all constraints.
+
+        Of equals it is the earlier one.
+        """
         done = [t for t in self.trials if t.state == "COMPLETE" and self.metric in t.metrics["best"]]
+        done = [t for t in done if not self.breaks(t)]
         return min(
             done, key=lambda t: (self.objective.key(t.metrics["best"][self.metric]), t.number), default=None
         )
@@ -122,6 +132,28 @@ class StudyRecord:
     def objective(self) -> Objective:
         """The rule by which trials are compared."""
         return Objective(self.metric)
+
+    def breaks(self, trial: TrialRecord) -> bool:
+        """Return True if a trial breaks a constraint of the study, or was not measured."""
+        return self.goal is not None and self.goal.excess(trial.measured) > 0
+
+    @cached_property
+    def front(self) -> frozenset[int]:
+        """Numbers of the complete trials on the Pareto front of the metric and all objectives.
+
+        Trials that break a constraint are left out. Empty if the study has no further objectives.
+        """
+        if self.goal is None or not self.goal.objectives:
+            return frozenset()
+        found = [
+            (trial.number, point)
+            for trial in self.trials
+            if trial.state == "COMPLETE"
+            and not self.breaks(trial)
+            and (point := self.goal.point(trial.metrics["best"].get(self.metric), trial.measured))
+        ]
+        first = next(iter(fronts([point for _, point in found])), [])
+        return frozenset(found[place][0] for place in first)
 
     def is_at_chance(self, trial: TrialRecord) -> bool:
         """Return True if a trial's score is no better than that of a model which does not look at the images.

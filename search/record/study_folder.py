@@ -107,6 +107,11 @@ class StudyFolder:
         return self.root / "test_reads.jsonl"
 
     @property
+    def latencies(self) -> Path:
+        """Folder of the latencies that the slots have measured, for a study with several objectives."""
+        return self.root / "latencies"
+
+    @property
     def best(self) -> Path:
         """The model folder of the best trial."""
         return self.root / "best"

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from finetune.objectives import Goal
 from search.record.ledger import Ledger
 from search.suggest.bandit import Bandit
 from search.suggest.space import Space
@@ -66,6 +67,8 @@ class Chooser:
         epochs: epochs of a trial that is not stopped.
         arms: each strategy, and whether its trials count; None: the sampler chooses strategies, and every
             trial counts.
+        goal: the study's constraints: a trial that breaks one is a failed one to the bandit; None: there are
+            none.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Chooser:
         sampled: int,
         epochs: int = 1,
         arms: Mapping[str, bool] | None = None,
+        goal: Goal | None = None,
     ) -> None:
+        self._goal = goal
         self._ledger, self._space, self._epochs = ledger, space, epochs
         self._planned, self._sampled = deque(planned), sampled
         self._arms = arms if arms is not None and len(arms) > 1 else None
@@ -149,9 +154,10 @@ class Chooser:
 
     def _end(self, trial: FrozenTrial) -> None:
         values = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
+        breaks = self._goal is not None and self._goal.excess(trial.user_attrs.get("measured", {})) > 0
         value = (
             max(values, key=self._ledger.objective.worth)
-            if values and trial.state != TrialState.FAIL
+            if values and trial.state != TrialState.FAIL and not breaks
             else None
         )
         # A trial that failed in its first epoch has cost something, too.

@@ -19,7 +19,9 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from finetune.objectives import Goal
 from search.errors import StudyError
+from search.suggest.constrained import seen_by_model
 from search.suggest.gaussian import GaussianModel, from_unit
 from search.suggest.tpe import BoundedTPE, remembered
 
@@ -34,8 +36,8 @@ ARM = "strategy"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def make(name: str, *, seed: int) -> BaseSampler:
-    """Return the sampler of a name in `study.sampler`.
+def make(name: str, *, seed: int, goal: Goal | None = None) -> BaseSampler:
+    """Return the sampler of a name in `study.sampler`; models see the constraints of `goal`.
 
     Raises:
         StudyError: the package that it needs is not installed.
@@ -49,7 +51,7 @@ def make(name: str, *, seed: int) -> BaseSampler:
             "study.sampler: cmaes needs the package cmaes, got none. "
             "Install it with `pip install 'transfer-search[cmaes]'`."
         )
-    return ModelSampler(name, seed=seed)
+    return ModelSampler(name, seed=seed, goal=goal)
 
 
 def by_bandit(name: str) -> bool:
@@ -64,8 +66,9 @@ class ModelSampler(BaseSampler):
     not as an earlier or running trial has them, as long as there are others.
     """
 
-    def __init__(self, name: str, *, seed: int) -> None:
+    def __init__(self, name: str, *, seed: int, goal: Goal | None = None) -> None:
         self._name, self._seed = name, seed
+        self._goal = goal if goal is not None and goal.constraints else None
         self._models: dict[Any, GaussianModel | _OfOptuna] = {}
         self._rng = np.random.default_rng(np.random.SeedSequence((seed, 1)))
         self._random = RandomSampler(seed=seed)
@@ -92,7 +95,10 @@ class ModelSampler(BaseSampler):
         if sum(other.state in _ENDED for other in trials) >= START_UP:
             # A model that cannot be fitted to these trials must not end the study: draw then.
             with contextlib.suppress(np.linalg.LinAlgError):
-                found = self._asked(study, trial, remembered(trials, study.direction), search_space)
+                known = remembered(trials, study.direction)
+                if self._goal is not None:
+                    known = seen_by_model(known, self._goal)
+                found = self._asked(study, trial, known, search_space)
         seen = [other.params for other in trials]
         for config in found:
             if not _repeats(config, seen):

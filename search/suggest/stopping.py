@@ -1,14 +1,16 @@
 """Stop trials early: by a rule among trials of one strategy, and at the end of the study's time."""
 
+import json
 import math
 import statistics
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from finetune.metrics import Objective
+from finetune.objectives import Goal, Point, ordered
 from search.record.records import TrialRecord
 
 Rule = Literal["asha", "median", "hyperband", "none"]
@@ -29,6 +31,10 @@ class EarlyStopping(FIFOScheduler):
       each begins to stop `factor` times later than the one before.
     - `median` (Golovin et al., KDD 2017): a trial ends when it is below the median of the others.
 
+    With several objectives a trial's place among the others is that of MO-ASHA (Schmucker et al., arXiv
+    2106.12639): by fronts of trials that no other dominates, and in a front so that they lie far apart. Cost
+    is known before the first epoch, and a trial that breaks a constraint ends after it under every rule.
+
     The state is a function of the trials' epochs, so `replay` rebuilds it from the record.
 
     Args:
@@ -40,6 +46,7 @@ class EarlyStopping(FIFOScheduler):
         is_over: returns True once all trials are to stop.
         strategy_of: function from Tune's trial id to the strategy, or None for a trial that runs to its end.
         number_of: function from Tune's trial id to the trial's number in the study.
+        goal: further objectives and constraints; None: the metric alone.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class EarlyStopping(FIFOScheduler):
         is_over: Callable[[], bool] = lambda: False,
         strategy_of: Callable[[str], Hashable | None],
         number_of: Callable[[str], int] = lambda trial_id: 0,
+        goal: Goal | None = None,
     ) -> None:
         super().__init__()
         self._objective, self._metric = objective, objective.metric  # Tune reads `_metric`
@@ -62,7 +70,10 @@ class EarlyStopping(FIFOScheduler):
         self._brackets = 1
         if rule == "hyperband":
             self._brackets += int(math.log(epochs / grace) / math.log(factor))
-        self._rungs: dict[tuple[Hashable, int], _Halving | _Median] = {}
+        self._goal = goal if goal is not None and goal.measured else None
+        self._costs: dict[str, dict[str, float]] = {}
+        """What each running trial costs so far, by its id; kept only where the study has a goal for it."""
+        self._rungs: dict[tuple[Hashable, int], _Halving | _Median | _Fronts] = {}
         """State of the rule for each strategy and bracket."""
         self._best: dict[str, float] = {}
         """Best value so far of each running trial, by its id."""
@@ -78,7 +89,16 @@ class EarlyStopping(FIFOScheduler):
         if self._is_over():
             return str(TrialScheduler.STOP)
         strategy = self._strategy_of(trial.trial_id)
-        if self._rule == "none" or strategy is None:
+        if strategy is None:
+            return str(TrialScheduler.CONTINUE)
+        if self._goal is not None:
+            if "effective" in result:  # with the first epoch in each slot
+                self._costs.setdefault(trial.trial_id, {})
+                self._costs[trial.trial_id] |= json.loads(result["effective"]).get("measured", {})
+            self._spend(trial.trial_id, result)
+            if self._goal.excess(self._costs[trial.trial_id]):
+                return str(TrialScheduler.STOP)
+        if self._rule == "none":
             return str(TrialScheduler.CONTINUE)
         return self._judge(strategy, self._number_of(trial.trial_id), trial.trial_id, result)
 
@@ -91,6 +111,7 @@ class EarlyStopping(FIFOScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Forget the best value of an ended trial; its values at the rungs stay."""
         self._best.pop(trial.trial_id, None)
+        self._costs.pop(trial.trial_id, None)
 
     def replay(self, trials: Iterable[TrialRecord]) -> None:
         """Enter the epochs of an earlier run's trials, so that a resumed study judges as before.
@@ -99,10 +120,22 @@ class EarlyStopping(FIFOScheduler):
         """
         for trial in trials:
             if trial.baseline is None and not trial.interrupted:
+                if self._goal is not None:
+                    if self._goal.excess(trial.measured):
+                        continue
+                    self._costs[trial.id] = {**trial.measured, "train_seconds": 0.0}
                 for epoch in trial.history:
                     if epoch["epoch"] < self._epochs:
+                        if self._goal is not None:
+                            self._spend(trial.id, epoch)
                         self._judge(trial.params["strategy"], trial.number, trial.id, epoch)
                 self._best.pop(trial.id, None)
+                self._costs.pop(trial.id, None)
+
+    def _spend(self, name: str, result: Mapping[str, Any]) -> None:
+        """Add the seconds of an epoch to what a trial costs."""
+        costs = self._costs.setdefault(name, {})
+        costs["train_seconds"] = costs.get("train_seconds", 0.0) + result.get("seconds", 0.0)
 
     def _judge(self, strategy: Hashable, number: int, name: str, result: dict[str, Any]) -> str:
         """Enter an epoch of a trial, and return CONTINUE or STOP."""
@@ -111,13 +144,23 @@ class EarlyStopping(FIFOScheduler):
         bracket = number % self._brackets
         if (strategy, bracket) not in self._rungs:
             self._rungs[strategy, bracket] = self._make(bracket)
-        stops = self._rungs[strategy, bracket].stops(name, int(result["epoch"]), best)
+        rungs, epoch = self._rungs[strategy, bracket], int(result["epoch"])
+        if isinstance(rungs, _Fronts):
+            assert self._goal is not None
+            stops = rungs.stops(epoch, self._goal.point(best, self._costs.get(name, {})))
+        else:
+            stops = rungs.stops(name, epoch, best)
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
-    def _make(self, bracket: int) -> "_Halving | _Median":
+    def _make(self, bracket: int) -> "_Halving | _Median | _Fronts":
+        several = self._goal is not None and bool(self._goal.objectives)
         if self._rule == "median":
+            if several:
+                return _Fronts(range(self._grace, self._epochs), share=1 / 2, enough=ENOUGH)
             return _Median(self._objective, self._grace)
         grace = min(self._epochs, self._grace * self._factor**bracket)
+        if several:
+            return _Fronts(_rungs(grace, self._factor, self._epochs), share=1 / self._factor)
         return _Halving(self._objective, grace, self._factor, self._epochs)
 
 
@@ -142,6 +185,41 @@ class _Halving:
         self._asha.on_trial_add(None, trial)
         told = self._asha.on_trial_result(None, trial, {"epoch": epoch, "value": best})
         return bool(told == TrialScheduler.STOP)
+
+
+class _Fronts:
+    """A rule among trials with several objectives: the first `share` of those at a rung go on.
+
+    Args:
+        rungs: epochs after which trials are judged.
+        share: share of the trials at a rung that goes on.
+        enough: rivals that must have reached the rung before a trial is judged.
+    """
+
+    def __init__(self, rungs: Iterable[int], *, share: float, enough: int = 0) -> None:
+        self._share, self._enough = share, enough
+        self._reached: dict[int, list[Point]] = {rung: [] for rung in rungs}
+        """Points of the trials that have reached each rung."""
+
+    def stops(self, epoch: int, point: Point | None) -> bool:
+        """Enter a trial's point after an epoch, and return whether the trial is to end."""
+        rivals = self._reached.get(epoch)
+        if rivals is None or point is None:
+            return False
+        rivals.append(point)
+        if len(rivals) <= self._enough:
+            return False
+        place = ordered(rivals).index(len(rivals) - 1)
+        return place >= max(1, math.ceil(len(rivals) * self._share))
+
+
+def _rungs(grace: int, factor: int, epochs: int) -> list[int]:
+    """Return the epochs of ASHA's rungs: grace, grace * factor and so on, below the last epoch."""
+    found = []
+    while grace < epochs:
+        found.append(grace)
+        grace *= factor
+    return found
 
 
 class _Median:

@@ -23,12 +23,15 @@ FIRST_SEED = 10**6
 def contestants(record: StudyRecord, top: int) -> list[TrialRecord]:
     """Return the trials to compare: the best `top`, the recipe, and the best of each strategy.
 
-    The winner comes first and the others by score. A setting that was tried twice counts once.
+    The winner comes first and the others by score; those that break a constraint only
+    if they are baselines. A setting that was tried twice counts once.
     """
     metric, key = record.metric, record.objective.key
+    if record.best is None:
+        return []
     done = [t for t in standing(record.trials) if t.state == "COMPLETE" and metric in t.metrics["best"]]
-    done.sort(key=lambda t: (key(t.metrics["best"][metric]), t.number))
-    done = list(_once(done))
+    done.sort(key=lambda t: (record.breaks(t), key(t.metrics["best"][metric]), t.number))
+    done = list(_once(t for t in done if t.baseline or not record.breaks(t)))
     first_of = {str(trial.params.get("strategy")): trial for trial in reversed(done)}
     wanted = {trial.number for trial in (*done[:top], *first_of.values())}
     return [trial for trial in done if trial.number in wanted or trial.baseline == "recipe"]

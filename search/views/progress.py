@@ -139,19 +139,22 @@ class Progress:
             trial = self._running[trial_id]
             trial.epoch, trial.value = epoch, metrics.get(self._metric)
 
-    def trial_ended(self, trial_id: str, state: str, best: Mapping[str, float]) -> None:
+    def trial_ended(
+        self, trial_id: str, state: str, best: Mapping[str, float], *, counts: bool = True
+    ) -> None:
         """Count an ended trial and print its line; a terminal shows lines of failed trials only.
 
         Args:
             trial_id: Id of the trial, which may have failed before it started.
             state: COMPLETE, PRUNED or FAIL.
             best: Metrics of its best epoch; empty if it reported no epoch.
+            counts: False if it breaks a constraint, so that it cannot be the best.
 
         """
         with self._lock:
             trial = self._running.pop(trial_id, None) or _Running({}, time.monotonic())
             seconds = time.monotonic() - trial.since
-            self._count(trial_id, state, trial, best, seconds)
+            self._count(trial_id, state, trial, best if counts else {}, seconds)
             line = self._line(trial_id, state, trial, best, seconds)
         if self._live is None or state == "FAIL":
             print_line(self._out, line)

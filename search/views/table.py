@@ -27,7 +27,7 @@ from search.record.records import (
 )
 from search.verdict import contest
 from search.verdict.words import Scale
-from search.views import measured
+from search.views import front, measured
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
 _SHOWN = tuple(name for name, setting in SETTINGS.items() if setting.shown)
@@ -53,11 +53,17 @@ class Failures:
 def ranked(study: StudyRecord) -> list[TrialRecord]:
     """Return the trials by state (COMPLETE, PRUNED, FAIL, RUNNING, WAITING), the best of each state first.
 
-    Of equal trials the earlier one comes first. Interrupted trials that a later trial continues are left out.
+    Trials that break a constraint come after the others of their state. Of equal trials the earlier one comes
+    first. Interrupted trials that a later trial continues are left out.
     """
 
-    def key(trial: TrialRecord) -> tuple[int, float, int]:
-        return STATES.index(trial.state), study.objective.key(_score(study, trial)), trial.number
+    def key(trial: TrialRecord) -> tuple[int, bool, float, int]:
+        return (
+            STATES.index(trial.state),
+            study.breaks(trial),
+            study.objective.key(_score(study, trial)),
+            trial.number,
+        )
 
     return sorted(standing(study.trials), key=key)
 
@@ -80,7 +86,7 @@ def comparison(study: StudyRecord) -> list[str]:
     """Return lines on the best trial, its gain over each baseline, and how far to trust that gain."""
     best = study.best
     if best is None:
-        return [f"best: none, no trial completed with {study.metric}"]
+        return [front.no_best(study)]
     metrics = best.metrics["best"]
     epoch = f" at epoch {metrics['epoch']:.0f}" if "epoch" in metrics else ""
     strategy = f" ({cell(best, 'strategy')})"
@@ -92,6 +98,7 @@ def comparison(study: StudyRecord) -> list[str]:
         return [*lines, *_private(study.privacy, best)]
     lines += [_against(study, best, trial) for trial in _baselines(study)]
     lines += _backbones(study)
+    lines += front.lines(study, ranked(study))
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
     lines.append(
         f"caution: chosen on validation as the best of {complete}, so expect less on new images; "
@@ -133,9 +140,10 @@ def show(study: StudyRecord, out: Console) -> None:
         print_line(out, f"ended early: {study.ended}")
     score = f"best {study.metric}"
     names = (name.replace("_", " ") for name in _columns(study))
-    header = (*_HEADER, *names, score, "epochs", "seconds")
+    costs = front.titles(study)
+    header = (*_HEADER, *names, score, *costs, "epochs", "seconds")
     rows = [_row(study, rank, trial) for rank, trial in enumerate(ranked(study), start=1)]
-    print_table(out, header, rows, _RIGHT | {score})
+    print_table(out, header, rows, _RIGHT | {score, *costs[:-1]})
     for line in comparison(study):
         print_line(out, line)
     for group in failures(study):
@@ -153,8 +161,11 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
     trials = {trial.number: _trial_json(study, trial, history) for trial in study.trials}
     best = study.best
     facts = {
-        name: value for name, value in vars(study).items() if name not in ("trials", "verdict", "repeats")
+        name: value
+        for name, value in vars(study).items()
+        if name not in ("trials", "verdict", "repeats", "goal", "front")
     } | {"mode": study.objective.mode}
+    facts |= front.facts(study)
     return {
         "study": _plain(facts),
         "verdict": _plain(contest.of(study).to_json()),
@@ -172,8 +183,13 @@ def to_csv(study: StudyRecord, path: Path) -> None:
     reader never sees a part of it.
     """
     rows = [_csv_row(trial) for trial in standing(study.trials)]
+    if study.goal is not None and study.goal.objectives:
+        for row in rows:
+            row["measured.on_front"] = row["number"] in study.front
     seen = dict.fromkeys(column for row in rows for column in row)
-    spread = [c for prefix in ("params.", "best.", "last.") for c in seen if c.startswith(prefix)]
+    spread = [
+        c for prefix in ("params.", "best.", "last.", "measured.") for c in seen if c.startswith(prefix)
+    ]
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -224,11 +240,12 @@ def _columns(study: StudyRecord) -> list[str]:
 def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
     score = _score(study, trial)
     return [
-        str(rank) if trial.state == "COMPLETE" and score is not None else "-",
+        str(rank) if trial.state == "COMPLETE" and score is not None and not study.breaks(trial) else "-",
         f"{trial.id} {trial.baseline}" if trial.baseline else trial.id,
         state_of(trial),
         *(cell(trial, name) for name in _columns(study)),
         "-" if score is None else _number(score),
+        *front.cells(study, trial),
         str(trial.epochs),
         f"{trial.seconds:.1f}",
     ]
@@ -331,7 +348,9 @@ def _show_failures(study: StudyRecord, group: Failures, out: Console) -> None:
 
 def _trial_json(study: StudyRecord, trial: TrialRecord, history: bool) -> dict[str, Any]:
     facts = {name: value for name, value in vars(trial).items() if history or name != "history"}
-    plain: dict[str, Any] = _plain(facts | {"at_chance": study.is_at_chance(trial)})
+    facts = {name: value for name, value in facts.items() if name != "measured"}
+    facts |= {"at_chance": study.is_at_chance(trial)} | front.facts_of(study, trial)
+    plain: dict[str, Any] = _plain(facts)
     return plain
 
 
@@ -348,7 +367,11 @@ def _plain(value: Any) -> Any:
 
 def _csv_row(trial: TrialRecord) -> dict[str, Any]:
     row = {name: safe_text.cell(getattr(trial, name)) for name in _CSV_FIRST + _CSV_LAST}
-    spread: Iterable[tuple[str, Mapping[str, Any]]] = [("params", trial.params), *trial.metrics.items()]
+    spread: Iterable[tuple[str, Mapping[str, Any]]] = [
+        ("params", trial.params),
+        *trial.metrics.items(),
+        ("measured", trial.measured),
+    ]
     for prefix, values in spread:
         row |= {f"{prefix}.{name}": _csv_cell(value) for name, value in _few(values).items()}
     return row

@@ -62,6 +62,8 @@ class TrainJob(Job):
     where early stopping is off."""
     answers: Path | None = None
     """Folder for the model's answers to the validation and test images; None: it is not asked."""
+    latencies: Path | None = None
+    """Folder in which the study keeps measured latencies; None: the cost of the model is not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Effective:
-    """The settings in use, read back from what the worker built; sent before the first epoch in each slot."""
+    """The settings in use, read back from what the worker built; sent before the first epoch in each slot.
+
+    Where the study measures costs, `measured` has latency, parameters and size of the model.
+    """
 
     facts: Mapping[str, Any]
 

@@ -160,6 +160,7 @@ def _train(job: TrainJob, exchange: Any, world: World, tell: Report) -> End:
         should_stop=orders.stopped if orders else lambda: False,
         should_move=orders.moving if orders else lambda: False,
         features=job.features,
+        latencies=job.latencies,
     )
     if world.rank == 0:  # before the end is told: the record may then say that the trial has a model
         settle(job.keep.best)

@@ -18,6 +18,7 @@ from pydantic import (
 
 from finetune.errors import did_you_mean
 from finetune.metrics import ALWAYS, TOP5, VAL_RECALL, VALIDATION, Objective
+from finetune.objectives import Constraint, Goal
 from search.config.budget import Budget, parse
 from search.config.domain import Section, refused
 from search.config.sections.paths import FilePath
@@ -29,6 +30,7 @@ TRIALS = 24
 MANY_TRIALS = 10_000
 """Default of `trials` without and with a budget."""
 
+Measured = Literal["latency_ms", "latency_batch_ms", "parameters", "size_mb", "train_seconds"]
 Baseline = Literal["exact", "recipe", "scratch", "image_only", "text_only"]
 EXACT: Literal["exact"] = "exact"
 """The baseline that does not count as a trial."""
@@ -39,6 +41,14 @@ def _metric(name: str) -> str:
         known = did_you_mean(name, [*METRICS, f"{VAL_RECALL}<class>"])
         raise refused("must be a metric that every epoch reports", repr(name), known)
     return unicodedata.normalize("NFC", name)  # as the catalog names the classes
+
+
+def _constraint(text: str) -> str:
+    try:
+        return str(Constraint.parse(text))
+    except ValueError as error:
+        rule, _, fix = str(error).partition(". ")
+        raise refused(rule, repr(text), fix or "Write latency_ms <= 5.") from None
 
 
 def _budget(text: object) -> object:
@@ -94,6 +104,14 @@ class Study(Section):
     metric: Metric = "val/accuracy"
     """Metric that the search optimises, also `val/recall/<class>`. Less of val/loss and val/ece is better,
     more of the others. A trial counts with its best epoch."""
+    objectives: Annotated[tuple[Measured, ...], Field(strict=False)] = ()
+    """What trials are compared by besides the metric; less is better. `latency_ms`: milliseconds of one
+    image, `latency_batch_ms`: of a batch of `data.batch_size`, both the median of passes on the device that
+    trains; `parameters`; `size_mb` of the exported weights; `train_seconds`: seconds of all epochs. Views
+    mark the Pareto front, and early stopping ranks by it. The best trial is still that of the metric."""
+    constraints: Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], Field(strict=False)] = ()
+    """Limits that a model must keep, such as `latency_ms <= 5`, for any name that `objectives` takes. A trial
+    that breaks one ends after its first epoch unless it is a baseline, and is never the best."""
     price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
     """Price of a GPU for an hour, for a budget in money and for the plan of `check`. A slot counts with the
     GPUs that its workers hold, also while it waits."""
@@ -177,6 +195,13 @@ class Study(Section):
             raise refused("a budget in money needs the price of a GPU-hour", repr(text), fix)
         return text
 
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise refused("must name each objective once", list(names), "Delete the second one.")
+        return names
+
     @field_validator("baselines")
     @classmethod
     def _baselines_fit(cls, names: tuple[Baseline, ...], info: ValidationInfo) -> tuple[Baseline, ...]:
@@ -195,6 +220,11 @@ class Study(Section):
     def objective(self) -> Objective:
         """The rule by which trials are compared."""
         return Objective(self.metric)
+
+    @property
+    def goal(self) -> Goal:
+        """The rule by which trials are compared, with all objectives and constraints."""
+        return Goal(self.metric, self.objectives, tuple(map(Constraint.parse, self.constraints)))
 
     @property
     def spending(self) -> Budget | None:

@@ -11,6 +11,7 @@ from search.report.sections import (
     costs,
     curves,
     failures,
+    front,
     mistakes,
     progress,
     reproduce,
@@ -24,6 +25,7 @@ from search.report.sections import (
 PROVIDERS: tuple[Provider, ...] = (
     verdict.section,
     trials.section,
+    front.section,
     baselines.section,
     progress.section,
     space.section,

@@ -2,6 +2,7 @@
 
     <run>/events.out.tfevents.<nanoseconds>.<pid>        scalars, hyperparameters
     <run>/events.out.tfevents.<nanoseconds>.<pid>.end    how the trial ended
+    <run>/events.out.tfevents.<nanoseconds>.<pid>.front  whether it is on the Pareto front, if there is one
 
 The columns of HParams are in the study's run (columns.py): TensorBoard takes them from there for all trials.
 The ending has a separate file because TensorBoard believes the first ending that it finds in a run. If a
@@ -19,14 +20,14 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
 from search.config.study import StudyConfig
-from search.record.records import TrialRecord, standing
+from search.record.records import StudyRecord, TrialRecord, standing
 from search.record.study_folder import trial_id
 from search.views.tensorboard import events
-from search.views.tensorboard.columns import BEST, BEST_EPOCH, OF_WORK, TRAINED, Columns
+from search.views.tensorboard.columns import BEST, BEST_EPOCH, OBJECTIVE, OF_WORK, ON_FRONT, TRAINED, Columns
 from search.views.tensorboard.events import EventFile
 from search.views.tensorboard.study_page import STUDY_RUN, StudyPage
 
-_ENDING = ".end"
+_ENDING, _FRONT = ".end", ".front"
 _STATUS = {
     "COMPLETE": api_pb2.STATUS_SUCCESS,
     "PRUNED": api_pb2.STATUS_SUCCESS,
@@ -68,7 +69,7 @@ class Board:
                 self.start(trial.id, trial.params, trial.baseline)
                 for epoch in trial.history:
                     self.epoch(trial.id, int(epoch["epoch"]), epoch, trial.metrics["best"])
-                self.end(trial.id, "RUNNING" if trial.interrupted else trial.state)
+                self.end(trial.id, "RUNNING" if trial.interrupted else trial.state, trial.measured)
 
     def start(
         self,
@@ -118,14 +119,29 @@ class Board:
             values[BEST_EPOCH] = best["epoch"]
         run.scalars(epoch, values)
 
-    def end(self, trial_id: str, state: str) -> None:
-        """Close the trial's run and, if the state is an ending, write it.
+    def end(self, trial_id: str, state: str, measured: Mapping[str, float] | None = None) -> None:
+        """Close the trial's run and, if the state is an ending, write it and what the trial costs.
 
         A trial that never started, for example because its process could not be placed, has no run to close.
         """
         if trial_id in self._runs and state in _STATUS:
+            if measured:
+                shown = {f"{OBJECTIVE}{name}": measured[name] for name in self._columns.measured}
+                self._runs[trial_id].scalars(0, shown)
             self._runs[trial_id].ended(_STATUS[state])
         self._close(trial_id)
+
+    def front(self, record: StudyRecord) -> None:
+        """Write for each complete trial whether it is on the Pareto front, which later trials may change."""
+        if record.goal is None or not record.goal.objectives:
+            return
+        for trial in record.trials:
+            folder = self._folder(trial.id, trial.params, trial.baseline)
+            if trial.state == "COMPLETE" and folder.is_dir():
+                events.remove(folder, _FRONT)
+                file = EventFile(folder, _FRONT)
+                file.scalars(0, {ON_FRONT: float(trial.number in record.front)})
+                file.close()
 
     def close(self) -> None:
         """Close every open run without an ending, as those trials were interrupted and may continue."""

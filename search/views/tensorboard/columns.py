@@ -24,6 +24,8 @@ FRONT = tuple(name for name, setting in SETTINGS.items() if setting.shown)
 BEST = "work/best "
 """Prefix of the tag with the best value so far of the study's metric."""
 BEST_EPOCH, TRAINED = "work/best epoch", "work/seconds trained"
+OBJECTIVE, ON_FRONT = "objective/", "objective/on the front"
+"""Prefix of the tags of what a trial costs, and tag that is 1 on the Pareto front and 0 beside it."""
 OF_WORK = {"learning_rate": "work/learning rate", "images_per_second": "work/images per second"}
 """Tags of an epoch's metrics about the work: TensorBoard sorts them behind `train/...` and `val/...`."""
 
@@ -39,6 +41,9 @@ class Columns:
         said = {**dict(config.data), **dict(config.model), **dict(config.space)}
         # Without texts or clips there are no columns about them.
         fields = [f for f in FIELDS if f not in SETTINGS or SETTINGS[f].needs in config.parts]
+        self.measured = config.study.goal.measured
+        """Quantities that the study measures of each trial."""
+        self._has_front = bool(config.study.objectives)
         self._domains = {field: said[field] for field in fields}
         self._blocks, self.metric = config.blocks, config.study.metric
         front = [field for field in FRONT if field in fields]
@@ -132,6 +137,9 @@ class Columns:
             "train/loss": "last train/loss",
             TRAINED: "seconds trained",
         }
+        costs = {f"{OBJECTIVE}{name}": name for name in self.measured}
+        costs |= {ON_FRONT: "on the front"} if self._has_front else {}
+        shown = {f"{BEST}{name}": shown.pop(f"{BEST}{name}")} | costs | shown
         more = [f"val/{other}" for other in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")]
         shown |= {tag: f"last {tag}" for tag in more if tag != name}
         shown |= {tag: tag.removeprefix("work/") for tag in OF_WORK.values()}

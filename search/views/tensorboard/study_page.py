@@ -54,6 +54,7 @@ class StudyPage:
     def __init__(self, folder: Path, config: StudyConfig, columns: Columns) -> None:
         self._folder, self._columns = folder, columns
         self._metric, self._objective = config.study.metric, config.study.objective
+        self._goal = config.study.goal
         self._workers = config.resources.workers_per_trial
         self._states: Counter[str] = Counter()
         self._trained = 0.0
@@ -131,7 +132,7 @@ class StudyPage:
         self._trained += sum(epoch.get("seconds", 0.0) for epoch in trial.history)
         self._stored += trial.effective.get("stored_cut") is not None
         value = trial.metrics["best"].get(self._metric, math.nan)
-        if trial.state != "COMPLETE" or not math.isfinite(value):
+        if trial.state != "COMPLETE" or not math.isfinite(value) or self._goal.excess(trial.measured):
             return
         run = self._columns.run_name(trial.id, trial.params, trial.baseline)
         this = (value, run)

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,13 +34,14 @@ BY_CLASS = ("val/balanced_accuracy", "val/macro_f1", "val/recall/")
 """Metrics for which all classes count alike when heads are chosen."""
 
 
-def train(run: "Run", keep: Keep, report: Report) -> None:
+def train(run: "Run", keep: Keep, report: Report, latencies: Path | None = None) -> None:
     """Solve for the head, measure it on the validation images, and write the files of a complete trial.
 
     Args:
         run: the trial, newly built.
         keep: the files to write.
         report: receives the messages.
+        latencies: folder of the study's latencies; None: the cost of the model is not measured.
 
     Raises:
         FinetuneError: data or weights are not as the settings say.
@@ -51,7 +53,7 @@ def train(run: "Run", keep: Keep, report: Report) -> None:
     final = type(run)(run.settings, run.world, run.features, shape=best.shape)
     final.model.head.new.load_state_dict(dict(best.state))
     final.model.to(run.world.device)
-    report(Effective(final.effective() | {"exact": described(choice)}))
+    report(Effective(final.effective() | final.costs(latencies) | {"exact": described(choice)}))
     metrics: dict[str, float] = {"epoch": 1, "train/loss": best.score.loss}
     metrics |= {
         "train/held_out_accuracy": best.score.accuracy,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from finetune.errors import CheckpointError, NonFiniteLoss
@@ -35,6 +36,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     should_move: Callable[[], bool] = lambda: False,
     features: FeatureSettings | None = None,
+    latencies: Path | None = None,
 ) -> Outcome:
     """Train one model and leave its best weights at `keep.best`.
 
@@ -53,6 +55,7 @@ def train(
         should_stop: called between batches; True ends the run as `stopped`; the best weights are saved.
         should_move: called between epochs; True writes `keep.last` and ends the run as `moved`.
         features: store for the features of frozen blocks, shared with other trials; None: no store.
+        latencies: folder of the study's latencies; None: the cost of the model is not measured.
 
     Raises:
         NonFiniteLoss: the loss became NaN or infinite; the message says where.
@@ -60,12 +63,12 @@ def train(
     """
     world = world or World()
     if settings.strategy == "exact":
-        exact.train(Run(settings, world, features), keep, report)
+        exact.train(Run(settings, world, features), keep, report, latencies)
         return Outcome("complete", 1)
     limit = limits.of_checkpoint(keep.last)
     while True:
         try:
-            run, history = _begin(settings, limit, keep, report, world, features)
+            run, history = _begin(settings, limit, keep, report, world, features, latencies)
             return _train(run, history, report, should_stop, should_move)
         except limits.RateTooHigh as error:
             if world.rank == 0:
@@ -85,13 +88,14 @@ def _begin(
     report: Report,
     world: World,
     features: FeatureSettings | None,
+    latencies: Path | None,
 ) -> tuple[Run, History]:
     """Return a trial's run, and its history with the epochs of an interrupted run, which are reported."""
     run = Run(settings, world, features, limit)
     # Before the first epoch, so that a metric which these images cannot give fails at once.
     check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
     history = _history(run, keep)
-    report(Effective(run.effective()))
+    report(Effective(run.effective() | run.costs(latencies)))
     if problem := _restore(history, run.world):
         report(Note(f"trained from its start: {problem}"))
         # The failed restore may have overwritten part of the model or optimiser, so build both again.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from finetune import steps
 from finetune.errors import NonFiniteLoss
 from finetune.evaluation.outputs import Outputs
 from finetune.evaluation.scores import BATCH, Scores, evaluate
-from finetune.frozen import execution
+from finetune.frozen import execution, latency
 from finetune.frozen.features import Feed, Inputs
 from finetune.frozen.samples import SampleFeed, SampleInputs
 from finetune.images import augment, order
@@ -137,6 +138,19 @@ class Run:
                 "data_fingerprint": self.data.fingerprint,
             }
         )
+
+    def costs(self, latencies: Path | None) -> dict[str, Any]:
+        """Return `measured`, the latency, parameters and size of the model; nothing if `latencies` is None.
+
+        Only the first worker measures; the others wait for it at their first exchange.
+        """
+        if latencies is None or self.world.rank:
+            return {}
+        data = self.settings.data
+        found = latency.measured(
+            self.model, data.image_size, data.batch_size, self.world.device, folder=latencies
+        )
+        return {"measured": found}
 
     def train_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> float | None:
         """Train one epoch; return the weighted mean loss, or None if it was stopped between two batches."""
