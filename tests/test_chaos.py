@@ -16,7 +16,7 @@ def test_no_crash_loses_anything_that_was_announced() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.parametrize("kind", ["driver"])
+@pytest.mark.parametrize("kind", ["driver, slow disk"])
 def test_a_study_under_faults_loses_nothing(kind: str) -> None:
     outcome = harness.run(harness.KINDS[kind], seed=0)
     assert outcome.hit

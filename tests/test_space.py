@@ -12,6 +12,7 @@ from finetune.metrics import Objective
 from finetune.settings import ALL, TrialSettings, WeightsSettings
 from search.config.study import StudyConfig
 from search.driver.to_do import to_do
+from search.record import reader
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
 from search.suggest import samplers
@@ -415,8 +416,11 @@ def test_starts_freeze_all_blocks_but_for_fuse_wherever_the_number_is_searched(
         assert space.suggest(study.ask()) == start
 
 
-def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> None:
-    """Tune starts a process for the trial only then, which takes a second or two."""
+def test_what_is_suggested_is_offered_to_the_slots_once_the_record_on_disk_has_it(tmp_path: Path) -> None:
+    """Tune starts a process for the trial only later, which takes a second or two.
+
+    A driver that dies would lose all that a slot had trained of a trial that only its memory knew.
+    """
     config = StudyConfig.from_dict({"study": {"name": "s", "trials": 2}, "data": {"path": "/images"}})
     ledger, offered = (
         Ledger(tmp_path / "optuna.db", metric="val/accuracy", sampler=samplers.make("random", seed=0)),
@@ -427,13 +431,12 @@ def test_what_is_suggested_is_offered_to_the_slots_at_once(tmp_path: Path) -> No
         Chooser(ledger, Space(config), planned=[], sampled=2),
         objective=Objective("val/accuracy"),
         make_job=lambda number, params, plan: train_job(f"trial-{number}", params),
-        offer=offered.append,
+        offer=lambda job: offered.append((job.id, len(reader.read(tmp_path / "optuna.db")[0]))),
     )
     for number in range(2):
-        suggested = searcher.suggest(f"tune-{number}")
-        assert isinstance(suggested, dict)
-        assert suggested == {"id": f"trial-{number}"}
-        assert [job.id for job in offered[number:]] == [f"trial-{number}"]
+        assert searcher.suggest(f"tune-{number}") == {"id": f"trial-{number}"}
+    ledger.flush()
+    assert offered == [("trial-0", 1), ("trial-1", 2)] or offered == [("trial-0", 2), ("trial-1", 2)]
     assert searcher.suggest("tune-2") == StudySearcher.FINISHED
     assert len(offered) == 2
     ledger.close()

@@ -58,7 +58,8 @@ class Ledger:
     """Suggested trials and their results, in memory and in a file. Only one driver may have it open.
 
     The search loop calls every method from one thread. `_open` holds Optuna's own objects of trials that
-    have not ended; `_dirty` holds copies that wait for the writer's thread, and `_wake` guards it.
+    have not ended; `_dirty` holds copies that wait for the writer's thread, `_after` what to call once
+    they are written, and `_wake` guards both.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Ledger:
         self._mirror = mirror.make(self._storage, self._stored.study_name)
         self._open: dict[int, optuna.Trial] = {}
         self._dirty: dict[int, tuple[FrozenTrial, Callable[[], None]]] = {}
+        self._after: list[Callable[[], None]] = []
         self._writing = self._hurried = False
         self._wake = threading.Condition()
         self._closing = False
@@ -199,8 +201,23 @@ class Ledger:
         with self._wake:
             self._hurried = True
             self._wake.notify_all()
-            self._wake.wait_for(lambda: self._failure or not (self._dirty or self._writing))
+            self._wake.wait_for(lambda: self._failure or not (self._dirty or self._after or self._writing))
             self._hurried = False
+
+    def once_written(self, call: Callable[[], None]) -> None:
+        """Call something as soon as the file has all that was recorded so far, without waiting for that.
+
+        The writer's thread does so, or the caller's if nothing is left to write. After an error of the
+        writer it is not called.
+        """
+        with self._wake:
+            if self._failure:
+                raise self._failure
+            if self._dirty or self._writing:
+                self._after.append(call)
+                self._wake.notify_all()
+                return
+        call()
 
     def _mark(
         self,
@@ -233,16 +250,19 @@ class Ledger:
                 with self._wake:
                     self._writing = False
                     self._wake.notify_all()
-                    self._wake.wait_for(lambda: self._dirty or self._closing)
-                    if not self._dirty:
+                    self._wake.wait_for(lambda: self._dirty or self._after or self._closing)
+                    if not (self._dirty or self._after):
                         return
                     # Take the whole round under the lock, but write it outside, so that the search loop can
                     # enter trials meanwhile. `_writing` tells `flush` that a round is not on disk yet.
                     dirty, self._dirty, self._writing = self._dirty, {}, True
+                    after, self._after = self._after, []
                     self._wake.notify_all()
                 self._write(dirty)
+                for call in after:
+                    call()
                 with self._wake:  # pause, so that a trial that begins and ends meanwhile is written once
-                    self._wake.wait_for(lambda: self._hurried or self._closing, timeout=PAUSE_SECONDS)
+                    self._wake.wait_for(lambda: self._hurried or self._after or self._closing, PAUSE_SECONDS)
         except Exception as error:  # `_mark` and `close` raise it in the search loop
             with self._wake:
                 self._failure = error

@@ -85,7 +85,8 @@ class StudySearcher(Searcher):
         self._ledger.suggested(trial.number, chosen.facts)
         job = self._make_job(trial.number, chosen.params, chosen.plan)
         self.suggested[trial_id] = Suggested(trial.number, job, chosen.plan)
-        self._offer(job)
+        # A slot trains it only when the record on disk has it: a driver that dies would lose its epochs.
+        self._ledger.once_written(lambda: self._offer(job))
         if not chosen.counted:
             self.uncounted += 1
         # The slots train meanwhile; asked for only when one is free, the sampler would make it wait.

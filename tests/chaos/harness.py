@@ -52,10 +52,11 @@ class Study:
         place: an empty folder.
         tree: the source tree to run.
         trials: number of its trials.
+        late: seconds by which its record is written late.
     """
 
-    def __init__(self, place: Path, tree: Path = ROOT, trials: int = TRIALS) -> None:
-        self.place, self.tree, self.trials = place, tree, trials
+    def __init__(self, place: Path, tree: Path = ROOT, trials: int = TRIALS, late: float = 0.0) -> None:
+        self.place, self.tree, self.trials, self.late = place, tree, trials, late
         self.mark = uuid.uuid4().hex
         self.results = place / "results"
         self.folder = self.results / "chaos"
@@ -102,6 +103,7 @@ class Study:
         self.outputs.append((out, err))
         path = os.pathsep.join([str(self.tree / "src"), str(self.tree)])
         environment = processes.environment(self.mark) | {"PYTHONPATH": path, "RAY_worker_niceness": "0"}
+        environment["CHAOS_WRITE_SECONDS"] = str(self.late)
         environment["RAY_TMPDIR"] = str(self.place)
         with out.open("w") as stdout, err.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -168,6 +170,8 @@ class Kind:
     """Epochs that one such fault may cost besides one of each slot."""
     mounted: bool = False
     """True if the study lies on a small file system of its own."""
+    late: float = 0.0
+    """Seconds by which the record is written late, as on a slow disk: what is not there yet is lost."""
 
 
 def killing(who: str, number: int = signal.SIGKILL) -> Inject:
@@ -278,6 +282,7 @@ KINDS = {
         Kind("raylet", killing("raylet"), LOST, says=RESUME),
         Kind("GCS", killing("gcs"), LOST, says=RESUME),
         Kind("driver", to_driver(signal.SIGKILL), frozenset({-9})),
+        Kind("driver, slow disk", to_driver(signal.SIGKILL), frozenset({-9}), late=0.6),
         Kind("everything", everything, frozenset({-9})),
         Kind("SIGINT", to_driver(signal.SIGINT), STOPS, says=RESUME),
         Kind("SIGINT twice", to_driver(signal.SIGINT, signal.SIGINT, pause=0.5), STOPS, says=RESUME),
@@ -293,7 +298,7 @@ KINDS = {
 def run(kind: Kind, seed: int, tree: Path = ROOT) -> Outcome:
     """Run one study with faults of a kind, resume it until it is finished, and check it."""
     with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as name:
-        study = Study(Path(name), tree)
+        study = Study(Path(name), tree, late=kind.late)
         study.results.mkdir()
         if kind.mounted:
             subprocess.run(

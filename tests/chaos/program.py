@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import ray
 
 from finetune.disk.atomic import replacing
 from finetune.messages import EndState, Epoch, ExportJob, Job, Report, TrainJob
+from search.record import ledger
 from search.slots import slots
 from tests import torchless
 
 EPOCH_SECONDS = float(os.environ.get("CHAOS_EPOCH_SECONDS", "0.15"))
+WRITE_SECONDS = float(os.environ.get("CHAOS_WRITE_SECONDS", "0"))
+"""Seconds by which each round of writing the record is late, as on a slow disk."""
 
 
 def score(params: dict[str, Any], epoch: int) -> float:
@@ -85,9 +89,20 @@ def export(job: Job, report: Report) -> None:
     (job.to / "README.md").write_text("a model\n")
 
 
+def late(write: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that writes the record as late as WRITE_SECONDS says."""
+
+    def later(*given: Any) -> None:
+        time.sleep(WRITE_SECONDS)
+        write(*given)
+
+    return later
+
+
 if __name__ == "__main__":
     from search.__main__ import main
     from tests.chaos import program
 
+    ledger.Ledger._write = late(ledger.Ledger._write)  # type: ignore[method-assign]
     slots.serve = torchless.worker(program.train, program.export)
     sys.exit(main())
