@@ -8,7 +8,7 @@ of the expected improvement at the last epoch; running trials count with the sco
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 from scipy.optimize import minimize
 from scipy.special import log_ndtr
 
@@ -32,6 +33,8 @@ NEAR = 200
 KEPT = 50
 STEP = 0.15
 """Standard deviation of a step from a good candidate, in ranges of a field."""
+STEPS, WARM_STEPS = 40, 20
+"""Steps of a fit, and of one that begins with the parameters of the fit before it."""
 _ROOT5 = math.sqrt(5.0)
 
 
@@ -52,11 +55,10 @@ class Encoding:
 
     def shares(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Return the shares of configurations, NaN where a field is not used: (rows, fields)."""
-        rows = [
-            [math.nan if config.get(name) is None else to_unit(spread, config[name]) for config in configs]
-            for name, spread in self.space.items()
+        columns = [
+            to_units(spread, [config.get(name) for config in configs]) for name, spread in self.space.items()
         ]
-        return np.array(rows, dtype=float).T.reshape(len(configs), len(self.space))
+        return np.array(columns, dtype=float).T.reshape(len(configs), len(self.space))
 
     def snapped(self, shares: np.ndarray) -> np.ndarray:
         """Return the shares moved to values that their fields can have."""
@@ -98,14 +100,16 @@ def _count(spread: BaseDistribution) -> int:
     return round((spread.high - spread.low) / spread.step) + 1
 
 
-def to_unit(spread: BaseDistribution, value: Any) -> float:
-    """Return a value as a share of its range, on a logarithmic scale where the range has one."""
+def to_units(spread: BaseDistribution, values: Sequence[Any]) -> np.ndarray:
+    """Return values as shares of their range, NaN for None; on a logarithmic scale where the range has one."""
     if isinstance(spread, CategoricalDistribution):
-        return (spread.choices.index(value) + 0.5) / len(spread.choices)
+        places = {choice: (i + 0.5) / len(spread.choices) for i, choice in enumerate(spread.choices)}
+        return np.array([math.nan if value is None else places[value] for value in values])
     assert isinstance(spread, FloatDistribution | IntDistribution)
+    numbers = np.array([math.nan if value is None else value for value in values], dtype=float)
     if spread.log:
-        return math.log(value / spread.low) / math.log(spread.high / spread.low)
-    return float((value - spread.low) / (spread.high - spread.low))
+        return np.asarray(np.log(numbers / spread.low) / math.log(spread.high / spread.low))
+    return np.asarray((numbers - spread.low) / (spread.high - spread.low))
 
 
 def from_unit(spread: BaseDistribution, share: float) -> Any:
@@ -141,46 +145,65 @@ class Process:
         self._mean, self._scale = float(values.mean()), float(values.std()) or 1.0
         self._values = (values - self._mean) / self._scale
         self._parts = int(group.max()) + 1
-        # Squared distances by field, once: each step of the fit only weighs them.
-        squares = (points[:, None, :] - points[None, :, :]) ** 2
-        self._squares = np.stack([squares[:, :, group == i].sum(axis=2) for i in range(self._parts)])
+        self._squares = self._apart()
         self._centre = math.sqrt(2) + math.log(self._parts) / 2
-        start = np.r_[np.full(self._parts, self._centre - 1), 0.0, -4.0]
+        start, steps = np.r_[np.full(self._parts, self._centre - 1), 0.0, -4.0], STEPS
         if warm is not None and len(warm) == len(start):
-            start = warm
+            start, steps = warm, WARM_STEPS
         low, high = [-3.0] * self._parts + [-3.0, -9.0], [6.0] * self._parts + [3.0, 1.0]
         fit = minimize(
             self._loss, start, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
-            options={"maxiter": 40},
+            options={"maxiter": steps},
         )  # fmt: skip
         self.parameters: np.ndarray = fit.x
         self._finish()
 
-    def _kernel(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        inverse = np.exp(-2 * parameters[: self._parts])
-        far = np.sqrt(np.tensordot(inverse, self._squares, axes=1))
-        amount = math.exp(parameters[-2])
-        decay = np.exp(-_ROOT5 * far)
-        return amount * (1 + _ROOT5 * far + 5 / 3 * far**2) * decay, far, amount * decay
+    def _apart(self) -> np.ndarray:
+        """Return squared distances by field, for each pair of rows once: (parts, pairs).
+
+        They are computed once: each step of the fit only weighs them.
+        """
+        self._pairs = np.tril_indices(len(self._points), -1)
+        one, two = self._pairs
+        columns = self._points.T
+        fields = (columns[self._group == part] for part in range(self._parts))
+        return np.stack([((field[:, one] - field[:, two]) ** 2).sum(axis=0) for field in fields])
+
+    def _kernel(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kernel of each pair of rows, and a factor of its slope by the length scales."""
+        far = _ROOT5 * np.sqrt(np.exp(-2 * parameters[: self._parts]) @ self._squares)
+        decay = math.exp(parameters[-2]) * np.exp(-far)
+        slope = (1 + far) * decay
+        return slope + far**2 / 3 * decay, slope
+
+    def _factor(self, kernel: np.ndarray, parameters: np.ndarray) -> np.ndarray | None:
+        """Return the lower factor of the kernel with noise; its upper half is noise. None: there is none."""
+        rows = len(self._values)
+        whole = np.empty((rows, rows), order="F")
+        whole[self._pairs] = kernel
+        np.fill_diagonal(whole, math.exp(parameters[-2]) + math.exp(parameters[-1]) + 1e-6)
+        # LAPACK itself: SciPy's checks take as long as the factor of 100 rows.
+        lower, failed = dpotrf(whole, lower=1, clean=0, overwrite_a=1)
+        return None if failed else lower
 
     def _loss(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        kernel, far, decay = self._kernel(parameters)
-        noise = math.exp(parameters[-1])
-        rows = len(kernel)
-        try:
-            lower = cholesky(kernel + (noise + 1e-6) * np.eye(rows), lower=True)
-        except np.linalg.LinAlgError:
+        kernel, factor = self._kernel(parameters)
+        lower = self._factor(kernel, parameters)
+        if lower is None:
             return 1e10, np.zeros_like(parameters)
-        weights = cho_solve((lower, True), self._values)
-        loss = 0.5 * self._values @ weights + np.log(np.diag(lower)).sum()
-        inner = cho_solve((lower, True), np.eye(rows)) - np.outer(weights, weights)
+        amount, noise = math.exp(parameters[-2]), math.exp(parameters[-1])
+        weights, _ = dpotrs(lower, self._values, lower=1)
+        loss = 0.5 * self._values @ weights + np.log(lower.diagonal()).sum()
+        inverse, _ = dpotri(lower, lower=1, overwrite_c=1)
+        # Each pair stands for two entries of the matrix.
+        one, two = self._pairs
+        inner = inverse[self._pairs] - weights[one] * weights[two]
+        trace = inverse.trace() - weights @ weights
         slope = np.empty_like(parameters)
         # d kernel / d log(length) = amount * 5/3 (1 + root5 r) exp(-root5 r) * distance^2 / length^2
-        common = inner * (5 / 3 * (1 + _ROOT5 * far) * decay)
-        inverse = np.exp(-2 * parameters[: self._parts])
-        slope[: self._parts] = 0.5 * inverse * np.tensordot(self._squares, common, axes=2)
-        slope[-2] = 0.5 * (inner * kernel).sum()
-        slope[-1] = 0.5 * noise * np.trace(inner)
+        slope[: self._parts] = np.exp(-2 * parameters[: self._parts]) * (self._squares @ (5 / 3 * inner * factor))
+        slope[-2] = inner @ kernel + 0.5 * amount * trace
+        slope[-1] = 0.5 * noise * trace
         # Priors: log-normal length scales, amount near 1, little noise.
         for place, centre, spread in (
             (slice(0, self._parts), self._centre, math.sqrt(3)), (-2, 0.0, 1.0), (-1, -4.0, 1.0)
@@ -191,10 +214,11 @@ class Process:
         return float(loss), slope
 
     def _finish(self) -> None:
-        kernel, _, _ = self._kernel(self.parameters)
-        noise = math.exp(self.parameters[-1]) + 1e-6
-        self._lower = cholesky(kernel + noise * np.eye(len(kernel)), lower=True)
-        self._weights = cho_solve((self._lower, True), self._values)
+        lower = self._factor(self._kernel(self.parameters)[0], self.parameters)
+        if lower is None:
+            raise np.linalg.LinAlgError("the kernel of these trials has no factor")
+        self._lower = lower
+        self._weights, _ = dpotrs(lower, self._values, lower=1)
 
     def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation at points, both (rows), without noise."""
@@ -205,7 +229,7 @@ class Process:
         amount = math.exp(self.parameters[-2])
         cross = amount * (1 + _ROOT5 * far + 5 / 3 * far**2) * np.exp(-_ROOT5 * far)
         mean = cross @ self._weights
-        inner = solve_triangular(self._lower, cross.T, lower=True)
+        inner = solve_triangular(self._lower, cross.T, lower=True, check_finite=False)
         spread = np.sqrt(np.maximum(amount - (inner**2).sum(0), 1e-10))
         return self._mean + self._scale * mean, self._scale * spread
 
@@ -214,8 +238,7 @@ class Process:
         mean, _ = self.predict(points)
         self._points = np.vstack([self._points, points])
         self._values = np.r_[self._values, (mean - self._mean) / self._scale]
-        squares = (self._points[:, None, :] - self._points[None, :, :]) ** 2
-        self._squares = np.stack([squares[:, :, self._group == i].sum(axis=2) for i in range(self._parts)])
+        self._squares = self._apart()
         self._finish()
 
 
@@ -241,7 +264,7 @@ class GaussianModel:
 
     def suggest(
         self, trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution], *, maximize: bool
-    ) -> list[dict[str, Any]]:
+    ) -> Iterable[dict[str, Any]]:
         """Return candidates, the most promising first.
 
         Args:
@@ -272,7 +295,7 @@ class GaussianModel:
         for _ in range(2):
             candidates = _ranked(candidates, process, encoding, best)
             candidates = np.vstack([candidates, self._near(candidates[:5], encoding)])
-        return [encoding.config(row) for row in _ranked(candidates, process, encoding, best)]
+        return map(encoding.config, _ranked(candidates, process, encoding, best))
 
     def _near(self, leaders: np.ndarray, encoding: Encoding) -> np.ndarray:
         """Return configurations that differ from the leaders in a few fields."""

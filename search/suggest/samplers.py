@@ -9,7 +9,7 @@ import contextlib
 import copy
 import importlib.util
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +91,7 @@ class ModelSampler(BaseSampler):
         if not search_space:
             return {}
         trials = _rivals(study, trial)
-        found: list[dict[str, Any]] = []
+        found: Iterable[dict[str, Any]] = ()
         if sum(other.state in _ENDED for other in trials) >= START_UP:
             # A model that cannot be fitted to these trials must not end the study: draw then.
             with contextlib.suppress(np.linalg.LinAlgError):
@@ -121,7 +121,7 @@ class ModelSampler(BaseSampler):
         trial: FrozenTrial,
         trials: Sequence[FrozenTrial],
         space: Mapping[str, BaseDistribution],
-    ) -> list[dict[str, Any]]:
+    ) -> Iterable[dict[str, Any]]:
         """Return candidates of the strategy's model, the most promising first."""
         arm = _arm(trial)
         if arm not in self._models:
