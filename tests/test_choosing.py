@@ -253,7 +253,7 @@ def test_a_process_predicts_what_it_has_seen_and_extrapolates_curves() -> None:
                 value=curve[max(curve)],
             )
         )  # fmt: skip
-    first = model.suggest(study.trials, space, maximize=True)[0]
+    first = next(iter(model.suggest(study.trials, space, maximize=True)))
     assert abs(first["x"] - 0.5) < 0.25
     assert abs(first["y"] - 0.3) < 0.25
 
@@ -264,13 +264,14 @@ def test_units_come_back_as_the_values_that_they_were() -> None:
         optuna.distributions.FloatDistribution(0.0, 1.0, step=0.25),
         optuna.distributions.IntDistribution(2, 11, step=3),
         optuna.distributions.IntDistribution(1, 100, log=True),
-        optuna.distributions.CategoricalDistribution(("a", 3, None)),
+        optuna.distributions.CategoricalDistribution(("a", 3, "c")),
     ]
     for spread in spreads:
         for share in np.linspace(0, 1, 9):
             value = gaussian.from_unit(spread, share)
             assert spread._contains(spread.to_internal_repr(value))
-            assert gaussian.from_unit(spread, gaussian.to_unit(spread, value)) == pytest.approx(value)
+            back = gaussian.from_unit(spread, float(gaussian.to_units(spread, [value])[0]))
+            assert back == pytest.approx(value)
 
 
 def portfolio_of(*rates: float) -> Portfolio:

@@ -26,12 +26,19 @@ SIZE = 8
 METHODS = (
     Method("default", "auto", portfolio=SIZE, ahead=True),
     Method("no portfolio", "auto", ahead=True),
-    Method("no asking ahead", "auto", portfolio=SIZE),
     Method("no early stopping", "auto", portfolio=SIZE, ahead=True, stopping="none"),
+    Method("start-up of 3", "auto", portfolio=SIZE, ahead=True, start_up=3),
     Method("tpe", "tpe", portfolio=SIZE, ahead=True),
+    Method("independent tpe", "tpe", portfolio=SIZE, ahead=True, multivariate=False),
     Method("random", "random", portfolio=SIZE, ahead=True),
+    Method("start-up of 3, no portfolio", "auto", ahead=True, start_up=3),
     Method("tpe, no portfolio", "tpe", ahead=True),
+    Method("independent tpe, no portfolio", "tpe", ahead=True, multivariate=False),
     Method("random, no portfolio", "random", ahead=True),
+    Method("random alone", "random", ahead=True, stopping="none"),
+    Method("start-up of 16", "auto", portfolio=SIZE, ahead=True, start_up=16),
+    Method("grace of a quarter", "auto", portfolio=SIZE, ahead=True, grace=1 / 4),
+    Method("no asking ahead", "auto", portfolio=SIZE),
 )
 RESAMPLED = 2000
 """Resamples of each interval."""
@@ -80,18 +87,21 @@ def show(methods: Sequence[Method], regrets: dict[Method, np.ndarray]) -> None:
     for method in methods:
         mean = regrets[method].mean(axis=(0, 1))
         off = regrets[method] - first
-        low, high = interval(off[:, :, 0, -1])
         better = int((off[:, :, 0, -1].mean(axis=1) < 0).sum())
+        early, late = (interval(off[:, :, 0, place]) for place in (0, -1))
         rows.append((
             method.name, *(f"{value:.3f}" for value in mean[0]), *(f"{value:.3f}" for value in mean[1]),
-            f"{off[:, :, 0, 0].mean():+.3f}", f"{off[:, :, 0, -1].mean():+.3f} [{low:+.3f}, {high:+.3f}]",
-            f"{better}/{len(off)}",
+            _said(off[:, :, 0, 0], early), _said(off[:, :, 0, -1], late), f"{better}/{len(off)}",
         ))  # fmt: skip
-        last[method.name] = {"trainings": mean[0].tolist(), "cost": mean[1].tolist(), "interval": [low, high]}
+        last[method.name] = {"trainings": mean[0].tolist(), "cost": mean[1].tolist(), "intervals": [early, late]}
     heads = [str(count) for count in CHECKPOINTS]
     costs = [f"cost {count}" for count in CHECKPOINTS]
     report.table(("method", *heads, *costs, "minus first at 5", "at 50", "better tasks"), rows)
     report.last_line(last)
+
+
+def _said(values: np.ndarray, ends: tuple[float, float]) -> str:
+    return f"{values.mean():+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]"
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

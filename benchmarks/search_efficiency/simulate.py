@@ -6,6 +6,7 @@ which take as long for an epoch as the surrogate says, and the scores that they 
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ class Method:
     portfolio: int = 0
     """Number of first trials from the portfolio."""
     stopping: Rule = "asha"
+    grace: float = 1 / 8
+    """Share of the epochs that every trial may train, two epochs at least."""
+    start_up: int = samplers.START_UP
+    """Ended trials before the sampler's model is asked."""
+    multivariate: bool = True
+    """Whether TPE chooses the fields of a trial together."""
     ahead: bool = False
     """Ask for a trial before a worker is free, and so without the result that frees it."""
 
@@ -74,15 +81,16 @@ class Simulation:
         self._surrogate, self._task, self._method = surrogate, task, method
         self._epochs = surrogate.tables.epochs
         self._unit, self._workers = unit, workers
-        self._study = optuna.create_study(
-            direction="maximize", sampler=samplers.make(method.sampler, seed=seed)
+        sampler = samplers.make(
+            method.sampler, seed=seed, start_up=method.start_up, multivariate=method.multivariate
         )
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
         for config in first[: method.portfolio]:
             self._study.enqueue_trial(config)
         self._stopping = EarlyStopping(
             objective=Objective(METRIC),
             epochs=self._epochs,
-            grace=max(2, -(-self._epochs // 8)),
+            grace=max(2, math.ceil(self._epochs * method.grace)),
             factor=3,
             rule=method.stopping,
             strategy_of=lambda name: "all",

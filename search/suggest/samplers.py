@@ -36,8 +36,17 @@ ARM = "strategy"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def make(name: str, *, seed: int, goal: Goal | None = None) -> BaseSampler:
+def make(
+    name: str, *, seed: int, goal: Goal | None = None, start_up: int = START_UP, multivariate: bool = True
+) -> BaseSampler:
     """Return the sampler of a name in `study.sampler`; models see the constraints of `goal`.
+
+    Args:
+        name: the name.
+        seed: of everything that is drawn.
+        goal: objectives and limits of the study.
+        start_up: ended trials of a strategy before its model is asked.
+        multivariate: whether TPE chooses the fields of a trial together.
 
     Raises:
         StudyError: the package that it needs is not installed.
@@ -51,7 +60,7 @@ def make(name: str, *, seed: int, goal: Goal | None = None) -> BaseSampler:
             "study.sampler: cmaes needs the package cmaes, got none. "
             "Install it with `pip install 'transfer-search[cmaes]'`."
         )
-    return ModelSampler(name, seed=seed, goal=goal)
+    return ModelSampler(name, seed=seed, goal=goal, start_up=start_up, multivariate=multivariate)
 
 
 def by_bandit(name: str) -> bool:
@@ -66,9 +75,18 @@ class ModelSampler(BaseSampler):
     not as an earlier or running trial has them, as long as there are others.
     """
 
-    def __init__(self, name: str, *, seed: int, goal: Goal | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        seed: int,
+        goal: Goal | None = None,
+        start_up: int = START_UP,
+        multivariate: bool = True,
+    ) -> None:
         self._name, self._seed = name, seed
         self._goal = goal if goal is not None and goal.constraints else None
+        self._start_up, self._multivariate = start_up, multivariate
         self._models: dict[Any, GaussianModel | _OfOptuna] = {}
         self._rng = np.random.default_rng(np.random.SeedSequence((seed, 1)))
         self._random = RandomSampler(seed=seed)
@@ -92,7 +110,7 @@ class ModelSampler(BaseSampler):
             return {}
         trials = _rivals(study, trial)
         found: Iterable[dict[str, Any]] = ()
-        if sum(other.state in _ENDED for other in trials) >= START_UP:
+        if sum(other.state in _ENDED for other in trials) >= self._start_up:
             # A model that cannot be fitted to these trials must not end the study: draw then.
             with contextlib.suppress(np.linalg.LinAlgError):
                 known = remembered(trials, study.direction)
@@ -129,7 +147,7 @@ class ModelSampler(BaseSampler):
             own = np.random.SeedSequence((self._seed, 2, *str(arm).encode()))
             seed = int(own.generate_state(1)[0])
             gaussian = self._name in ("auto", "gp")
-            self._models[arm] = GaussianModel(seed) if gaussian else _OfOptuna(self._name, seed)
+            self._models[arm] = GaussianModel(seed) if gaussian else _OfOptuna(self._name, seed, self._multivariate)
         model = self._models[arm]
         if isinstance(model, _OfOptuna):
             return model.suggest(study, trial, trials, space)
@@ -147,8 +165,8 @@ class _OfOptuna:
     that they reached. It chooses numbers; lists are left to TPE.
     """
 
-    def __init__(self, name: str, seed: int) -> None:
-        self._tpe = BoundedTPE(seed=seed)
+    def __init__(self, name: str, seed: int, multivariate: bool) -> None:
+        self._tpe = BoundedTPE(seed=seed, multivariate=multivariate)
         self._evolution = None
         if name == "cmaes":
             self._evolution = CmaEsSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
