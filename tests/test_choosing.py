@@ -1,5 +1,6 @@
 """Which trial comes next: bandit, samplers and the chooser, on spaces as studies have them, without Ray."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from search.record.ledger import Ledger
 from search.suggest import gaussian, portfolio, samplers
 from search.suggest.bandit import SHARE, TRIES, Bandit
 from search.suggest.chooser import Chooser
-from search.suggest.portfolio import Portfolio, Recorded, Situation
+from search.suggest.portfolio import Portfolio
+from search.suggest.recorded import Recorded, Situation, read_study
 from search.suggest.space import Space
 
 EPOCHS = 4
@@ -344,11 +346,49 @@ def test_a_finished_study_is_read_as_settings_and_losses(tmp_path: Path) -> None
     )
     (tmp_path / "study.yaml").write_text(config.to_yaml())
     run(tmp_path / "optuna.db", Space(config), "auto", 12)
-    found = portfolio.recorded(tmp_path)
+    found = read_study(tmp_path)
     assert found is not None
     assert len(found.settings) == 12
     assert min(found.losses) == 0.0
     assert all(0 <= setting["frozen_layers"] < 1 for setting in found.settings)
+
+
+def test_a_portfolio_is_made_from_a_table_of_recorded_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two data sets that want different rates, and one whose tasks are left out."""
+    facts = {"backbone": "vgg13", "images": 500, "val_images": 100, "classes": 5,
+             "common": {"optimizer": "sgd", "augment": "none"}}  # fmt: skip
+    lines: list[dict[str, Any]] = []
+    for name, best in (("a", 0.002), ("b", 0.02), ("c", 0.0007)):
+        lines.append({"task": name, "data": f"images of {name}", **facts})
+        for rate in (0.0007, 0.002, 0.006, 0.02, 0.05):
+            setting = {"strategy": "fuse", "learning_rate": rate, "head_size": 0, "frozen_layers": 0.5}
+            score = 0.9 - 0.3 * abs(np.log10(rate / best))
+            lines.append(
+                {"task": name, "setting": setting, "scores": [0.3, score, score - 0.1], "seconds": 2}
+            )
+        head = {"strategy": "load", "learning_rate": 0.01, "frozen_layers": 1.0}
+        lines.append({"task": name, "setting": head, "scores": [0.6], "seconds": 0.1})
+    (tmp_path / "table.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    command = ["portfolio", str(tmp_path / "table.jsonl"), "--to", str(tmp_path / "p.json")]
+    monkeypatch.setattr("sys.argv", [*command, "--without", "images of c"])
+    portfolio.main()
+    made = Portfolio.read(tmp_path / "p.json")
+    assert made.situations == (Situation(500, 5, 0.5),) * 2
+    assert {setting["learning_rate"] for setting in made.order(Situation())[:2]} == {0.002, 0.02}
+    assert all(setting["optimizer"] == "sgd" for setting in made.settings)
+    assert "a: 5 trials" in capsys.readouterr().out
+
+
+def test_a_setting_that_needs_an_exact_head_stays_out_of_a_space_without_it() -> None:
+    setting = {"strategy": "fuse", "learning_rate": 0.01, "head_size": 0, "frozen_layers": 0.5,
+               "head_init": "exact"}  # fmt: skip
+    assert space_of().placed(setting | {"head_init": "random"}) is not None
+    assert space_of().placed(setting) is None
+    placed = space_of(space={"head_init": ["random", "exact"]}).placed(setting)
+    assert placed is not None
+    assert placed["head_init"] == "exact"
 
 
 def test_a_portfolio_survives_its_file(tmp_path: Path) -> None:

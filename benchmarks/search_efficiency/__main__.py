@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -74,7 +75,7 @@ def main() -> None:
         show(methods, {m: _gather(found, m, len(collection.tasks), asked.seeds) for m in methods})
 
 
-def _gather(found: dict, method: Method, tasks: int, seeds: int) -> np.ndarray:
+def _gather(found: dict[Any, list[list[float]]], method: Method, tasks: int, seeds: int) -> np.ndarray:
     """Return regrets as (tasks, seeds, by trainings or cost, checkpoints)."""
     values = {(task, seed): regret for (_, m, task, seed), regret in found.items() if m == method}
     return np.array([[values[task, seed] for seed in range(seeds)] for task in range(tasks)])
@@ -93,7 +94,11 @@ def show(methods: Sequence[Method], regrets: dict[Method, np.ndarray]) -> None:
             method.name, *(f"{value:.3f}" for value in mean[0]), *(f"{value:.3f}" for value in mean[1]),
             _said(off[:, :, 0, 0], early), _said(off[:, :, 0, -1], late), f"{better}/{len(off)}",
         ))  # fmt: skip
-        last[method.name] = {"trainings": mean[0].tolist(), "cost": mean[1].tolist(), "intervals": [early, late]}
+        last[method.name] = {
+            "trainings": mean[0].tolist(),
+            "cost": mean[1].tolist(),
+            "intervals": [early, late],
+        }
     heads = [str(count) for count in CHECKPOINTS]
     costs = [f"cost {count}" for count in CHECKPOINTS]
     report.table(("method", *heads, *costs, "minus first at 5", "at 50", "better tasks"), rows)

@@ -27,7 +27,7 @@ from search.record.study_folder import StudyFolder, trial_id
 from search.slots.slots import Slots
 from search.suggest import portfolio, samplers
 from search.suggest.chooser import Chooser, Planned
-from search.suggest.portfolio import Situation
+from search.suggest.recorded import Situation, read_study
 from search.suggest.sampler import StudySearcher
 from search.suggest.space import Space
 from search.suggest.stopping import EarlyStopping
@@ -297,7 +297,7 @@ class StudyRun:
             return []
         found = portfolio.Portfolio.read()
         if isinstance(study.warm_start, tuple):
-            own = [portfolio.recorded(Path(folder)) for folder in study.warm_start]
+            own = [read_study(Path(folder)) for folder in study.warm_start]
             found = found.grown(one for one in own if one is not None)
         situation = Situation(images=len(self.images.splits["train"]), classes=len(self.images.classes))
         return portfolio.starts(self.space, found, situation, trials=study.trials)

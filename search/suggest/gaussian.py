@@ -33,7 +33,7 @@ NEAR = 200
 KEPT = 50
 STEP = 0.15
 """Standard deviation of a step from a good candidate, in ranges of a field."""
-STEPS, WARM_STEPS = 40, 20
+STEPS, WARM_STEPS = 40, 10
 """Steps of a fit, and of one that begins with the parameters of the fit before it."""
 _ROOT5 = math.sqrt(5.0)
 
@@ -101,7 +101,7 @@ def _count(spread: BaseDistribution) -> int:
 
 
 def to_units(spread: BaseDistribution, values: Sequence[Any]) -> np.ndarray:
-    """Return values as shares of their range, NaN for None; on a logarithmic scale where the range has one."""
+    """Return values as shares of their range, logarithmic where the range is; NaN for None."""
     if isinstance(spread, CategoricalDistribution):
         places = {choice: (i + 0.5) / len(spread.choices) for i, choice in enumerate(spread.choices)}
         return np.array([math.nan if value is None else places[value] for value in values])
@@ -139,7 +139,11 @@ class Process:
     """
 
     def __init__(
-        self, points: np.ndarray, values: np.ndarray, group: np.ndarray, warm: np.ndarray | None = None
+        self,
+        points: np.ndarray,
+        values: np.ndarray,
+        group: np.ndarray,
+        warm: np.ndarray | None = None,
     ) -> None:
         self._points, self._group = points, group
         self._mean, self._scale = float(values.mean()), float(values.std()) or 1.0
@@ -147,16 +151,25 @@ class Process:
         self._parts = int(group.max()) + 1
         self._squares = self._apart()
         self._centre = math.sqrt(2) + math.log(self._parts) / 2
-        start, steps = np.r_[np.full(self._parts, self._centre - 1), 0.0, -4.0], STEPS
-        if warm is not None and len(warm) == len(start):
-            start, steps = warm, WARM_STEPS
-        low, high = [-3.0] * self._parts + [-3.0, -9.0], [6.0] * self._parts + [3.0, 1.0]
-        fit = minimize(
-            self._loss, start, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
-            options={"maxiter": steps},
-        )  # fmt: skip
-        self.parameters: np.ndarray = fit.x
+        start = np.r_[np.full(self._parts, self._centre - 1), 0.0, -4.0]
+        begun = warm is not None and len(warm) == len(start)
+        self.parameters: np.ndarray = warm if warm is not None and begun else start
+        self.parameters = self._fitted(WARM_STEPS if begun else STEPS)
         self._finish()
+
+    def _fitted(self, steps: int) -> np.ndarray:
+        """Return more likely parameters than the present ones."""
+        low, high = [-3.0] * self._parts + [-3.0, -9.0], [6.0] * self._parts + [3.0, 1.0]
+        bounds = list(zip(low, high, strict=True))
+        fit = minimize(
+            self._loss,
+            self.parameters,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": steps},
+        )
+        return np.asarray(fit.x)
 
     def _apart(self) -> np.ndarray:
         """Return squared distances by field, for each pair of rows once: (parts, pairs).
@@ -201,7 +214,9 @@ class Process:
         trace = inverse.trace() - weights @ weights
         slope = np.empty_like(parameters)
         # d kernel / d log(length) = amount * 5/3 (1 + root5 r) exp(-root5 r) * distance^2 / length^2
-        slope[: self._parts] = np.exp(-2 * parameters[: self._parts]) * (self._squares @ (5 / 3 * inner * factor))
+        slope[: self._parts] = np.exp(-2 * parameters[: self._parts]) * (
+            self._squares @ (5 / 3 * inner * factor)
+        )
         slope[-2] = inner @ kernel + 0.5 * amount * trace
         slope[-1] = 0.5 * noise * trace
         # Priors: log-normal length scales, amount near 1, little noise.

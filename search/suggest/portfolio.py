@@ -2,15 +2,16 @@
 
     python -m search.suggest.portfolio FOLDERS... [--to FILE]
 
-makes one from the results folders of finished studies: how far each of their settings was from the best of
-each study. Which of them a new study begins with, and in which order, depends on how much it is like each
-recorded study. The one that is shipped is portfolio.json; `study.warm_start` adds studies of one's own.
+makes one from the results folders of finished studies, or from tables of recorded trials (recorded.py): how
+far each of their settings was from the best of each study. Which of them a new study begins with, and in
+which order, depends on how much it is like each recorded study. The one that is shipped is portfolio.json;
+`study.warm_start` adds studies of one's own.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,60 +19,25 @@ from typing import Any
 import numpy as np
 
 from finetune.disk.filesystems import text_of
-from search.config import config_file
-from search.config.sections import SETTINGS
 from search.errors import StudyError
-from search.record import reader
-from search.record.records import TrialRecord
-from search.record.study_folder import StudyFolder
+from search.suggest.recorded import (
+    ENOUGH,
+    FIELDS,
+    WORST,
+    Recorded,
+    Setting,
+    Situation,
+    read_study,
+    tasks,
+)
 from search.suggest.space import Space
 
 SHIPPED = Path(__file__).with_name("portfolio.json")
 SIZE = 8
 """Settings that a study begins with at most; a third of its trials, if that is less."""
-FIELDS = tuple(name for name, setting in SETTINGS.items() if setting.carried)
-"""Fields of a setting that are carried over to another study."""
 MEDIAN = 1.0
-WORST = 2.0
-"""Largest loss that counts, in distances from a study's best trial to its median one."""
 NEAR = 0.25
 """Distance below which a portfolio holds only one of two settings."""
-ENOUGH = 5
-"""Trials that train blocks without which a study tells too little of them."""
-
-Setting = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Situation:
-    """Size and difficulty of a study's data; None where it is not known."""
-
-    images: int | None = None
-    """Training images."""
-    classes: int | None = None
-    frozen: float | None = None
-    """Best score of a head on frozen features, from 0 (chance) to 1: near the source task it is high."""
-
-    def far(self, other: "Situation") -> float:
-        """Return how far two situations are apart; a factor of ten in images or classes is 1."""
-        parts = []
-        for mine, theirs in ((self.images, other.images), (self.classes, other.classes)):
-            if mine and theirs:
-                parts.append(math.log10(mine / theirs))
-        if self.frozen is not None and other.frozen is not None:
-            parts.append(3 * (self.frozen - other.frozen))
-        return math.hypot(*parts) if parts else 0.0
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One finished study, as much of it as a portfolio needs."""
-
-    situation: Situation
-    settings: tuple[Setting, ...]
-    """Settings of the trials that trained blocks."""
-    losses: tuple[float, ...]
-    """Distance of each from the study's best: 0 is the best, 1 the median, at most WORST."""
 
 
 @dataclass(frozen=True)
@@ -191,51 +157,6 @@ def _far(one: Setting, two: Setting) -> float:
     return math.sqrt(total)
 
 
-def recorded(folder: Path) -> Recorded | None:
-    """Return what a finished study tells of trials that train blocks; None if it tells too little.
-
-    Raises:
-        StudyError: the folder holds no study, or its record cannot be read.
-    """
-    found = StudyFolder.open(folder)
-    config = config_file.load(found.config)
-    trials, facts = reader.read(found.database)
-    space = Space(config)
-    ended = [t for t in trials if t.state in ("COMPLETE", "PRUNED") and "weights" not in t.params]
-    scored = [(t, config.study.objective.worth(t.metrics["best"][config.study.metric])) for t in ended
-              if config.study.metric in t.metrics["best"]]  # fmt: skip
-    trained = [(t, score) for t, score in scored if space.trains(t.params)]
-    if len(trained) < ENOUGH:
-        return None
-    scores = np.array([score for _, score in trained])
-    spread = max(float(scores.max() - np.median(scores)), 1e-9)
-    losses = np.minimum((scores.max() - scores) / spread, WORST)
-    return Recorded(
-        situation_of(facts, scored, space),
-        tuple(setting_of(trial, space) for trial, _ in trained),
-        tuple(float(loss) for loss in losses),
-    )
-
-
-def setting_of(trial: TrialRecord, space: Space) -> Setting:
-    """Return the fields of a trial that are carried over, its frozen blocks as a share."""
-    said = {name: trial.params[name] for name in FIELDS if name in trial.params}
-    rates = {name: float(f"{said[name]:.3g}") for name in ("learning_rate", "backbone_rate") if name in said}
-    return said | rates | {"frozen_layers": round(1 - space.trained_share(trial.params), 3)}
-
-
-def situation_of(
-    facts: Mapping[str, Any], scored: Sequence[tuple[TrialRecord, float]], space: Space
-) -> Situation:
-    """Return the situation of a recorded study."""
-    images = facts.get("provenance", {}).get("images", {}).get("train") or None
-    classes = facts.get("provenance", {}).get("classes")
-    heads = [score for trial, score in scored if not space.trains(trial.params)]
-    if not heads or not classes or not 0 <= max(heads) <= 1:
-        return Situation(images, classes)
-    return Situation(images, classes, round((max(heads) - 1 / classes) / (1 - 1 / classes), 3))
-
-
 def starts(space: Space, portfolio: Portfolio, situation: Situation, *, trials: int) -> list[dict[str, Any]]:
     """Return the trials that a study begins with: a start of each strategy's heads, then the portfolio's.
 
@@ -252,29 +173,39 @@ def starts(space: Space, portfolio: Portfolio, situation: Situation, *, trials: 
     return found
 
 
+def made(studies: Sequence[Recorded], size: int = 3 * SIZE) -> Portfolio:
+    """Return the portfolio of the settings that together lose least on some studies."""
+    whole = EMPTY.grown(studies)
+    kept = greedy(-whole.losses, size)
+    return Portfolio(whole.situations, tuple(whole.settings[i] for i in kept), whole.losses[:, kept])
+
+
 def main() -> None:
     """Make a portfolio from recorded studies."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="+", help="results folders of finished studies")
+    parser.add_argument("folders", type=Path, nargs="+", help="results folders or tables")
     parser.add_argument("--to", type=Path, default=SHIPPED, help="file to write; default: the shipped one")
     parser.add_argument("--size", type=int, default=3 * SIZE, help="settings to keep")
+    parser.add_argument("--without", nargs="*", default=[], help="images whose tasks in tables are left out")
     asked = parser.parse_args()
-    studies = []
+    studies: list[Recorded] = []
     for folder in asked.folders:
-        study = recorded(folder)
-        if study is None:
-            raise StudyError(
-                f"{folder}: at least {ENOUGH} trials must have trained blocks, got fewer. Leave it out."
-            )
-        studies.append(study)
-        print(f"{folder}: {len(study.settings)} trials, {study.situation}")
-    whole = EMPTY.grown(studies)
-    kept = greedy(-whole.losses, asked.size)
-    made = Portfolio(whole.situations, tuple(whole.settings[i] for i in kept), whole.losses[:, kept])
-    asked.to.write_text(made.to_json(), encoding="utf-8")
-    for setting in made.order(Situation())[:SIZE]:
+        if folder.is_dir():
+            found = {str(folder): read_study(folder)}
+        else:
+            found = {task.name: task.recorded() for task in tasks(folder) if task.data not in asked.without}
+        for name, study in found.items():
+            if study is None:
+                raise StudyError(
+                    f"{name}: at least {ENOUGH} trials must have trained blocks, got fewer. Leave it out."
+                )
+            studies.append(study)
+            print(f"{name}: {len(study.settings)} trials, {study.situation}")
+    best = made(studies, asked.size)
+    asked.to.write_text(best.to_json(), encoding="utf-8")
+    for setting in best.order(Situation())[:SIZE]:
         print(setting)
 
 

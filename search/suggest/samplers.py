@@ -147,7 +147,9 @@ class ModelSampler(BaseSampler):
             own = np.random.SeedSequence((self._seed, 2, *str(arm).encode()))
             seed = int(own.generate_state(1)[0])
             gaussian = self._name in ("auto", "gp")
-            self._models[arm] = GaussianModel(seed) if gaussian else _OfOptuna(self._name, seed, self._multivariate)
+            self._models[arm] = (
+                GaussianModel(seed) if gaussian else _OfOptuna(self._name, seed, self._multivariate)
+            )
         model = self._models[arm]
         if isinstance(model, _OfOptuna):
             return model.suggest(study, trial, trials, space)

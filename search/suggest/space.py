@@ -50,7 +50,7 @@ from search.suggest.question import Answer, Question, count_frozen, fixed_value,
 _FIRST = ("strategy", "backbone", "optimizer", "frozen_layers", "imbalance", "mix", "l2_sp")
 FIELDS = (*_FIRST, *(name for name in SETTINGS if name not in (*_FIRST, *DATA_FIELDS)), *DATA_FIELDS)
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
-MUST_FIT = ("strategy", "optimizer", "learning_rate")
+MUST_FIT = ("strategy", "optimizer", "learning_rate", "head_init")
 """Fields of a setting from elsewhere without which it is another setting."""
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
@@ -168,7 +168,7 @@ class Space:
     def placed(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the trial of this space that is nearest to a setting from elsewhere; None if none is near.
 
-        Strategy, optimiser and learning rate must be in the space, and the share of frozen blocks nearly.
+        The fields in MUST_FIT must be in the space, and the share of frozen blocks nearly.
         Other fields take the config's value where it does not search them, or not this value.
 
         Args:
@@ -179,7 +179,7 @@ class Space:
         share = float(wanted["frozen_layers"])
         params = self._walk(partial(started, wanted, share))
         near = is_near(params, share, self._blocks[params["backbone"]])
-        kept = all(params[name] == wanted[name] for name in MUST_FIT if name in wanted)
+        kept = all(params.get(name) == wanted[name] for name in MUST_FIT if name in wanted)
         return params if near and kept else None
 
     def trains(self, params: Mapping[str, Any]) -> bool:

@@ -65,7 +65,8 @@ class SpaceSection(Section):
     )
     """Hidden units of the new head; 0: a single Linear layer. Not used by `load`."""
     head_init: Annotated[
-        HeadInitName, Setting(by=lambda strategy: strategy.begins_exact, when=chosen("head_size", 0))
+        HeadInitName,
+        Setting(by=lambda strategy: strategy.begins_exact, when=chosen("head_size", 0), carried=True),
     ] = "random"
     """First weights of the new head under `fuse`: random, or `exact`, the solution on the features of the
     pretrained backbone, from which training goes on. Only used where `head_size` is 0."""
