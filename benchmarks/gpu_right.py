@@ -405,7 +405,7 @@ def models(setup: Setup) -> Found:
 
 def exact(setup: Setup) -> Found:
     """A head that is solved for: the one that the CPU finds, with its loss."""
-    options = {"weights": setup.digit_weights(), "strategy": "exact", "precision": "exact"}
+    options = {"weights": setup.weights_alike(), "strategy": "exact", "precision": "exact"}
     settings = setup.trial(
         "mobilenet_v2", setup.digits(), learning_rate=0.0, epochs=1, frozen_layers=ALL, **options
     )
@@ -430,7 +430,7 @@ def samples(setup: Setup) -> Found:
     for name, (data, options) in ways.items():
         options |= {"epochs": setup.size(8, 1), "precision": "exact", "learning_rate": 0.03}
         settings = setup.trial(
-            "mobilenet_v2", data, weights=setup.digit_weights(), frozen_layers=ALL, **options
+            "mobilenet_v2", data, weights=setup.weights_alike(), frozen_layers=ALL, **options
         )
         ends = []
         for which, device in (("cpu", torch.device("cpu")), ("device", setup.device)):

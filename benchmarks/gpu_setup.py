@@ -79,6 +79,13 @@ class Setup:
         """Return weights that are pretrained on other digits, on first use."""
         return WeightsSettings(source=SourceSettings(data=self.digits("01234"), epochs=self.size(3, 1)))
 
+    def weights_alike(self) -> WeightsSettings:
+        """Return weights that are the same on all devices: the given ones, or random ones.
+
+        Pretraining on other digits would train them anew on each kind of device.
+        """
+        return WeightsSettings(file=str(self.weights.resolve()) if self.weights else None)
+
     def store(self, name: str) -> FeatureSettings:
         """Return a place for features, as of a study of many trials."""
         return FeatureSettings(folder=str(self.scratch / name), budget_bytes=2**34, trials=1000)

@@ -98,16 +98,17 @@ class Pass:
 
         So each row of the result depends, to the last bit, on the same row of `x` alone.
         """
-        parts = []
-        for part in x.split(batch):
-            missing = batch - len(part)
-            if missing:
-                layout = torch.channels_last if has_channels_last(part) else torch.contiguous_format
-                filled = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
-                parts.append(self.run(blocks, filled.contiguous(memory_format=layout))[: len(part)])
-            else:
-                parts.append(self.run(blocks, part))
+        parts = [self.run(blocks, filled(part, batch))[: len(part)] for part in x.split(batch)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def filled(x: Tensor, batch: int) -> Tensor:
+    """Return `x` (B, ...) with copies of its first row behind it, so that it has `batch` rows at least."""
+    missing = batch - len(x)
+    if missing <= 0:
+        return x
+    layout = torch.channels_last if has_channels_last(x) else torch.contiguous_format
+    return torch.cat([x, x[:1].expand(missing, *x.shape[1:])]).contiguous(memory_format=layout)
 
 
 COMPILE_FROM_SECONDS = 120.0

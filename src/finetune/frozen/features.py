@@ -10,8 +10,9 @@ Shapes: B images of a batch, N images of a split, C, H, W of activations, D pool
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -37,6 +38,15 @@ GPU_CHUNK_ROWS, GPU_CHUNK_BYTES = 256, 128 * 2**20
 """Largest chunk of an entry that a GPU computes, in rows and in bytes."""
 GPU_THREADS = 3
 """Threads that fill an entry: one gathers images, the GPU computes for another, the last one writes."""
+
+
+@lru_cache
+def _one_thread(device: torch.device) -> ThreadPoolExecutor:
+    """Return the thread that launches all passes of a GPU that fill an entry.
+
+    cuDNN plans each convolution once per thread and shape: 2 s for mobilenet_v2 (docs/decisions.md).
+    """
+    return ThreadPoolExecutor(1, f"passes on {device}")
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ class Inputs:
             else:
                 pixels = self.data.sheet_pixels(split, sheet, begin, end, batch, pinned=cuda)
                 parts = copies.aside(pixels, self.images, self.device)
-            made = [self._made(x, how, below, cut.blocks, batch) for x in parts]
+            made = [self._launched(x, how, below, cut.blocks, batch) for x in parts]
             whole = torch.cat(made).to(getattr(torch, layout(cut.blocks).dtype)).cpu()
             return whole.permute(0, 2, 3, 1) if self._is_turned(cut.blocks) else whole
 
@@ -262,6 +272,12 @@ class Inputs:
     def _threads(self, how: Pass) -> int:
         """Return the number of threads that fill an entry; torch.compile is not made for several."""
         return GPU_THREADS if self.device.type == "cuda" and not how.compiled else 1
+
+    def _launched(self, x: Tensor, how: Pass, begin: int, end: int, batch: int) -> Tensor:
+        """Return `_made`, computed by the one thread that a GPU has for it."""
+        if self.device.type != "cuda" or how.compiled:
+            return self._made(x, how, begin, end, batch)
+        return _one_thread(self.device).submit(self._made, x, how, begin, end, batch).result()
 
     def _made(self, x: Tensor, how: Pass, begin: int, end: int, batch: int) -> Tensor:
         """Return what the store keeps of `x`: activations behind block `end`, pooled behind the last one."""

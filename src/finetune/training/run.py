@@ -288,7 +288,16 @@ class Run:
         batches = zip(feed.batches(mine), labels, strict=True)
         self.model.eval()
         with self._autocast(), execution.rounding(self.settings.precision):
-            return evaluate(lambda x: self.model.from_features(feed.finish(x)), batches, self.scores, keep)
+            return evaluate(partial(self._answers, feed), batches, self.scores, keep)
+
+    def _answers(self, feed: Feed | SampleFeed, x: Tensor) -> Tensor:
+        """Return the logits of a batch of a split.
+
+        On a GPU copies of an image fill up the last batch, since cuDNN would plan each convolution anew for
+        another size: 2 s for mobilenet_v2 (docs/decisions.md).
+        """
+        whole = execution.filled(x, BATCH) if self.world.device.type == "cuda" else x
+        return self.model.from_features(feed.finish(whole))[: len(x)]
 
     def measure(self, split: str) -> tuple[dict[str, float], Outputs]:
         """Return the metrics of a split and the outputs behind them; every worker must call this."""
