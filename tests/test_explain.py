@@ -190,9 +190,36 @@ def test_explain_draws_each_image_beside_a_random_map_and_describes_it(
         assert picture.width >= 3 * overlay.LEAST_SIDE
 
 
+def test_explain_shows_the_training_images_that_are_most_alike(
+    written: Path,  # noqa: F811
+    here: Here,
+    tmp_path: Path,
+) -> None:
+    digits = torch.arange(64).reshape(8, 8)
+    for name, turn in (("same", 0), ("turned", 1), ("upside", 2)):
+        pixels = (digits.rot90(turn) * 4).to(torch.uint8).numpy()
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(pixels).resize((32, 32)).save(tmp_path / "train" / name / "1.png")
+    (tmp_path / "train" / "same" / "broken.png").write_bytes(b"no image")
+    Image.open(tmp_path / "train/same/1.png").save(tmp_path / "asked.png")
+    told = here(
+        "explain", written, tmp_path / "asked.png", "--to", tmp_path / "out", "--train", tmp_path / "train"
+    )
+    assert told.returncode == 0
+    (row,) = json.loads((tmp_path / "out" / "explain.json").read_text())
+    assert Path(row["nearest"][0]["path"]).parent.name == "same"
+    cosines = [one["cosine"] for one in row["nearest"]]
+    assert cosines == sorted(cosines, reverse=True)
+    assert cosines[0] == pytest.approx(1, abs=1e-5)
+    assert len(cosines) == 3
+    with Image.open(tmp_path / "out" / row["picture"]) as picture:
+        assert picture.width >= 6 * overlay.LEAST_SIDE
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
+        (("--train", "no-such-folder"), "no-such-folder"),
         (("--class", "8"), "--class: must be a class of the model, got '8'"),
         (("--method", "gradcam"), "--method: must name a map, got 'gradcam'. Did you mean 'grad-cam'"),
     ],

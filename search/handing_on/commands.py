@@ -114,12 +114,16 @@ def explain(
     about: Annotated[
         str | None, typer.Option("--class", help="Class to look for; left out: each image's answer.")
     ] = None,
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(help="Training images, or folders of them: the most alike stand beside each image."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Draw what speaks for an answer: a map over each image, with a random map beside it."""
     from search.views import explanations
 
-    found = Counted(explanations.explain(model, images, to, method=method, about=about))
+    found = Counted(explanations.explain(model, images, to, method=method, about=about, train=train or ()))
     if as_json:
         print_json(list(found))
     else:

@@ -21,6 +21,7 @@ from finetune.explain.maps import METHODS, Method, maps, resolution
 from finetune.images.pixels import normalise
 from finetune.model_folder import Model
 from finetune.model_folder.predicting import pixels_of
+from finetune.model_folder.training_images import TrainingImages
 from search.errors import StudyError
 
 TABLE = "explain.json"
@@ -29,15 +30,22 @@ BATCH = 16
 
 
 def explain(
-    folder: Path, images: Sequence[Path], to: Path, *, method: str = "grad-cam", about: str | None = None
+    folder: Path,
+    images: Sequence[Path],
+    to: Path,
+    *,
+    method: str = "grad-cam",
+    about: str | None = None,
+    train: Sequence[Path] = (),
 ) -> Iterator[dict[str, Any]]:
     """Write a picture with its map for every image found, and `explain.json`; yield each image's explanation.
 
     An explanation has the keys `path`, `class` (what the map is about), `probability` (of this class),
     `method`, `picture` (file in `to`), `deletion` and `random` (mean probability while parts are blurred, the
     marked ones first or in random order), `leans_on` (source classes of this class with their shares, where
-    the model folder has them) and `error`. Of an image that cannot be read, all but `path` and
-    `error` are None.
+    the model folder has them), `nearest` (the most alike of the training images, each with `path` and
+    `cosine`; None without `train`) and `error`. Of an image that cannot be read, all but `path` and `error`
+    are None.
 
     Args:
         folder: a model folder.
@@ -45,10 +53,11 @@ def explain(
         to: the folder to write; it is made where it is missing.
         method: one of `finetune.explain.maps.METHODS`.
         about: the class that maps are about; None: the most probable one of each image.
+        train: training images, and folders of them, whose nearest ones stand beside each image.
 
     Raises:
         CheckpointError: `folder` is not a complete model folder.
-        DataError: a path of `images` does not exist.
+        DataError: a path of `images` or `train` does not exist, or `train` holds no image.
         FinetuneError: the method needs a package that is not installed.
         StudyError: `method` or `about` is unknown, or `to` cannot be written.
     """
@@ -63,13 +72,14 @@ def explain(
             f"--class: must be a class of the model, got {about!r}. {did_you_mean(about, model.classes)}"
         )
     target = None if about is None else model.classes.index(about)
+    known = TrainingImages.read(model, train) if train else None
     rows = []
     try:
         to.mkdir(parents=True, exist_ok=True)
         with steps.step("explain", len(paths), "images", patience=1.0) as told:
             for start in range(0, len(paths), BATCH):
                 part = paths[start : start + BATCH]
-                for place, (row, picture) in enumerate(_explained(model, part, chosen, target), start):
+                for place, (row, picture) in enumerate(_explained(model, part, chosen, target, known), start):
                     if picture is not None:
                         row["picture"] = f"{place:04d}-{_plain(Path(row['path']).stem)}.png"
                         with replacing(to / row["picture"]) as temporary:
@@ -87,14 +97,14 @@ def explain(
 
 
 def _explained(
-    model: Model, paths: Sequence[Path], method: Method, target: int | None
+    model: Model, paths: Sequence[Path], method: Method, target: int | None, known: TrainingImages | None
 ) -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
     """Yield the explanation of each image of a batch, and its picture."""
     empty = {"class": None, "probability": None, "method": method, "picture": None}
-    empty |= {"deletion": None, "random": None, "leans_on": None}
+    empty |= {"deletion": None, "random": None, "leans_on": None, "nearest": None}
     seen = [pixels_of(model, path) for path in paths]
     images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
-    found = iter(_batch(model, torch.stack(images), method, target) if images else ())
+    found = iter(_batch(model, torch.stack(images), method, target, known) if images else ())
     for path, pixels in zip(paths, seen, strict=True):
         if isinstance(pixels, Tensor):
             told, picture = next(found)
@@ -104,7 +114,7 @@ def _explained(
 
 
 def _batch(
-    model: Model, images: Tensor, method: Method, target: int | None
+    model: Model, images: Tensor, method: Method, target: int | None, known: TrainingImages | None
 ) -> Iterator[tuple[dict[str, Any], Image.Image]]:
     """Yield the explanation and the picture of each image of uint8 (B, 3, S, S)."""
     asked = model.facts["preprocessing"]
@@ -119,6 +129,7 @@ def _batch(
 
     shape = resolution(model.net, x, method)
     areas = deletion.area(answers, x, classes, marked), deletion.random_area(answers, x, classes, shape)
+    alike = known.nearest(model, images) if known else [[] for _ in images]
     for i, image in enumerate(images):
         name, probability = model.classes[int(classes[i])], float(probabilities[i, classes[i]])
         panels = [
@@ -128,6 +139,14 @@ def _batch(
         ]
         told = {"class": name, "probability": probability, "leans_on": _leans_on(model, name)}
         told |= {"deletion": float(areas[0][i]), "random": float(areas[1][i])}
+        if known:
+            told["nearest"] = [{"path": str(one.path), "cosine": one.cosine} for one in alike[i]]
+            shown = ((one, pixels_of(model, one.path)) for one in alike[i])
+            panels += [
+                (f"{one.cosine:.2f} {one.path.parent.name}", overlay.plain(pixels))
+                for one, pixels in shown
+                if isinstance(pixels, Tensor)
+            ]
         yield told, overlay.strip(panels)
 
 
