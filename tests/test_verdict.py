@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
 from finetune.metrics import Objective
-from search.verdict import answers, paired, words
+from search.verdict import answers, contest, paired, words
 from search.verdict.answers import Answers
 from search.verdict.paired import Runs
 from search.verdict.words import Contestant, Verdict, verdict
@@ -115,6 +116,22 @@ def test_with_fewer_than_two_seeds_nothing_is_claimed(rights: list[int]) -> None
     assert found.comparisons[0].difference is None
     assert "was not measured over seeds" in found.sentence
     assert (found.split, found.images, found.score) == ("", 0, None)
+
+
+def test_a_head_that_is_solved_for_is_trained_once_and_adds_no_chance_of_a_seed() -> None:
+    one = runs([344])
+    solved = dataclasses.replace(one, solved=True)
+    winner = setting("trial-0001", "exact", 0.86, [344], baseline="exact", runs=solved)
+    found = told(winner, RECIPE)
+    (against,) = found.comparisons
+    assert (against.outcome, against.seeds) == ("better", 3)
+    twice = paired.Runs(scores=np.array([0.86, 0.86]), credits=one.credits.repeat(2, axis=0))
+    expected = paired.difference(twice, RECIPE.runs, level=0.95, objective=Objective("val/accuracy"))
+    assert (against.low, against.high) == pytest.approx((expected.low, expected.high))
+    assert found.luck is None
+    assert found.sentence.endswith("on 400 test images over 3 seeds.")
+    record = SimpleNamespace(params={"strategy": "exact"})
+    assert [contest.seeds_of(record, seeds) for seeds in (0, 1, 3)] == [0, 1, 1]
 
 
 def test_seeds_that_failed_are_told_and_the_others_count() -> None:

@@ -101,7 +101,13 @@ class Repeats:
         """Return the trainings that the record lacks: the first seed of all settings, then the second, ..."""
         chosen = contest.contestants(record, self._config.verdict.top)
         done = {repeat["id"] for repeat in record.repeats}
-        every = [Again(trial, seed) for seed in range(self._config.verdict.seeds) for trial in chosen]
+        seeds = self._config.verdict.seeds
+        every = [
+            Again(trial, seed)
+            for seed in range(seeds)
+            for trial in chosen
+            if seed < contest.seeds_of(trial, seeds)
+        ]
         return [again for again in every if again.id not in done] if len(chosen) > 1 else []
 
     def _train(self, waiting: list[Again], record: StudyRecord) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from search.config.sections import EXACT
 from search.record.records import StudyRecord, TrialRecord, standing
 from search.record.study_folder import StudyFolder
 from search.verdict import words
@@ -35,6 +36,11 @@ def contestants(record: StudyRecord, top: int) -> list[TrialRecord]:
     first_of = {str(trial.params.get("strategy")): trial for trial in reversed(done)}
     wanted = {trial.number for trial in (*done[:top], *first_of.values())}
     return [trial for trial in done if trial.number in wanted or trial.baseline == "recipe"]
+
+
+def seeds_of(trial: TrialRecord, seeds: int) -> int:
+    """Return how often a setting is trained again: a head that is solved for has no seed, so once."""
+    return min(seeds, 1) if trial.params.get("strategy") == EXACT else seeds
 
 
 def measured(record: StudyRecord, *, top: int, seeds: int) -> Verdict:
@@ -102,14 +108,15 @@ def _contestant(
     runs = None
     if shares and len({len(one) for one in shares}) == 1:
         stacked = np.stack(shares)
-        runs = Runs(scores=stacked.mean(axis=1), credits=stacked)
+        solved = trial.params.get("strategy") == EXACT
+        runs = Runs(scores=stacked.mean(axis=1), credits=stacked, solved=solved)
     return Contestant(
         trial=trial.id,
         strategy=str(trial.params.get("strategy", "unknown")),
         baseline=trial.baseline,
         chosen=trial.metrics["best"][record.metric],
         again=tuple(again),
-        failed=max(0, seeds - len(again)),
+        failed=max(0, seeds_of(trial, seeds) - len(again)),
         runs=runs,
     )
 

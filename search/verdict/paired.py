@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from finetune.metrics import Objective
 
 Floats = NDArray[np.float64]
+LEAST_SEEDS = 2
+"""Seeds below which nothing is known about the chance of a seed."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class Runs:
     """Metric of each seed, (S,)."""
     credits: Floats
     """Share of each image in it, (S, N); see `answers.credits_of`."""
+    solved: bool = False
+    """True if the head is solved for: nothing is drawn by the seed, so one training tells all, and S is 1."""
+
+    @property
+    def are_enough(self) -> bool:
+        """True if it is known how far the scores vary with the seed."""
+        return self.solved or len(self.scores) >= LEAST_SEEDS
 
 
 @dataclass(frozen=True)
@@ -45,21 +54,22 @@ def difference(one: Runs, other: Runs, *, level: float, objective: Objective) ->
     """Return how much better `one` is than `other`, with an interval of confidence `level`.
 
     Args:
-        one: at least two seeds.
-        other: at least two seeds, on the same images.
+        one: at least two seeds, or solved.
+        other: the same, on the same images.
         level: confidence, in 0..1.
         objective: tells which scores are better; a positive difference means that `one` is.
 
     Raises:
         ValueError: fewer than two seeds, or other images.
     """
-    if min(len(one.scores), len(other.scores)) < 2 or one.credits.shape[1] != other.credits.shape[1]:
+    enough = one.are_enough and other.are_enough
+    if not enough or one.credits.shape[1] != other.credits.shape[1]:
         raise ValueError("two settings are compared over two seeds each and the same images")
     found = objective.gain(float(one.scores.mean()), float(other.scores.mean()))
     images = one.credits.shape[1]
     paired = one.credits.mean(axis=0) - other.credits.mean(axis=0)
     parts = [(float(paired.var(ddof=1)) / images, images - 1)] if images > 1 else [(math.inf, 1)]
-    for runs in (one, other):
+    for runs in (runs for runs in (one, other) if not runs.solved):
         seeds = len(runs.scores)
         parts.append((float(runs.scores.var(ddof=1)) / seeds, seeds - 1))
     half = _half_width(parts, level)

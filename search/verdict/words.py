@@ -7,14 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.metrics import Objective
-from search.verdict.paired import Interval, Runs, difference
+from search.verdict.paired import LEAST_SEEDS, Interval, Runs, difference
 
 CONFIDENCE = 0.95
 """Confidence that all intervals of a verdict hold at once: each has 1 - 0.05 / their number (Bonferroni)."""
 SPLITS = {"test": "test", "val": "validation"}
 """Name of each split for people."""
-LEAST_SEEDS = 2
-"""Seeds below which nothing is known about the chance of a seed."""
 
 Outcome = Literal["better", "worse", "cannot be told apart", "not measured"]
 
@@ -144,8 +142,8 @@ def verdict(
     level = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
     compared = tuple(_compare(winner, other, name, level, objective, split) for name, other in pairs)
     runs = winner.runs
-    measured = runs is not None and len(runs.scores) >= LEAST_SEEDS
-    luck = _luck(winner, others, objective) if len(winner.again) else None
+    measured = runs is not None and runs.are_enough
+    luck = _luck(winner, others, objective) if len(winner.again) and not _is_solved(winner) else None
     return Verdict(
         winner=winner.trial,
         sentence=_sentence(winner, compared, luck, scale, split if measured else ""),
@@ -190,6 +188,14 @@ def name_of(contestant: Contestant) -> str:
     return f"{contestant.trial} ({contestant.strategy})"
 
 
+def _is_solved(contestant: Contestant) -> bool:
+    return contestant.runs is not None and contestant.runs.solved
+
+
+def _seeds(contestant: Contestant) -> int:
+    return len(contestant.runs.scores) if contestant.runs else 0
+
+
 def _pairs(winner: Contestant, others: Sequence[Contestant]) -> list[tuple[str, Contestant]]:
     """Return whom the winner is compared with: the recipe, the runner-up, the best of each other strategy."""
     pairs: list[tuple[str, Contestant]] = []
@@ -220,8 +226,8 @@ def _compare(
         name, f"Against the best of {name}"
     )
     whom = f"{title} ({other.trial}{'' if name == 'recipe' else f', {other.strategy}'})"
-    seeds = min(len(one.runs.scores) if one.runs else 0 for one in (winner, other))
-    if winner.runs is None or other.runs is None or seeds < LEAST_SEEDS:
+    seeds = min((_seeds(one) for one in (winner, other) if not _is_solved(one)), default=1)
+    if winner.runs is None or other.runs is None or not (winner.runs.are_enough and other.runs.are_enough):
         gain = scale.gain(objective.gain(winner.chosen, other.chosen))
         why = f"{seeds} of the {LEAST_SEEDS} other seeds that it takes" if seeds else "one seed each"
         return Comparison(
@@ -297,7 +303,9 @@ def _sentence(
     if by["not measured"]:
         parts.append("was not measured against " + _list(by["not measured"], None))
     start = f"{who} won by luck: it" if luck is not None and luck.won_by_luck else who
-    images, seeds = winner.runs.credits.shape[1], len(winner.again)
+    images, seeds = winner.runs.credits.shape[1], max(one.seeds for one in compared)
+    if not winner.runs.solved:
+        seeds = len(winner.again)
     where = f"on {images} {SPLITS[split]} images over {seeds} seeds"
     return f"{start} {', and '.join(parts)}: {where}."
 
