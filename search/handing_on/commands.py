@@ -4,7 +4,7 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ def export(
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign all files with this private key (PEM).")
     ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Join heads on one frozen backbone, if that beats the best.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the best model, or that of another trial, with its card, and measure it on the test images."""
@@ -43,7 +46,9 @@ def export(
         trust.check("export --sign")
     asked = [one.value for one in dict.fromkeys(formats or ()) if one is not Format.SAFETENSORS]
     with Phases().phase("export"):
-        if exports.is_model(folder):
+        if ensemble:
+            facts = _ensemble(folder, to, trial, asked, as_json)
+        elif exports.is_model(folder):
             if trial is not None:
                 raise typer.BadParameter("--trial goes with a results folder; this is a model folder")
             facts = exports.convert(folder, to, asked)
@@ -59,6 +64,26 @@ def export(
     if facts["provenance"].get("test_reads", 0) is None:
         say(f"{folder}: this read of the test split is not counted: the folder cannot be written")
     say(f"next: python -m search predict {shlex.quote(str(to))} IMAGES...")
+
+
+def _ensemble(folder: Path, to: Path, trial: int | None, asked: list[str], as_json: bool) -> dict[str, Any]:
+    """Export an ensemble and return the content of its model.yaml.
+
+    Raises:
+        typer.Exit: it is not worth it; the answer is printed.
+    """
+    from search.handing_on import ensemble
+    from search.views import export as exports
+
+    if trial is not None or exports.is_model(folder):
+        raise typer.BadParameter("--ensemble goes with a results folder and without --trial")
+    found = ensemble.export(StudyFolder.open(folder), to)
+    say(found.sentence)
+    if found.facts is None:
+        if as_json:
+            print_json({"ensemble": None, "gain": found.judged.gain, "error": found.judged.error})
+        raise typer.Exit(Exit.STUDY_FAILED)
+    return exports.convert(to, to, asked) if asked else found.facts
 
 
 def predict(

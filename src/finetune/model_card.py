@@ -71,6 +71,19 @@ def _formats(formats: dict[str, Any]) -> list[str]:
     return ["| file | largest difference of a probability | changed answers |", "| --- | --- | --- |", *rows]
 
 
+def _members(members: list[dict[str, Any]], judged: dict[str, Any] | None) -> list[str]:
+    """Return the parts of an ensemble, and how far it was ahead of a single model."""
+    names = ", ".join(f"{one['trial']} ({one['strategy']}, {100 * one['share']:.0f} %)" for one in members)
+    lines = [f"An ensemble of {len(members)} heads on one frozen backbone, whose probabilities are averaged:"]
+    lines.append(f"{markdown(names)}.")
+    if judged:
+        lines.append(
+            f"On validation images that did not choose, such ensembles beat the best single model by "
+            f"{judged['gain']:.4f} (± {judged['error']:.4f})."
+        )
+    return lines
+
+
 def _privacy(told: dict[str, Any]) -> list[str]:
     """Return what a private study promises about its images, in words."""
     return [
@@ -136,6 +149,8 @@ def text(facts: dict[str, Any]) -> str:
         lines.append(row(_of_test(facts["provenance"]), scores["test"]))
     else:
         lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
+    if "members" in facts["head"]:
+        lines += ["", *_members(facts["head"]["members"], facts["provenance"].get("ensemble"))]
     if "calibration" in facts:  # folders of older versions have none
         lines += ["", _calibrated(facts["calibration"])]
     if facts.get("privacy"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finetune.errors import BackboneError, CheckpointError, did_you_mean
 from finetune.model.backbones import Backbone, last_layer, set_rows
 from finetune.model.dropout import swap_dropout
+from finetune.model.ensemble import EnsembleHead
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.head import FuseHead, LoadHead, MLPHead, ReplaceHead
 from finetune.model.sample_head import SampleHead, SampleShape
@@ -22,7 +23,7 @@ from finetune.model.weights import differences
 from finetune.settings import ALL
 from finetune.strategy import FUSE, LOAD, REPLACE, STRATEGIES
 
-Head = ReplaceHead | LoadHead | FuseHead | ExactHead | SampleHead
+Head = ReplaceHead | LoadHead | FuseHead | ExactHead | SampleHead | EnsembleHead
 
 
 class TransferModel(nn.Module):

@@ -17,6 +17,8 @@ from finetune.evaluation import calibration
 from finetune.evaluation.calibration import Calibration
 from finetune.images.pixels import normalise
 from finetune.model import backbones, strategies
+from finetune.model.backbones import Backbone
+from finetune.model.ensemble import ENSEMBLE, EnsembleHead
 from finetune.model.exact_head import ExactShape
 from finetune.model.sample_head import SampleShape
 from finetune.model.strategies import TransferModel
@@ -25,6 +27,8 @@ from finetune.texts.encoders import Encoder, rebuilt
 
 MOST_PIXELS = 2**13
 """Largest side of a model's input, in pixels."""
+MOST_MEMBERS = 100
+"""Most heads of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,7 @@ def load(folder: Path, *, device: torch.device | None = None, parts: bool = Fals
         backbone = backbones.build(
             facts["backbone"], source_classes=source["classes"], image_size=source.get("image_size")
         )
-        net = strategies.build(
-            facts["strategy"],
-            backbone,
-            classes=facts["classes"],
-            head_size=facts["head"]["size"],
-            dropout=facts["head"]["dropout"],
-            frozen_layers=facts["frozen_layers"],
-            # Only its shape matters, since the weights of the file replace the rows made from it.
-            relation=torch.zeros(len(facts["classes"]), source["classes"]),
-            source_names=None,
-            seed=0,
-            keeps_relu=facts["head"].get("keeps_relu", True),  # folders of older versions do not say
-            exact=ExactShape.from_dict(facts["head"]["exact"]) if facts["strategy"] == "exact" else None,
-            sample=SampleShape.from_dict(facts["head"]["sample"]) if "samples" in facts else None,
-        )
+        net = _ensemble(facts, backbone) if facts["strategy"] == ENSEMBLE else _built(facts, backbone)
         net.load_state_dict(state, strict=True)
     except FileNotFoundError:
         missing = [name for name in ("model.yaml", "model.safetensors") if not (folder / name).exists()]
@@ -121,6 +111,52 @@ def load(folder: Path, *, device: torch.device | None = None, parts: bool = Fals
             "another command. Use `predict`."
         )
     return Model(net.eval(), facts, device, encoder)
+
+
+def _built(facts: dict[str, Any], backbone: Backbone) -> TransferModel:
+    """Return the network that a model.yaml describes, with random weights.
+
+    Args:
+        facts: its content; of an ensemble's member, `strategy`, `head` and the rest of the ensemble.
+        backbone: the backbone, of which the network becomes a part.
+    """
+    head = facts["head"]
+    return strategies.build(
+        facts["strategy"],
+        backbone,
+        classes=facts["classes"],
+        head_size=head["size"],
+        dropout=head["dropout"],
+        frozen_layers=facts["frozen_layers"],
+        # Only its shape matters, since the weights of the file replace the rows made from it.
+        relation=torch.zeros(len(facts["classes"]), facts["source"]["classes"]),
+        source_names=None,
+        seed=0,
+        keeps_relu=head.get("keeps_relu", True),  # folders of older versions do not say
+        exact=ExactShape.from_dict(head["exact"]) if facts["strategy"] == "exact" else None,
+        sample=SampleShape.from_dict(head["sample"]) if "samples" in facts else None,
+    )
+
+
+def _ensemble(facts: dict[str, Any], backbone: Backbone) -> TransferModel:
+    """Return the network of an ensemble: one backbone, and the heads of its members.
+
+    Raises:
+        ValueError: the members are none that `write` writes.
+    """
+    members = facts["head"]["members"]
+    if not isinstance(members, list) or not 0 < len(members) <= MOST_MEMBERS:
+        raise ValueError(f"an ensemble with members {members!r:.80}")
+    shares = [member["share"] for member in members]
+    if not all(isinstance(one, float) and 0 < one <= 1 for one in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"an ensemble with shares {shares!r:.80}, which are to add up to 1")
+    if any(member["strategy"] == ENSEMBLE for member in members) or "samples" in facts:
+        raise ValueError("an ensemble of ensembles, or of samples with several parts")
+    heads = [
+        _built({**facts, "strategy": member["strategy"], "head": member}, backbone.fork(-1)).head
+        for member in members
+    ]
+    return TransferModel(backbone, len(backbone.blocks), EnsembleHead(backbone.pool, heads, shares))
 
 
 def _with_encoder(

@@ -76,7 +76,7 @@ def write(
     # `choices` leaves out the paths: only settings of the same trial may replace those of the checkpoint.
     if now is not None and now.choices() == settings.choices():
         settings = now
-    run = _trained(tensors, stored, settings, world, features)
+    run = trained(tensors, stored, settings, world, features)
     metrics: dict[str, Any] = {"validation": None, "test": None}
     found: dict[str, Outputs] = {}
     for name, split in SPLITS:
@@ -85,7 +85,7 @@ def write(
             metrics[name] = scores | {"images": run.data.size(split)}
     metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
     fitted = calibration.fit(found["val"].logits, found["val"].labels)
-    facts = _facts(run, metrics, provenance)
+    facts = described(run, metrics, provenance)
     facts["calibration"] = calibration.facts(
         fitted, {name: (found[s].logits, found[s].labels) for name, s in SPLITS if s in found}
     )
@@ -94,7 +94,7 @@ def write(
     if world.rank == 0:
         if answers is not None:
             _keep_answers(answers, run, found, fitted)
-        _write_files(to, run.model, facts, run.texts)
+        write_files(to, run.model, facts, run.texts)
     return facts
 
 
@@ -117,9 +117,9 @@ def release(
         CheckpointError: `to` cannot become a model folder.
     """
     files.claim(to)
-    facts = _facts(run, metrics, provenance) | {"privacy": privacy}
+    facts = described(run, metrics, provenance) | {"privacy": privacy}
     del facts["provenance"]["data_fingerprint"]
-    _write_files(to, run.model, facts, None)
+    write_files(to, run.model, facts, None)
     return facts
 
 
@@ -134,14 +134,14 @@ def measure(
         OSError: the answers cannot be written.
     """
     tensors, stored = checkpoint.read(checkpoint_path)
-    run = _trained(tensors, stored, TrialSettings.from_dict(stored["settings"]), world, features)
+    run = trained(tensors, stored, TrialSettings.from_dict(stored["settings"]), world, features)
     found = {s: run.measure(s)[1] for _, s in SPLITS if run.data.size(s)}
     fitted = calibration.fit(found["val"].logits, found["val"].labels)
     if world.rank == 0:
         outputs.save(answers / ANSWERS, found, fitted)
 
 
-def _trained(
+def trained(
     tensors: dict[str, Tensor],
     stored: dict[str, Any],
     settings: TrialSettings,
@@ -163,7 +163,7 @@ def _trained(
     return run
 
 
-def _write_files(to: Path, model: TransferModel, facts: dict[str, Any], texts: Texts | None) -> None:
+def write_files(to: Path, model: TransferModel, facts: dict[str, Any], texts: Texts | None) -> None:
     """Write the files of a model folder, and the digest of the weights into `facts`."""
     for name in DERIVED:
         (to / name).unlink(missing_ok=True)  # it belongs to the weights that are replaced now
@@ -215,22 +215,16 @@ def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibra
             kept.save(to / EXPLAINED, run, split, mistakes)
 
 
-def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    settings, head = run.settings, run.model.head
-    sample = {"sample": head.shape.to_dict()} if isinstance(head, SampleHead) else {}
+def described(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of the model.yaml of a run's model."""
+    settings = run.settings
     source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, run.world.device.type)
     prints = {"data_fingerprint": run.data.fingerprint, "weights_sha256": source.sha256}
     return {
         "format": FORMAT,
         "backbone": settings.backbone,
         "strategy": settings.strategy,
-        "head": {
-            "size": settings.head_size,
-            "dropout": settings.dropout,
-            "keeps_relu": not sample and bool(strategies.relus_behind(run.model.head.new)),
-            **_exact(run),
-            **sample,
-        },
+        "head": head_of(run),
         **_parts(run),
         "frozen_layers": settings.frozen_layers,
         "source": {
@@ -249,6 +243,19 @@ def _facts(run: Run, metrics: dict[str, Any], provenance: dict[str, Any]) -> dic
         "metrics": metrics,
         "settings": portable.settings(settings.to_dict()),
         "provenance": portable.provenance(provenance) | prints,
+    }
+
+
+def head_of(run: Run) -> dict[str, Any]:
+    """Return the structure of a run's head, as model.yaml has it."""
+    settings, head = run.settings, run.model.head
+    sample = {"sample": head.shape.to_dict()} if isinstance(head, SampleHead) else {}
+    return {
+        "size": settings.head_size,
+        "dropout": settings.dropout,
+        "keeps_relu": not sample and bool(strategies.relus_behind(head.new)),
+        **_exact(run),
+        **sample,
     }
 
 
