@@ -37,7 +37,7 @@ REFUSED: dict[str, dict[str, list[str]]] = {
                 "--history": ["DIR"]},
     "blocks": {"--image-size": [], "--json": []},
     "cache": {"--dir": [], "--clear": [], "--json": []},
-    "export": {"--to": [], "--trial": [], "--format": [], "--sign": [], "--json": []},
+    "export": {"--to": [], "--trial": [], "--format": [], "--sign": [], "--ensemble": [], "--json": []},
     "report": {"--to": [], "--shareable": []},
     "predict": {"--json": ["DIR DIR --csv x.csv"], "--csv": ["DIR DIR --json"], "--top": [], "--text": [],
                 "--parquet": ["DIR DIR --json", "DIR DIR --csv x.csv"]},
