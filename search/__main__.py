@@ -169,8 +169,9 @@ def finish(record: StudyRecord, as_json: bool) -> None:
     if record.best is None:
         say(f"next: python -m search run {folder}/study.yaml --only-trial 0")
         raise typer.Exit(Exit.STUDY_FAILED)
-    say(f"model: {folder}/best (the card is its README.md)")
-    say(f"next: python -m search predict {folder}/best IMAGES...")
+    model = "final" if record.refit else "best"
+    say(f"model: {folder}/{model} (the card is its README.md)")
+    say(f"next: python -m search predict {folder}/{model} IMAGES...")
 
 
 @app.command("results")

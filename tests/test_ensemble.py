@@ -1,6 +1,7 @@
 """Ensembles of heads: how they are chosen and judged, and an ensemble as a model folder."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from finetune import model_folder
-from finetune.messages import Effective, Epoch, Keep, Note
+from finetune.messages import Epoch, Keep
 from finetune.model.ensemble import mean_logits
 from finetune.training import loop
 from search.config import resolve
@@ -80,23 +81,43 @@ def test_twenty_images_are_the_least() -> None:
     pool(3, 20, shared=0.0, seed=0).judge()
 
 
+HEADS = (("replace", 0.05), ("replace", 0.01), ("fuse", 0.05), ("load", 0.05))
+
+
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+def study(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[StudyFolder]:
     """A finished study of four heads on one backbone, two of which have weights; nothing of it ran on Ray."""
-    root = tmp_path_factory.mktemp("studies")
-    config = StudyConfig.from_dict(small.STUDY | {"results": str(root)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        yield finished(tmp_path_factory.mktemp("studies"), HEADS, kept=2)
+
+
+def finished(
+    root: Path, heads: Sequence[tuple[str, float]], kept: int, frozen: int = -1, **keys: Any
+) -> StudyFolder:
+    """Write a finished study whose trials were trained here.
+
+    Args:
+        root: folder of all studies.
+        heads: strategy and learning rate of each trial.
+        kept: trials that have weights, the first ones.
+        frozen: frozen blocks of each trial; -1: all.
+        keys: further keys of the config's section `study`.
+    """
+    values = small.merged(small.STUDY, {"study": {"trials": len(heads), **keys}})
+    config = StudyConfig.from_dict(values | {"results": str(root)})
     folder = StudyFolder.create(root, config.study.name)
     write_text(folder.config, config.to_yaml())
     book = Ledger(folder.database, metric=METRIC, sampler=samplers.make("random", seed=0))
     space = Space(config)
-    for number, (strategy, rate) in enumerate(
-        [("replace", 0.05), ("replace", 0.01), ("fuse", 0.05), ("load", 0.05)]
-    ):
+    for number, (strategy, rate) in enumerate(heads):
         params = space.baseline("recipe", config.backbones[0]) | {
             "strategy": strategy, "learning_rate": rate, "head_size": 0, "optimizer": "sgd",
+            "frozen_layers": "all" if frozen < 0 else frozen,
         }  # fmt: skip
         if strategy == "load":
             del params["head_size"]
+        params |= {"backbone_rate": 0.1} if frozen >= 0 else {}
         book.ask()
         book.suggested(number, {"params": params})
         told: list[Any] = []
@@ -107,12 +128,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
         loop.train(settings, keep=keep, report=told.append)
         epochs = [message.metrics for message in told if isinstance(message, Epoch)]
         best = max(epochs, key=lambda epoch: epoch[METRIC])
-        if number > 1:
+        if number >= kept:
             keep.best.unlink()
-        book.end(
-            number, "COMPLETE", best[METRIC], {"metrics": {"best": best, "last": epochs[-1]}, "epochs": 3}
-        )
-        assert not [m for m in told if not isinstance(m, Effective | Epoch | Note)]
+        metrics = {"best": best, "last": epochs[-1]}
+        book.end(number, "COMPLETE", best[METRIC], {"metrics": metrics, "epochs": 3, "history": epochs})
     book.set_fact("state", "finished")
     book.set_fact("provenance", {"images": {"train": 1, "val": 1, "test": 1}})
     book.close()

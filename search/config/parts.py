@@ -58,6 +58,10 @@ def not_supported(data: Data, space: SpaceSection, study: Study | None) -> Itera
     if study is not None and study.goal.measured:
         rule = "the cost of models that read text or clips is not measured"
         yield refused(rule, list(study.goal.measured), "Delete it.", ("study", "objectives"))
+    if study is not None and study.refit:
+        yield refused(
+            "models that read text or clips are not refitted", True, "Delete it.", ("study", "refit")
+        )
     if wrong := [name for name in names if name in ("exact", "scratch")]:
         rule = f"{REASON}, which {' and '.join(wrong)} do not"
         yield refused(rule, list(names), "Leave them out.", ("study", "baselines"))

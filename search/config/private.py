@@ -38,6 +38,9 @@ def _of_study(study: sections.Study) -> Iterable[PydanticCustomError]:
     if study.sampler not in ("auto", "random"):
         rule = "trials of a private study are independent random draws, else the search costs far more"
         yield refused(rule, study.sampler, "Write random.", ("study", "sampler"))
+    if study.refit:
+        rule = "a private study releases the one model that it has paid for"
+        yield refused(rule, True, "Delete it.", ("study", "refit"))
     if study.goal.measured:
         rule = "a private study compares trials by accuracy alone, whose noise is known"
         field = "objectives" if study.objectives else "constraints"

@@ -220,7 +220,11 @@ def _search(
             # A slot that is still warm exports the model, since it has torch, the images and a device.
             if state == "finished":
                 with phases.phase("export of the best model", source=lambda: warm.steps.get("export")):
-                    problem = _export_best(study)
+                    problem = _export_best(study, folder.best)
+                if config.study.refit and problem is None:
+                    why = "trains on training and validation images together"
+                    with phases.phase("final model", why, lambda: warm.steps.get("final")):
+                        problem = _export_best(study, folder.final)
         finally:
             with phases.phase("end", "running trials save their epoch, slots end"):
                 warm.close()
@@ -242,8 +246,12 @@ def _slots_up(warm: Slots) -> Step:
     return Step(name="slots", done=warm.up, total=warm.plan.slots, unit="up")
 
 
-def _export_best(study: StudyRun) -> str | None:
+def _export_best(study: StudyRun, to: Path) -> str | None:
     """Have a slot write the model folder of the best trial, which reads the test split.
+
+    Args:
+        study: the run of the study.
+        to: where the folder goes; `final` gets a model that is trained on the validation images, too.
 
     Returns:
         The reason if that failed, or None.
@@ -253,16 +261,18 @@ def _export_best(study: StudyRun) -> str | None:
     if record.best is None:
         return None
     now = study.space.settings_now(record.best, cache_dir=str(resolve.cache_dir()))
+    refit = to == folder.final
     job = ExportJob(
-        id="export",
+        id="final" if refit else "export",
         checkpoint=folder.best_weights(record.best.id),
-        to=folder.best,
-        answers=folder.trial(record.best.id),
+        to=to,
+        answers=None if refit else folder.trial(record.best.id),
         provenance=record.provenance
         | {"study": record.name, "trial": record.best.id}
         | reads.enter(folder, record, record.best.id),
         settings=now,
         features=resolve.feature_settings(study.config),
+        refit=export.refit_of(record, record.best) if refit else None,
     )
     try:
         # `receive` returns an empty list while the slot works, and `warm.get` raises once nobody can answer.
@@ -292,7 +302,9 @@ def _add_pictures(study: StudyRun) -> None:
 def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> StudyRecord:
     """Return the record of a study that is over, after writing in this process what its folder lacks."""
     record = reader.read_study(folder)
-    if record.best is not None and not export.is_whole(folder.best, record.best.id):
+    lacking = [folder.best, *[folder.final] * config.study.refit]
+    lacking = [] if record.best is None else [to for to in lacking if not export.is_whole(to, record.best.id)]
+    if record.best is not None and lacking:
         study = config.study
         kept = Kept(
             folder,
@@ -304,7 +316,8 @@ def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> Study
         kept.sweep(record.trials)
         try:
             with phases.phase("export of the best model"):
-                export.export_trial(folder, None, folder.best)
+                for to in lacking:
+                    export.export_trial(folder, None, to, refit=to == folder.final)
         except FinetuneError as error:
             raise _not_exported(folder, str(error)) from error
         record = dataclasses.replace(record, test_reads=reads.of(folder))

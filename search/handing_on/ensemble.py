@@ -160,10 +160,14 @@ def _with_weights(
 
 def _again(settings: Any, place: Path, config: StudyConfig, world: "World") -> Path:
     """Train a head again and return its best weights."""
+    import torch
+
     from finetune.messages import Keep
     from finetune.training import loop
 
     place.mkdir()
+    # As in a slot: the products of a head are so small that threads would mostly wait for each other.
+    torch.set_num_threads(1)
     keep = Keep(metric=config.study.metric, best=place / "best.safetensors", last=place / "last.safetensors")
     features = resolve.feature_settings(config)
     loop.train(settings, keep=keep, report=lambda message: None, world=world, features=features)

@@ -89,6 +89,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         privacy=facts.get("privacy"),
         ended=facts.get("ended"),
         plan=facts.get("plan"),
+        refit=config.study.refit,
         goal=config.study.goal if config.study.goal.measured else None,
         is_open=config.study.is_open,
         epochs=config.study.epochs,

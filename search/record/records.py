@@ -108,6 +108,8 @@ class StudyRecord:
 
     goal: Goal | None = None
     """The metric with further objectives and constraints; None: the metric alone."""
+    refit: bool = False
+    """True if the final model is trained on training and validation images together."""
     repeats: tuple[dict[str, Any], ...] = ()
     """Trainings of the settings that matter with other seeds: `id`, the `trial` whose setting it is, `state`,
     `metrics` of its best epoch, `epochs`, `seconds` and `error`. They are no trials and have no rank."""

@@ -117,6 +117,11 @@ class StudyFolder:
         return self.root / "best"
 
     @property
+    def final(self) -> Path:
+        """The model folder of the best trial's settings, trained on training and validation images."""
+        return self.root / "final"
+
+    @property
     def report(self) -> Path:
         """The page that `report` writes."""
         return self.root / "report.html"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from finetune.disk.filesystems import text_of
+from finetune.messages import Refit
 from search.config import config_file, resolve
 from search.config.study import StudyConfig
 from search.errors import StudyError
@@ -20,11 +21,17 @@ from search.views.tensorboard import pictures
 
 
 def export_trial(
-    folder: StudyFolder, number: int | None, to: Path, formats: Sequence[str] = ()
+    folder: StudyFolder,
+    number: int | None,
+    to: Path,
+    formats: Sequence[str] = (),
+    *,
+    refit: bool | None = None,
 ) -> dict[str, Any]:
     """Write the model folder of trial `number`, or of the best one, and return the content of its model.yaml.
 
-    This measures the model on the test images, which the record counts. `formats` are added beside it.
+    This measures the model on the test images, which the record counts. `formats` are added beside it. With
+    `refit` the settings are trained again on training and validation images together; None: as `study.refit`.
 
     Raises:
         StudyError: the study has no such trial, or none that completed.
@@ -48,6 +55,7 @@ def export_trial(
 
     writers.check(formats)
     config = config_file.load(folder.config)
+    refit = config.study.refit if refit is None else refit
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     entered = reads.enter(folder, record, trial.id)
     provenance = record.provenance | {"study": record.name, "trial": trial.id} | entered
@@ -59,7 +67,9 @@ def export_trial(
             provenance,
             world=World(device=device),
             now=now,
-            answers=folder.trial(trial.id),
+            answers=None if refit else folder.trial(trial.id),
+            refit=refit_of(record, trial) if refit else None,
+            features=resolve.feature_settings(config) if refit else None,
         )
         with suppress(OSError):  # the folder may be read-only, and the model is whole
             pictures.add(folder, config, trial, facts["classes"])
@@ -67,6 +77,11 @@ def export_trial(
         reads.withdraw(folder, entered)
         raise
     return writers.add(to, formats, place=_place(config)) if formats else facts
+
+
+def refit_of(record: StudyRecord, trial: TrialRecord) -> Refit:
+    """Return how a trial's settings are trained on training and validation images together."""
+    return Refit(metric=record.metric, limit=trial.effective.get("learning_rate_limit"))
 
 
 def convert(model: Path, to: Path, formats: Sequence[str]) -> dict[str, Any]:

@@ -98,6 +98,11 @@ def comparison(study: StudyRecord) -> list[str]:
         return [*lines, *_private(study.privacy, best)]
     lines += [_against(study, best, trial) for trial in _baselines(study)]
     lines += _backbones(study)
+    if study.refit and study.state == "finished":
+        lines.append(
+            f"final model: 'final' has the settings of {best.id}, trained on training and validation images "
+            "together; the scores here are those before"
+        )
     lines += front.lines(study, ranked(study))
     complete = sum(trial.state == "COMPLETE" for trial in study.trials)
     lines.append(
@@ -163,9 +168,9 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
     facts = {
         name: value
         for name, value in vars(study).items()
-        if name not in ("trials", "verdict", "repeats", "goal", "front")
+        if name not in ("trials", "verdict", "repeats", "goal", "front", "refit")
     } | {"mode": study.objective.mode}
-    facts |= front.facts(study)
+    facts |= front.facts(study) | ({"refit": True} if study.refit else {})
     return {
         "study": _plain(facts),
         "verdict": _plain(contest.of(study).to_json()),

@@ -80,6 +80,18 @@ class ExportJob(Job):
     settings: TrialSettings | None
     """The trial's settings with today's paths; None: those in the checkpoint."""
     features: FeatureSettings
+    refit: "Refit | None" = None
+    """Train the settings again on training and validation images first; None: write the trial's weights."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """How a chosen trial's settings are trained once more, on training and validation images together."""
+
+    metric: str
+    """The study's metric."""
+    limit: float | None = None
+    """Learning rate that the trial used instead of its setting, because that was too high."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,12 @@ HUB_KINDS = {"folder": "imagefolder"}
 """How the Hub names a kind of images, where it differs from ours."""
 
 
+def _of_validation(facts: dict[str, Any]) -> str:
+    """Return the table label of the validation scores."""
+    before = "before it was trained on them; " if "refit" in facts else ""
+    return f"validation ({before}chose this model: reads high)"
+
+
 def _of_test(provenance: dict[str, Any]) -> str:
     """Return the table label of the test scores, with the number of test reads if the provenance has it."""
     if "test_reads" not in provenance:
@@ -143,12 +149,20 @@ def text(facts: dict[str, Any]) -> str:
         "",
         "| split | images | " + " | ".join(columns) + " |",
         "|" + " --- |" * (len(columns) + 2),
-        row("validation (chose this model: reads high)", scores["validation"]),
+        row(_of_validation(facts), scores["validation"]),
     ]
     if scores["test"]:
         lines.append(row(_of_test(facts["provenance"]), scores["test"]))
     else:
         lines += ["", "No test split was given, so there is no unbiased estimate of its accuracy."]
+    if told := facts.get("refit"):
+        lines += [
+            "",
+            f"Trained on training and validation images together, {told['images']} images, for "
+            f"{told['epochs']} epoch{'s'[: told['epochs'] > 1]}",
+            "with the settings that were best on validation images. Scores and temperature there are",
+            "those of the model before, which had not seen them.",
+        ]
     if "members" in facts["head"]:
         lines += ["", *_members(facts["head"]["members"], facts["provenance"].get("ensemble"))]
     if "calibration" in facts:  # folders of older versions have none

@@ -180,6 +180,7 @@ def _export(job: ExportJob, world: World) -> End:
         features=job.features,
         now=job.settings,
         answers=job.answers,
+        refit=job.refit,
     )
     world.agree(True)  # a barrier: no worker takes the next job before all have finished this one
     return End("complete")

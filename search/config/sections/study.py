@@ -165,6 +165,10 @@ class Study(Section):
     trained, no epoch told, no step of preparing its images. Its worker is then killed, as stopped or waiting
     for ever, and the trial is tried again (`retries`). `auto`: ten times the longest such time of this study
     so far, at least 10 minutes; 30 minutes before its first epoch."""
+    refit: bool = False
+    """Train the best trial's settings once more, on training and validation images together and for as many
+    epochs as were best, into `<results>/<name>/final`; `export` hands on models that are trained like that,
+    too. Scores on validation images stay those from before. `best` is the model as the search left it."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 5
     """Number of best trials whose models stay on disk."""
 

@@ -121,6 +121,17 @@ class Catalog:
             frames=count,
         )
 
+    def together(self) -> "Catalog":
+        """Return the catalog in which the validation images are training images, too."""
+        every = sorted(
+            (*self.splits["train"], *self.splits["val"]), key=lambda example: (example.label, example.path)
+        )
+        return dataclasses.replace(
+            self,
+            splits={**self.splits, "train": tuple(every)},
+            fingerprint=hashlib.sha256(f"{self.fingerprint} train and val".encode()).hexdigest(),
+        )
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images per split and class, zeros included."""
         counts = {split: dict.fromkeys(self.classes, 0) for split in self.splits}

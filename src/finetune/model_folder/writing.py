@@ -19,6 +19,7 @@ from finetune.evaluation import calibration, outputs
 from finetune.evaluation.calibration import Calibration
 from finetune.evaluation.outputs import Outputs
 from finetune.explain import kept, sources
+from finetune.messages import Refit
 from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.sample_head import SampleHead
@@ -27,6 +28,7 @@ from finetune.model_folder import files, portable
 from finetune.model_folder.files import DERIVED, FILES, FORMAT, TEXT
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.texts.encoders import Texts
+from finetune.training import refit as refitting
 from finetune.training import shared
 from finetune.training.run import Run
 from finetune.training.workers import World
@@ -47,6 +49,7 @@ def write(
     features: FeatureSettings | None = None,
     now: TrialSettings | None = None,
     answers: Path | None = None,
+    refit: Refit | None = None,
 ) -> dict[str, Any]:
     """Write a trial's best weights as the model folder `to`, and measure them on validation and test images.
 
@@ -61,6 +64,9 @@ def write(
         now: settings with the present paths of images, weights and cache, in case they moved since the trial.
         answers: folder of the record that gets the answer on each validation and test image, and the most
             confident mistakes as pictures; None: none. A folder that cannot be written gets nothing.
+        refit: train the trial's settings again on training and validation images, and write that model: the
+            scores and the temperature on validation images are those of the trial's weights, the scores on
+            test images those of the written model. None: write the trial's weights.
 
     Returns:
         The content of model.yaml.
@@ -76,25 +82,30 @@ def write(
     # `choices` leaves out the paths: only settings of the same trial may replace those of the checkpoint.
     if now is not None and now.choices() == settings.choices():
         settings = now
-    run = trained(tensors, stored, settings, world, features)
+    run = final = trained(tensors, stored, settings, world, features)
+    if refit is not None:
+        epochs = int(stored["metrics"]["epoch"])
+        final = refitting.train(settings, epochs, refit, world=world, features=features)
     metrics: dict[str, Any] = {"validation": None, "test": None}
     found: dict[str, Outputs] = {}
     for name, split in SPLITS:
         if run.data.size(split):
-            scores, found[split] = run.measure(split)
+            scores, found[split] = (final if split == "test" else run).measure(split)
             metrics[name] = scores | {"images": run.data.size(split)}
     metrics["validation"]["epoch"] = stored["metrics"]["epoch"]
     fitted = calibration.fit(found["val"].logits, found["val"].labels)
     facts = described(run, metrics, provenance)
+    if refit is not None:
+        facts |= {"head": head_of(final), "refit": {"epochs": epochs, "images": final.data.size("train")}}
     facts["calibration"] = calibration.facts(
         fitted, {name: (found[s].logits, found[s].labels) for name, s in SPLITS if s in found}
     )
-    if world.size == 1 and not settings.data.has_parts and (leans := sources.of_run(run)) is not None:
+    if world.size == 1 and not settings.data.has_parts and (leans := sources.of_run(final)) is not None:
         facts["source_classes"] = leans
     if world.rank == 0:
         if answers is not None:
             _keep_answers(answers, run, found, fitted)
-        write_files(to, run.model, facts, run.texts)
+        write_files(to, final.model, facts, final.texts)
     return facts
 
 

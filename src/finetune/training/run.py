@@ -56,6 +56,7 @@ class Run:
         features: store for the features of frozen blocks; None: no store.
         limit: learning rate to use instead of the settings' one, which is too high for the model.
         shape: for strategy `exact`, what its head is made of; None: the head through which features are read.
+        together: train on the validation images, too.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Run:
         limit: float | None = None,
         *,
         shape: ExactShape | None = None,
+        together: bool = False,
     ) -> None:
         self.settings, self.world, self.limit, self.features = settings, world, limit, features
         # First of all, so that an impossible size fails before images and weights are read.
         backbones.check_image_size(settings.backbone, settings.data.image_size)
-        self.data = shared.images(settings.data, features)
+        images_of = shared.together if together else shared.images
+        self.data = images_of(settings.data, features)
         source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
         parts = settings.data.has_parts
         images = shared.frames(settings.data, features) if parts else self.data

@@ -45,6 +45,14 @@ def _images(data: DataSettings, place: tuple[str, int] | None) -> ImageData:
     return ImageData(_scanned(data.samples), data, shared=shared)
 
 
+@lru_cache(maxsize=1)
+def together(data: DataSettings, features: FeatureSettings | None = None) -> ImageData:
+    """Return the images of `data` with those of validation among the training images."""
+    place = _place(features)
+    store = Store(Path(place[0]), place[1]) if place else None
+    return ImageData(_scanned(data.samples).together(), data, shared=store)
+
+
 @lru_cache(maxsize=4)
 def _scanned(samples: SampleSettings) -> Catalog:
     """Return the catalog of the samples; files are scanned once, whatever trials do with their images."""
