@@ -79,11 +79,18 @@ def trailing(count: int) -> Callable[[Scores], Scores]:
     )
 
 
+def best_of(smooth: Scores, scores: Scores) -> Scores:
+    """Return the scores of the trial that has the best smooth one; no other trial can be chosen."""
+    chosen = np.arange(len(scores)) == smooth.max(axis=1).argmax()
+    return np.where(chosen[:, None], scores, -1.0)
+
+
 RULES: dict[str, Callable[[Scores], Scores]] = {
     "best epoch of the best trial": lambda scores: scores,
     "mean of an epoch and the one before": trailing(2),
     "mean of an epoch and the two before": trailing(3),
     "mean of an epoch and the three before": trailing(4),
+    "trial by the mean of three epochs, its best epoch": lambda scores: best_of(trailing(3)(scores), scores),
     "last epoch": lambda scores: np.where(np.arange(scores.shape[1]) == scores.shape[1] - 1, scores, -1.0),
 }
 
@@ -110,7 +117,7 @@ def main() -> None:
             found[name].append((float(rule(chosen_by)[place]), float(judged_by[place])))
     for name, pairs in found.items():
         chosen, judged = np.array(pairs).mean(axis=0)
-        print(f"{name:38} chosen {chosen:.4f}  judged {judged:.4f}  optimism {chosen - judged:+.4f}")
+        print(f"{name:50} chosen {chosen:.4f}  judged {judged:.4f}  optimism {chosen - judged:+.4f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ after each epoch and seconds of each trial. `replay` searches each task with the
 bandit, samplers, portfolio and early stopping. What a suggested trial would have given is said by extremely
 randomised trees over the recorded trials of its strategy on all tasks (tables.Surrogate), not by its nearest
 neighbour: that brings its own luck along, and a whole region of the space would share it. Strategies have
-trees of their own, since their fields do not mean the same.
+trees of their own, since their fields do not mean the same. The trees learn accuracies as shares of the way
+from chance to the task's best recorded one, so that a leaf may mix tasks.
 
 The trees are smooth, so noise is put back: what a search sees of an epoch is the trees' accuracy, an offset
 of the trial and one of the epoch. Both have the spread that recorded accuracies have around their neighbours
@@ -53,7 +54,7 @@ SAME = ("optimizer", "augment")
 """Fields that all recorded settings share."""
 TRIALS = (4, 8, 16, 24)
 """Ended counted trials after which the choice is judged."""
-COSTS = (2, 4, 8, 12)
+COSTS = (1, 2, 4, 6)
 """Full trainings after whose cost the choice is judged."""
 WORKERS = 2
 HEAD_INITS = ("random", "exact")
@@ -154,18 +155,15 @@ class Recording:
     def __init__(self, table: Path) -> None:
         self.tasks: list[Task] = recorded.tasks(table)
         self.epochs = max(len(curve) for task in self.tasks for curve in task.curves)
+        self._levels = [(1 / task.classes, max(max(curve) for curve in task.curves)) for task in self.tasks]
+        self._backbones = sorted({task.backbone for task in self.tasks})
         strategies = {setting["strategy"] for task in self.tasks for setting in task.settings}
         self._trees = {strategy: Surrogate(self._of(strategy)) for strategy in sorted(strategies)}
         self._ends: dict[int, float] = {}
 
     def _of(self, strategy: str) -> Tables:
         rows = [
-            (
-                _config(setting),
-                number,
-                [*curve, *[curve[-1]] * (self.epochs - len(curve))],
-                seconds / len(curve),
-            )
+            (self._config(setting, number), number, self._shares(curve, number), seconds / len(curve))
             for number, task in enumerate(self.tasks)
             for setting, curve, seconds in zip(task.settings, task.curves, task.seconds, strict=True)
             if setting["strategy"] == strategy
@@ -176,19 +174,38 @@ class Recording:
             for name in configs[0]
             if (ends := (min(c[name] for c in configs), max(c[name] for c in configs)))[0] < ends[1]
         }
-        return Tables(strategy, fields, tuple(task.name for task in self.tasks), configs, np.array(of),
-                      np.array(curves), np.array(seconds))  # fmt: skip
+        names = tuple(task.name for task in self.tasks)
+        return Tables(strategy, fields, names, configs, np.array(of), np.array(curves), np.array(seconds))
+
+    def _shares(self, curve: Sequence[float], task: int) -> np.ndarray:
+        """Return a curve as shares of the way from chance to the task's best."""
+        low, high = self._levels[task]
+        whole = np.pad(np.array(curve), (0, self.epochs - len(curve)), mode="edge")
+        return np.asarray((whole - low) / (high - low))
+
+    def _config(self, setting: Mapping[str, Any], task: int) -> dict[str, float]:
+        """Return a setting as numbers."""
+        return {
+            "backbone": float(self._backbones.index(self.tasks[task].backbone)),
+            "learning_rate": setting["learning_rate"],
+            "frozen_layers": setting["frozen_layers"],
+            "head_size": math.log2(1 + setting.get("head_size", 0)),
+            "backbone_rate": setting.get("backbone_rate", 1.0),
+            "head_init": float(setting.get("head_init") == "exact"),
+        }
 
     def curve(self, setting: Mapping[str, Any], task: int) -> tuple[np.ndarray, float]:
         """Return the accuracy after each epoch without luck, and the seconds of an epoch."""
-        curves, seconds = self._trees[setting["strategy"]].predict([_config(setting)], task)
-        return curves[0], float(seconds[0])
+        curves, seconds = self._trees[setting["strategy"]].predict([self._config(setting, task)], task)
+        low, high = self._levels[task]
+        return low + (high - low) * curves[0], float(seconds[0])
 
     def best(self, task: int) -> float:
-        """Return the best accuracy of any recorded setting, on any task, at its best epoch."""
+        """Return the best accuracy of any setting that was recorded with the task's backbone."""
         if task not in self._ends:
-            every = [trees.predict(trees.tables.configs, task)[0].max() for trees in self._trees.values()]
-            self._ends[task] = float(max(every))
+            backbone = self.tasks[task].backbone
+            settings = [s for other in self.tasks if other.backbone == backbone for s in other.settings]
+            self._ends[task] = max(float(self.curve(s, task)[0].max()) for s in settings)
         return self._ends[task]
 
     def jitter(self, task: int) -> float:
@@ -197,17 +214,6 @@ class Recording:
         late = np.array([curve[half:] for curve in self.tasks[task].curves if len(curve) == self.epochs])
         apart = late[:, 1:-1] - (late[:, :-2] + late[:, 2:]) / 2
         return float(np.sqrt((apart**2).mean() / 1.5))
-
-
-def _config(setting: Mapping[str, Any]) -> dict[str, float]:
-    """Return a setting as numbers."""
-    return {
-        "learning_rate": setting["learning_rate"],
-        "frozen_layers": setting["frozen_layers"],
-        "head_size": math.log2(1 + setting.get("head_size", 0)),
-        "backbone_rate": setting.get("backbone_rate", 1.0),
-        "head_init": float(setting.get("head_init") == "exact"),
-    }
 
 
 class _Book:
