@@ -215,7 +215,7 @@ def test_the_bandit_counts_cost_and_not_trials() -> None:
     assert bandit._arms["cheap"].tried > 5 * bandit._arms["dear"].tried
 
 
-def test_heads_that_lead_take_a_tenth_of_the_cost_at_most() -> None:
+def test_heads_that_lead_take_a_tenth_of_the_cost_and_half_of_the_trials_at_most() -> None:
     bandit = Bandit({"head": False, "fuse": True}, Objective("val/accuracy"))
     counted = 0
     for number in range(400):
@@ -228,6 +228,7 @@ def test_heads_that_lead_take_a_tenth_of_the_cost_at_most() -> None:
     assert counted >= 4
     spent = sum(arm.cost for arm in bandit._arms.values())
     assert bandit._arms["head"].cost <= SHARE * spent + 0.05
+    assert bandit._arms["head"].tried <= max(TRIES, counted)
 
 
 def test_a_failed_trial_costs_and_gives_nothing() -> None:

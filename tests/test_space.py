@@ -176,7 +176,8 @@ def test_a_share_of_the_blocks_becomes_a_number_of_each_backbones_own(
     """Rounded, a half up: a quarter of 10 blocks are 3."""
     backbones = {"backbone": ["vgg13", "efficientnet_b0"]}
     space = space_of(model=backbones, space={"strategy": "fuse", "frozen_layers": said})
-    params = {"strategy": "fuse", "learning_rate": 0.01, "head_size": 0, "backbone_rate": 1.0}
+    params = {"strategy": "fuse", "learning_rate": 0.01, "head_size": 0, "head_init": "random",
+              "backbone_rate": 1.0}  # fmt: skip
     for backbone, count in (("vgg13", vgg13), ("efficientnet_b0", efficientnet_b0)):
         settings = space.settings({**params, "backbone": backbone}, number=0, cache_dir="/cache")
         assert settings.frozen_layers == count

@@ -82,7 +82,7 @@ class Way:
     grace: int = 2
     start_up: int = samplers.START_UP
     multivariate: bool = True
-    head_init: tuple[str, ...] = ("random",)
+    head_init: tuple[str, ...] = HEAD_INITS
 
 
 WAYS = (
@@ -105,7 +105,7 @@ WAYS = (
     Way("grace of 3", grace=3),
     Way("start-up of 4", start_up=4),
     Way("start-up of 16", start_up=16),
-    Way("head_init searched", head_init=HEAD_INITS),
+    Way("head_init random", head_init=("random",)),
     Way("head_init exact", head_init=("exact",)),
 )
 
@@ -277,7 +277,7 @@ class Search:
             for params in self._first(about)
         ]
         arms = self._space.arms if way.bandit else None
-        self._chooser = Chooser(
+        self.chooser = Chooser(
             cast(Ledger, self.book), self._space, planned=first, sampled=500, epochs=epochs, arms=arms
         )
         self._stopping = EarlyStopping(
@@ -287,8 +287,8 @@ class Search:
         self._running: dict[str, Any] = {}
         self._draw = np.random.default_rng((self.seed, 7))
         self._jitter = self.noise * self.recording.jitter(self.task)
-        self._cost, self._ended = 0.0, 0
-        self._chosen = (-math.inf, 0.0)
+        self.cost, self.ended = 0.0, 0
+        self.chosen = (-math.inf, 0.0)
         """Best score that was seen, and the accuracy behind it."""
 
     def _first(self, about: Task) -> list[dict[str, Any]]:
@@ -303,21 +303,28 @@ class Search:
 
     def run(self) -> "Search":
         """Search until every checkpoint is passed."""
-        now = 0.0
-        for _ in range(WORKERS):
-            self._begin(now)
+        self.start()
         while len(self.by_trials) < len(TRIALS) or len(self.by_cost) < len(COSTS):
-            running = min(self._running.values(), key=lambda one: (one.next, one.trial.number))
-            now = running.next
-            if self._epoch(running):
-                del self._running[running.trial_id]
-                self._begin(now)
-            else:
-                running.next = now + running.seconds
+            self.step()
         return self
 
+    def start(self) -> None:
+        """Give each worker a trial."""
+        for _ in range(WORKERS):
+            self._begin(0.0)
+
+    def step(self) -> None:
+        """Train the epoch that ends next."""
+        running = min(self._running.values(), key=lambda one: (one.next, one.trial.number))
+        now = running.next
+        if self._epoch(running):
+            del self._running[running.trial_id]
+            self._begin(now)
+        else:
+            running.next = now + running.seconds
+
     def _begin(self, now: float) -> None:
-        chosen = self._chooser.take()
+        chosen = self.chooser.take()
         assert chosen is not None
         chosen.trial.set_user_attr("params", chosen.params)
         setting = recorded.setting_of(chosen.params, self._space.trained_share(chosen.params))
@@ -328,15 +335,18 @@ class Search:
             seen=curve + offsets[0] + offsets[1:], seconds=seconds, next=now + seconds,
             counted=self._space.trains(chosen.params), epoch=0, best=-math.inf,
         )  # fmt: skip
-        self._chooser.prepare()
+        self.chooser.prepare()
+
+    def note(self, running: Any) -> None:
+        """Do nothing with a trial that has ended; for searches that are looked at more closely."""
 
     def _epoch(self, running: Any) -> bool:
         """Train one epoch, and return True if the trial ends with it."""
         value = float(running.seen[running.epoch])
-        self._chosen = max(self._chosen, (value, float(running.curve[running.epoch])))
+        self.chosen = max(self.chosen, (value, float(running.curve[running.epoch])))
         running.epoch += 1
         running.best = max(running.best, value)
-        self._cost += (HEAD_COST + self._space.trained_share(running.params)) / self.recording.epochs
+        self.cost += (HEAD_COST + self._space.trained_share(running.params)) / self.recording.epochs
         running.trial.report(value, running.epoch)
         ends = running.epoch == self.recording.epochs
         result = {"epoch": running.epoch, METRIC: value}
@@ -344,10 +354,11 @@ class Search:
         if stops or ends:
             self._stopping.on_trial_complete(None, running, result)
             self.book.end(running.trial, running.best if ends else None)
-            self._ended += running.counted
-        for notes, done, at in ((self.by_trials, self._ended, TRIALS), (self.by_cost, self._cost, COSTS)):
+            self.ended += running.counted
+            self.note(running)
+        for notes, done, at in ((self.by_trials, self.ended, TRIALS), (self.by_cost, self.cost, COSTS)):
             while len(notes) < len(at) and done >= at[len(notes)]:
-                notes.append(self._chosen[1])
+                notes.append(self.chosen[1])
         return stops or ends
 
 

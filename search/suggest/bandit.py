@@ -6,7 +6,8 @@ cheapest arm. Costs follow from a trial's settings and epochs, not from a clock,
 to the same choice.
 
 Arms whose trials are not counted, heads on frozen features, get TRIES trials each. One that leads may get
-more, but at most SHARE of all cost, so that a study always comes to the trials that it was asked for.
+more, but at most SHARE of all cost and as many trials as are counted, so that a study always comes to the
+trials that it was asked for, and its table is not full of heads.
 """
 
 import math
@@ -81,9 +82,12 @@ class Bandit:
     def _may_try(self, arm: _Arm) -> bool:
         if arm.tried < TRIES:
             return True
-        free = sum(other.cost for other in self._arms.values() if not other.counted)
-        leads = arm.best >= max(other.best for other in self._arms.values())
-        return leads and free < SHARE * sum(other.cost for other in self._arms.values())
+        arms = self._arms.values()
+        free = sum(other.cost for other in arms if not other.counted)
+        heads = sum(other.tried for other in arms if not other.counted)
+        leads = arm.best >= max(other.best for other in arms)
+        few = heads < sum(other.tried for other in arms if other.counted)
+        return leads and few and free < SHARE * sum(other.cost for other in arms)
 
     def _index(self, name: str) -> float:
         arm = self._arms[name]

@@ -67,7 +67,7 @@ class SpaceSection(Section):
     head_init: Annotated[
         HeadInitName,
         Setting(by=lambda strategy: strategy.begins_exact, when=chosen("head_size", 0), carried=True),
-    ] = "random"
+    ] = ("random", "exact")
     """First weights of the new head under `fuse`: random, or `exact`, the solution on the features of the
     pretrained backbone, from which training goes on. Only used where `head_size` is 0."""
     frozen_layers: Annotated[BlockCount, Setting(reported=False, carried=True, shown=True)] = per_strategy(
