@@ -52,14 +52,15 @@ def main() -> None:
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--replay", type=Path, nargs="+", metavar="FOLDER", help="folders of tables")
-    which.add_argument("--ask", action="store_true", help="measure what a suggestion costs")
+    said = "measure what a suggestion costs after so many trials, such as 100 1000 10000"
+    which.add_argument("--ask", type=int, nargs="+", metavar="TRIALS", help=said)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--methods", nargs="+", help="names, the first to compare with; default: all")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) // 2))
     parser.add_argument("--keep", type=Path, help="folder in which searches are kept, to go on later")
     asked = parser.parse_args()
     if asked.ask:
-        asking.main()
+        asking.main(asked.ask)
         return
     known = {method.name: method for method in METHODS}
     methods = [known[name] for name in asked.methods or known]

@@ -1,4 +1,4 @@
-"""What a suggestion costs: `python -m benchmarks.search_efficiency --ask`.
+"""What a suggestion costs: `python -m benchmarks.search_efficiency --ask 100 1000 10000`.
 
 Studies of the default space with so many earlier trials, a fifth of them stopped. "wait" is what a free
 slot waits for the chooser, which has its next trial ready; "ask" is what choosing takes meanwhile. Optuna's
@@ -7,7 +7,7 @@ own TPE is asked for the same space. Milliseconds of processor time, medians.
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -21,17 +21,16 @@ from search.suggest import samplers
 from search.suggest.chooser import Chooser
 from search.suggest.space import Space
 
-SIZES = (100, 1_000, 10_000)
 ASKED = 10
 SAMPLERS = ("auto", "tpe", "random")
 
 
-def main() -> None:
-    """Print a table, and the same as JSON."""
+def main(sizes: Sequence[int]) -> None:
+    """Print a table, and the same as JSON, for studies with so many earlier trials."""
     config = StudyConfig.from_dict({"study": {"name": "ask"}, "data": {"path": "/images"}})
     space = Space(config)
     rows, last = [], {}
-    for size in SIZES:
+    for size in sizes:
         trials = earlier(space, size)
         own = median(_plain(space, trials))
         rows.append((str(size), "Optuna's TPE", "", f"{own:.1f}"))
