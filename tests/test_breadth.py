@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,6 +107,39 @@ def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blo
         assert table.cell(trial, "frozen_layers") == f"{trial.effective['frozen_blocks']} ({share})"
     assert {trial.params["backbone"] for trial in record.trials} == set(BLOCKS)
     assert {trial.params["frozen_layers"] for trial in record.trials} == {0.5, 0.97}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_study_with_objectives_and_a_limit_measures_its_models_and_refits_the_best(
+    small_study: Make, weights: dict[str, Path]
+) -> None:
+    """One of two backbones is above the limit: it ends after its first epoch and is not the best."""
+    sizes = {"shufflenet_v2_x0_5": 345_000, "squeezenet1_1": 724_000}
+    config = by_backbone(
+        small_study,
+        weights,
+        study={"trials": 4, "epochs": 3, "objectives": ["latency_ms"], "refit": True,
+               "constraints": ["parameters <= 500000"], "sampler": "random"},
+        space={"strategy": "replace", "frozen_layers": "all", "head_size": 0},
+    )  # fmt: skip
+    record = runner.run(config)
+    assert {trial.params["backbone"] for trial in record.trials} == set(BLOCKS)
+    latencies: dict[str, set[float]] = {}
+    for trial in record.trials:
+        name = trial.params["backbone"]
+        assert trial.measured["parameters"] == pytest.approx(sizes[name], rel=0.05)
+        latencies.setdefault(name, set()).add(trial.measured["latency_ms"])
+        wide = name == "squeezenet1_1"
+        assert record.breaks(trial) is wide
+        assert not wide or (trial.state, trial.epochs) == ("PRUNED", 1)
+    assert {len(found) for found in latencies.values()} == {1}, "equal models have equal latencies"
+    assert record.best is not None
+    assert record.best.number in record.front
+    final = yaml.safe_load((Path(record.folder) / "final" / "model.yaml").read_text())
+    images = record.provenance["images"]
+    assert final["refit"]["images"] == images["train"] + images["val"]
+    assert final["provenance"]["trial"] == record.best.id
 
 
 @pytest.mark.thorough
