@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from finetune.errors import FinetuneError, clipped
 from search.cluster import commands
@@ -52,7 +53,24 @@ INTERRUPTED = "interrupted; `python -m search resume DIR` goes on where a study 
 LONGEST_LINE = 2000
 """Largest length of a line in an error message, in characters."""
 
+
+class Interrupted(Exception):
+    """A command was ended by Ctrl-C; typer would answer a KeyboardInterrupt itself, without a word."""
+
+
+class Commands(TyperGroup):
+    """All commands; Ctrl-C in one raises Interrupted."""
+
+    def invoke(self, *context: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(*context)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Search how best to transfer a pretrained image classifier to your own images.",
     no_args_is_help=True,
     add_completion=PROGRAM == "transfer-search",  # a shell completes commands, not modules
@@ -329,11 +347,7 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         code = command()
         return int(code or Exit.DONE)
-    except typer.Exit as done:
-        if isinstance(done.__cause__, KeyboardInterrupt):  # typer's own answer to Ctrl-C
-            say(INTERRUPTED)
-        return done.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt, Interrupted):
         say(INTERRUPTED)
         return Exit.INTERRUPTED
     except ConfigErrors as errors:

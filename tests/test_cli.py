@@ -33,6 +33,20 @@ def call(
     return finish(*command, *words, env=env)
 
 
+def test_ctrl_c_ends_any_command_with_a_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second Ctrl-C ends a study's search itself, so that its own last lines do not come."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.views.blocks.listing", interrupted)
+    monkeypatch.setattr(sys, "argv", ["search", "blocks", "resnet18"])
+    assert __main__.main() == 130
+    assert capsys.readouterr().err.splitlines()[-1:] == [__main__.INTERRUPTED]
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study on digits that takes seconds once its slots are up."""

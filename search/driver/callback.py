@@ -302,7 +302,7 @@ class StudyCallback(Callback):
         facts |= {name: fact for name, fact in optional.items() if fact is not None}
         # The ledger writes in a thread. The trial is announced, and its checkpoint removed, only after the
         # record is on disk: a driver that dies in between would otherwise have lost the trial.
-        then = partial(self._entered, followed, state, interrupted=interrupted)
+        then = partial(self._entered, followed, state, value, interrupted=interrupted)
         self._ledger.end(followed.number, state, value, facts, then=then)
         self._board.end(followed.id, "RUNNING" if interrupted else state, followed.measured)
         self.ended += 1
@@ -311,23 +311,24 @@ class StudyCallback(Callback):
             self._scored(str(followed.params.get("strategy")), value)
         if (left := self._left()) < self._slots:
             self._exchange.want.remote(left)  # slots that get no more trials end and free their nodes
-        if value is not None and state != "FAIL":
-            self._kept.add(
-                followed.number,
-                followed.id,
-                complete=state == "COMPLETE",
-                value=value,
-                measured=followed.measured,
-            )
 
-    def _entered(self, followed: _Followed, state: str, *, interrupted: bool) -> None:
-        """Announce an ended trial, once the record on disk has it."""
+    def _entered(self, followed: _Followed, state: str, value: float | None, *, interrupted: bool) -> None:
+        """Announce an ended trial and delete what it makes needless, once the record on disk has it."""
         if interrupted:
             self._progress.trial_left(followed.id)
             return
         if state == "COMPLETE":  # until the record had the trial, a resumed study would have needed this file
             with contextlib.suppress(OSError):  # `sweep` tries again
                 self.folder.last_weights(followed.id).unlink()
+        if value is not None and state != "FAIL":
+            with contextlib.suppress(OSError):
+                self._kept.add(
+                    followed.number,
+                    followed.id,
+                    complete=state == "COMPLETE",
+                    value=value,
+                    measured=followed.measured,
+                )
         with contextlib.suppress(OSError):  # the record is what counts, and the next trial tries again
             self._board.study.ended(_as_record(followed, state))
         self._progress.trial_ended(

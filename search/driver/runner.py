@@ -29,7 +29,7 @@ from search.record import changes, reader, reads
 from search.record.kept import Kept
 from search.record.records import StudyRecord
 from search.record.study_folder import DISK_ERRORS, StudyFolder, write_text
-from search.slots import capacity, nodes, preflight, slots, train_run
+from search.slots import capacity, gcs, nodes, preflight, slots, train_run
 from search.slots.slots import Slots
 from search.views import export, table
 from search.views.phases import Phases
@@ -178,11 +178,16 @@ def _search(
         with _alone(folder), _whole_in_the_end(folder):
             check_fit()
             return private.run(config, folder, images, phases)
+    here = capacity.is_here()
     with contextlib.ExitStack() as held:
         held.enter_context(_alone(folder))
         held.enter_context(_whole_in_the_end(folder))
         with phases.phase("Ray", "starts its processes, or joins those of a cluster") as phase:
             held.enter_context(connected())
+            patience = gcs.HERE_SECONDS if here else gcs.CLUSTER_SECONDS
+            held.enter_context(
+                gcs.watched(ray.get_runtime_context().gcs_address, patience, partial(gcs.leave, folder.root))
+            )
             began = time.monotonic()
             up = nodes.up()
             cpus = sum(node.resources.get("CPU", 0) for node in up)

@@ -196,7 +196,7 @@ def to_csv(study: StudyRecord, path: Path) -> None:
         c for prefix in ("params.", "best.", "last.", "measured.") for c in seen if c.startswith(prefix)
     ]
     with (
-        replacing(path) as temporary,
+        replacing(path, durable=True) as temporary,  # `resume` takes a newer table for a whole one
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])

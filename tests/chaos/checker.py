@@ -27,6 +27,7 @@ class Trial:
     facts: dict[str, Any] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
     value: float | None = None
+    sampled: dict[str, float] = field(default_factory=dict)
 
     @property
     def interrupted(self) -> bool:
@@ -44,6 +45,8 @@ def trials(database: Path) -> list[Trial]:
             "select trial_id, step, intermediate_value from trial_intermediate_values"
         ):
             found[key].values[step] = value
+        for key, name, value in db.execute("select trial_id, param_name, param_value from trial_params"):
+            found[key].sampled[name] = value
         for key, value in db.execute("select trial_id, value from trial_values"):
             found[key].value = value
     return list(found.values())

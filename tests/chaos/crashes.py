@@ -14,6 +14,7 @@ announced may be lost, no file may stop it, and no checkpoint may be lost that w
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import itertools
 import json
@@ -22,6 +23,7 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +43,7 @@ from search.record.records import StudyRecord, TrialRecord, lineage
 from search.record.study_folder import StudyFolder, trial_id, write_text
 from search.suggest import sampler
 from search.views import table
+from tests.chaos import checker
 from tests.small import STUDY, merged
 
 METRIC = "val/accuracy"
@@ -77,6 +80,7 @@ class Recorder:
     dirty: set[str] = field(default_factory=set)
     announced: dict[int, float] = field(default_factory=dict)
     saved: dict[int, int] = field(default_factory=dict)
+    lock: Any = field(default_factory=threading.RLock)
 
     def tree(self) -> Tree:
         """Return the files as they are now."""
@@ -87,7 +91,11 @@ class Recorder:
         return found
 
     def note(self, what: str) -> None:
-        """Record a point."""
+        """Record a point; the ledger's thread does so, too."""
+        with self.lock:
+            self._note(what)
+
+    def _note(self, what: str) -> None:
         tree = self.tree()
         for name, content in tree.items():
             if content is not None and self.known.get(name) != content and not _of_sqlite(name):
@@ -179,8 +187,14 @@ def _open(folder: StudyFolder) -> Ledger:
 def _ask(book: Ledger, number: int, continues: int | None = None) -> None:
     trial = book.ask()
     assert trial.number == number
+    trial.suggest_float("learning_rate", 1e-4, 1.0, log=True)
     facts: dict[str, Any] = {"params": {"learning_rate": 0.01 * (number + 1)}}
     book.suggested(number, facts | ({} if continues is None else {"continues": continues}))
+
+
+def continues(number: int) -> int | None:
+    """Return the trial that a trial of the session continues."""
+    return TRIALS // 2 if number == TRIALS // 2 + 1 else None
 
 
 def value(number: int, epoch: int) -> float:
@@ -200,6 +214,9 @@ def _trial(
     name, first = trial_id(number), number - 1 if asked else number
     if not asked:
         _ask(book, number)
+        begun = threading.Event()  # a slot gets it once the record has it
+        book.once_written(begun.set)
+        begun.wait()
     best = -1.0
     for epoch in range(1, epochs[-1] + 1):
         best = max(best, value(first, epoch))
@@ -223,11 +240,11 @@ def _trial(
 
     def announced() -> None:
         recorder.announced[number] = best
+        recorder.note("announced")
+        kept.add(number, name, complete=True, value=best)
 
     book.end(number, "COMPLETE", best, facts, then=announced)
-    kept.add(number, name, complete=True, value=best)
     book.flush()
-    recorder.note("flush")
     folder.last_weights(name).unlink()
     recorder.saved.pop(number, None)
 
@@ -288,19 +305,25 @@ class Reader:
         config_file.load(folder.config)
         record, earlier = self._record(folder)
         found = {trial.number: trial for trial in record.trials}
+        stored = {trial.number: trial for trial in checker.trials(folder.database)}
         for number, best in point.announced.items():
             trial = found.get(number)
             if trial is None or trial.state != "COMPLETE" or trial.metrics["best"].get(METRIC) != best:
                 wrong.append(f"trial {number} is lost")
-            elif len(trial.history) != EPOCHS:
+            elif len(trial.history) != EPOCHS or len(stored[number].values) != EPOCHS:
                 wrong.append(f"trial {number} has lost epochs")
+            elif not stored[number].sampled:
+                wrong.append(f"trial {number} has lost what was sampled")
+        for number in point.saved:
+            if number in found and stored[number].facts.get("continues") != continues(number):
+                wrong.append(f"trial {number} does not say what it continues")
         wrong += _goes_on(folder, earlier, point, power_lost)
-        for number in sorted(point.announced, key=lambda number: -point.announced[number])[:1]:
+        for number in sorted(point.announced, key=lambda number: -point.announced[number])[:KEPT]:
             try:
                 checkpoint.read(folder.best_weights(trial_id(number)))
             except CheckpointError as error:
-                wrong.append(f"the best trial's weights: {error}")
-        return wrong
+                wrong.append(f"weights of one of the best trials: {error}")
+        return wrong + _of_table(folder)
 
     def _record(self, folder: StudyFolder) -> tuple[StudyRecord, list[TrialRecord]]:
         digest = hashlib.sha256()
@@ -313,12 +336,22 @@ class Reader:
         return self._read[digest.digest()]
 
 
+def _of_table(folder: StudyFolder) -> list[str]:
+    if not folder.table.exists():
+        return []
+    with folder.table.open(newline="") as file:
+        states = [row["state"] for row in csv.DictReader(file)]
+    return [] if states == ["COMPLETE"] * TRIALS else [f"the table has the rows {states}"]
+
+
 def _goes_on(
     folder: StudyFolder, earlier: Sequence[TrialRecord], point: Point, power_lost: bool
 ) -> list[str]:
     """Go on from a state as `resume` does with files, up to where trials start."""
     unknown = folder.remove_unknown(len(earlier))
-    wrong = [f"files of {name} are removed" for name in unknown if int(name[-4:]) < len(earlier)]
+    wrong = [f"files of {name} are removed" for name in unknown if int(name[-4:]) in point.saved]
+    # A resumed study that ends before its first trial sweeps, too.
+    Kept(folder, objective=Objective(METRIC), count=KEPT, earlier=earlier).sweep(earlier)
     continued = {trial.continues for trial in earlier}
     trials = list(earlier)
     for trial in [t for t in earlier if t.interrupted and t.number not in continued]:
@@ -354,8 +387,17 @@ def materialise(tree: Tree, root: Path) -> None:
             path.write_bytes(content)
 
 
-def enumerate_states(lengths: int, most: int | None = None, seed: int = 0) -> tuple[int, int, list[str]]:
-    """Record a session and read its states; return the numbers of points and states, and what is wrong."""
+def enumerate_states(
+    lengths: int, most: int | None = None, seed: int = 0, until_wrong: bool = False
+) -> tuple[int, int, list[str]]:
+    """Record a session and read its states; return the numbers of points and states, and what is wrong.
+
+    Args:
+        lengths: lengths of each file that is being written.
+        most: states to read, chosen at random; None: all.
+        seed: of that choice.
+        until_wrong: end with the first state that is wrong; they are read in random order.
+    """
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = StudyFolder(Path(name) / "results" / "small")
@@ -365,7 +407,10 @@ def enumerate_states(lengths: int, most: int | None = None, seed: int = 0) -> tu
         every = list(states(recorder.points, lengths, chance))
         if most is not None and len(every) > most:
             every = chance.sample(every, most)
-        wrong, read = [], Reader()
+        if until_wrong:
+            chance.shuffle(every)
+        wrong: list[str] = []
+        read, done = Reader(), 0
         for number, (what, tree, point, power_lost) in enumerate(every):
             root = Path(name) / "state" / "small"
             root.mkdir(parents=True)
@@ -376,7 +421,10 @@ def enumerate_states(lengths: int, most: int | None = None, seed: int = 0) -> tu
                 found = [f"{type(error).__name__}: {error}"]
             wrong += [f"{number}, {what}: {one}" for one in found]
             shutil.rmtree(root)
-    return len(recorder.points), len(every), wrong
+            done += 1
+            if wrong and until_wrong:
+                break
+    return len(recorder.points), done, wrong
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ RUN_SECONDS = 240.0
 GONE_SECONDS = 90.0
 """Seconds for the processes of a study to be gone after its driver."""
 RESUMES = 3
+SLOW_DISK = {"CHAOS_WRITE_SECONDS": "0.6"}
+"""A round of writing the record takes that long: what is not there yet when the driver dies, is lost."""
 
 
 @dataclass
@@ -52,11 +54,13 @@ class Study:
         place: an empty folder.
         tree: the source tree to run.
         trials: number of its trials.
-        late: seconds by which its record is written late.
+        variables: variables of its environment, see program.py.
     """
 
-    def __init__(self, place: Path, tree: Path = ROOT, trials: int = TRIALS, late: float = 0.0) -> None:
-        self.place, self.tree, self.trials, self.late = place, tree, trials, late
+    def __init__(
+        self, place: Path, tree: Path = ROOT, trials: int = TRIALS, variables: Mapping[str, str] | None = None
+    ) -> None:
+        self.place, self.tree, self.trials, self.variables = place, tree, trials, dict(variables or {})
         self.mark = uuid.uuid4().hex
         self.results = place / "results"
         self.folder = self.results / "chaos"
@@ -103,7 +107,7 @@ class Study:
         self.outputs.append((out, err))
         path = os.pathsep.join([str(self.tree / "src"), str(self.tree)])
         environment = processes.environment(self.mark) | {"PYTHONPATH": path, "RAY_worker_niceness": "0"}
-        environment["CHAOS_WRITE_SECONDS"] = str(self.late)
+        environment |= self.variables
         environment["RAY_TMPDIR"] = str(self.place)
         with out.open("w") as stdout, err.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -168,10 +172,12 @@ class Kind:
     """Words that the run's last lines must have if its exit code is not 0."""
     anew: int = 0
     """Epochs that one such fault may cost besides one of each slot."""
+    spare: int = 4
+    """Epochs that are left at least when the fault comes."""
     mounted: bool = False
     """True if the study lies on a small file system of its own."""
-    late: float = 0.0
-    """Seconds by which the record is written late, as on a slow disk: what is not there yet is lost."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the study's environment, see program.py."""
 
 
 def killing(who: str, number: int = signal.SIGKILL) -> Inject:
@@ -247,9 +253,9 @@ def second_run(study: Study, chance: random.Random) -> bool:
     other = Study(study.place, study.tree)
     other.mark, other.outputs = study.mark, [*study.outputs, study.outputs[0]]
     other.start("resume", study.folder)
-    code = other.wait()
+    code, said = other.wait(), other.said()
     study.outputs.append(other.outputs.pop())
-    return code == 2 and "one process at a time" in other.said() if other.outputs else code == 2
+    return code == 2 and "one process at a time" in said and not study.ended()
 
 
 def full_disk(study: Study, chance: random.Random) -> bool:
@@ -282,14 +288,14 @@ KINDS = {
         Kind("raylet", killing("raylet"), LOST, says=RESUME),
         Kind("GCS", killing("gcs"), LOST, says=RESUME),
         Kind("driver", to_driver(signal.SIGKILL), frozenset({-9})),
-        Kind("driver, slow disk", to_driver(signal.SIGKILL), frozenset({-9}), late=0.6),
+        Kind("driver, slow disk", to_driver(signal.SIGKILL), frozenset({-9}), variables=SLOW_DISK),
         Kind("everything", everything, frozenset({-9})),
         Kind("SIGINT", to_driver(signal.SIGINT), STOPS, says=RESUME),
         Kind("SIGINT twice", to_driver(signal.SIGINT, signal.SIGINT, pause=0.5), STOPS, says=RESUME),
         Kind("SIGTERM", to_driver(signal.SIGTERM), STOPS, says=RESUME),
         Kind("SIGHUP to the terminal", to_driver(signal.SIGHUP, group=True), STOPS),
         Kind("checkpoint damaged", damaged("trials/*/last.safetensors"), frozenset({-9}), anew=2 * EPOCHS),
-        Kind("resume of a running study", second_run),
+        Kind("resume of a running study", second_run, variables={"CHAOS_EPOCH_SECONDS": "3"}, spare=16),
         Kind("results full", full_disk, frozenset({1}), says=RESUME, mounted=True),
     )
 }
@@ -298,7 +304,7 @@ KINDS = {
 def run(kind: Kind, seed: int, tree: Path = ROOT) -> Outcome:
     """Run one study with faults of a kind, resume it until it is finished, and check it."""
     with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as name:
-        study = Study(Path(name), tree, late=kind.late)
+        study = Study(Path(name), tree, variables=kind.variables)
         study.results.mkdir()
         if kind.mounted:
             subprocess.run(
@@ -364,7 +370,7 @@ def _of_end(study: Study, kind: Kind, code: int | None, hit: int) -> list[str]:
 def _inject(study: Study, kind: Kind, chance: random.Random, outcome: Outcome) -> None:
     """Inject the faults of one run, each after some more epochs have been trained."""
     left = study.trials * EPOCHS
-    after = sorted(chance.sample(range(1, left - 4), kind.most))
+    after = sorted(chance.sample(range(1, left - kind.spare), kind.most))
     for epochs in after:
         reached = until(lambda wanted=epochs: len(study.trained()) >= wanted or study.ended(), RUN_SECONDS)
         if reached is None or study.ended():

@@ -6,16 +6,18 @@ Each takes the place of a function for one run. A bug that no state shows is a h
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from finetune.disk import atomic, checkpoint
-from search.record import ledger, study_folder
+from search.record import kept, ledger, sqlite, study_folder
 from search.record.kept import Kept
 from search.record.ledger import Ledger
 from search.record.study_folder import StudyFolder
+from search.views import table
 from tests.chaos import crashes
 
 Plant = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -44,8 +46,9 @@ def _announced_first(book: Ledger, dirty: dict[int, Any]) -> None:
     write(book, dirty)
 
 
-write = Ledger._write
+write, suggested, end = Ledger._write, Ledger.suggested, Ledger.end
 add, sweep = Kept.add, Kept.sweep
+mirror_write, checkpoint_write = sqlite.Mirror.write, checkpoint.write
 
 
 def _only_last(folder: StudyFolder, old: Sequence[str], new: str) -> None:
@@ -57,8 +60,8 @@ def _copied(folder: StudyFolder, old: Sequence[str], new: str) -> None:
     folder.trial(new).mkdir(parents=True, exist_ok=True)
     for weights in (folder.best_weights, folder.last_weights):
         if weights(old[0]).exists():
-            shutil.move(weights(old[0]), weights(new))
-            weights(new).write_bytes(weights(new).read_bytes())
+            shutil.copyfile(weights(old[0]), weights(new))
+            weights(old[0]).unlink()
 
 
 def _best_goes(kept: Kept, number: int, trial_id: str, *, complete: bool, value: float) -> None:
@@ -84,9 +87,47 @@ def _removes_one_more(folder: StudyFolder, trials: int) -> list[str]:
     return gone
 
 
-def _loses(part: str) -> Any:
-    from search.record import sqlite
+def _forgets_before(number: int, trials: Any) -> list[int]:
+    return [number]
 
+
+def _without(name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: fact for key, fact in attributes.items() if key != name}
+
+
+def _suggested_alone(book: Ledger, number: int, attributes: Mapping[str, Any]) -> None:
+    suggested(book, number, _without("continues", attributes))
+
+
+def _ends_without_history(book: Ledger, number: int, state: str, value: Any, facts: Any, **then: Any) -> None:
+    end(book, number, state, value, _without("history", facts), **then)
+
+
+def _first_state_only(mirror: Any, trials: Sequence[Any]) -> None:
+    mirror_write(mirror, [trial for trial in trials if trial.number not in mirror._open])
+
+
+def _begins_at_once(book: Ledger, call: Callable[[], None]) -> None:
+    call()
+
+
+def _keeps_one_less(kept: Kept, *given: Any, **facts: Any) -> None:
+    add(kept, *given, **facts)
+    for entry in kept._entries[1:]:
+        kept._folder.best_weights(entry.id).unlink(missing_ok=True)
+
+
+def _epochs_late(path: Path, tensors: Any, facts: dict[str, Any]) -> None:
+    checkpoint_write(path, tensors, facts | {"epoch": facts["epoch"] - 2})
+
+
+@contextlib.contextmanager
+def _not_durable(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    with atomic.replacing(path) as temporary:
+        yield temporary
+
+
+def _loses(part: str) -> Any:
     tables = {name: table for name, table in sqlite._TABLES.items() if name != part}
     return mock.patch.object(sqlite, "_TABLES", tables)
 
@@ -113,6 +154,35 @@ PLANTED: dict[str, Plant] = {
     "the last known trial counts as unknown": lambda: mock.patch.object(
         StudyFolder, "remove_unknown", _removes_one_more
     ),
+    "epochs are not written": lambda: _loses("intermediate_values"),
+    "what was sampled is not written": lambda: _loses("params"),
+    "a trial ends without its history": lambda: mock.patch.object(Ledger, "end", _ends_without_history),
+    "only a trial's first state is written": lambda: mock.patch.object(
+        sqlite.Mirror, "write", _first_state_only
+    ),
+    "a trial does not say what it continues": lambda: mock.patch.object(
+        Ledger, "suggested", _suggested_alone
+    ),
+    "files of the trial before the last are forgotten": lambda: mock.patch.object(
+        crashes, "lineage", _forgets_before
+    ),
+    "a sweep forgets what an interrupted trial had continued": lambda: mock.patch.object(
+        kept, "lineage", _forgets_before
+    ),
+    "a trial begins before the record has it": lambda: mock.patch.object(
+        Ledger, "once_written", _begins_at_once
+    ),
+    "files are handed over before the record has the trial": lambda: mock.patch.object(
+        Ledger, "flush", _nothing
+    ),
+    "weights of one trial less are kept": lambda: mock.patch.object(Kept, "add", _keeps_one_less),
+    "checkpoints name an earlier epoch": lambda: mock.patch.object(checkpoint, "write", _epochs_late),
+    "the table is written in place": lambda: mock.patch.object(table, "replacing", _in_place),
+    "the table is not synced": lambda: mock.patch.object(table, "replacing", _not_durable),
+    "the config is not synced": lambda: mock.patch.object(study_folder, "replacing", _not_durable),
+    "best and last weights share a file": lambda: mock.patch.object(
+        StudyFolder, "last_weights", StudyFolder.best_weights
+    ),
     "trials of a dead driver stay running": lambda: mock.patch.object(ledger, "fail_orphans", _nothing),
 }
 
@@ -120,9 +190,11 @@ PLANTED: dict[str, Plant] = {
 def main() -> int:
     missed = []
     for name, plant in PLANTED.items():
+        if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
+            continue
         with plant():
             try:
-                _, count, wrong = crashes.enumerate_states(lengths=2)
+                _, count, wrong = crashes.enumerate_states(lengths=2, until_wrong=True)
                 told = wrong[0] if wrong else ""
             except Exception as error:  # the session itself does not get through
                 count, told = 0, f"{type(error).__name__}: {error}"
