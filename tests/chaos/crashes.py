@@ -366,8 +366,8 @@ def _goes_on(
 
 
 def _has_checkpoint(folder: StudyFolder, new: int, old: int, point: Point, power_lost: bool) -> list[str]:
-    saved = max((point.saved.get(number, 0) for number in (old, old - 1, new)), default=0)
-    if power_lost or not point.saved.get(old):
+    saved = max(point.saved.get(number, 0) for number in (old, continues(old)) if number is not None)
+    if power_lost or not saved:
         return []  # `last` is not synced: a trial may begin anew when the power is lost
     try:
         _, facts = checkpoint.read(folder.last_weights(trial_id(new)))

@@ -111,6 +111,13 @@ def _begins_at_once(book: Ledger, call: Callable[[], None]) -> None:
     call()
 
 
+@contextlib.contextmanager
+def _at_once() -> Iterator[None]:
+    slowly = mock.patch.object(ledger, "PAUSE_SECONDS", 3.0)
+    with slowly, mock.patch.object(Ledger, "once_written", _begins_at_once):
+        yield
+
+
 def _keeps_one_less(kept: Kept, *given: Any, **facts: Any) -> None:
     add(kept, *given, **facts)
     for entry in kept._entries[1:]:
@@ -169,9 +176,7 @@ PLANTED: dict[str, Plant] = {
     "a sweep forgets what an interrupted trial had continued": lambda: mock.patch.object(
         kept, "lineage", _forgets_before
     ),
-    "a trial begins before the record has it": lambda: mock.patch.object(
-        Ledger, "once_written", _begins_at_once
-    ),
+    "a trial begins before the record has it": _at_once,
     "files are handed over before the record has the trial": lambda: mock.patch.object(
         Ledger, "flush", _nothing
     ),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -31,6 +32,24 @@ CRASHES = """
 study, and reads {states:,} states in which a crash may leave its files: torn at many lengths, or without what
 was not synced. Lost: {lost}.
 """
+PLANTED = """
+## Planted bugs
+
+`python -m tests.chaos.planted` puts {count} bugs into the product, one after another, and reads the states
+of a crash until one shows the bug. Caught: {caught}.
+
+| bug | caught | states read until then |
+|---|---|---|
+"""
+CAUGHT = re.compile(r"(caught|MISSED): (.*) \((\d+) states\): ")
+
+
+def planted(log: str) -> str:
+    """Return the section about planted bugs, from what their command has printed."""
+    found = CAUGHT.findall(log)
+    lines = [f"| {name} | {'yes' if how == 'caught' else 'no'} | {count} |\n" for how, name, count in found]
+    caught = sum(how == "caught" for how, *_ in found)
+    return PLANTED.format(count=len(found), caught=caught) + "".join(lines)
 
 
 def rows(outcomes: list[dict[str, Any]]) -> list[str]:
@@ -54,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("outcomes", type=Path)
     parser.add_argument("crashes", type=Path)
+    parser.add_argument("--planted", type=Path, help="what `python -m tests.chaos.planted` has printed")
     parser.add_argument("--falls-short", type=Path, help="Markdown to put at the end")
     given = parser.parse_args()
     outcomes = [json.loads(line) for line in given.outcomes.read_text().splitlines()]
@@ -63,6 +83,8 @@ def main() -> None:
     if wrong:
         text += "\nWhat was wrong:\n\n" + "\n".join(wrong) + "\n"
     text += CRASHES.format(**crashes)
+    if given.planted:
+        text += planted(given.planted.read_text())
     if given.falls_short:
         text += "\n" + given.falls_short.read_text()
     PAGE.write_text(text, encoding="utf-8")
