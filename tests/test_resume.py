@@ -171,8 +171,8 @@ def test_resuming_a_finished_study_shows_it_and_changes_no_file(finished: StudyF
 def test_a_finished_study_whose_model_is_not_whole_is_exported_again_and_then_left_alone(
     finished: StudyFolder, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export(study: StudyFolder, number: int | None, to: Path) -> None:
-        assert (number, to) == (None, study.best)
+    def export(study: StudyFolder, number: int | None, to: Path, *, refit: bool) -> None:
+        assert (number, to, refit) == (None, study.best, False)
         shutil.rmtree(to, ignore_errors=True)
         model(study)
         study.test_reads.write_text('{"read": "a", "trial": "trial-0001", "at": "now"}')
