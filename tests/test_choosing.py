@@ -393,6 +393,15 @@ def test_a_setting_that_needs_an_exact_head_stays_out_of_a_space_without_it() ->
     assert placed["head_init"] == "exact"
 
 
+def test_with_random_weights_no_head_begins_with_the_exact_solution() -> None:
+    wanted = {"strategy": "fuse", "learning_rate": 0.01, "head_size": 0, "frozen_layers": 0.5}
+    for weights, found in (("none", None), ("DEFAULT", "exact")):
+        placed = space_of(model={"weights": weights}, space={"strategy": "fuse"}).placed(
+            wanted | {"head_init": "exact"}
+        )
+        assert (placed and placed["head_init"]) == found
+
+
 def test_a_portfolio_survives_its_file(tmp_path: Path) -> None:
     made = portfolio_of(0.001, 0.003)
     (tmp_path / "p.json").write_text(made.to_json())

@@ -38,6 +38,7 @@ from search.config.sections import (
     RANDOM_WEIGHTS,
     SETTINGS,
     Pretraining,
+    SpaceSection,
     is_weights_file,
 )
 from search.config.setting import Asked
@@ -53,6 +54,7 @@ _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
 MUST_FIT = ("strategy", "optimizer", "learning_rate", "head_init")
 """Fields of a setting from elsewhere without which it is another setting."""
 
+_USUAL_INIT = SpaceSection().head_init
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 
 
@@ -65,6 +67,10 @@ class Space:
         said = {**dict(config.data), **dict(config.model), **dict(config.space)}
         self._parts = config.parts
         self._domains: dict[str, Domain] = {field: said[field] for field in FIELDS}
+        weights = [config.model.weights_of(backbone) for backbone in config.backbones]
+        # On features of random weights the exact solution is so large that training from it diverges.
+        if RANDOM_WEIGHTS in weights and self._domains["head_init"] == _USUAL_INIT:
+            self._domains["head_init"] = "random"
 
     @property
     def backbones(self) -> tuple[str, ...]:

@@ -69,7 +69,8 @@ class SpaceSection(Section):
         Setting(by=lambda strategy: strategy.begins_exact, when=chosen("head_size", 0), carried=True),
     ] = ("random", "exact")
     """First weights of the new head under `fuse`: random, or `exact`, the solution on the features of the
-    pretrained backbone, from which training goes on. Only used where `head_size` is 0."""
+    pretrained backbone, from which training goes on. Only used where `head_size` is 0. With random weights
+    (`model.weights: none`) the default is `random`."""
     frozen_layers: Annotated[BlockCount, Setting(reported=False, carried=True, shown=True)] = per_strategy(
         lambda strategy: strategy.frozen_layers
     )
