@@ -350,6 +350,7 @@ def _goes_on(
     """Go on from a state as `resume` does with files, up to where trials start."""
     unknown = folder.remove_unknown(len(earlier))
     wrong = [f"files of {name} are removed" for name in unknown if int(name[-4:]) in point.saved]
+    wrong += [f"trial {trial.number} runs for ever" for trial in earlier if trial.state == "RUNNING"]
     # A resumed study that ends before its first trial sweeps, too.
     Kept(folder, objective=Objective(METRIC), count=KEPT, earlier=earlier).sweep(earlier)
     continued = {trial.continues for trial in earlier}
