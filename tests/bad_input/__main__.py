@@ -19,6 +19,7 @@ cut here, in their middle.
 
 def main() -> None:
     lines: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     cases = table.cases()
     with tempfile.TemporaryDirectory() as name, table.refusing_ray():
         os.environ["XDG_CACHE_HOME"] = f"{name}/cache"
@@ -26,7 +27,18 @@ def main() -> None:
         table.sound(template)
         for case, words in cases.items():
             with table.folder(template) as place:
-                lines[case] = table.ask(words(place), place).line
+                try:
+                    answer = table.ask(words(place), place)
+                except table.Hangs:
+                    lines[case] = wrong[case] = f"no answer within {table.SECONDS} s"
+                    continue
+            lines[case] = answer.line
+            if "Traceback" in answer.err or answer.code not in (0, 1, 2):
+                wrong[case] = answer.line
+            if len(lines) % 100 == 0:
+                print(f"{len(lines)} of {len(cases)} cases, {len(wrong)} answered wrongly", flush=True)
+    for case, line in wrong.items():
+        print(f"{case}\n    {line}")
     taken = sum(line == "taken" for line in lines.values())
     head = HEAD.format(cases=len(lines), refused=len(lines) - taken, taken=taken, length=table.LINE)
     PAGE.write_text(
