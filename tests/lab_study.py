@@ -14,7 +14,7 @@ from tests.machine import Machine
 
 STUDY = {
     **small.STUDY,
-    "space": {"strategy": "fuse", "frozen_layers": 0},
+    "space": {"strategy": "fuse", "frozen_layers": 0, "head_init": "random"},
     "early_stopping": {"enabled": False},
     "results": "/mnt/results",
 }

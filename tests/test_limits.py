@@ -100,6 +100,33 @@ def test_a_trial_that_diverges_is_trained_as_if_it_had_been_given_the_limit(tmp_
     assert metrics(told) == metrics(tame)
 
 
+def test_a_validation_loss_that_is_not_finite_after_the_first_epoch_lowers_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training loss stays finite, as where the running statistics of batch norm blow up."""
+    measured, at = Run.evaluate, 1
+
+    def blown_up(run: Run, split: str, *rest: Any) -> dict[str, float]:
+        found = measured(run, split, *rest)
+        epochs.append(run.limit)
+        return found | {"loss": math.nan} if run.limit is None and len(epochs) == at else found
+
+    monkeypatch.setattr(Run, "evaluate", blown_up)
+    epochs: list[float | None] = []
+    settings = settings_of("squeezenet1_1", 32, tmp_path, learning_rate=0.001, epochs=8)
+    told = train(settings, tmp_path)
+    (note,) = [message.text for message in told if isinstance(message, Note)]
+    assert note.endswith("at 0.001 the validation loss was nan after epoch 1")
+    assert [epoch["epoch"] for epoch in metrics(told)] == list(range(1, 9))
+    assert epochs[0] is None
+    assert all(limit is not None and limit <= 0.0001 for limit in epochs[1:])
+    at = 8  # of later epochs it is reported, so that nothing can begin again
+    (tmp_path / "late").mkdir()
+    epochs.clear()
+    with pytest.raises(NonFiniteLoss, match="epoch 8: the validation loss must stay finite, got nan"):
+        train(settings, tmp_path / "late")
+
+
 def test_an_interrupted_trial_goes_on_at_its_limit(tmp_path: Path) -> None:
     wild = settings_of("squeezenet1_1", 33, tmp_path, learning_rate=30.0, epochs=8)
     whole = train(wild, tmp_path / "whole")

@@ -133,7 +133,7 @@ def _train(
         with run.average.applied() if run.average else nullcontext():
             scores = {f"val/{name}": value for name, value in run.evaluate("val").items()}
         if not math.isfinite(scores["val/loss"]):
-            raise NonFiniteLoss(non_finite("validation", scores["val/loss"], epoch, settings))
+            raise _diverged(run, scores["val/loss"], epoch, said)
         seconds = time.perf_counter() - begin
         rates = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
         speed = {"seconds": seconds, "images_per_second": run.data.size("train") / seconds}
@@ -154,6 +154,18 @@ def _train(
             return Outcome("moved", epoch)
     history.finish()
     return Outcome("complete", settings.epochs)
+
+
+def _diverged(run: Run, loss: float, epoch: int, said: int) -> Exception:
+    """Return the error for a validation loss that is not finite.
+
+    Behind the first epochs, of which nothing was reported yet, the rate is taken for too high: the running
+    statistics of batch norm can blow up while the loss of the training batches stays finite.
+    """
+    rate = run.settings.learning_rate if run.limit is None else run.limit
+    if said == 0 and rate > limits.LEAST:
+        return limits.RateTooHigh(f"at {rate:.3g} the validation loss was {loss} after epoch {epoch}")
+    return NonFiniteLoss(non_finite("validation", loss, epoch, run.settings))
 
 
 def _history(run: Run, keep: Keep) -> History:
