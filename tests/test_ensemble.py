@@ -118,6 +118,7 @@ def finished(
         if strategy == "load":
             del params["head_size"]
         params |= {"backbone_rate": 0.1} if frozen >= 0 else {}
+        params |= {"head_init": "random"} if strategy == "fuse" else {}
         book.ask()
         book.suggested(number, {"params": params})
         told: list[Any] = []
