@@ -48,6 +48,8 @@ SECONDS = {
     **{"fast.extraction": 90, "fast.pipeline": 60, "fast.compiled": 100, "fast.cold": 90},
 }
 """Part -> seconds after which it is given up."""
+ON_CPU = 5
+"""Times as many on a CPU, which may have other work."""
 ASKED_FOR = ("right.families", "fast.compiled")
 """Parts that run only by name."""
 SPOILT = 3
@@ -137,7 +139,8 @@ def _watch(command: list[str], parts: list[str], log: Path, ends: float) -> None
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    limit = min(ends, time.monotonic() + 120)  # until the first part begins
+    slow = 1 if torch.cuda.is_available() else ON_CPU
+    limit = min(ends, time.monotonic() + 120 * slow)  # until the first part begins
     while True:
         try:
             line = lines.get(timeout=max(0.1, limit - time.monotonic()))
@@ -149,7 +152,7 @@ def _watch(command: list[str], parts: list[str], log: Path, ends: float) -> None
             break
         say(line.rstrip("\n"))
         if line.startswith("## begin "):
-            limit = min(ends, time.monotonic() + SECONDS[line.split()[2]])
+            limit = min(ends, time.monotonic() + SECONDS[line.split()[2]] * slow)
     process.wait()
 
 
