@@ -474,7 +474,7 @@ def exactly(setup: Setup) -> Found:
 
 
 def cold(setup: Setup) -> Found:
-    """What the first pass and the first step of a shape cost: in this thread, in others, by kind of layer."""
+    """Time the first pass and the first step of a shape: in this thread, in others, without cuDNN."""
     table: dict[str, dict[str, float]] = {}
     side, batch = setup.size(128, 32), setup.size(256, 4)
     for name in models(setup) if setup.quick else ("mobilenet_v2", "resnet50"):

@@ -67,7 +67,7 @@ class _Followed:
 
     @property
     def measured(self) -> dict[str, float]:
-        """What the trial costs so far; nothing if the study does not measure it."""
+        """Costs of the trial so far; empty if the study does not measure them."""
         seconds = sum(epoch.get("seconds", 0.0) for epoch in self.history)
         return {**self.costs, "train_seconds": round(seconds, 3)} if self.costs else {}
 

@@ -36,7 +36,7 @@ SLOW = {
 leaves the file open, which is a warning."""
 WRITING = ("report --to", "export --to", "predict --csv", "predict --parquet", "explain --to", "results")
 DEVICES = ("zero", "of_the_kernel")
-"""Where WRITING does not point: a fault would replace a device of the machine that runs this as root."""
+"""Places that no case of WRITING names: a fault would replace a device where this runs as root."""
 READERS: tuple[tuple[str, ...], ...] = (("results",), ("export", "--to", "{place}/out"), ("report",))
 
 

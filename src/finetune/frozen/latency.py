@@ -23,6 +23,7 @@ from finetune import steps
 from finetune.disk.atomic import replacing
 from finetune.frozen import execution
 from finetune.model.strategies import TransferModel
+from finetune.model.timing import seconds
 
 PASSES = 15
 """Forward passes of which the median counts, after WARM ones."""
@@ -147,15 +148,5 @@ def _median_ms(run: Callable[[], object], device: torch.device) -> float:
     for turn in range(WARM + PASSES):
         if turn >= WARM + 3 and time.perf_counter() - begun > SECONDS:
             break
-        taken.append(_once(run, device))
+        taken.append(seconds(run, device))
     return 1000 * statistics.median(taken[WARM:])
-
-
-def _once(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin

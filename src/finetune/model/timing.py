@@ -56,18 +56,20 @@ def measure(backbone: str, image_size: int, device: torch.device) -> Timed:
         model.train()
         F.cross_entropy(model(x), labels).backward()
 
-    return Timed(_seconds(forward, device) / IMAGES, _seconds(train, device) / IMAGES)
+    return Timed(_fastest(forward, device) / IMAGES, _fastest(train, device) / IMAGES)
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def _fastest(run: Callable[[], None], device: torch.device) -> float:
     """Return the seconds of the faster of two runs, after one that warms up."""
-    taken = []
-    for _ in range(3):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begin = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - begin)
-    return min(taken[1:])
+    return min([seconds(run, device) for _ in range(3)][1:])
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call, with all that it lets a GPU do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
