@@ -347,6 +347,8 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         code = command()
         return int(code or Exit.DONE)
+    except typer.Exit as ended:
+        return int(ended.exit_code)
     except (typer.Abort, KeyboardInterrupt, Interrupted):
         say(INTERRUPTED)
         return Exit.INTERRUPTED

@@ -103,7 +103,7 @@ def test_hparams_shows_a_study_that_runs_and_then_the_finished_one(
     head = [re.sub(r"\s+", " ", cell) for cell in rows[0]]
     assert head[:8] == [
         *("Trial ID", "Show Metrics", "strategy", "learning rate", "head size", "frozen layers"),
-        *("backbone rate", "best val/accuracy"),
+        *("head init", "best val/accuracy"),
     ]
     shown = {row[0]: dict(zip(head, row, strict=True)) for row in rows[1:] if row[0]}
     assert set(shown) == {"trial-0000", "trial-0001"}

@@ -25,8 +25,12 @@ FILES = sorted([*(ROOT / "search").rglob("*.py"), *(ROOT / "src" / "finetune").r
 OURS = ("search", "finetune")
 
 
+DOCUMENTED = {"_exit"}
+"""Names of Python's documented library that begin with an underscore all the same: os._exit."""
+
+
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    return name.startswith("_") and not name.startswith("__") and name not in DOCUMENTED
 
 
 def made_here(tree: ast.AST) -> set[str]:
