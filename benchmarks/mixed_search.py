@@ -19,8 +19,7 @@ from benchmarks import patterns, report
 from benchmarks.workload import ours, suggestions, workload
 from finetune.images.batches import ImageData
 from finetune.settings import TrialSettings
-from finetune.training import shared
-from finetune.training.run import build_model
+from finetune.training import building, shared
 
 TRIALS, EPOCHS = 24, 3
 SPACE = {"strategy": ["replace", "load", "fuse"]}
@@ -78,7 +77,7 @@ def work(trials: Sequence[TrialSettings], data: ImageData) -> tuple[float, float
     plain = shared = 0.0
     deepest: list[float] = []
     for trial in trials:
-        model = build_model(trial, data, torch.device("cpu")).eval()
+        model = building.model(trial, data, torch.device("cpu")).eval()
         h = torch.zeros(1, 3, trial.data.image_size, trial.data.image_size)
         frozen, h = by_block(model.prefix, h)
         trunk, h = by_block(model.trunk, h)

@@ -13,7 +13,6 @@ import gc
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,10 +149,12 @@ def built(case: Case, pixels: Tensor, classes: int, folder: Path, images: Path) 
     if case.strategy == "load":
         data = shared.images(DataSettings(kind="folder", path=str(images), image_size=case.side))
         some = torch.arange(0, data.size("train"), 10).split(32)
-        batches: Iterator[tuple[Tensor, Tensor]] = (
-            (normalise(x, source.mean, source.std), y) for x, y in data.batches("train", some)
-        )
-        relation = strategies.category_relationship(backbone, batches, classes)
+        with torch.no_grad():
+            answers = [
+                (backbone(normalise(x, source.mean, source.std)).softmax(dim=1), y)
+                for x, y in data.batches("train", some)
+            ]
+        relation = strategies.category_relationship(answers, classes)
     net = strategies.build(
         case.strategy,
         backbone,

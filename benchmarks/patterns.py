@@ -30,8 +30,7 @@ from finetune.images import order
 from finetune.images.batches import ImageData
 from finetune.images.pixels import CROP_SHARE, normalise
 from finetune.settings import TrialSettings
-from finetune.training import optimize, shared
-from finetune.training.run import build_model
+from finetune.training import building, optimize, shared
 from search.slots.slots import KEPT_MEMORY
 
 
@@ -104,7 +103,7 @@ def _train(settings: TrialSettings, data: ImageData, train: Any, val: Any, *, fo
     import ray.train
 
     torch.set_num_threads(1)
-    model = build_model(settings, data, torch.device("cpu"))
+    model = building.model(settings, data, torch.device("cpu"))
     if forward is None:
         model.to(memory_format=torch.contiguous_format)  # as torchvision builds it
     optimizer = optimize.optimizer(model.parameter_groups(), settings)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from sklearn.datasets import load_digits
 
 from finetune import model_folder
@@ -18,7 +19,7 @@ from finetune.exact.rows import FOLDS, Preparation, Rows, class_weights, folds
 from finetune.messages import Epoch, Keep, Message, Note
 from finetune.model.exact_head import ExactHead, ExactShape, powered
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from finetune.training import loop
+from finetune.training import exact, loop
 from finetune.training.run import Run
 from finetune.training.workers import World
 from search.verdict import contest
@@ -61,6 +62,28 @@ def outputs(solved: solve.Solved, pooled: torch.Tensor, answers: torch.Tensor) -
     with torch.no_grad():
         made: torch.Tensor = head.new(torch.cat([z, answers], 1) if solved.shape.answers else z)
     return made
+
+
+def test_the_source_answers_are_read_without_its_dropout(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = torchvision.models.mobilenet_v2()
+    assert source.classifier[0].p > 0
+    file = tmp_path / "mobilenet_v2.pth"
+    torch.save(source.state_dict(), file)
+    settings = TrialSettings(
+        data=DataSettings(kind="digits", classes=("5", "6"), image_size=32, horizontal_flip=False),
+        backbone="mobilenet_v2",
+        weights=WeightsSettings(file=str(file)),
+        strategy="exact",
+        epochs=1,
+        learning_rate=0.0,
+        cache_dir=str(tmp_path),
+    )
+    read = exact.read(Run(settings, World()))
+    with torch.no_grad():
+        expected = source.eval().classifier(read.pooled).softmax(dim=1)
+    assert read.answers is not None
+    torch.testing.assert_close(read.answers, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_classes_are_spread_evenly_over_the_folds() -> None:

@@ -17,7 +17,7 @@ from finetune.frozen.features import Inputs
 from finetune.images.pixels import normalise
 from finetune.messages import Epoch, Keep, Message
 from finetune.settings import ALL, DataSettings, FeatureSettings, TrialSettings, WeightsSettings
-from finetune.training import loop, shared
+from finetune.training import building, loop, shared
 from finetune.training.run import Run
 from finetune.training.workers import World
 from search.config import resolve
@@ -429,3 +429,45 @@ def test_what_cannot_be_compiled_is_run_as_it_is(
     run = Run(settings(precision="auto"), World(), features)
     assert not run.inputs._passes[True].compiled
     assert run.inputs.feed("train", view=0).rows is not None
+
+
+# The source FC of a squeezenet reads maps, which `replace` does not store.
+@pytest.mark.parametrize(
+    ("backbone", "before"), [("shufflenet_v2_x0_5", "replace"), ("squeezenet1_1", "load")]
+)
+def test_the_relation_of_load_is_read_from_stored_features_and_equals_a_fresh_one(
+    settings: Any,
+    features: FeatureSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backbone: str,
+    before: str,
+) -> None:
+    load = settings(backbone, strategy="load")
+    device = torch.device("cpu")
+    images = shared.images(load.data)
+    source = shared.pretrained(load.backbone, load.weights, load.cache_dir, "cpu")
+    net = shared.pristine(load, device)
+    pixels = torch.cat([x for x, _ in images.batches("train", [torch.arange(images.size("train"))])])
+    with torch.no_grad():
+        answers = net(normalise(pixels, source.mean, source.std)).softmax(dim=1).double()
+    labels = images.labels("train")
+    expected = torch.stack([answers[labels == c].mean(dim=0) for c in range(3)])
+
+    fresh = building.relationship(load, device)
+    torch.testing.assert_close(fresh, expected, rtol=1e-4, atol=1e-7)
+
+    train(settings(backbone, strategy=before), tmp_path, features)
+    passed: list[int] = []
+    whole = Inputs._activations
+    monkeypatch.setattr(Inputs, "_activations", lambda *a: passed.append(len(a[1])) or whole(*a))
+    monkeypatch.setattr(Inputs, "_made", lambda *a: passed.append(len(a[1])))
+    shutil.rmtree(Path(load.cache_dir) / "relations")
+    building._relationship.cache_clear()
+    assert torch.equal(building.relationship(load, device, features), fresh)
+    assert passed == []
+    monkeypatch.undo()
+    shutil.rmtree(Path(load.cache_dir) / "relations")
+    building._relationship.cache_clear()
+    thawed = dataclasses.replace(load, frozen_layers=2)
+    assert torch.equal(building.relationship(thawed, device, features), fresh)

@@ -23,8 +23,8 @@ from finetune.disk import checkpoint
 from finetune.errors import DataError, NonFiniteLoss
 from finetune.messages import Effective, Epoch, Keep, Message, Note
 from finetune.settings import DataSettings, SourceSettings, TrialSettings, WeightsSettings
-from finetune.training import loop
-from finetune.training.run import Run, build_model
+from finetune.training import building, loop
+from finetune.training.run import Run
 from finetune.training.workers import World
 from tests.processes import finish
 
@@ -478,14 +478,14 @@ class Small:
 
 
 def on(device: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = build_model
+    build = building.model
 
     def small(*arguments: Any, **options: Any) -> Any:
         model = build(*arguments, **options)
         model.head.new.register_forward_pre_hook(device)
         return model
 
-    monkeypatch.setattr("finetune.training.run.build_model", small)
+    monkeypatch.setattr("finetune.training.building.model", small)
 
 
 def test_a_step_that_finds_too_little_memory_is_taken_in_smaller_parts(

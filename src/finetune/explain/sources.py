@@ -21,7 +21,7 @@ from finetune.model.backbones import last_layer
 from finetune.model.head import FuseHead, LoadHead, answers_behind_pool, begins_with_pool
 from finetune.model.strategies import mixed_rows
 from finetune.settings import WeightsSettings
-from finetune.training import shared
+from finetune.training import building, shared
 from finetune.training.run import Run
 
 MOST = 5
@@ -80,7 +80,7 @@ def _told(how: str, run: Run, names: list[str], shares: Floats, explained: Float
 @torch.no_grad()
 def _mixture(run: Run, head: LoadHead) -> tuple[Floats, Floats]:
     """Return the mixture (C, K), and the share of each trained row (C,) that it still explains."""
-    relation = shared.relationship(run.settings, run.world.device)
+    relation = building.relationship(run.settings, run.world.device, run.features)
     begun, _ = mixed_rows(last_layer(shared.pristine(run.settings, run.world.device).source_fc), relation)
     rows = [_centred(weight.flatten(1).double().cpu()) for weight in (begun, last_layer(head.new).weight)]
     kept = 1 - (rows[1] - rows[0]).square().sum(1) / rows[1].square().sum(1).clamp(min=1e-12)

@@ -134,6 +134,10 @@ class Inputs:
         cut = self._cuts[True]
         return {"stored_cut": cut.blocks if cut else None, "frozen_pass": asdict(self._passes[True])}
 
+    def key(self, split: str, *, view: int | None) -> str:
+        """Return a hash of everything that decides the output of the frozen blocks for a view of a split."""
+        return self._key(split, self.data.sheet(split, view), len(self.model.prefix))
+
     def feed(self, split: str, *, view: int | None = None) -> "Feed":
         """Return the source of one epoch's batches, after storing its features if that pays.
 

@@ -32,7 +32,7 @@ def swap_dropout(module: nn.Module) -> nn.Module:
     """Replace every `nn.Dropout` inside the module by `Dropout`, in place, and return the module."""
     for name, child in module.named_children():
         if type(child) is nn.Dropout:
-            setattr(module, name, Dropout(child.p))
+            setattr(module, name, Dropout(child.p).train(child.training))
         else:
             swap_dropout(child)
     return module

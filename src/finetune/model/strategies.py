@@ -248,34 +248,25 @@ def relus_behind(source_fc: nn.Module) -> list[str]:
     return [name for name, module in layers[last:] if isinstance(module, nn.ReLU)]
 
 
-@torch.no_grad()
-def category_relationship(
-    backbone: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int
-) -> Tensor:
+def category_relationship(answers: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tensor:
     """Return the mean source softmax over the images of each class, (C, K), float64, on the CPU.
 
     This is the category relationship p(y_s | y_t) of Co-Tuning (You et al., NeurIPS 2020), learned
     by its direct approach.
 
     Args:
-        backbone: module from images to source logits (B, K). It runs in `eval` mode; its mode is restored.
-        batches: images (B, 3, H, W) on the backbone's device, normalised as the source expects, and
-            labels (B,) in 0..C-1; every class must occur.
+        answers: batches of the source's softmax (B, K), and labels (B,) in 0..C-1; every class must occur.
         classes: C.
 
     Raises:
         BackboneError: a class has no image.
     """
-    was_training = backbone.training
-    backbone.eval()
     sums = torch.zeros(classes, 1, dtype=torch.float64)  # grows to (C, K) with the first batch
     counts = torch.zeros(classes, dtype=torch.float64)
-    for images, labels in batches:
-        answers = backbone(images).float().softmax(dim=1).cpu().double()  # (B, K)
+    for softmax, labels in answers:
         members = F.one_hot(labels.cpu(), classes).double()  # (B, C)
-        sums = sums + members.T @ answers
+        sums = sums + members.T @ softmax.cpu().double()
         counts += members.sum(dim=0)
-    backbone.train(was_training)
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         raise BackboneError(

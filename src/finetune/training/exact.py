@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from finetune.evaluation.scores import BATCH
 from finetune.exact import solve as solving
 from finetune.exact.rows import Rows
 from finetune.exact.solve import Choice, Loaded
+from finetune.frozen.features import Feed, Inputs
 from finetune.messages import Effective, Epoch, Keep, Note, Report
 from finetune.metrics import check as check_metric
 from finetune.model import strategies
@@ -22,10 +24,10 @@ from finetune.model.backbones import last_layer
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.head import FuseHead
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
+from finetune.training.workers import World
 
 if TYPE_CHECKING:
     from finetune.training.run import Run
-from finetune.training.workers import World
 
 MOST_BYTES = 2 * 2**30
 """Most features that a worker reads into memory; of more images it leaves out mirrored copies, then
@@ -110,13 +112,14 @@ def read(run: "Run") -> Rows:
     """Return this worker's share of the training images' features, in memory, on the CPU."""
     data, head, world = run.data, run.model.head, run.world
     assert isinstance(head, ExactHead)
+    head.eval()  # the source FC may contain a dropout
     sheet, feed = data.sheet("train", 0), run.inputs.feed("train", view=0)
     images = data.size("train")
     taken, views = _taken(head, images, sheet.rows // images, world.size)
     own = torch.arange(world.rank, len(taken), world.size)
     places = torch.cat([taken[own] + images * view for view in range(views)])
     pooled, answers = [], []
-    for part in _reduced(run, feed, places):
+    for part in reduced(run.inputs, feed, places):
         features, said = head.parts(part)
         pooled.append(features.float().cpu())
         if said is not None:
@@ -144,19 +147,21 @@ def _taken(head: ExactHead, images: int, views: int, workers: int) -> tuple[Tens
     return torch.arange(images)[:: -(-images // most)], views
 
 
-def _reduced(run: "Run", feed: Any, mine: Tensor) -> Any:
-    """Yield the reduced activations of rows, from the store or from images."""
+def reduced(inputs: Inputs, feed: Feed, mine: Tensor) -> Iterator[Tensor]:
+    """Yield the reduced activations of rows of the training images' sheet, from the store or from images."""
     if feed.rows is not None:
         for places in mine.split(BATCH):
-            yield feed.finish(run.inputs.read(feed.rows[places.to(feed.rows.device)], feed.blocks).float())
+            yield feed.finish(inputs.read(feed.rows[places.to(feed.rows.device)], feed.blocks).float())
         return
-    images = run.data.size("train")
+    images = inputs.data.size("train")
     order = [
         (mine[mine // images == view] % images).split(BATCH) for view in range(int(mine.max()) // images + 1)
     ]
     for view, parts in enumerate(order):
-        for pixels, _ in run.data.batches("train", parts):  # as in evaluation: neither cropped nor mirrored
-            yield run.inputs.features(run.inputs.images(pixels.flip(-1) if view else pixels), feed.how)
+        for pixels, _ in inputs.data.batches(
+            "train", parts
+        ):  # as in evaluation: neither cropped nor mirrored
+            yield inputs.features(inputs.images(pixels.flip(-1) if view else pixels), feed.how)
 
 
 def _summed(run: "Run") -> Any:
@@ -198,21 +203,8 @@ def begins(model: strategies.TransferModel) -> bool:
 @torch.no_grad()
 def begin(run: "Run") -> None:
     """Set the head of a newly built run of `fuse` to the exact solution; all workers must call this."""
-    settings = run.settings
-    data = dataclasses.replace(settings.data, crop_scale=1.0, augment="none")
-    frozen = TrialSettings(
-        data=data,
-        backbone=settings.backbone,
-        weights=settings.weights,
-        strategy="exact",
-        epochs=1,
-        learning_rate=0.0,
-        precision=settings.precision,
-        seed=settings.seed if settings.weights == WeightsSettings() else 0,
-        cache_dir=settings.cache_dir,
-    )
     kind: Any = type(run)  # mypy takes a class whose objects cannot be hashed for one that cannot
-    weight, bias = _linear(kind, frozen, run.world, run.features)
+    weight, bias = _linear(kind, frozen(run.settings), run.world, run.features)
     assert isinstance(run.model.head, FuseHead)
     last = run.model.head.new[-1]
     assert isinstance(last, nn.Linear)
@@ -228,6 +220,21 @@ def _linear(
     """Return weight and bias of the linear head that is solved for; trials of a process share it."""
     state = solve(kind(settings, world, features), by_class=False, linear=True).best.state
     return state["1.weight"], state["1.bias"]
+
+
+def frozen(settings: TrialSettings) -> TrialSettings:
+    """Return the settings of an exact trial with the images, backbone and weights of another trial."""
+    return TrialSettings(
+        data=dataclasses.replace(settings.data, crop_scale=1.0, augment="none"),
+        backbone=settings.backbone,
+        weights=settings.weights,
+        strategy="exact",
+        epochs=1,
+        learning_rate=0.0,
+        precision=settings.precision,
+        seed=settings.seed if settings.weights == WeightsSettings() else 0,
+        cache_dir=settings.cache_dir,
+    )
 
 
 def probe(weights: WeightsSettings) -> ExactShape:

@@ -24,15 +24,12 @@ from finetune.frozen import execution, latency
 from finetune.frozen.features import Feed, Inputs
 from finetune.frozen.samples import SampleFeed, SampleInputs
 from finetune.images import augment, order
-from finetune.images.batches import ImageData
-from finetune.model import backbones, strategies
+from finetune.model import backbones
 from finetune.model.exact_head import ExactShape
-from finetune.model.sample_head import SampleHead, SampleShape
+from finetune.model.sample_head import SampleHead
 from finetune.model.strategies import TransferModel
-from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
-from finetune.strategy import STRATEGIES
-from finetune.texts.encoders import Texts
-from finetune.training import exact, graphs, limits, optimize, shared, workers
+from finetune.settings import FeatureSettings, TrialSettings
+from finetune.training import building, exact, graphs, limits, optimize, shared, workers
 from finetune.training.averaging import Average
 from finetune.training.losses import Loss
 from finetune.training.workers import World
@@ -78,7 +75,9 @@ class Run:
         parts = settings.data.has_parts
         images = shared.frames(settings.data, features) if parts else self.data
         self.texts = shared.texts(settings.data, settings.text_encoder, features)
-        self.model = build_model(settings, self.data, world.device, shape, texts=self.texts)
+        self.model = building.model(
+            settings, self.data, world.device, shape, texts=self.texts, stored=features
+        )
         self.inputs = Inputs(
             self.model,
             images,
@@ -348,58 +347,6 @@ class _Trained(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C)."""
         return self.model.from_features(h)
-
-
-def build_model(
-    settings: TrialSettings,
-    data: ImageData,
-    device: torch.device,
-    shape: ExactShape | None = None,
-    *,
-    texts: Texts | None = None,
-) -> TransferModel:
-    """Return the model that the settings describe, on `device`, with its pretrained weights."""
-    relation = None
-    own = STRATEGIES.get(settings.strategy)
-    if own is not None and own.head_is_pretrained and settings.weights != WeightsSettings():
-        relation = shared.relationship(settings, device)
-    source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
-    backbone = shared.backbone(settings, device)
-    model = strategies.build(
-        settings.strategy,
-        backbone,
-        classes=data.classes,
-        head_size=settings.head_size,
-        dropout=settings.dropout,
-        frozen_layers=settings.frozen_layers,
-        relation=relation,
-        source_names=source.classes,
-        seed=settings.seed,
-        exact=shape or exact.probe(settings.weights),
-        sample=sample_shape(settings, backbone.features, texts) if settings.data.has_parts else None,
-    )
-    model.head.to(device)  # its blocks are there already
-    return model
-
-
-def sample_shape(settings: TrialSettings, features: int, texts: Texts | None) -> SampleShape:
-    """Return the structure of the head for samples with text or several frames.
-
-    Args:
-        settings: settings of the trial.
-        features: number of features of a frame.
-        texts: the texts; None: there are none, and the head reads the image alone.
-    """
-    fusion = "image" if texts is None else settings.fusion
-    return SampleShape(
-        fusion=fusion,
-        pooling=settings.pooling,
-        frames=settings.frames_used or settings.data.frames,
-        features=features,
-        text=0 if texts is None or fusion == "image" else texts.size,
-        image_scale=settings.image_scale,
-        modality_dropout=settings.modality_dropout,
-    )
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -5,27 +5,16 @@ warm process equals the same trial in a cold one.
 """
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from torch import Tensor
 
-from finetune import steps
 from finetune.datasets import catalog
 from finetune.datasets.catalog import Catalog
-from finetune.disk import checkpoint
 from finetune.disk.array_store import Store
-from finetune.errors import CheckpointError
-from finetune.evaluation.scores import BATCH
-from finetune.frozen import execution
 from finetune.images.batches import ImageData
-from finetune.images.pixels import normalise
-from finetune.model import pretrain, strategies, weights
+from finetune.model import pretrain, weights
 from finetune.model.backbones import Backbone
 from finetune.model.weights import Pretrained
 from finetune.settings import DataSettings, FeatureSettings, SampleSettings, TrialSettings, WeightsSettings
@@ -128,53 +117,3 @@ def _placed(backbone: Backbone, device: torch.device) -> Backbone:
     # Channels last on CPUs too: of 18 families 12 trained a tenth to a third faster, two a little slower.
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone.requires_grad_(False).eval()
-
-
-def relationship(settings: TrialSettings, device: torch.device) -> Tensor:
-    """Return the category relationship (C, K) between the target's classes and the source's.
-
-    It needs a pass over all training images, so it is computed once per node and kept in the cache.
-    """
-    data = dataclasses.replace(settings.data, batch_size=1)
-    return _relationship(data, settings.backbone, settings.weights, settings.cache_dir, str(device))
-
-
-@lru_cache(maxsize=4)
-def _relationship(
-    data: DataSettings, backbone: str, weight: WeightsSettings, cache_dir: str, device: str
-) -> Tensor:
-    where = torch.device(device)
-    source = pretrained(backbone, weight, cache_dir, where.type)
-    target = images(data)
-    facts = {
-        "backbone": backbone,
-        "weights": source.sha256,
-        "data": target.fingerprint,
-        "image_size": data.image_size,
-        "mean": source.mean,
-        "std": source.std,
-        "machine": execution.machine(where),
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(cache_dir) / "relations" / f"{backbone}-{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several workers of a node may come here at once: one computes, the others wait and read its file.
-    with FileLock(f"{path}.lock"):
-        try:
-            return checkpoint.read(path)[0]["relation"]
-        except CheckpointError:
-            relation = _relate(_pristine(backbone, weight, cache_dir, device), source, target, where)
-            checkpoint.write(path, {"relation": relation}, facts)
-    return relation
-
-
-def _relate(backbone: Backbone, source: Pretrained, target: ImageData, device: torch.device) -> Tensor:
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.arange(target.size("train")).split(BATCH)
-        for pixels, labels in target.batches("train", order):
-            yield normalise(pixels.to(device), source.mean, source.std), labels.to(device)
-            told.add(len(labels))
-
-    why = "once on each node: where `load` starts"
-    with steps.step("relate classes to the source's", target.size("train"), "images", why) as told:
-        return strategies.category_relationship(backbone, batches(), len(target.classes)).cpu()
