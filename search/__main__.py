@@ -256,7 +256,8 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check config, every image, weights and capacity without training, and print the plan."""
-    from search.driver import check as checker
+    from search.driver.checks import check as checker
+    from search.driver.checks import check_text
 
     options = {"backbone": backbone, "weights": weights, "trials": trials, "budget": budget}
     wanted = Wanted(config=config, data=data, options=options, overrides=overrides or [], results=results_dir)
@@ -267,7 +268,7 @@ def check(
     if as_json:
         print_json(planned)
     else:
-        for line in checker.lines(planned):
+        for line in check_text.lines(planned):
             print_line(console(), line)
     for error in (found := checker.errors(planned)):
         say(f"error: data: {error}")

@@ -18,7 +18,7 @@ TORCH_FREE = (
     "search.driver.callback",
     "search.record.ledger",
     "search.views.table",
-    "search.driver.inputs",
+    "search.driver.checks.inputs",
     "search.__main__",
     "finetune.model.known_backbones",
     "finetune.metrics",

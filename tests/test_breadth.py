@@ -19,7 +19,8 @@ from finetune.datasets import catalog
 from finetune.errors import WeightsError
 from finetune.settings import DataSettings
 from search.config.study import StudyConfig
-from search.driver import check, runner
+from search.driver import runner
+from search.driver.checks import check, check_text
 from search.record.study_folder import StudyFolder
 from search.views import table
 from tests.here import Here
@@ -70,7 +71,7 @@ def test_check_names_the_weights_of_each_backbone(small_study: Make, weights: di
     planned = check.plan(by_backbone(small_study, weights, resources={"slots": 1}))
     found = {name: (model["blocks"], model["weights"]) for name, model in planned["model"].items()}
     assert found == {name: (BLOCKS[name], str(file)) for name, file in weights.items()}
-    lines = check.lines(planned)
+    lines = check_text.lines(planned)
     assert f"squeezenet1_1: 9 blocks, {weights['squeezenet1_1']}" in lines
 
 

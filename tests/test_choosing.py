@@ -14,9 +14,10 @@ from search.config.study import StudyConfig
 from search.driver.to_do import to_do
 from search.record import reader
 from search.record.ledger import Ledger
-from search.suggest import gaussian, portfolio, samplers
+from search.suggest import portfolio
 from search.suggest.bandit import SHARE, TRIES, Bandit
 from search.suggest.chooser import Chooser
+from search.suggest.models import gaussian, samplers
 from search.suggest.portfolio import Portfolio
 from search.suggest.recorded import Recorded, Situation, read_study
 from search.suggest.space import Space

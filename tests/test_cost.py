@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from search.config.study import StudyConfig
-from search.driver import check, estimate
+from search.driver.checks import check, check_text, estimate
 from search.suggest import cost
 from search.suggest.cost import ImageCost
 from tests.small import STUDY, merged
@@ -72,7 +72,7 @@ def test_check_times_this_machine_and_a_run_knows_it(tmp_path: Path, monkeypatch
     assert planned["cost"]["seconds"] > 0
     assert planned["cost"]["trials"] == config.study.trials
     json.dumps(planned)
-    assert any(line.startswith("cost: about ") for line in check.lines(planned))
+    assert any(line.startswith("cost: about ") for line in check_text.lines(planned))
     costs = estimate.kept(config)
     assert costs is not None
     assert 0 < costs["shufflenet_v2_x0_5"].forward < costs["shufflenet_v2_x0_5"].train

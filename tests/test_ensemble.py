@@ -18,7 +18,7 @@ from search.config.study import StudyConfig
 from search.handing_on import ensemble
 from search.record.ledger import Ledger
 from search.record.study_folder import StudyFolder, write_text
-from search.suggest import samplers
+from search.suggest.models import samplers
 from search.suggest.space import Space
 from search.verdict.ensemble import Judged, Pool
 from tests import small

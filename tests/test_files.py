@@ -13,7 +13,7 @@ from finetune.disk import filesystems
 from finetune.errors import CheckpointError, WeightsError
 from finetune.model import weights
 from search.config.study import StudyConfig
-from search.driver import inputs
+from search.driver.checks import inputs
 from search.errors import StudyError
 from search.record.study_folder import StudyFolder
 from search.views import predictions

@@ -12,7 +12,8 @@ from finetune.errors import DataError
 from finetune.settings import DataSettings
 from search.config.sections import Study
 from search.config.study import StudyConfig
-from search.driver import check, runner
+from search.driver import runner
+from search.driver.checks import check, check_text
 
 
 def put(root: Path, *folders: str, count: int = 5) -> Path:
@@ -239,5 +240,5 @@ def test_check_shows_what_is_not_used(tmp_path: Path) -> None:
         "space": {"strategy": "replace"},
         "results": str(tmp_path / "results"),
     }
-    lines = check.lines(check.plan(StudyConfig.from_dict(config)))
+    lines = check_text.lines(check.plan(StudyConfig.from_dict(config)))
     assert [line for line in lines if line.startswith("warning: folders beside 'train'")] != []

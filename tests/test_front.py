@@ -21,7 +21,7 @@ from search.record.kept import Kept
 from search.record.records import StudyRecord, TrialRecord
 from search.record.study_folder import StudyFolder
 from search.report import page
-from search.suggest.constrained import seen_by_model
+from search.suggest.models.constrained import seen_by_model
 from search.suggest.stopping import EarlyStopping
 from search.verdict import contest
 from search.views.table import comparison, ranked, show, to_csv, to_json

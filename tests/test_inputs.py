@@ -12,7 +12,8 @@ import torchvision
 
 from finetune.errors import DataError, WeightsError
 from search.config.study import StudyConfig
-from search.driver import check, inputs, runner
+from search.driver import runner
+from search.driver.checks import check, check_text, inputs
 from search.errors import CapacityError, PreflightError
 from search.slots import nodes, preflight
 
@@ -119,7 +120,7 @@ def test_check_tells_what_is_tried_in_words_and_units(small_study: Make) -> None
     }
     resources = {"slots": 2, "workers_per_trial": 2}
     config = small_study(space=space, resources=resources, verdict={"seeds": 3})
-    lines = check.lines(check.plan(config))
+    lines = check_text.lines(check.plan(config))
     for line in (
         "study small: 4 trials of up to 3 epochs, best val/accuracy wins",
         "slots: 2, each 2 workers of 1 CPU, no GPU",

@@ -18,7 +18,7 @@ from finetune.settings import DataSettings
 from search.__main__ import check as check_command
 from search.__main__ import guarded
 from search.config.study import StudyConfig
-from search.driver import check
+from search.driver.checks import check, check_text
 
 SIDE = 40
 noise = np.random.default_rng(0)
@@ -213,7 +213,7 @@ def test_the_plan_holds_the_report(root: Path) -> None:
     planned = check.plan(StudyConfig.from_dict(config_of(root)))
     assert planned["data"] == report(root)
     assert check.errors(planned) == []
-    assert "val: 8 images: cat 4, dog 4" in check.lines(planned)
+    assert "val: 8 images: cat 4, dog 4" in check_text.lines(planned)
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -15,8 +15,8 @@ from search.driver.to_do import to_do
 from search.record import reader
 from search.record.ledger import Ledger
 from search.record.records import TrialRecord
-from search.suggest import samplers
 from search.suggest.chooser import Chooser
+from search.suggest.models import samplers
 from search.suggest.sampler import StudySearcher
 from search.suggest.space import Space, trial_seed
 from tests.by_hand import train_job

@@ -9,8 +9,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.suggest import tpe
-from search.suggest.tpe import BEST, BoundedTPE, remembered
+from search.suggest.models import tpe
+from search.suggest.models.tpe import BEST, BoundedTPE, remembered
 
 
 def objective(trial: optuna.Trial) -> float:

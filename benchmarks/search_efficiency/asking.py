@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 from benchmarks import report
 from search.config.study import StudyConfig
 from search.record.ledger import Ledger
-from search.suggest import samplers
 from search.suggest.chooser import Chooser
+from search.suggest.models import samplers
 from search.suggest.space import Space
 
 ASKED = 10

@@ -41,8 +41,9 @@ from benchmarks.search_efficiency.tables import Field, Surrogate, Tables
 from finetune.metrics import Objective
 from search.config.study import StudyConfig
 from search.record.ledger import Ledger
-from search.suggest import portfolio, recorded, samplers
+from search.suggest import portfolio, recorded
 from search.suggest.chooser import HEAD_COST, Chooser, Planned
+from search.suggest.models import samplers
 from search.suggest.portfolio import EMPTY, Portfolio
 from search.suggest.recorded import Task
 from search.suggest.space import Space

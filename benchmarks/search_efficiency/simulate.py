@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from benchmarks.search_efficiency.tables import Config, Surrogate
 from finetune.metrics import Objective
-from search.suggest import samplers
+from search.suggest.models import samplers
 from search.suggest.stopping import EarlyStopping, Rule
 
 METRIC = "val/accuracy"

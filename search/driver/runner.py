@@ -1,7 +1,6 @@
 """Run or resume a study: check its inputs, start slots, search, and export the best model."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import sys
@@ -9,31 +8,28 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 from filelock import FileLock, Timeout
-from ray.exceptions import RayError
 
 from finetune.datasets.catalog import Catalog
-from finetune.errors import FinetuneError
-from finetune.messages import End, ExportJob
 from finetune.steps import Step
 from search import provenance
 from search.config import config_file, resolve
 from search.config.study import StudyConfig
-from search.driver import ending, inputs, process, tuner
+from search.driver import ending, exporting, process, tuner
+from search.driver.checks import inputs
 from search.driver.study_run import StudyRun
-from search.errors import SearchError, SlotsLost, StudyError
+from search.errors import StudyError
 from search.private import study as private
-from search.record import changes, reader, reads
-from search.record.kept import Kept
+from search.record import changes, reader
 from search.record.records import StudyRecord
 from search.record.study_folder import DISK_ERRORS, StudyFolder, write_text
-from search.slots import capacity, gcs, nodes, preflight, slots, train_run
+from search.slots import capacity, gcs, nodes, preflight, slots
 from search.slots.slots import Slots
-from search.views import export, table
+from search.views import table
 from search.views.phases import Phases
-from search.views.tensorboard import pictures
 from search.views.terminal import console, print_line
 
 LOCK_SECONDS = 2.0
@@ -105,7 +101,7 @@ def resume(root: Path, phases: Phases | None = None, extend: str | None = None) 
     changes.check(config, facts, trials, folder.config)
     if ending.is_over(trials, facts, config.study):
         with _alone(folder):
-            return _complete(config, folder, phases)
+            return exporting.complete(config, folder, phases)
     _check_room_here(config)
     images = _scan(config, phases)
     # The record has no fingerprint if the first run died before its first trial.
@@ -178,63 +174,27 @@ def _search(
         with _alone(folder), _whole_in_the_end(folder):
             check_fit()
             return private.run(config, folder, images, phases)
-    here = capacity.is_here()
     with contextlib.ExitStack() as held:
         held.enter_context(_alone(folder))
         held.enter_context(_whole_in_the_end(folder))
-        with phases.phase("Ray", "starts its processes, or joins those of a cluster") as phase:
-            held.enter_context(connected())
-            patience = gcs.HERE_SECONDS if here else gcs.CLUSTER_SECONDS
-            held.enter_context(
-                gcs.watched(ray.get_runtime_context().gcs_address, patience, partial(gcs.leave, folder.root))
-            )
-            began = time.monotonic()
-            up = nodes.up()
-            cpus = sum(node.resources.get("CPU", 0) for node in up)
-            phase.tell(f"{len(up)} node{'s' * (len(up) != 1)}, {cpus:g} CPUs")
-        # A study that does not fit, or a node that differs, is refused here, before any process starts.
-        plan = capacity.plan(config, [node.resources for node in up])
-        with phases.phase("checks", "whether weights fit their backbones, and all nodes see the same files"):
-            expected = preflight.expect(folder.marker, images, resolve.weight_files(config), gpu=plan.gpu)
-            expected = preflight.check(expected, up)
-            check_fit()
-        warm = Slots(
-            plan,
-            folder.slots,
-            copies_bytes=resolve.copies_bytes(config),
-            expected=expected,
-            retries=config.study.retries,
-            patience=config.study.timeout_seconds,
-        )
+        up = _join(folder, phases, held)
+        began = time.monotonic()
+        warm = _slots(config, folder, images, up, phases, check_fit)
         problem = None
         try:
-            fits = plan.fit(node.resources for node in up) > 0
-            tell = partial(print, file=sys.stderr)
-            if not fits:
-                tell("no node has room for a slot yet: waiting for one to join")
-            # The search begins with the first slot; others join while it runs.
-            why = "each starts a process that imports torch, once for all trials"
-            with phases.phase("slots", why, partial(_slots_up, warm)) as phase:
-                facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS, tell=tell)
-                phase.tell(f"{len(facts)} of {plan.slots} up")
-            study = StudyRun(config, folder, images, warm, facts)
+            study = StudyRun(config, folder, images, warm, _first_slots(warm, up, phases))
             try:
                 state = study.search(phases)
             finally:
                 study.close(time.monotonic() - began)
             # A slot that is still warm exports the model, since it has torch, the images and a device.
             if state == "finished":
-                with phases.phase("export of the best model", source=lambda: warm.steps.get("export")):
-                    problem = _export_best(study, folder.best)
-                if config.study.refit and problem is None:
-                    why = "trains on training and validation images together"
-                    with phases.phase("final model", why, lambda: warm.steps.get("final")):
-                        problem = _export_best(study, folder.final)
+                problem = _export(study, phases)
         finally:
             with phases.phase("end", "running trials save their epoch, slots end"):
                 warm.close()
         study.board.study.phases(phases.seconds)
-        _add_pictures(study)
+        exporting.add_pictures(study)
         # Only now does no slot write weights any more.
         study.watch.sweep()
     record = reader.read_study(folder)
@@ -243,99 +203,81 @@ def _search(
     table.to_csv(record, folder.table)
     # The record and its table are written first, so that a failed export loses nothing.
     if problem is not None:
-        raise _not_exported(folder, problem)
+        raise exporting.failure(folder, problem)
     return record
+
+
+def _join(folder: StudyFolder, phases: Phases, held: contextlib.ExitStack) -> list[nodes.Node]:
+    """Connect to Ray until `held` is closed, and watch its GCS; return the nodes that are up."""
+    here = capacity.is_here()
+    with phases.phase("Ray", "starts its processes, or joins those of a cluster") as phase:
+        held.enter_context(connected())
+        patience = gcs.HERE_SECONDS if here else gcs.CLUSTER_SECONDS
+        address = ray.get_runtime_context().gcs_address
+        held.enter_context(gcs.watched(address, patience, partial(gcs.leave, folder.root)))
+        up = nodes.up()
+        cpus = sum(node.resources.get("CPU", 0) for node in up)
+        phase.tell(f"{len(up)} node{'s' * (len(up) != 1)}, {cpus:g} CPUs")
+    return up
+
+
+def _slots(
+    config: StudyConfig,
+    folder: StudyFolder,
+    images: Catalog,
+    up: list[nodes.Node],
+    phases: Phases,
+    check_fit: Callable[[], None],
+) -> Slots:
+    """Return the slots of a study, whose processes begin to start.
+
+    Raises:
+        CapacityError: the slots do not fit.
+        SearchError: a node differs from this machine, or weights do not fit their backbone.
+    """
+    plan = capacity.plan(config, [node.resources for node in up])
+    # A study that does not fit, or a node that differs, is refused here, before any process starts.
+    with phases.phase("checks", "whether weights fit their backbones, and all nodes see the same files"):
+        expected = preflight.expect(folder.marker, images, resolve.weight_files(config), gpu=plan.gpu)
+        expected = preflight.check(expected, up)
+        check_fit()
+    return Slots(
+        plan,
+        folder.slots,
+        copies_bytes=resolve.copies_bytes(config),
+        expected=expected,
+        retries=config.study.retries,
+        patience=config.study.timeout_seconds,
+    )
+
+
+def _first_slots(warm: Slots, up: list[nodes.Node], phases: Phases) -> dict[str, Any]:
+    """Wait for the first slot and return the facts of those that are up; others join during the search."""
+    fits = warm.plan.fit(node.resources for node in up) > 0
+    tell = partial(print, file=sys.stderr)
+    if not fits:
+        tell("no node has room for a slot yet: waiting for one to join")
+    why = "each starts a process that imports torch, once for all trials"
+    with phases.phase("slots", why, partial(_slots_up, warm)) as phase:
+        facts = warm.wait(seconds=slots.START_SECONDS if fits else slots.BOOT_SECONDS, tell=tell)
+        phase.tell(f"{len(facts)} of {warm.plan.slots} up")
+    return facts
+
+
+def _export(study: StudyRun, phases: Phases) -> str | None:
+    """Export the best model, and the final one if the config asks for it; return the reason of a failure."""
+    warm = study.warm
+    with phases.phase("export of the best model", source=lambda: warm.steps.get("export")):
+        problem = exporting.best(study, study.folder.best)
+    if problem is None and study.config.study.refit:
+        why = "trains on training and validation images together"
+        with phases.phase("final model", why, lambda: warm.steps.get("final")):
+            problem = exporting.best(study, study.folder.final)
+    return problem
 
 
 def _slots_up(warm: Slots) -> Step:
     return Step(name="slots", done=warm.up, total=warm.plan.slots, unit="up")
-
-
-def _export_best(study: StudyRun, to: Path) -> str | None:
-    """Have a slot write the model folder of the best trial, which reads the test split.
-
-    Args:
-        study: the run of the study.
-        to: where the folder goes; `final` gets a model that is trained on the validation images, too.
-
-    Returns:
-        The reason if that failed, or None.
-    """
-    folder, warm = study.folder, study.warm
-    record = reader.read_study(folder)
-    if record.best is None:
-        return None
-    now = study.space.settings_now(record.best, cache_dir=str(resolve.cache_dir()))
-    refit = to == folder.final
-    job = ExportJob(
-        id="final" if refit else "export",
-        checkpoint=folder.best_weights(record.best.id),
-        to=to,
-        answers=None if refit else folder.trial(record.best.id),
-        provenance=record.provenance
-        | {"study": record.name, "trial": record.best.id}
-        | reads.enter(folder, record, record.best.id),
-        settings=now,
-        features=resolve.feature_settings(study.config),
-        refit=export.refit_of(record, record.best) if refit else None,
-    )
-    try:
-        # `receive` returns an empty list while the slot works, and `warm.get` raises once nobody can answer.
-        warm.get(warm.offer(job))
-        heard = 0
-        while True:
-            for message in warm.get(warm.exchange.receive.remote(job.id, heard)):
-                heard += 1
-                if isinstance(message, End):
-                    return message.error if message.state == "failed" else None
-    except (RayError, SlotsLost) as error:
-        return f"no answer from its slot ({train_run.first_words(error)})"
-
-
-def _add_pictures(study: StudyRun) -> None:
-    """Draw what the best models answered, for TensorBoard; a view never ends a study."""
-    record, folder = reader.read_study(study.folder), study.folder
-    # The best model was exported; of others the trainings with other seeds have left answers.
-    kept = {repeat["trial"]: folder.trial(repeat["id"]) for repeat in reversed(record.repeats)}
-    kept |= {record.best.id: folder.trial(record.best.id)} if record.best else {}
-    for trial in record.trials:
-        if trial.id in kept:
-            with contextlib.suppress(OSError):
-                pictures.add(folder, study.config, trial, study.images.classes, kept[trial.id])
-
-
-def _complete(config: StudyConfig, folder: StudyFolder, phases: Phases) -> StudyRecord:
-    """Return the record of a study that is over, after writing in this process what its folder lacks."""
-    record = reader.read_study(folder)
-    lacking = [folder.best, *[folder.final] * config.study.refit]
-    lacking = [] if record.best is None else [to for to in lacking if not export.is_whole(to, record.best.id)]
-    if record.best is not None and lacking:
-        study = config.study
-        kept = Kept(
-            folder,
-            objective=study.objective,
-            count=study.keep_checkpoints,
-            earlier=record.trials,
-            goal=study.goal,
-        )
-        kept.sweep(record.trials)
-        try:
-            with phases.phase("export of the best model"):
-                for to in lacking:
-                    export.export_trial(folder, None, to, refit=to == folder.final)
-        except FinetuneError as error:
-            raise _not_exported(folder, str(error)) from error
-        record = dataclasses.replace(record, test_reads=reads.of(folder))
-    if not folder.table.exists() or folder.table.stat().st_mtime < folder.database.stat().st_mtime:
-        table.to_csv(record, folder.table)  # the driver may have died before it wrote the table
-    return record
-
-
-def _not_exported(folder: StudyFolder, problem: str) -> SearchError:
-    return SearchError(
-        f"{folder.best}: the best model must be exported, got {problem.removesuffix('.')}. "
-        f"The record is whole: see to that, then `python -m search resume {folder.root}` exports it."
-    )
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from finetune.messages import Keep, TrainJob
 from search import provenance
 from search.config import resolve
 from search.config.study import StudyConfig
-from search.driver import estimate, tuner
+from search.driver import tuner
 from search.driver.callback import StudyCallback
+from search.driver.checks import estimate
 from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.driver.to_do import to_do
@@ -25,8 +26,9 @@ from search.record.ledger import Ledger
 from search.record.records import EXACT, TrialRecord, lineage, standing
 from search.record.study_folder import StudyFolder, trial_id
 from search.slots.slots import Slots
-from search.suggest import portfolio, samplers
+from search.suggest import portfolio
 from search.suggest.chooser import Chooser, Planned
+from search.suggest.models import samplers
 from search.suggest.recorded import Situation, read_study
 from search.suggest.sampler import StudySearcher
 from search.suggest.space import Space

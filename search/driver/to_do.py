@@ -6,8 +6,8 @@ from typing import Any
 from search.config.sections import Study
 from search.driver.ending import left
 from search.record.records import EXACT, TrialRecord
-from search.suggest import samplers
 from search.suggest.chooser import Planned
+from search.suggest.models import samplers
 from search.suggest.space import Space
 
 

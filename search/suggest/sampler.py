@@ -16,7 +16,7 @@ from finetune.messages import TrainJob
 from finetune.metrics import Objective
 from search.record.ledger import Ledger
 from search.suggest.chooser import Chooser, Planned
-from search.suggest.samplers import make
+from search.suggest.models.samplers import make
 
 __all__ = ["Planned", "StudySearcher", "Suggested", "make"]
 

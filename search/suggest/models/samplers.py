@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.objectives import Goal
 from search.errors import StudyError
-from search.suggest.constrained import seen_by_model
-from search.suggest.gaussian import GaussianModel, from_unit
-from search.suggest.tpe import BoundedTPE, remembered
+from search.suggest.models.constrained import seen_by_model
+from search.suggest.models.gaussian import GaussianModel, from_unit
+from search.suggest.models.tpe import BoundedTPE, remembered
 
 Name = Literal["auto", "tpe", "gp", "cmaes", "random", "grid"]
 START_UP = 8

@@ -1,0 +1,1 @@
+"""Checks before a study: its images and weights, the labels of its images, and its cost."""
