@@ -25,7 +25,7 @@ import numpy as np
 from finetune import model_folder
 from finetune.datasets import clips
 from finetune.datasets.part_findings import stem
-from finetune.messages import Epoch, Keep
+from finetune.messages import Epoch, Keep, Note
 from finetune.model_folder.writing import ANSWERS
 from finetune.settings import DataSettings, FeatureSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
@@ -34,6 +34,7 @@ from finetune.training.workers import World
 RATES = (0.003, 0.01, 0.03)
 SEEDS = (1, 2, 3)
 BOTH = ("concat", "gated", "sum")
+SOLVED: dict[str, Any] = {"strategy": "exact", "epochs": 1}
 TEXT_ROWS: Mapping[str, list[dict[str, Any]]] = {
     "image alone": [{"fusion": "image"}],
     "text alone": [{"fusion": "text"}],
@@ -41,11 +42,13 @@ TEXT_ROWS: Mapping[str, list[dict[str, Any]]] = {
     "searched fusion and scale": [
         {"fusion": fusion, "image_scale": scale} for fusion, scale in product(BOTH, (0.3, 1.0))
     ],
+    "exact, on folds of train": [SOLVED],
 }
 POOLINGS = ("mean", "max", "mean_std", "mean_diff", "attention", "ordered")
 CLIP_ROWS: Mapping[str, list[dict[str, Any]]] = {
     **{name: [{"pooling": name}] for name in POOLINGS},
     "searched pooling": [{"pooling": name} for name in POOLINGS],
+    "exact, on folds of train": [SOLVED],
 }
 
 
@@ -60,6 +63,8 @@ class Trainings:
     def __init__(self, base: TrialSettings, store: Path) -> None:
         self.base, self.began = base, time.perf_counter()
         self.first: float | None = None
+        self.solved = ""
+        """Name of the exact head that was solved last."""
         self.features = FeatureSettings(folder=str(store), budget_bytes=2**33, trials=50, test=True)
         self._scores: dict[str, float] = {}
 
@@ -78,6 +83,8 @@ class Trainings:
         found: list[float] = []
 
         def hear(message: object) -> None:
+            if isinstance(message, Note) and settings.strategy == "exact":
+                self.solved = message.text.partition(":")[0]
             if isinstance(message, Epoch):
                 self.first = self.first or time.perf_counter() - self.began
                 found.append(message.metrics["val/accuracy"])
@@ -98,13 +105,15 @@ def table(trainings: Trainings, rows: Mapping[str, Iterable[dict[str, Any]]], sa
     yield "|---|---|---|---|"
     for name, choices in rows.items():
         tried = [
-            replace(trainings.base, **choice, learning_rate=rate) for choice, rate in product(choices, RATES)
+            replace(trainings.base, **choice, learning_rate=rate)
+            for choice in choices
+            for rate in ((0.0,) if choice == SOLVED else RATES)
         ]
         best = max(tried, key=trainings.validation)
         tests = [trainings.test(replace(best, seed=seed)) for seed in SEEDS]
         said = best.fusion if best.data.text else best.pooling
         scale = f", scale {best.image_scale:g}" if best.data.text else ""
-        told = f"{said}{scale}, rate {best.learning_rate:g}"
+        told = f"{said}{scale}, rate {best.learning_rate:g}" if best.learning_rate else trainings.solved
         yield (
             f"| {name} | {told} | {trainings.validation(best):.3f} | {statistics.mean(tests):.3f} "
             f"({min(tests):.3f} to {max(tests):.3f}) |"

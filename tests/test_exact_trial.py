@@ -86,6 +86,35 @@ def test_the_source_answers_are_read_without_its_dropout(tmp_path: Path) -> None
     torch.testing.assert_close(read.answers, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_a_group_lies_in_one_fold_and_classes_stay_even() -> None:
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 3, (400,), generator=draw)
+    groups = torch.randint(0, 40, (400,), generator=draw)
+    found = folds(labels, groups)
+    assert all(len(found[groups == group].unique()) == 1 for group in groups.unique())
+    assert found.bincount(minlength=5).min() > 60
+    for label in range(3):
+        sizes = found[labels == label].bincount(minlength=5)
+        assert sizes.max() < 2 * sizes.min()
+
+
+def test_a_single_group_is_none() -> None:
+    labels = torch.tensor([0, 1] * 10)
+    assert torch.equal(folds(labels, torch.zeros(20, dtype=torch.int64)), folds(labels))
+
+
+def test_groups_are_respected_when_a_head_is_judged() -> None:
+    """Images of a group look alike: only a fold without their group shows that nothing tells the class."""
+    draw = torch.Generator().manual_seed(2)
+    groups = torch.arange(40).repeat_interleave(8)
+    labels = torch.randint(0, 2, (40,), generator=draw)[groups]
+    looks = torch.randn(40, 30, generator=draw)[groups] + 0.1 * torch.randn(320, 30, generator=draw)
+    flat = torch.zeros(320, dtype=torch.bool)
+    without = Rows(looks, None, torch.arange(320), labels, torch.ones(320), flat, 2)
+    assert solve.solve(without).best.score.accuracy > 0.95
+    assert solve.solve(replace(without, groups=groups)).best.score.accuracy < 0.7
+
+
 def test_classes_are_spread_evenly_over_the_folds() -> None:
     labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 3)
     found = folds(labels)

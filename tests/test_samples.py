@@ -338,6 +338,23 @@ class TestTextBesideImages:
         with pytest.raises(CheckpointError, match=r"another text\.json"):
             load(tmp_path / "model", parts=True)
 
+    def test_an_exact_head_reads_both_parts_and_answers_from_its_folder(self, tmp_path: Path) -> None:
+        data = of_colours(tmp_path)
+        checkpoint, heard = trial(tmp_path, data, strategy="exact", epochs=1, learning_rate=0.0)
+        facts = used(heard)
+        assert (facts["strategy"], facts["fusion"], accuracy(heard)) == ("exact", "concat", 1.0)
+        assert any("x image and text" in name for name in facts["exact"]["candidates"])
+        assert {"text", "image"} <= {
+            name.split(" on ")[1].split(",")[0] for name in facts["exact"]["candidates"]
+        }
+        told = write(checkpoint, tmp_path / "model", {})
+        assert told["metrics"]["validation"]["accuracy"] == 1.0
+        model = load(tmp_path / "model", parts=True)
+        found = catalog.scan(data)
+        asked = [Sample(f"{tmp_path}/colours/{one.path}", one.text) for one in found.splits["val"]]
+        answers = [row["class"] for row in predict(model, asked)]
+        assert answers == [found.classes[one.label] for one in found.splits["val"]]
+
     def test_a_trial_continues_after_an_interruption(self, tmp_path: Path) -> None:
         data = of_colours(tmp_path)
         whole = [one for one in trial(tmp_path / "whole", data)[1] if isinstance(one, Epoch)]
@@ -362,7 +379,7 @@ def config(**sections: Any) -> StudyConfig:
 class TestConfig:
     def test_text_has_defaults_and_baselines_of_its_own(self) -> None:
         made = config()
-        assert made.study.baselines == ("image_only", "text_only", "recipe")
+        assert made.study.baselines == ("exact", "image_only", "text_only", "recipe")
         assert made.strategies == ("replace",)
         assert made.parts == {"image", "text"}
         assert StudyConfig.from_dict(made.model_dump(mode="json", exclude_none=True)) == made
@@ -384,7 +401,7 @@ class TestConfig:
             ({"space": {"strategy": ["replace", "load"]}}, "must be replace, got"),
             ({"space": {"frozen_layers": {"low": 0, "high": "all"}}}, "must be all, got a range"),
             ({"space": {"mix": "mixup"}}, "samples with several parts are not blended"),
-            ({"study": {"name": "s", "baselines": ["scratch"]}}, "which scratch do not"),
+            ({"study": {"name": "s", "baselines": ["scratch"]}}, "which scratch does not"),
             ({"data": {"path": "x"}, "space": {"fusion": "sum"}}, "space.fusion: needs data.text"),
             (
                 {"data": {"path": "x"}, "space": {"pooling": "max"}},
@@ -399,6 +416,10 @@ class TestConfig:
     def test_what_is_not_supported_is_said(self, sections: dict[str, Any], told: str) -> None:
         with pytest.raises(ConfigErrors, match=told):
             config(**sections)
+
+    def test_exact_takes_the_first_encoder_where_there_is_text(self) -> None:
+        assert Space(config()).baseline("exact")["text_encoder"] == "tfidf"
+        assert "text_encoder" not in Space(config(data={"path": "x"})).baseline("exact")
 
 
 def moving(folder: Path, clips: int = 24) -> Path:
@@ -445,6 +466,13 @@ class TestClips:
         }
         assert scores["mean"] <= 0.55
         assert scores["ordered"] >= 0.95
+
+    def test_an_exact_head_chooses_the_pooling_that_sees_order(self, tmp_path: Path) -> None:
+        settings = DataSettings(kind="motion", frames=6, **SEEN)
+        checkpoint, heard = trial(tmp_path, settings, strategy="exact", epochs=1, learning_rate=0.0)
+        assert used(heard)["pooling"] == "ordered"
+        assert accuracy(heard) >= 0.95
+        assert write(checkpoint, tmp_path / "model", {})["head"]["sample"]["pooling"] == "ordered"
 
     def test_clips_of_files_are_trained_on_exported_and_predicted(self, tmp_path: Path) -> None:
         data = DataSettings(kind="folder", path=str(moving(tmp_path / "clips")), frames=6, **SEEN)

@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from finetune.strategy import REPLACE
 from search.config.domain import ALL_WORD, Range, entries, refused, values_of
 from search.config.domain import STRATEGIES as NAMES
-from search.config.sections import SETTINGS, Data, SpaceSection, Study
+from search.config.sections import EXACT, SETTINGS, Data, SpaceSection, Study
 
 REASON = "samples with text or several frames train a head on the features of a frozen backbone"
 
@@ -35,7 +35,7 @@ def with_defaults(values: Any) -> Any:
     if isinstance(study, Mapping):
         trials = study.get("trials")
         most = trials if isinstance(trials, int) and trials > 0 else len(names)
-        found["study"] = {"baselines": names[:most], **study}
+        found["study"] = {"baselines": [EXACT, *names[:most]], **study}
     return found
 
 
@@ -62,9 +62,10 @@ def not_supported(data: Data, space: SpaceSection, study: Study | None) -> Itera
         yield refused(
             "models that read text or clips are not refitted", True, "Delete it.", ("study", "refit")
         )
-    if wrong := [name for name in names if name in ("exact", "scratch")]:
-        rule = f"{REASON}, which {' and '.join(wrong)} do not"
-        yield refused(rule, list(names), "Leave them out.", ("study", "baselines"))
+    if "scratch" in names:
+        yield refused(
+            f"{REASON}, which scratch does not", list(names), "Leave it out.", ("study", "baselines")
+        )
 
 
 def _without_their_part(

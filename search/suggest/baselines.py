@@ -60,7 +60,7 @@ BASELINES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         EXACT: {"strategy": EXACT, "frozen_layers": ALL_WORD, "crop_scale": 1.0, "augment": "none"},
     }
 )
-EXACT_FIELDS = frozenset({"strategy", "backbone", "frozen_layers", *SEEN_BY_EXACT})
+EXACT_FIELDS = frozenset({"strategy", "backbone", "frozen_layers", "text_encoder", *SEEN_BY_EXACT})
 """Fields that `exact` uses."""
 
 START_NEAR = 1 / 8

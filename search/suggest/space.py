@@ -281,7 +281,7 @@ class Space:
     def _is_used(self, field: str, params: Mapping[str, Any]) -> bool:
         """Return whether a trial with these answers so far uses the field."""
         if params.get("strategy") == EXACT:
-            return field in EXACT_FIELDS
+            return field in EXACT_FIELDS and SETTINGS[field].needs in self._parts
         own = BY_NAME.get(params.get("strategy", ""))
         if own is None:  # the strategy itself is asked for first
             return True

@@ -53,6 +53,8 @@ class Example:
     """Weight of the image in the training loss; only a manifest sets another value than 1."""
     text: str = ""
     """Text of the sample; empty if it has none."""
+    group: str = ""
+    """Group of the sample, which stays together in splits and folds; empty if it has none."""
     frame: int | None = None
     """Number of one frame of the sample, from 0; None for the sample itself."""
 
@@ -189,7 +191,7 @@ def scan(data: SampleSettings, *, lenient: bool = False) -> Catalog:
             )
     if source.groups is not None:
         _check_groups(where, chosen, source.groups)
-    splits = _examples(chosen, classes, source.weights or {}, source.texts or {})
+    splits = _examples(chosen, classes, source)
     return Catalog(
         kind=data.kind,
         classes=classes,
@@ -343,12 +345,11 @@ def _check_groups_suffice(where: str, chosen: Given) -> None:
         )
 
 
-def _examples(
-    chosen: Given, classes: Iterable[str], weights: Mapping[str, float], texts: Mapping[str, str]
-) -> dict[str, tuple[Example, ...]]:
+def _examples(chosen: Given, classes: Iterable[str], source: Source) -> dict[str, tuple[Example, ...]]:
+    weights, texts, groups = source.weights or {}, source.texts or {}, source.groups or {}
     return {
         split: tuple(
-            Example(path, label, weights.get(path, 1.0), texts.get(path, ""))
+            Example(path, label, weights.get(path, 1.0), texts.get(path, ""), groups.get(path, ""))
             for label, name in enumerate(classes)
             for path in sorted(chosen.get(split, {}).get(name, ()))
         )

@@ -27,7 +27,7 @@ def probabilities(rows: Rows) -> Tensor:
     average precision of .80; with the answers of the source FC beside the features it is .70.
     """
     few = rows.workers == 1 and len(rows.labels) <= FEW
-    made = partial(Few if few else Many, rows, folds(rows.labels))
+    made = partial(Few if few else Many, rows, folds(rows.labels, rows.groups))
     candidate = made(Preparation(unit=True), WIDTH, rows.weights)
     found = []
     for penalty in PENALTIES:

@@ -40,6 +40,8 @@ class Rows:
     total: Callable[[Tensor], Tensor] = lambda sums: sums
     """Function that sums a tensor over all workers."""
     workers: int = 1
+    groups: Tensor | None = None
+    """Number of the group of each training image, int64 (N,): a fold holds all of a group, or nothing."""
 
     @property
     def plain(self) -> Tensor:
@@ -47,15 +49,45 @@ class Rows:
         return (~self.mirrored).nonzero().flatten()
 
 
-def folds(labels: Tensor, *, seed: int = 0, count: int = FOLDS) -> Tensor:
-    """Return the fold of each image, int64 (N,): classes are spread evenly, images drawn from the seed."""
+def folds(labels: Tensor, groups: Tensor | None = None, *, seed: int = 0, count: int = FOLDS) -> Tensor:
+    """Return the fold of each image, int64 (N,): classes are spread evenly, images drawn from the seed.
+
+    Args:
+        labels: labels, int64 (N,).
+        groups: number of each image's group, int64 (N,). Images of a group come into the same fold: a head is
+            then judged on groups that it has not seen, as it is on validation images. With fewer groups than
+            folds, some folds are empty. None, or a single group: images are spread one by one.
+        seed: seed of the draw.
+        count: the number of folds.
+    """
     draw = torch.Generator().manual_seed(seed)
+    if groups is not None and len(groups.unique()) > 1:
+        return _grouped(labels, groups, draw, count)
     order = torch.randperm(len(labels), generator=draw)
     # Sorted by class, neighbours get different folds, so each fold has its share of every class.
     order = order[labels[order].argsort(stable=True)]
     found = torch.empty(len(labels), dtype=torch.int64)
     found[order] = torch.arange(len(labels)) % count
     return found
+
+
+def _grouped(labels: Tensor, groups: Tensor, draw: torch.Generator, count: int) -> Tensor:
+    """Return the fold of each image where groups stay together.
+
+    One group after another, the largest first, comes into the fold that keeps the classes most even.
+    """
+    names, own = groups.unique(return_inverse=True)
+    held = torch.zeros(len(names), int(labels.max()) + 1)  # images of a group by class
+    held.index_put_((own, labels), torch.ones(len(labels)), accumulate=True)
+    shares = held / held.sum(0).clamp(min=1)  # rare classes count as much as frequent ones
+    shuffled = torch.randperm(len(names), generator=draw)
+    filled, found = torch.zeros(count, held.shape[1]), torch.empty(len(names), dtype=torch.int64)
+    for group in shuffled[held.sum(1)[shuffled].argsort(descending=True, stable=True)]:
+        # The sum of squares grows by 2 filled . shares, up to what is the same for all folds.
+        fold = (filled @ shares[group] + 1e-6 * filled.sum(1)).argmin()
+        filled[fold] += shares[group]
+        found[group] = fold
+    return found[own]
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

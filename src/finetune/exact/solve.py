@@ -99,7 +99,7 @@ def solve(
         linear: only solve linear heads of centred features.
     """
     begin = time.perf_counter()
-    search = _Search(rows, shares)
+    search = Search(rows, shares)
     if linear:
         search.stage([Candidate(Preparation(answers=rows.answers is not None))])
     else:
@@ -112,13 +112,12 @@ def _loss(solved: Solved) -> float:
     return solved.score.loss
 
 
-def _stages(search: "_Search", loaded: Loaded | None) -> None:
+def _stages(search: "Search", loaded: Loaded | None) -> None:
     rows = search.rows
     unit, standard = Preparation(unit=True), Preparation(standard=True)
     best = search.stage([Candidate(unit, WIDTH), Candidate(standard, WIDTH), Candidate(unit)])
     # Weights of the classes come first of what changes the best: with them another kernel may be the best.
-    sizes = rows.labels.bincount(minlength=rows.classes)
-    if sizes.max() >= EVEN * sizes[sizes > 0].min():
+    if uneven(rows):
         best = search.stage([replace(best, balanced=True)])
     more = [
         replace(best, width=WIDER if best.width else WIDTH),
@@ -133,12 +132,23 @@ def _stages(search: "_Search", loaded: Loaded | None) -> None:
             search.logistic(best.balanced, loaded)
 
 
-class _Search:
-    """The candidates solved so far."""
+def uneven(rows: Rows) -> bool:
+    """Return True if the classes differ so much in size that weights for them are worth a try."""
+    sizes = rows.labels.bincount(minlength=rows.classes)
+    return bool(sizes.max() >= EVEN * sizes[sizes > 0].min())
+
+
+class Search:
+    """The candidates solved so far.
+
+    Args:
+        rows: this worker's stored features.
+        shares: share of each class (C,) where the head will be judged; None: as in training.
+    """
 
     def __init__(self, rows: Rows, shares: Tensor | None) -> None:
         self.rows = rows
-        self.folds = folds(rows.labels)
+        self.folds = folds(rows.labels, rows.groups)
         self.class_weights = class_weights(rows.labels, rows.classes)
         self.shares = shares
         few = rows.workers == 1 and len(rows.labels) <= FEW

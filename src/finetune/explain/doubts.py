@@ -73,7 +73,17 @@ def _ranked(data: ImageData, images: Tensor, pooled: Tensor) -> list[Doubt]:
     names, paths, said = data.classes, data.paths("train"), data.labels("train")[images]
     count = len(images)
     mirrored = torch.zeros(count, dtype=torch.bool)
-    rows = Rows(pooled, None, torch.arange(count), said, torch.ones(count), mirrored, len(names))
+    groups = data.groups("train")
+    rows = Rows(
+        pooled,
+        None,
+        torch.arange(count),
+        said,
+        torch.ones(count),
+        mirrored,
+        len(names),
+        groups=None if groups is None else groups[images],
+    )
     found = []
     for one in labels.rank(held_out.probabilities(rows).numpy(), said.tolist()):
         image = int(images[one.place])

@@ -109,6 +109,18 @@ class ImageData:
         weights = [example.weight for example in self._catalog.splits[split]]
         return None if set(weights) <= {1.0} else torch.tensor(weights, dtype=torch.float32)
 
+    def groups(self, split: str) -> Tensor | None:
+        """Return the number of each image's group, int64 (N,); None if no image of the split has a group.
+
+        An image without a group is alone in one.
+        """
+        examples = self._catalog.splits[split]
+        if not any(example.group for example in examples):
+            return None
+        names = [("group", one.group) if one.group else ("image", one.path) for one in examples]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return torch.tensor([numbers[name] for name in names])
+
     def batch(self, split: str, indices: Tensor, *, view: int | None = None, pinned: bool = False) -> Tensor:
         """Return the images at `indices` of a split, uint8 (B, 3, S, S).
 

@@ -107,6 +107,15 @@ class Fourier(nn.Module):
         return waves * math.sqrt(2 / len(self.phase))
 
 
+def solved_layers(shape: ExactShape, inputs: int, classes: int) -> nn.Sequential:
+    """Return the layers of an exact head behind the preparation of its inputs (B, E); the last is zero."""
+    hidden = {"linear": nn.Identity, "kernel": Gaussian, "fourier": Fourier}[shape.kind]
+    last = nn.Linear(shape.size or inputs, classes)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(hidden(inputs, shape.size), last)
+
+
 class ExactHead(nn.Module):
     """Head of an exact trial; its source FC is kept only if the head reads its answers."""
 
@@ -126,12 +135,7 @@ class ExactHead(nn.Module):
         self.shape, self.pool = shape, pool
         self.pools = not shape.answers or begins_with_pool(source_fc)
         self.source_fc = source_fc if shape.answers else nn.Identity()
-        inputs = features + answers * shape.answers
-        hidden = {"linear": nn.Identity, "kernel": Gaussian, "fourier": Fourier}[shape.kind]
-        last = nn.Linear(shape.size or inputs, classes)
-        self.new = nn.Sequential(hidden(inputs, shape.size), last)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.new = solved_layers(shape, features + answers * shape.answers, classes)
 
     def reduce(self, h: Tensor) -> Tensor:
         """Return pooled features (B, D), or `h` itself if a source FC is read that begins otherwise."""

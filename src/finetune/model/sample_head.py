@@ -9,13 +9,15 @@ pooling, C classes, F = T D + E + 2.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from finetune.model.exact_head import ExactHead, ExactShape, powered, solved_layers
 from finetune.model.head import MLPHead
 from finetune.model.poolings import Pooling
 from finetune.settings import Fusion, PoolingName
@@ -101,16 +103,27 @@ class SampleHead(nn.Module):
             of one part, drawn at random; the answer is the sum of their log-probabilities
 
     A part that a sample lacks is zero, which is its mean over the training samples; `sum` leaves it out.
+
+    With `exact` the new layers are those of an exact head: a kernel or nothing, then one Linear, whose
+    numbers were solved for. What its shape asks of the features is done to each part for itself, before the
+    scaling.
     """
 
-    strategy = REPLACE.name
     pools = True
 
     def __init__(
-        self, pool: nn.Module, shape: SampleShape, *, head_size: int, classes: int, dropout: float
+        self,
+        pool: nn.Module,
+        shape: SampleShape,
+        *,
+        head_size: int,
+        classes: int,
+        dropout: float,
+        exact: ExactShape | None = None,
     ) -> None:
         super().__init__()
-        self.shape, self.pool = shape, pool
+        self.shape, self.pool, self.exact = shape, pool, exact
+        self.strategy = REPLACE.name if exact is None else ExactHead.strategy
         self.pooling = Pooling(shape.pooling, shape.features, shape.frames)
         image = shape.features * self.pooling.blocks
         self.image_mean, self.image_scale = (
@@ -120,7 +133,9 @@ class SampleHead(nn.Module):
         self.text_mean, self.text_scale = nn.Buffer(torch.zeros(shape.text)), nn.Buffer(torch.ones(1))
         sizes = {"image": image, "text": shape.text}
 
-        def new(inputs: int) -> MLPHead:
+        def new(inputs: int) -> nn.Module:
+            if exact is not None:
+                return solved_layers(exact, inputs, classes)
             return MLPHead(inputs, head_size, classes, dropout)
 
         if shape.fusion == "sum":
@@ -133,8 +148,13 @@ class SampleHead(nn.Module):
             nn.init.zeros_(self.gate.bias)
 
     @torch.no_grad()
-    def fit(self, rows: Iterable[Tensor]) -> None:
-        """Set the scales from rows (B, F) of training samples, so that each part varies by GAIN."""
+    def fit(self, rows: Iterable[Tensor], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
+        """Set the scales from rows (B, F) of training samples, so that each part varies by GAIN.
+
+        Args:
+            rows: rows of all samples, or of this worker's.
+            total: function that sums a tensor over the workers.
+        """
         sums: dict[str, list[Tensor]] = {}
         for row in rows:
             frames, text, marks = self._split(row)
@@ -145,8 +165,9 @@ class SampleHead(nn.Module):
                     sums[part] = (
                         [a + b for a, b in zip(sums[part], now, strict=True)] if part in sums else now
                     )
-        for part, (count, total, squares) in sums.items():
-            mean = total / count.clamp(min=1)
+        for part, own in sums.items():
+            count, whole, squares = total(torch.stack(own))
+            mean = whole / count.clamp(min=1)
             spread = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
             scale = getattr(self, f"{part}_scale")
             varies = spread.view(len(scale), -1).sum(1)
@@ -163,9 +184,27 @@ class SampleHead(nn.Module):
 
     def classify(self, row: Tensor) -> Tensor:
         """Return logits (B, C) for rows (B, F)."""
-        frames, text, marks = self._split(row)
+        there = self._seen(row[:, -MARKS:])
+        parts = self._scaled(row, there)
+        if isinstance(self.new, nn.ModuleDict):
+            return self._summed(parts, there)
+        joined = torch.cat(list(parts.values()), dim=1)
+        if self.gate is not None:
+            factors = 2 * self.gate(joined).sigmoid()  # (B, 2)
+            joined = torch.cat([factors[:, n, None] * part for n, part in enumerate(parts.values())], dim=1)
+        # Distances between samples are differences of large numbers: they take float32 on any device.
+        with torch.autocast(row.device.type, enabled=False) if self.exact else nullcontext():
+            logits: Tensor = self.new(joined.float() if self.exact else joined)
+        return logits
+
+    def joined(self, row: Tensor) -> Tensor:
+        """Return the scaled parts of rows (B, F), one after the other: the input of the new layers."""
+        return torch.cat(list(self._scaled(row, row[:, -MARKS:]).values()), dim=1)
+
+    def _scaled(self, row: Tensor, there: Tensor) -> dict[str, Tensor]:
+        """Return the scaled parts that are read, (B, P) and (B, E); those that are not there (B, 2) are 0."""
+        frames, text, _ = self._split(row)
         image = self._pooled(frames)
-        there = self._seen(marks)
         parts: dict[str, Tensor] = {}
         if image is not None:
             scale = self.image_scale.repeat_interleave(self.shape.features)
@@ -173,14 +212,7 @@ class SampleHead(nn.Module):
             parts["image"] = (image - self.image_mean) * scale * own * there[:, :1]
         if text is not None:
             parts["text"] = (text - self.text_mean) * self.text_scale * there[:, 1:]
-        if isinstance(self.new, nn.ModuleDict):
-            return self._summed(parts, there)
-        joined = torch.cat(list(parts.values()), dim=1)
-        if self.gate is not None:
-            factors = 2 * self.gate(joined).sigmoid()  # (B, 2)
-            joined = torch.cat([factors[:, n, None] * part for n, part in enumerate(parts.values())], dim=1)
-        logits: Tensor = self.new(joined)
-        return logits
+        return parts
 
     def _summed(self, parts: dict[str, Tensor], there: Tensor) -> Tensor:
         """Return the sum of the log-probabilities by each part, or in training those by one of them."""
@@ -206,14 +238,21 @@ class SampleHead(nn.Module):
         return torch.where(marks.sum(1, keepdim=True) > 1, marks * ~lost, marks)
 
     def _pooled(self, frames: Tensor | None) -> Tensor | None:
-        return None if frames is None else torch.cat(self.pooling(frames), dim=1)
+        if frames is None:
+            return None
+        return torch.cat([self._powered(block) for block in self.pooling(frames)], dim=1)
+
+    def _powered(self, part: Tensor) -> Tensor:
+        exact = self.exact
+        return part if exact is None else powered(part, root=exact.root, unit=exact.unit)
 
     def _split(self, row: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return frames (B, T, D), text (B, E) and marks (B, 2) of rows; None for a part that is not read."""
         shape = self.shape
         end = shape.frames * shape.features if shape.reads_image else 0
         frames = row[:, :end].view(-1, shape.frames, shape.features) if shape.reads_image else None
-        return frames, row[:, end:-MARKS] if shape.reads_text else None, row[:, -MARKS:]
+        text = self._powered(row[:, end:-MARKS]) if shape.reads_text else None
+        return frames, text, row[:, -MARKS:]
 
     def forward(self, row: Tensor) -> Tensor:
         """Return logits (B, C) for rows (B, F)."""

@@ -205,13 +205,19 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if sample is not None:
-            if strategy != REPLACE.name or frozen < len(backbone.blocks):
+            if strategy not in (REPLACE.name, ExactHead.strategy) or frozen < len(backbone.blocks):
                 raise BackboneError(
                     f"strategy: samples with text or several frames need {REPLACE.name!r} and frozen_layers "
                     f"{ALL}, got {strategy!r} and {frozen_layers}. Set them."
                 )
+            solved = (exact or ExactShape()) if strategy == ExactHead.strategy else None
             head = SampleHead(
-                backbone.pool, sample, head_size=head_size, classes=len(classes), dropout=dropout
+                backbone.pool,
+                sample,
+                head_size=head_size,
+                classes=len(classes),
+                dropout=dropout,
+                exact=solved,
             )
         elif strategy == REPLACE.name:
             head = ReplaceHead(backbone.pool, MLPHead(pooled, head_size, len(classes), dropout))
@@ -223,7 +229,7 @@ def build(
             if not (by_name if keeps_relu is None else keeps_relu):
                 _without_relu(backbone.source_fc)
             head = LoadHead(backbone.pool, backbone.source_fc)
-        elif strategy == "exact":
+        elif strategy == ExactHead.strategy:
             head = ExactHead(
                 backbone.pool,
                 backbone.source_fc,

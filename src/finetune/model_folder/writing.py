@@ -22,7 +22,7 @@ from finetune.explain import kept, sources
 from finetune.messages import Refit
 from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
-from finetune.model.sample_head import SampleHead
+from finetune.model.sample_head import SampleHead, SampleShape
 from finetune.model.strategies import TransferModel
 from finetune.model_folder import files, portable
 from finetune.model_folder.files import DERIVED, FILES, FORMAT, TEXT
@@ -163,13 +163,14 @@ def trained(
 
     Args:
         tensors: weights of the checkpoint.
-        stored: facts of the checkpoint; those of an exact trial have the shape of its head.
+        stored: facts of the checkpoint; those of an exact trial have the shapes of its head.
         settings: settings of the trial.
         world: this worker and its group.
         features: store to read from.
     """
     shape = ExactShape.from_dict(stored["exact"]) if "exact" in stored else None
-    run = Run(settings, world, features, shape=shape)
+    sample = SampleShape.from_dict(stored["sample"]) if "sample" in stored else None
+    run = Run(settings, world, features, shape=shape, sample=sample)
     run.model.load_trained_state(tensors)
     return run
 
@@ -284,7 +285,8 @@ def _parts(run: Run) -> dict[str, Any]:
 def _exact(run: Run) -> dict[str, Any]:
     """Return what an exact head is made of, as model.yaml has it."""
     head = run.model.head
-    return {"exact": head.shape.to_dict()} if isinstance(head, ExactHead) else {}
+    shape = head.shape if isinstance(head, ExactHead) else getattr(head, "exact", None)
+    return {} if shape is None else {"exact": shape.to_dict()}
 
 
 def _plain(value: Any) -> Any:

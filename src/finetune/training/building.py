@@ -29,6 +29,7 @@ def model(
     device: torch.device,
     shape: ExactShape | None = None,
     *,
+    sample: SampleShape | None = None,
     texts: Texts | None = None,
     stored: FeatureSettings | None = None,
 ) -> TransferModel:
@@ -39,6 +40,7 @@ def model(
         data: the images.
         device: device of the model.
         shape: for strategy `exact`, what its head is made of; None: the head through which features are read.
+        sample: what the head reads of samples with several parts; None: what the settings say.
         texts: the texts of samples that have some.
         stored: store for the features of frozen blocks; None: no store.
     """
@@ -46,6 +48,8 @@ def model(
     begins_related = own is not None and own.head_is_pretrained and settings.weights != WeightsSettings()
     source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
     backbone = shared.backbone(settings, device)
+    if settings.data.has_parts and sample is None:
+        sample = sample_shape(settings, backbone.features, texts)
     built = strategies.build(
         settings.strategy,
         backbone,
@@ -57,7 +61,7 @@ def model(
         source_names=source.classes,
         seed=settings.seed,
         exact=shape or exact.probe(settings.weights),
-        sample=sample_shape(settings, backbone.features, texts) if settings.data.has_parts else None,
+        sample=sample,
     )
     built.head.to(device)  # its blocks are there already
     return built

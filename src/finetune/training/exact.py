@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune.disk import checkpoint
 from finetune.evaluation.scores import BATCH
+from finetune.exact import sample_heads
 from finetune.exact import solve as solving
 from finetune.exact.rows import Rows
 from finetune.exact.solve import Choice, Loaded
@@ -23,6 +24,8 @@ from finetune.model import strategies
 from finetune.model.backbones import last_layer
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.head import FuseHead
+from finetune.model.sample_head import SampleHead, SampleShape
+from finetune.model.strategies import Head
 from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.training.workers import World
 
@@ -50,10 +53,17 @@ def train(run: "Run", keep: Keep, report: Report, latencies: Path | None = None)
     """
     begin = time.perf_counter()
     check_metric(keep.metric, run.data.classes, run.data.labels("val").tolist())
-    choice = solve(run, by_class=keep.metric.startswith(BY_CLASS))
+    sample: SampleShape | None = None
+    by_class = keep.metric.startswith(BY_CLASS)
+    if isinstance(run.model.head, SampleHead):
+        solved, choice = sample_heads.solve(run.model.head, read(run), _shares(run, by_class))
+        state, sample = solved.state_dict(), solved.shape
+    else:
+        choice = solve(run, by_class=by_class)
+        state = {f"new.{name}": tensor for name, tensor in choice.best.state.items()}
     best = choice.best
-    final = type(run)(run.settings, run.world, run.features, shape=best.shape)
-    final.model.head.new.load_state_dict(dict(best.state))
+    final = type(run)(run.settings, run.world, run.features, shape=best.shape, sample=sample)
+    final.model.head.load_state_dict(final.model.head.state_dict() | state)
     final.model.to(run.world.device)
     report(Effective(final.effective() | final.costs(latencies) | {"exact": described(choice)}))
     metrics: dict[str, float] = {"epoch": 1, "train/loss": best.score.loss}
@@ -70,6 +80,7 @@ def train(run: "Run", keep: Keep, report: Report, latencies: Path | None = None)
     }
     if run.world.rank == 0:
         facts = {"settings": run.settings.to_dict(), "metrics": metrics, "exact": best.shape.to_dict()}
+        facts |= {} if sample is None else {"sample": sample.to_dict()}
         checkpoint.write(keep.best, final.model.trained_state(), facts)
     report(Note(told(choice)))
     report(Epoch(metrics))
@@ -102,32 +113,32 @@ def solve(run: "Run", *, by_class: bool, linear: bool = False) -> Choice:
     Nothing else is known of the validation images.
     """
     rows = read(run)
-    sizes = run.data.labels("val").bincount(minlength=rows.classes)
-    shares = (sizes > 0).double() if by_class else sizes.double()
-    return solving.solve(rows, shares=shares, loaded=loaded(run, rows), linear=linear)
+    return solving.solve(rows, shares=_shares(run, by_class), loaded=loaded(run, rows), linear=linear)
+
+
+def _shares(run: "Run", by_class: bool) -> Tensor:
+    """Return the share of each class where heads are judged, (C,), up to a factor."""
+    sizes = run.data.labels("val").bincount(minlength=len(run.data.classes))
+    return (sizes > 0).double() if by_class else sizes.double()
 
 
 @torch.no_grad()
 def read(run: "Run") -> Rows:
     """Return this worker's share of the training images' features, in memory, on the CPU."""
     data, head, world = run.data, run.model.head, run.world
-    assert isinstance(head, ExactHead)
-    head.eval()  # the source FC may contain a dropout
-    sheet, feed = data.sheet("train", 0), run.inputs.feed("train", view=0)
-    images = data.size("train")
-    taken, views = _taken(head, images, sheet.rows // images, world.size)
+    images, frames = data.size("train"), run.settings.data.frames
+    views = run.inputs.data.sheet("train", 0).rows // (images * frames)
+    taken, views = _taken(head, images, views, world.size)
     own = torch.arange(world.rank, len(taken), world.size)
     places = torch.cat([taken[own] + images * view for view in range(views)])
-    pooled, answers = [], []
-    for part in reduced(run.inputs, feed, places):
-        features, said = head.parts(part)
-        pooled.append(features.float().cpu())
-        if said is not None:
-            answers.append(said.float().cpu())
-    weights = data.weights("train")
+    if isinstance(head, SampleHead):
+        pooled, answers = _samples(run, head, places), None
+    else:
+        pooled, answers = _images(run, places)
+    weights, groups = data.weights("train"), data.groups("train")
     return Rows(
-        torch.cat(pooled),
-        torch.cat(answers) if answers else None,
+        pooled,
+        answers,
         own.repeat(views),
         data.labels("train")[taken],
         torch.ones(len(taken)) if weights is None else weights[taken] / weights[taken].mean(),
@@ -135,14 +146,49 @@ def read(run: "Run") -> Rows:
         len(data.classes),
         _summed(run),
         world.size,
+        None if groups is None else groups[taken],
     )
 
 
-def _taken(head: ExactHead, images: int, views: int, workers: int) -> tuple[Tensor, int]:
+def _images(run: "Run", places: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return pooled features (R, D) of rows of images, and the source softmax (R, K) if the head reads it."""
+    head = run.model.head
+    assert isinstance(head, ExactHead)
+    head.eval()  # the source FC may contain a dropout
+    pooled, answers = [], []
+    for part in reduced(run.inputs, run.inputs.feed("train", view=0), places):
+        features, said = head.parts(part)
+        pooled.append(features.float().cpu())
+        if said is not None:
+            answers.append(said.float().cpu())
+    return torch.cat(pooled), torch.cat(answers) if answers else None
+
+
+def _samples(run: "Run", head: SampleHead, places: Tensor) -> Tensor:
+    """Return rows (R, F) of samples, as a head that reads all their parts takes them."""
+    frames = run.settings.data.frames
+    every = (places[:, None] * frames + torch.arange(frames)).flatten()
+    feed = run.inputs.feed("train", view=0)
+    found = [part.float().cpu() for part in reduced(run.inputs, feed, every)]
+    images = torch.cat(found).view(len(places), -1)
+    marks, vectors = torch.ones(len(places), 2), torch.zeros(len(places), 0)
+    if head.shape.reads_text and run.texts is not None:
+        samples = places % run.data.size("train")
+        vectors, there = (part[samples] for part in run.texts.vectors("train"))
+        marks[:, 1] = there.float()
+    return torch.cat([images, vectors, marks], dim=1)
+
+
+def _taken(head: Head, images: int, views: int, workers: int) -> tuple[Tensor, int]:
     """Return the images that all workers together read, and in how many views: as many as fit into memory."""
-    last = head.new[-1]
-    assert isinstance(last, nn.Linear)
-    most = workers * MOST_BYTES // (4 * last.in_features)  # this head reads all features
+    if isinstance(head, ExactHead):
+        last = head.new[-1]
+        assert isinstance(last, nn.Linear)
+        numbers = last.in_features  # this head reads all features
+    else:
+        assert isinstance(head, SampleHead)
+        numbers = head.shape.row
+    most = workers * MOST_BYTES // (4 * numbers)
     views = views if images * views <= most else 1
     return torch.arange(images)[:: -(-images // most)], views
 

@@ -53,6 +53,7 @@ class Run:
         features: store for the features of frozen blocks; None: no store.
         limit: learning rate to use instead of the settings' one, which is too high for the model.
         shape: for strategy `exact`, what its head is made of; None: the head through which features are read.
+        sample: what the head reads of samples with several parts; None: what the settings say.
         together: train on the validation images, too.
     """
 
@@ -64,6 +65,7 @@ class Run:
         limit: float | None = None,
         *,
         shape: ExactShape | None = None,
+        sample: SampleShape | None = None,
         together: bool = False,
     ) -> None:
         self.settings, self.world, self.limit, self.features = settings, world, limit, features
@@ -76,7 +78,7 @@ class Run:
         images = shared.frames(settings.data, features) if parts else self.data
         self.texts = shared.texts(settings.data, settings.text_encoder, features)
         self.model = building.model(
-            settings, self.data, world.device, shape, texts=self.texts, stored=features
+            settings, self.data, world.device, shape, sample=sample, texts=self.texts, stored=features
         )
         self.inputs = Inputs(
             self.model,
