@@ -26,7 +26,7 @@ from finetune.frozen.samples import SampleFeed, SampleInputs
 from finetune.images import augment, order
 from finetune.model import backbones
 from finetune.model.exact_head import ExactShape
-from finetune.model.sample_head import SampleHead
+from finetune.model.sample_head import SampleHead, SampleShape
 from finetune.model.strategies import TransferModel
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import building, exact, graphs, limits, optimize, shared, workers
