@@ -9,6 +9,7 @@ Needs Linux, root, and the programs in `PROGRAMS`.
 """
 
 import contextlib
+import secrets
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,9 @@ class Lab(Machine):
         hosts = " ".join(f"{name}={address}" for name, address in HOSTS.items())
         super().__init__(folder, LAPTOP, ENVIRONMENT, HOSTS=hosts, HOST=HOST, INSTALLED=str(installed_link()))
         self.cluster_file = self.home / "cluster.yaml"
+        # Ray keeps its ssh connections at /tmp/ray_ssh_USER/CLUSTER, one folder for all namespaces:
+        # a lab of the same name would get its commands run on the hosts of another one.
+        self.name = f"lab-{secrets.token_hex(4)}"
         self._make_folders()
         for name in HOSTS:
             self._make_host(name)
@@ -164,7 +168,7 @@ class Lab(Machine):
     def cluster(self) -> dict[str, Any]:
         """Return the lab's cluster file: `configs/clusters/onprem.yaml` with these hosts and small limits."""
         return {
-            "cluster_name": "lab",
+            "cluster_name": self.name,
             "provider": {"type": "local", "head_ip": HOSTS["head"], "worker_ips": [HOSTS["worker"]]},
             "auth": {"ssh_user": "root", "ssh_private_key": str(self.home / "key")},
             "min_workers": 1,
@@ -198,9 +202,14 @@ class Lab(Machine):
 
 
 def start(how: str, host: str) -> str:
-    """Return the command that starts Ray on a host: one core, a small object store, loopback dashboard."""
+    """Return the command that starts Ray on a host: one core, a small object store, loopback dashboard.
+
+    `ray start` gives a raylet 30 s, and the autoscaler does not set up again a host on which it has failed.
+    On a busy machine that is too little, so the command tries three times.
+    """
     environment = "PYTHONPATH=src RAY_AUTH_MODE=token OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0"
     environment += " RAY_worker_niceness=0"  # see tests/conftest.py
     scaling = " --autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1"
     limits = "--num-cpus=1 --object-store-memory=80000000 --disable-usage-stats"
-    return f"{environment} ray start {how} {limits}{scaling if host == 'head' else ''}"
+    command = f"{environment} ray start {how} {limits}{scaling if host == 'head' else ''}"
+    return f"{command} || (ray stop --force; {command}) || (ray stop --force; {command})"

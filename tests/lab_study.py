@@ -21,7 +21,13 @@ STUDY = {
 
 
 def resources(lab: labs.Lab, environment: str = "") -> str:
+    """Return what `ray status` tells, which costs a second of a core."""
     return lab.on("head", f"{environment} RAY_AUTH_MODE=token ray status 2>&1", check=False)
+
+
+def both_up(lab: labs.Lab) -> bool:
+    """Return whether the cluster has both hosts; it is asked only once the worker's Ray is there."""
+    return bool(lab.pids("worker", "raylet")) and "/2.0 CPU" in resources(lab)
 
 
 def write(lab: Machine, name: str, **sections: dict[str, Any]) -> str:
@@ -40,7 +46,8 @@ def record(lab: Machine, name: str) -> dict[str, Any]:
 
 def running(lab: Machine, name: str) -> int:
     """Return how many trials have reported an epoch and not ended."""
-    if not (lab.shared / "results" / name / "optuna.db").exists():
+    file = lab.shared / "results" / name / "optuna.db"
+    if not file.exists() or not file.stat().st_size:  # it is empty until the first table is there
         return 0
     return sum(trial["state"] == "RUNNING" and trial["epochs"] > 0 for trial in record(lab, name)["trials"])
 

@@ -17,7 +17,7 @@ from finetune.model_folder.files import FILES
 from search.provenance import code_hash
 from tests import lab as labs
 from tests import machine
-from tests.lab_study import record, resources, row, running, write
+from tests.lab_study import both_up, record, resources, row, running, write
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.ray]
 EPOCHS = 300
@@ -32,7 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
     lab = labs.Lab(tmp_path_factory.mktemp("lab"))
     with lab.running():
         lab.ray("up", "-y", "--no-config-cache", str(lab.cluster_file))
-        lab.wait("both hosts", lambda: "/2.0 CPU" in resources(lab))
+        lab.wait("both hosts", lambda: both_up(lab))
         with lab.tunnel():
             yield lab
 
@@ -140,7 +140,7 @@ def test_resume_goes_on_from_the_saved_epochs_and_survives_the_loss_of_a_host(la
 
 
 def test_the_host_comes_back(lab: labs.Lab) -> None:
-    lab.wait("both hosts again", lambda: "/2.0 CPU" in resources(lab))
+    lab.wait("both hosts again", lambda: both_up(lab))
 
 
 # Two workers of one slot, across hosts
