@@ -17,11 +17,11 @@ help:  ## list the targets
 quickstart: $(READY)  ## install and run a whole search on scikit-learn's digits, offline
 	$(BIN)/python -m search run configs/quickstart.yaml
 
-test: $(DEV)  ## install and run the tests, two files at a time; ARGS="-m 'not slow'" goes to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(DEV)  ## install and run the tests, three files at a time; ARGS="-m 'not slow'" goes to pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-thorough: $(DEV)  ## install and run the tests that `make test` leaves to CI
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --thorough -m thorough $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --thorough -m thorough $(ARGS)
 
 test-lab: $(DEV)  ## install and run the tests on machines in namespaces, as root on Linux; CI runs both
 	$(BIN)/python -m pytest --lab -m lab $(ARGS)
@@ -35,7 +35,7 @@ test-ray: $(DEV)  ## install another Ray beside .venv and run the tests marked e
 	$(BIN)/python -m pip --python $(RAY)/bin/python install --quiet --disable-pip-version-check --no-deps ray==$(VERSION)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")')" \
 		> $$($(RAY)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz_rest.pth
-	$(RAY)/bin/python -m pytest -m every_ray -W default::ResourceWarning \
+	$(RAY)/bin/python -m pytest --thorough -m every_ray -W default::ResourceWarning \
 		-W default::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 chaos: $(DEV)  ## inject faults into studies for MINUTES=60, enumerate crash states; writes docs/faults.md

@@ -15,7 +15,7 @@ import pytest
 from search import __main__
 from search.config.study import StudyConfig
 from search.record.study_folder import StudyFolder
-from tests import time_limit
+from tests import durations, time_limit
 from tests.here import Here, Told
 from tests.small import STUDY, merged
 from tests.written import Make, write
@@ -68,11 +68,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         limits = [seconds for name, seconds in LIMITS.items() if item.get_closest_marker(name)]
         if limits and config.getoption("--timeout") is None:
             item.add_marker(pytest.mark.timeout(max(limits)))
-    # `pytest -n 2` deals out files: those that start Ray first, so that no long one is left for the end.
-    ray, slow = (
-        Counter(one.path for one in items if one.get_closest_marker(name)) for name in ("ray", "slow")
-    )
-    items.sort(key=lambda item: (-ray[item.path], -slow[item.path]))
+    # `pytest -n 3` deals out files: the longest first, so that none is left for the end.
+    seconds = _seconds_of_files(items)
+    items.sort(key=lambda item: -seconds[item.path])
+
+
+def _seconds_of_files(items: list[pytest.Item]) -> Counter[Path]:
+    """Return how long the tests of each file take that are not skipped, as known from an earlier run."""
+    known = durations.read()
+    running = [item for item in items if not item.get_closest_marker("skip")]
+    seconds: Counter[Path] = Counter()
+    for path, name in {(item.path, item.nodeid.partition("[")[0]) for item in running}:
+        seconds[path] += known.get(name, 0.0)
+    for item in running:
+        seconds[item.path] += durations.OTHERS_SECONDS
+    return seconds
 
 
 def _is_everyday(item: pytest.Item, mark: pytest.Mark) -> bool:
