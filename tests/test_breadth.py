@@ -110,6 +110,7 @@ def test_a_study_of_a_torchvision_set_with_two_backbones_and_shares_of_their_blo
     assert {trial.params["frozen_layers"] for trial in record.trials} == {0.5, 0.97}
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_study_with_objectives_and_a_limit_measures_its_models_and_refits_the_best(

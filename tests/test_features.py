@@ -407,12 +407,14 @@ def test_much_work_is_compiled_where_that_is_faster(
     """Compiled blocks give the features of eager ones, up to rounding; whether they win is the machine's."""
     monkeypatch.setattr(execution, "COMPILE_FROM_SECONDS", 0.0)
     monkeypatch.setattr(execution, "FASTER", 1e-9)  # it wins, if there is a compiler
-    run = Run(settings(precision="auto"), World(), features)
+    run = Run(settings("squeezenet1_1", precision="auto"), World(), features)
     assert run.inputs._passes[True].compiled == (shutil.which("g++") is not None)
     assert not run.inputs._passes[False].compiled
     compiled = run.inputs.feed("train", view=0).rows
     plain = FeatureSettings(**{**vars(features), "folder": str(tmp_path / "plain")})
-    eager = Run(settings(precision="exact"), World(), plain).inputs.feed("train", view=0).rows
+    eager = (
+        Run(settings("squeezenet1_1", precision="exact"), World(), plain).inputs.feed("train", view=0).rows
+    )
     assert compiled is not None
     assert eager is not None
     assert torch.nn.functional.cosine_similarity(compiled, eager).min() > 0.99

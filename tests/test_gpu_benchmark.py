@@ -19,6 +19,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_part_runs_on_a_cpu_and_the_last_line_is_its_results(tmp_path: Path) -> None:
     out = tmp_path / "results.json"

@@ -35,12 +35,13 @@ def best_of(config: str, tmp_path: Path, **values: Any) -> float:
     return accuracy(study_of(config, tmp_path, **values).best)
 
 
+@pytest.mark.thorough
 def test_a_search_on_digits_is_worth_its_pretrained_weights(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """72 images of the digits 5 to 9; the weights have seen 0 to 4."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    said: dict[str, Any] = {"study__trials": 6, "study__baselines": "[]", "verdict__seeds": 0}
+    said: dict[str, Any] = {"study__trials": 4, "study__baselines": "[]", "verdict__seeds": 0}
     said |= {"space__strategy": "[replace, fuse]", "resources__slots": 1}
     transferred = best_of("quickstart.yaml", tmp_path, **said)
     random = best_of("quickstart.yaml", tmp_path, model__weights="none", **said)
@@ -57,7 +58,7 @@ def test_a_search_on_photos_is_worth_its_imagenet_weights(tmp_path: Path, materi
             (tmp_path / "photos" / split / folder.name).mkdir(parents=True)
             for photo in sorted(folder.iterdir())[:40]:
                 (tmp_path / "photos" / split / folder.name / photo.name).symlink_to(photo)
-    said = {"data__path": tmp_path / "photos", "data__image_size": 64, "study__trials": 4}
+    said = {"data__path": tmp_path / "photos", "data__image_size": 64, "study__trials": 2}
     said |= {"study__baselines": "[]", "space__strategy": "[replace, fuse]", "verdict__seeds": 0}
     imagenet = material / "weights" / "mobilenet_v2.pth"
     transferred = best_of("flowers.yaml", tmp_path, model__weights=imagenet, **said)
