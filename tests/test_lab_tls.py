@@ -73,7 +73,8 @@ def up(lab: labs.Lab, hosts: int) -> None:
     command = f"cd {lab.home}; ray up -y --no-config-cache {lab.cluster_file}"
     lab.run("bash", "-euc", command)
     try:
-        eventually(are_up, f"the lab: {hosts} hosts", 300, every=0.5)
+        # Each look costs a second of a core, which Ray on the hosts wants to start.
+        eventually(are_up, f"the lab: {hosts} hosts", 300, every=3.0)
     except AssertionError:
         lab.run("bash", "-euc", command)
         lab.wait(f"{hosts} hosts", are_up)
