@@ -123,6 +123,7 @@ def test_hparams_shows_a_study_that_runs_and_then_the_finished_one(
     assert cells.count("trial-0001") == 1
 
 
+@pytest.mark.thorough
 def test_the_pictures_and_the_page_of_the_study_are_drawn(
     chromium: Chromium, served: tuple[StudyFolder, str]
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_study_of_a_manifest_counts_what_it_left_out_and_bounds_the_recalls(
     assert set(json.loads(row["best.val/recall"])) == {name.removeprefix("val/recall/") for name in recalls}
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_the_founding_recipe_runs_on_a_folder_of_images(here: Here, tmp_path: Path) -> None:

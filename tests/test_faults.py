@@ -115,7 +115,7 @@ def test_a_trial_whose_train_controller_is_killed_is_tried_again(
     assert_nothing_is_lost(record, retries=1)
 
 
-@pytest.mark.thorough(but=("Exchange",))
+@pytest.mark.thorough
 @pytest.mark.parametrize("who", ["Exchange", "Supervisor"])
 def test_a_study_whose_exchange_or_keeper_is_killed_ends_interrupted_and_resumes_whole(
     who: str, small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -165,6 +165,7 @@ def test_the_start_of_fuse_does_not_diverge_on_random_weights(backbone: str, tmp
     assert min(losses[-2:]) < 1.5 * max(losses[0], math.log(3)), losses
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.material
 @pytest.mark.parametrize("backbone", ["squeezenet1_0", "mobilenet_v2"])

@@ -209,6 +209,7 @@ def test_a_worker_that_ignores_its_settings_fails_the_study_loudly(
     assert record.best is None
 
 
+@pytest.mark.thorough
 def test_a_trial_whose_process_in_tune_is_killed_loses_nothing(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,7 +531,7 @@ def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
     assert times[: len(trained["history"])] == [epoch["seconds"] for epoch in trained["history"]]
 
 
-@pytest.mark.thorough(but=("Ctrl-C",))
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["Ctrl-C", "budget"])
 def test_a_study_that_ends_while_other_seeds_train_keeps_what_it_has(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
