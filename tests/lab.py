@@ -9,6 +9,7 @@ Needs Linux, root, and the programs in `PROGRAMS`.
 """
 
 import contextlib
+import hashlib
 import secrets
 import shutil
 import subprocess
@@ -111,6 +112,9 @@ class Lab(Machine):
         with super().running():
             self._wait_for_sshd()
             yield
+        connections = hashlib.sha256(self.name.encode()).hexdigest()[:10]  # as Ray names the folder
+        for folder in Path("/tmp").glob(f"ray_ssh_*/{connections}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def tunnel(self) -> Iterator[None]:
