@@ -400,6 +400,7 @@ def test_frozen_blocks_that_see_new_images_in_each_batch_are_folded_once(
     torch.testing.assert_close(made[0], run.inputs.features(images, Pass()), rtol=0.05, atol=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_much_work_is_compiled_where_that_is_faster(
     settings: Any, features: FeatureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
