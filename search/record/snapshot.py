@@ -78,9 +78,14 @@ def _take(path: Path) -> sqlite3.Connection | None:
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         header = file.read(100)
+    rule = f"{path}: a record must be an SQLite database"
+    if not header:  # also left by a study that was killed before its first commit
+        raise StudyError(
+            f"{rule}, got an empty file. Restore it from a copy; if the study had no trial yet, delete the "
+            "file, and `resume` begins it."
+        )
     if len(header) < 100 or not header.startswith(_MAGIC):
-        got = "an empty file" if not header else "a file of another kind"
-        raise StudyError(f"{path}: a record must be an SQLite database, got {got}. Restore it from a copy.")
+        raise StudyError(f"{rule}, got a file of another kind. Restore it from a copy.")
     return header
 
 
