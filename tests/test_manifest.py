@@ -1,6 +1,7 @@
 """A manifest names images wherever they lie; what is wrong with it is told at once, line by line."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,40 @@ def test_a_parquet_file_says_the_same_as_a_csv(folder: Path) -> None:
     found = read(folder / "pets.parquet")
     assert seen(found) == EXPECTED
     assert found == read(folder / "pets.csv")
+
+
+def test_json_lines_say_the_same_as_a_csv(folder: Path) -> None:
+    (folder / "pets.csv").write_text(as_csv(ROWS))
+    names = HEADER.split(",")
+    lines = [json.dumps(dict(zip(names, row, strict=True)) | {"tags": ["x"], "lens": None}) for row in ROWS]
+    (folder / "pets.jsonl").write_text("\n\n".join(lines) + "\n", encoding="utf-8-sig")
+    assert read(folder / "pets.jsonl") == read(folder / "pets.csv")
+
+
+def test_json_lines_may_leave_cells_out(folder: Path) -> None:
+    rows = [{"path": f"{name}/{n}.png", "label": n % 2} for name in "ab" for n in range(2)]
+    rows[0]["text"] = "one\u2028line"
+    (folder / "pets.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    found = read(folder / "pets.jsonl", text=("text",))
+    assert found.classes == ("0", "1")
+    texts = [one.text for examples in found.splits.values() for one in examples]
+    assert sorted(texts) == ["", "", "", "one line"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"image": "a/0.png", "label": "cat"}\n{"image": ', "no JSON in line 2, column 11"),
+        ("[1, 2]", "no object in line 1"),
+        ('{"image": "a/0.png", "image": "a/1.png", "label": "x"}', "a name twice in line 1"),
+        ('{"image": "a/0.png", "label": ["x"]}', "'label' is no text or number in line 1"),
+        ('{"image": "a/0.png", "split": "train"}', "must have a column 'label', got image, split"),
+        ('{"image": "a/0.png", "label": null}', "pets.jsonl:1: 'label' must be given"),
+    ],
+)
+def test_json_lines_with_mistakes_are_told(folder: Path, text: str, told: str) -> None:
+    (folder / "pets.jsonl").write_text(text)
+    assert told in mistakes(folder / "pets.jsonl")[0]
 
 
 def test_numbers_are_labels_too(folder: Path) -> None:
@@ -235,7 +270,7 @@ def test_a_manifest_must_be_a_whole_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("pets.json", "ends in .csv or .parquet, got '.json'. Rename it, or use kind 'folder'."),
+        ("pets.json", "ends in .csv, .jsonl or .parquet, got '.json'. Rename it, or use kind 'folder'."),
         ("absent.csv", "absent.csv: the file must be readable, got FileNotFoundError"),
     ],
 )
@@ -251,7 +286,7 @@ def test_an_unknown_protocol_is_told() -> None:
 def test_training_images_are_needed_and_a_path(folder: Path) -> None:
     (folder / "pets.csv").write_text(as_csv([("a/0.png", "cat", "val", 1)]))
     assert "'split' needs 'train' among its values, got val." in mistakes(folder / "pets.csv")[0]
-    with pytest.raises(DataError, match="needs a CSV or Parquet file, got None"):
+    with pytest.raises(DataError, match="needs a CSV, JSON Lines or Parquet file, got None"):
         scan(DataSettings(kind="manifest"))
 
 

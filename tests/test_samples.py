@@ -1,12 +1,15 @@
 """Samples with text or several frames: from their files to a model folder that answers without one part."""
 
+import asyncio
 import csv
+import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -16,10 +19,13 @@ from finetune.datasets import catalog
 from finetune.datasets.clips import at_times
 from finetune.errors import CheckpointError, DataError
 from finetune.frozen.samples import chosen
+from finetune.handing_on import formats
 from finetune.messages import Effective, Epoch, Keep
 from finetune.model.sample_head import GAIN, SampleHead, SampleShape
 from finetune.model_folder import load, write
-from finetune.model_folder.samples import Sample, find, predict
+from finetune.model_folder.samples import Sample, find, predict, probabilities
+from finetune.serving import app as serving_app
+from finetune.serving.limits import Limits
 from finetune.settings import DataSettings, FeatureSettings, SampleSettings, TrialSettings, WeightsSettings
 from finetune.texts.tfidf import Tfidf
 from finetune.training import loop
@@ -27,7 +33,8 @@ from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.errors import StudyError
 from search.suggest.space import Space
-from search.views import predictions
+from search.views import explanations, predictions
+from tests.here import Here
 
 SEEN: dict[str, Any] = {"image_size": 32, "horizontal_flip": False, "batch_size": 16}
 
@@ -330,9 +337,11 @@ class TestTextBesideImages:
         with pytest.raises(StudyError, match="needs an image or a text, got neither"):
             list(predictions.predict(exported[0] / "model", []))
 
-    def test_another_command_refuses_the_folder_in_one_line(self, exported: Exported, tmp_path: Path) -> None:
+    def test_a_caller_that_reads_images_alone_refuses_the_folder(
+        self, exported: Exported, tmp_path: Path
+    ) -> None:
         shutil.copytree(exported[0] / "model", tmp_path / "model")
-        with pytest.raises(CheckpointError, match="only `predict` reads so far"):
+        with pytest.raises(CheckpointError, match="its samples have text or several frames"):
             load(tmp_path / "model")
         (tmp_path / "model" / "text.json").write_text(json.dumps(["other"]))
         with pytest.raises(CheckpointError, match=r"another text\.json"):
@@ -363,6 +372,108 @@ class TestTextBesideImages:
         again = [one for one in trial(tmp_path / "parts", data, **settings)[1] if isinstance(one, Epoch)]
         assert first.exists()
         assert [one.metrics["val/loss"] for one in again] == [one.metrics["val/loss"] for one in whole]
+
+
+class TestHandingOn:
+    @pytest.mark.parametrize("name", ["torch", "onnx"])
+    def test_another_format_answers_as_predict_with_and_without_parts(
+        self, exported: Exported, tmp_path: Path, name: str
+    ) -> None:
+        shutil.copytree(exported[0] / "model", tmp_path / "model")
+        told = formats.add(tmp_path / "model", [name], place={"path": f"{exported[0]}/colours/manifest.csv"})
+        made = told["formats"][name]
+        assert made["parity"]["images"] == 12
+        assert made["parity"]["changed_answers"] == 0
+        assert made["input"].startswith("images: uint8 (batch, 32, 32, 3), RGB; text: float32 (batch, ")
+        run = formats.FORMATS[name][0].runner(tmp_path / "model" / made["file"])
+        model = load(tmp_path / "model", parts=True)
+        assert model.encoder is not None
+        vector = model.encoder.encode(["a soft warm one"])
+        image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+        image[..., 0] = 255
+        found = run(image, vector, torch.ones(1, 2))
+        assert model.classes[int(found.argmax())] == "red wool"
+        alone = run(image, vector, torch.tensor([[1.0, 0.0]]))
+        (expected,) = predict(model, [Sample(f"{exported[0]}/colours/0.png")])
+        assert alone.max().item() == pytest.approx(expected["probability"], abs=1e-4)
+
+    def test_explain_tells_which_part_carries_the_answer(self, exported: Exported, here: Here) -> None:
+        where = exported[0]
+        told = here(
+            *("explain", where / "model", where / "colours" / "0.png", "--text", "a soft warm one"),
+            *("--to", where / "explained"),
+        )
+        assert told.code == 0, told.err
+        (row,) = json.loads((where / "explained" / "explain.json").read_text())
+        assert (row["class"], row["missing"], row["error"]) == ("red wool", [], None)
+        model = load(where / "model", parts=True)
+        place = model.classes.index("red wool")
+        alone = probabilities(model, [Sample("", "a soft warm one")], [None])[0, place].item()
+        assert row["parts"]["image"] == pytest.approx(row["probability"] - alone, abs=1e-5)
+        assert min(row["parts"].values()) > 0.1  # neither part alone tells the class
+        assert (where / "explained" / row["picture"]).stat().st_size > 0
+        assert "without image -0." in told.out
+
+    def test_explain_of_a_text_alone_has_no_picture(self, exported: Exported, here: Here) -> None:
+        where = exported[0]
+        told = here("explain", where / "model", "--text", "a soft warm one", "--to", where / "none", "--json")
+        (row,) = json.loads(told.out)
+        assert (row["picture"], row["missing"], row["parts"]) == (None, ["image"], {})
+
+    def test_explain_refuses_what_needs_images_alone(self, exported: Exported, here: Here) -> None:
+        where = exported[0]
+        told = here("explain", where / "model", where / "colours", "--train", where / "colours")
+        assert (told.code, "--train: the most alike are found among images" in told.err) == (1, True)
+
+    def test_a_server_takes_a_file_a_text_or_both(self, exported: Exported) -> None:
+        where = exported[0]
+        app = serving_app.build(load(where / "model", parts=True), Limits(body_bytes=50_000, pixels=2_000))
+        content = (where / "colours" / "0.png").read_bytes()
+        text = {"text": "a soft warm one"}
+        large = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(large, "PNG")
+
+        async def ask(one: httpx.AsyncClient) -> list[httpx.Response]:
+            return [
+                await one.post("/predict", files={"image": content}, data=text),
+                await one.post("/predict", content=content),
+                await one.post("/predict", files={"text": (None, "a hard shiny one")}),
+                await one.post("/predict", files={"image": b"no image"}, data=text),
+                await one.post("/predict", files={"picture": content}),
+                await one.post("/predict", files={"image": large.getvalue()}),
+                await one.post(
+                    "/predict",
+                    content=b"--x\r\n",
+                    headers={"content-type": "multipart/form-data; boundary=y"},
+                ),
+                await one.get("/openapi.json"),
+                await one.get("/metadata"),
+            ]
+
+        both, image, said, broken, strange, big, torn, openapi, facts = served(app, ask)
+        assert (both.json()["class"], both.json()["missing"]) == ("red wool", [])
+        assert (image.json()["class"][:3], image.json()["missing"]) == ("red", ["text"])
+        assert (said.json()["class"][-5:], said.json()["missing"]) == ("steel", ["image"])
+        assert [one.status_code for one in (broken, strange, big, torn)] == [422] * 4
+        assert "tmp" not in broken.text
+        assert "got 'picture'" in strange.json()["error"]
+        assert "64 x 64 pixels, limit 2000" in big.json()["error"]
+        body = openapi.json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+        assert set(body) == {"application/octet-stream", "multipart/form-data"}
+        assert facts.json()["samples"] == {"frames": 1, "text": ["text"]}
+
+
+def served(app: Any, ask: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
+    """Return what `ask` returns, which gets a client of an application in this process."""
+
+    async def run() -> Any:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as one,
+        ):
+            return await asyncio.wait_for(ask(one), 60)
+
+    return asyncio.run(run())
 
 
 Config = Callable[..., StudyConfig]
@@ -485,3 +596,33 @@ class TestClips:
         assert len(asked) == 48
         right = [Path(row["path"]).parent.name == row["class"] for row in predict(model, asked)]
         assert sum(right) / len(right) > 0.9
+        (tmp_path / "model2").mkdir()
+        shutil.copytree(tmp_path / "model", tmp_path / "model2", dirs_exist_ok=True)
+        made = formats.add(tmp_path / "model2", ["onnx"], place={"path": str(tmp_path / "clips")})
+        assert made["formats"]["onnx"]["input"] == "images: uint8 (batch, 6, 32, 32, 3), RGB"
+        self._explained(tmp_path)
+        self._served(tmp_path)
+
+    def _explained(self, folder: Path) -> None:
+        clip = folder / "clips" / "left" / "1.gif"
+        (row,) = explanations.explain(folder / "model", [clip], folder / "explained")
+        assert row["parts"] == {}
+        assert list(row["frames"]) == chosen(3, 6).tolist()
+        assert max(row["frames"].values()) > 0.05
+        with pytest.raises(StudyError, match="must be grad-cam or random for clips, got occlusion"):
+            list(explanations.explain(folder / "model", [clip], folder / "none", method="occlusion"))
+
+    def _served(self, folder: Path) -> None:
+        app = serving_app.build(load(folder / "model", parts=True), Limits())
+        clips = [folder / "clips" / name / "1.gif" for name in ("left", "right")]
+        expected = list(predict(load(folder / "model", parts=True), [Sample(str(clip)) for clip in clips]))
+
+        async def ask(one: httpx.AsyncClient) -> list[httpx.Response]:
+            found = [await one.post("/predict", content=clip.read_bytes()) for clip in clips]
+            return [*found, await one.post("/predict", files={"text": (None, "x")})]
+
+        *found, refused = served(app, ask)
+        for answer, row in zip(found, expected, strict=True):
+            assert answer.json()["probability"] == pytest.approx(row["probability"], abs=1e-5)
+            assert (answer.json()["class"], answer.json()["missing"]) == (row["class"], [])
+        assert (refused.status_code, "as the model reads none" in refused.text) == (422, True)

@@ -131,7 +131,9 @@ def predict(
 
 def explain(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for them.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images, and folders that are searched for them.")
+    ] = None,
     to: Annotated[Path, typer.Option(help="Folder for the pictures and explain.json.")] = Path("explained"),
     method: Annotated[
         str, typer.Option(help="grad-cam, integrated-gradients, occlusion or random.")
@@ -143,12 +145,18 @@ def explain(
         list[Path] | None,
         typer.Option(help="Training images, or folders of them: the most alike stand beside each image."),
     ] = None,
+    text: Annotated[
+        str, typer.Option(help="Text of each sample, for a model that reads text; it stays as it is.")
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Draw what speaks for an answer: a map over each image, with a random map beside it."""
     from search.views import explanations
 
-    found = Counted(explanations.explain(model, images, to, method=method, about=about, train=train or ()))
+    rows = explanations.explain(
+        model, images or [], to, method=method, about=about, train=train or (), text=text
+    )
+    found = Counted(rows)
     if as_json:
         print_json(list(found))
     else:

@@ -15,7 +15,7 @@ from search.errors import StudyError
 
 NAME = "transfer-search"
 """Name of the application in Ray Serve."""
-MODULES = ("fastapi", "uvicorn")
+MODULES = ("fastapi", "uvicorn", "python_multipart")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -48,7 +48,7 @@ def application(folder: str, limits: Limits, signed: Path | None = None) -> Any:
     if signed is not None:
         signature.verify(Path(folder), signed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return build(model_folder.load(Path(folder), device=device), limits)
+    return build(model_folder.load(Path(folder), device=device, parts=True), limits)
 
 
 def alone(
@@ -93,7 +93,9 @@ def with_ray(
     """
     from finetune import model_folder
 
-    model_folder.load(folder)  # a folder that is not whole is one line here, and many from a replica
+    model_folder.load(
+        folder, parts=True
+    )  # a folder that is not whole is one line here, and many from a replica
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
     from ray import serve

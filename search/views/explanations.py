@@ -19,10 +19,12 @@ from finetune.errors import did_you_mean
 from finetune.explain import deletion, overlay
 from finetune.explain.maps import METHODS, Method, maps, resolution
 from finetune.images.pixels import normalise
-from finetune.model_folder import Model
+from finetune.model_folder import Model, samples
 from finetune.model_folder.predicting import pixels_of
+from finetune.model_folder.samples import Sample
 from finetune.model_folder.training_images import TrainingImages
 from search.errors import StudyError
+from search.views import explained_samples
 
 TABLE = "explain.json"
 BATCH = 16
@@ -37,6 +39,7 @@ def explain(
     method: str = "grad-cam",
     about: str | None = None,
     train: Sequence[Path] = (),
+    text: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Write a picture with its map for every image found, and `explain.json`; yield each image's explanation.
 
@@ -45,7 +48,8 @@ def explain(
     marked ones first or in random order), `leans_on` (source classes of this class with their shares, where
     the model folder has them), `nearest` (the most alike of the training images, each with `path` and
     `cosine`; None without `train`) and `error`. Of an image that cannot be read, all but `path` and `error`
-    are None.
+    are None. Of a sample with text or several frames there are `parts`, `frames` and `missing`, too, and
+    neither `leans_on` nor `nearest` (search/views/explained_samples.py).
 
     Args:
         folder: a model folder.
@@ -54,6 +58,7 @@ def explain(
         method: one of `finetune.explain.maps.METHODS`.
         about: the class that maps are about; None: the most probable one of each image.
         train: training images, and folders of them, whose nearest ones stand beside each image.
+        text: text of each sample that is not in a table, for a model that reads text.
 
     Raises:
         CheckpointError: `folder` is not a complete model folder.
@@ -65,28 +70,39 @@ def explain(
     if chosen is None:
         raise StudyError(f"--method: must name a map, got {method!r}. {did_you_mean(method, METHODS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model_folder.load(folder, device=device)
-    paths = model_folder.find_images(images)
+    model = model_folder.load(folder, device=device, parts=True)
+    if "samples" in model.facts:
+        explained_samples.check(model, folder, chosen, text=text, train=bool(train))
+    elif text or not images:
+        rule = "a model of images needs images and no --text"
+        raise StudyError(f"{folder}: {rule}, got {'a text' if text else 'nothing'}. Name images.")
     if about is not None and about not in model.classes:
         raise StudyError(
             f"--class: must be a class of the model, got {about!r}. {did_you_mean(about, model.classes)}"
         )
     target = None if about is None else model.classes.index(about)
-    known = TrainingImages.read(model, train) if train else None
+    if "samples" in model.facts:
+        asked = samples.find(model, images, text)
+        count = len(asked)
+        parts = _each_sample(model, asked, chosen, target)
+    else:
+        known = TrainingImages.read(model, train) if train else None
+        paths = model_folder.find_images(images)
+        count = len(paths)
+        batches = (paths[start : start + BATCH] for start in range(0, count, BATCH))
+        parts = (pair for part in batches for pair in _explained(model, part, chosen, target, known))
     rows = []
     try:
         to.mkdir(parents=True, exist_ok=True)
-        with steps.step("explain", len(paths), "images", patience=1.0) as told:
-            for start in range(0, len(paths), BATCH):
-                part = paths[start : start + BATCH]
-                for place, (row, picture) in enumerate(_explained(model, part, chosen, target, known), start):
-                    if picture is not None:
-                        row["picture"] = f"{place:04d}-{_plain(Path(row['path']).stem)}.png"
-                        with replacing(to / row["picture"]) as temporary:
-                            picture.save(temporary, "PNG")
-                    rows.append(row)
-                    yield row
-                told.add(len(part))
+        with steps.step("explain", count, "images", patience=1.0) as told:
+            for place, (row, picture) in enumerate(parts):
+                if picture is not None:
+                    row["picture"] = f"{place:04d}-{_plain(Path(row['path']).stem)}.png"
+                    with replacing(to / row["picture"]) as temporary:
+                        picture.save(temporary, "PNG")
+                rows.append(row)
+                yield row
+                told.add(1)
         with replacing(to / TABLE) as temporary:
             text = json.dumps(rows, indent=2, ensure_ascii=False)
             temporary.write_text(safe_text.json_text(text) + "\n", encoding="utf-8")
@@ -111,6 +127,17 @@ def _explained(
             yield {"path": str(path)} | empty | told | {"error": None}, picture
         else:
             yield {"path": str(path)} | empty | {"error": pixels}, None
+
+
+def _each_sample(
+    model: Model, asked: Sequence[Sample], method: Method, target: int | None
+) -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
+    """Yield the explanation of each sample, and its picture; None where it has no image that is read."""
+    empty: dict[str, Any] = {"class": None, "probability": None, "method": method, "picture": None}
+    empty |= {"deletion": None, "random": None, "parts": {}, "frames": None, "missing": []}
+    for sample in asked:
+        told, picture = explained_samples.explained(model, sample, method, target)
+        yield {"path": sample.path} | empty | told, picture
 
 
 def _batch(
@@ -162,8 +189,10 @@ def line(row: dict[str, Any]) -> str:
     if row["error"] is not None:
         told = [row["path"], "unreadable", row["error"]]
     else:
-        told = [row["path"], row["class"], f"{row['probability']:.4f}"]
-        told += [f"deletion {row['deletion']:.3f}, random {row['random']:.3f}", row["picture"]]
+        told = [row["path"] or "-", row["class"], f"{row['probability']:.4f}"]
+        told += explained_samples.line(row) if "parts" in row else []
+        if row["picture"]:
+            told += [f"deletion {row['deletion']:.3f}, random {row['random']:.3f}", row["picture"]]
     return "\t".join(map(safe_text.terminal, told))
 
 

@@ -20,9 +20,9 @@ class Images(Section):
     """The images of a task."""
 
     kind: Kind = "folder"
-    """`folder`: one folder per class; `manifest`: a CSV or Parquet file with the columns image, label and,
-    optionally, split and weight; `torchvision`: one of torchvision's data sets; `digits`: scikit-learn's
-    handwritten digits, which need no download; `captions` and `motion`: generated shapes, with a caption or
+    """`folder`: one folder per class; `manifest`: a CSV, JSON Lines or Parquet file with the columns image,
+    label and, optionally, split and weight; `torchvision`: one of torchvision's data sets; `digits`:
+    scikit-learn's handwritten digits, which need no download; `captions` and `motion`: generated shapes, with a caption or
     moving, to try text and clips."""
     name: str | None = None
     """For kind `torchvision`: name of the data set's class in torchvision, such as CIFAR10 or Flowers102."""
@@ -81,7 +81,7 @@ class Images(Section):
 
 _PATHS = {
     "folder": "the folder of the images",
-    "manifest": "the CSV or Parquet file",
+    "manifest": "the CSV, JSON Lines or Parquet file",
     "torchvision": "the folder of the sets",
 }
 """Meaning of `path` for each kind that needs one."""

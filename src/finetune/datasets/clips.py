@@ -7,6 +7,7 @@ stamps of its frames and not by their number. A still image is a clip of one fra
 import bisect
 import os
 import re
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ from finetune import extras
 from finetune.datasets.decode import decode
 from finetune.disk import file_cache
 from finetune.disk.filesystems import is_far
-from finetune.errors import DataError
+from finetune.errors import DataError, MissingPackage
 
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 """Suffixes of video files."""
@@ -68,6 +69,49 @@ def frames(location: str, count: int, at_least: int | None = None) -> list[Image
             f"{location}: a clip must be readable, got {type(error).__name__}: {why}. "
             "Replace or remove the file."
         ) from error
+
+
+def of_bytes(content: bytes, count: int, at_least: int | None, most_pixels: int) -> list[Image.Image]:
+    """Return `count` frames of the clip or image in the bytes of a file, like `frames`.
+
+    Args:
+        content: the bytes.
+        count: number of frames.
+        at_least: as in `frames`.
+        most_pixels: largest number of pixels of a frame.
+
+    Raises:
+        DataError: as in `frames`.
+        MissingPackage: it is no image, and the package av, which reads videos, is missing.
+    """
+    try:
+        with Image.open(BytesIO(content)) as image:
+            suffix, size = ".png", image.size
+    except Exception:  # Pillow's readers raise almost anything on what is no image
+        suffix, size = ".mp4", None  # FFmpeg knows a file by its content
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(content)
+        file.flush()
+        try:
+            width, height = size or _video_size(file.name)
+            if width * height > most_pixels:
+                raise DataError(
+                    f"a frame has {width} x {height} pixels, limit {most_pixels}. Send a smaller one."
+                )
+            return frames(file.name, count, at_least)
+        except MissingPackage:
+            raise
+        except Exception as error:
+            why = str(error).replace(file.name, "the file").removeprefix("the file: ")
+            raise DataError(f"clip: {why}") from error
+
+
+def _video_size(location: str) -> tuple[int, int]:
+    with _opened(location) as container:
+        if not container.streams.video:
+            raise ValueError("neither an image nor a video")
+        stream = container.streams.video[0]
+        return stream.width, stream.height
 
 
 def is_frame(path: str) -> bool:

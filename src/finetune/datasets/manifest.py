@@ -5,7 +5,8 @@
     /data/0002.jpg,tulip,val,1,garden 2,
     s3://bucket/0003.jpg,tulip,train,0.5,garden 1,a red one
 
-The table is a CSV file (UTF-8, with a header) or a Parquet file. `image` may be called `path`; `split`,
+The table is a CSV file (UTF-8, with a header), a Parquet file, or a JSON Lines file (UTF-8, an object in each
+line, such as {"image": "photos/0001.jpg", "label": "daisy"}). `image` may be called `path`; `split`,
 `weight` and `group` may be left out. The text of a sample is in the columns that `data.text` names; further
 columns are ignored. The manifest and each image may be a local path or any URL that fsspec opens
 (s3:// and others need their fsspec package). Relative paths start at the manifest's folder.
@@ -13,6 +14,7 @@ columns are ignored. The manifest and each image may be a local path or any URL 
 
 import csv
 import io
+import json
 import math
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +42,7 @@ class Row:
     """One row as text; a missing cell is an empty string."""
 
     line: int
-    """Line of the row in a CSV file, or number of the row in a Parquet file, both from 1."""
+    """Line of the row in the file, or number of the row in a Parquet file, both from 1."""
     image: str
     label: str
     split: str = ""
@@ -57,7 +59,9 @@ def manifest(data: SampleSettings) -> Source:
         DataError: the table cannot be read or has wrong rows; the message lists the mistakes, one per line.
     """
     if data.path is None:
-        raise DataError("data.path: kind 'manifest' needs a CSV or Parquet file, got None. Name one.")
+        raise DataError(
+            "data.path: kind 'manifest' needs a CSV, JSON Lines or Parquet file, got None. Name one."
+        )
     rows = _read(data.path, data.text or ())
     files = Files(data.path.rpartition("/")[0], clips=data.frames > 1)
     mistakes = sorted(_mistakes(rows, files, look=data.on_error == "fail"))
@@ -163,7 +167,7 @@ def _table(path: str, wanted: Sequence[str]) -> "Table":
     suffix = posixpath.splitext(path)[1].lower()
     if suffix not in _READERS:
         raise DataError(
-            f"{path}: a manifest must be a file that ends in {' or '.join(_READERS)}, got {suffix!r}. "
+            f"{path}: a manifest must be a file that ends in .csv, .jsonl or .parquet, got {suffix!r}. "
             "Rename it, or use kind 'folder'."
         )
     with readable(path) as file:
@@ -241,6 +245,44 @@ def _read_csv(content: bytes, wanted: Sequence[str]) -> Table:
     return columns, [(line, {name: row.get(name, "") for name in kept}) for line, row in rows]
 
 
+def _read_json_lines(content: bytes, wanted: Sequence[str]) -> Table:
+    columns: dict[str, None] = {}
+    rows = []
+    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line, object_pairs_hook=_object)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"no JSON in line {number}, column {error.colno}: {error.msg}") from error
+        except ValueError as error:
+            raise ValueError(f"{error} in line {number}") from error
+        if not isinstance(found, _Object):
+            raise ValueError(f"no object in line {number}")
+        columns |= dict.fromkeys(found)
+        rows.append((number, {name: _scalar(name, found[name], number) for name in found if name in wanted}))
+    kept = set(wanted) & set(columns) | {*REQUIRED}
+    return list(columns), [(line, {name: row.get(name, "") for name in kept}) for line, row in rows]
+
+
+class _Object(dict[str, Any]):
+    """A JSON object."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    found = _Object(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _scalar(name: str, value: Any, line: int) -> str:
+    """Return a cell of a JSON object as text: numbers and truth values as JSON has them, null as nothing."""
+    if isinstance(value, dict | list):
+        raise ValueError(f"{name!r} is no text or number in line {line}")
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
 def _read_parquet(content: bytes, wanted: Sequence[str]) -> Table:
     import pyarrow.parquet  # 0.2 s that other kinds need not wait for
 
@@ -257,4 +299,8 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-_READERS: dict[str, Callable[[bytes, Sequence[str]], Table]] = {".csv": _read_csv, ".parquet": _read_parquet}
+_READERS: dict[str, Callable[[bytes, Sequence[str]], Table]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
+}

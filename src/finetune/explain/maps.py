@@ -36,18 +36,20 @@ WINDOWS = 7
 
 
 class Whole(nn.Module):
-    """A model with gradients through its frozen blocks, too: pixels (B, 3, S, S) -> logits (B, C)."""
+    """A model with gradients through its frozen blocks, too: pixels (B, 3, S, S) -> logits (B, C).
 
-    def __init__(self, model: TransferModel) -> None:
+    Args:
+        model: the model.
+        head: head to use in place of the model's, such as one that holds a text fixed.
+    """
+
+    def __init__(self, model: TransferModel, head: nn.Module | None = None) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*model.prefix, *model.trunk)
-        self.head = model.head
-        self.eval()
-
-    @property
-    def has_tokens(self) -> bool:
+        self.head = head or model.head
+        self.has_tokens = isinstance(model.head.pool, ClassToken)
         """True if the blocks turn an image into tokens, of which the head reads the first one only."""
-        return isinstance(self.head.pool, ClassToken)
+        self.eval()
 
     @property
     def cut(self) -> int:
@@ -73,7 +75,13 @@ class Whole(nn.Module):
         return logits
 
 
-def maps(model: TransferModel, x: Tensor, classes: Tensor, method: Method = "grad-cam") -> Tensor:
+def maps(
+    model: TransferModel,
+    x: Tensor,
+    classes: Tensor,
+    method: Method = "grad-cam",
+    head: nn.Module | None = None,
+) -> Tensor:
     """Return a map (B, S, S) for each image, float32 within 0..1, on the CPU; 1 speaks most for the class.
 
     A map is all zeros if nothing speaks for the class.
@@ -83,13 +91,14 @@ def maps(model: TransferModel, x: Tensor, classes: Tensor, method: Method = "gra
         x: normalised images (B, 3, S, S) on the same device.
         classes: class of each image (B,) that the map is about.
         method: one of METHODS.
+        head: head to use in place of the model's.
 
     Raises:
         FinetuneError: the method needs captum, which is not installed.
     """
     was_training = model.training
     try:
-        raw = _METHODS[method](Whole(model), x, classes.to(x.device))
+        raw = _METHODS[method](Whole(model, head), x, classes.to(x.device))
     finally:
         model.train(was_training)
     return scaled(raw, x.shape[-1])

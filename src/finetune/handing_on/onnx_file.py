@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-from finetune.handing_on.deployed import INPUT, OUTPUT, Deployed
+from finetune.handing_on.deployed import OUTPUT, Deployed
 from finetune.handing_on.parity import Run
 from finetune.images.pixels import CROP_SHARE, evaluation_needs
 
 MODULES = ("onnx", "onnxscript", "onnxruntime")
 """Packages that writing and measuring the file needs."""
+
+SHOWN = ("frames", "text_encoder")
+"""What the file tells of samples."""
 
 
 def metadata(facts: dict[str, Any]) -> dict[str, str]:
@@ -26,6 +29,8 @@ def metadata(facts: dict[str, Any]) -> dict[str, str]:
     trim         share of width and height that is cut off at each edge before the centred square is taken
     resample     filter of the resizing, as Pillow names it
     decode       pixels that a large JPEG must keep on its shorter side, if it is decoded at a fraction
+    samples      of a model of samples with text or several frames: `frames`, evenly chosen by time, and the
+                 name of the text encoder, which stands in model.yaml, too
     """
     asked = facts["preprocessing"]
     side, whole = asked["image_size"], asked["whole_image"]
@@ -37,21 +42,22 @@ def metadata(facts: dict[str, Any]) -> dict[str, str]:
         "resample": "BILINEAR",
         "decode": evaluation_needs(side, whole),
     }
+    if "samples" in facts:
+        told["samples"] = {key: facts["samples"][key] for key in SHOWN if key in facts["samples"]}
     return {name: json.dumps(value) for name, value in told.items()}
 
 
 def write(deployed: Deployed, facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write the file, and return what a model.yaml tells of it."""
-    example = torch.zeros(2, deployed.side, deployed.side, 3, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.onnx.export(
             deployed,
-            (example,),
+            deployed.example(),
             dynamo=True,
             verbose=False,
-            input_names=[INPUT],
+            input_names=list(deployed.names),
             output_names=[OUTPUT],
-            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            dynamic_shapes=deployed.shapes(),
         )
     assert program is not None
     program.model.metadata_props.update(metadata(facts))
@@ -65,8 +71,11 @@ def runner(path: Path) -> Run:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(images: torch.Tensor) -> torch.Tensor:
-        (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
+    names = [one.name for one in session.get_inputs()]
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        given = {name: one.numpy() for name, one in zip(names, inputs, strict=True)}
+        (found,) = session.run([OUTPUT], given)
         return torch.from_numpy(found)
 
     return run

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.settings import TrialSettings
+from finetune.settings import DataSettings, TrialSettings
 from finetune.training import shared
 
-Run = Callable[[Tensor], Tensor]
-"""Function from images uint8 (B, S, S, 3) to probabilities (B, C)."""
+Run = Callable[..., Tensor]
+"""Function from the inputs of a program, such as images uint8 (B, S, S, 3), to probabilities (B, C)."""
 IMAGES = 32
 """Number of validation images that are compared."""
 MOST = 1e-4
@@ -47,11 +47,13 @@ class Parity:
         )
 
 
-def measured(run: Run, model: Run, images: Tensor) -> Parity:
-    """Return the parity of two programs on images uint8 (N, S, S, 3), given in batches of several sizes."""
+def measured(run: Run, model: Run, *inputs: Tensor) -> Parity:
+    """Return the parity of two programs on N images or samples; `run` gets batches of several sizes."""
+    images = inputs[0]
     sizes = [*BATCHES, len(images) - sum(BATCHES)] if len(images) > sum(BATCHES) else [len(images)]
-    found = torch.cat([run(part.contiguous()) for part in images.split(sizes)])
-    expected = model(images)
+    parts = zip(*(one.split(sizes) for one in inputs), strict=True)
+    found = torch.cat([run(*(one.contiguous() for one in part)) for part in parts])
+    expected = model(*inputs)
     difference = (found - expected).abs().max()
     # NaN compares as False with everything, so it must not look like a small difference.
     largest = float(difference) if bool(torch.isfinite(difference)) else float("inf")
@@ -71,14 +73,43 @@ def validation_images(facts: dict[str, Any], place: Mapping[str, Any] | None = N
     Raises:
         DataError: the images are missing or have changed.
     """
-    said = TrialSettings.from_dict(facts["settings"]).data
-    settings = dataclasses.replace(said, **(place or {}))
+    settings = _data(facts, place)
     if facts.get("privacy") or (settings.path is None and settings.kind in ON_DISK):
         return generated(settings.image_size)
     data = shared.images(settings)
-    size = data.size("val")
-    chosen = torch.linspace(0, size - 1, min(IMAGES, size)).round().long()
-    return data.batch("val", chosen).permute(0, 2, 3, 1).contiguous()
+    return data.batch("val", _spread(data.size("val"))).permute(0, 2, 3, 1).contiguous()
+
+
+def validation_samples(
+    facts: dict[str, Any], place: Mapping[str, Any] | None = None
+) -> tuple[Tensor, list[str]]:
+    """Return frames uint8 (N, T, 3, S, S) and texts of validation samples; arguments as above.
+
+    Generated images stand for them where nobody says where they are, with the classes' names as texts.
+
+    Raises:
+        DataError: the images are missing or have changed.
+    """
+    settings = _data(facts, place)
+    frames = settings.frames
+    if settings.path is None and settings.kind in ON_DISK:
+        drawn = generated(settings.image_size).permute(0, 3, 1, 2)
+        order = torch.arange(IMAGES)[:, None] + torch.arange(frames)
+        names = [str(name) for name in facts["classes"]]
+        return drawn[order % IMAGES], [names[number % len(names)] for number in range(IMAGES)]
+    data, images = shared.images(settings), shared.frames(settings)
+    chosen = _spread(data.size("val"))
+    found = images.batch("val", (chosen[:, None] * frames + torch.arange(frames)).flatten())
+    texts = data.texts("val")
+    return found.unflatten(0, (len(chosen), frames)), [texts[number] for number in chosen.tolist()]
+
+
+def _data(facts: dict[str, Any], place: Mapping[str, Any] | None) -> DataSettings:
+    return dataclasses.replace(TrialSettings.from_dict(facts["settings"]).data, **(place or {}))
+
+
+def _spread(size: int) -> Tensor:
+    return torch.linspace(0, size - 1, min(IMAGES, size)).round().long()
 
 
 def generated(side: int) -> Tensor:

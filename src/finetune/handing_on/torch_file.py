@@ -23,9 +23,9 @@ def runner(path: Path) -> Run:
     with path.open("rb") as file:
         module = torch.export.load(file).module()
 
-    def run(images: torch.Tensor) -> torch.Tensor:
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            found: torch.Tensor = module(images)
+            found: torch.Tensor = module(*inputs)
         return found
 
     return run

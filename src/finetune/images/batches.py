@@ -101,6 +101,10 @@ class ImageData:
         """Return the path of each image of a split, as the catalog names it."""
         return [example.path for example in self._catalog.splits[split]]
 
+    def texts(self, split: str) -> list[str]:
+        """Return the text of each sample of a split; empty where it has none."""
+        return [example.text for example in self._catalog.splits[split]]
+
     def weights(self, split: str) -> Tensor | None:
         """Return the weight of each image of a split in the loss, float32 (N,); None if all are 1.
 

@@ -107,8 +107,8 @@ def load(folder: Path, *, device: torch.device | None = None, parts: bool = Fals
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if "samples" in facts and not parts:
         raise CheckpointError(
-            f"{folder}: its samples have text or several frames, which only `predict` reads so far, got "
-            "another command. Use `predict`."
+            f"{folder}: its samples have text or several frames, got a command that reads images alone. "
+            "Use `predict`, `explain`, `serve` or `export --format`."
         )
     return Model(net.eval(), facts, device, encoder)
 

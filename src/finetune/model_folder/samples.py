@@ -4,7 +4,7 @@ Shapes: B samples of a batch, T frames, S side of a frame in pixels, E numbers o
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from finetune import steps
@@ -25,7 +26,7 @@ from finetune.model.sample_head import SampleHead
 from finetune.model_folder.predicting import TOP, find_images, ranked
 from finetune.model_folder.reading import Model
 
-TABLES = (".csv", ".parquet")
+TABLES = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Sample:
 def find(model: Model, paths: Sequence[Path], text: str = "") -> list[Sample]:
     """Return the samples at the given paths: files, folders that are searched, and tables with texts.
 
-    A table is a CSV or Parquet file like a manifest, of which only the columns of image and text are read.
+    A table is a file like a manifest, of which only the columns of image and text are read.
     With clips, a folder that holds still images is one clip.
 
     Args:
@@ -88,21 +89,33 @@ def predict(model: Model, samples: Sequence[Sample], *, top: int = TOP) -> Itera
     ):
         for start in range(0, len(samples), size):
             part = samples[start : start + size]
-            yield from _answers(model, part, list(pool.map(partial(_frames, model), part)), top)
+            yield from _answers(model, part, list(pool.map(partial(frames_of, model), part)), top)
             told.add(len(part))
 
 
-def _frames(model: Model, sample: Sample) -> Tensor | str | None:
+def frames_of(model: Model, sample: Sample) -> Tensor | str | None:
     """Return the frames as the model's input, uint8 (T, 3, S, S); None if there are none, or the reason."""
-    asked = model.facts["preprocessing"]
-    side, whole = asked["image_size"], asked["whole_image"]
     if not sample.path:
         return None
     try:
-        needs = pixels.evaluation_needs(side, whole)
-        found = clips.frames(sample.path, model.facts["samples"]["frames"], needs)
+        return prepared(model, partial(clips.frames, sample.path))
     except DataError as error:
         return str(error)
+
+
+def prepared(model: Model, read: Callable[[int, int | None], list[Image.Image]]) -> Tensor:
+    """Return the frames of a sample as the model's input, uint8 (T, 3, S, S).
+
+    Args:
+        model: the model.
+        read: function from T, and the pixels that the shorter side must keep, to T frames.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    asked = model.facts["preprocessing"]
+    side, whole = asked["image_size"], asked["whole_image"]
+    found = read(model.facts["samples"]["frames"], pixels.evaluation_needs(side, whole))
     return torch.stack([torch.from_numpy(pixels.evaluation(one, side, whole)) for one in found])
 
 
@@ -112,14 +125,18 @@ def _answers(
     usable = [number for number, one in enumerate(seen) if not isinstance(one, str)]
     found = probabilities(model, [part[n] for n in usable], [seen[n] for n in usable])
     rows = iter(ranked(model, found, top))
-    reads_text = model.encoder is not None
     for sample, one in zip(part, seen, strict=True):
-        missing = ["image"] * (one is None) + ["text"] * (reads_text and not sample.text)
+        missing = lacking(model, sample, one)
         head: dict[str, Any] = {"path": sample.path}
         if isinstance(one, str):
             yield head | {"class": None, "probability": None, "top": [], "error": one, "missing": missing}
         else:
             yield head | next(rows) | {"error": None, "missing": missing}
+
+
+def lacking(model: Model, sample: Sample, frames: Tensor | str | None) -> list[str]:
+    """Return the names of the parts that a sample lacks: `image`, and `text` if the model knows any."""
+    return ["image"] * (frames is None) + ["text"] * (model.encoder is not None and not sample.text)
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """The ASGI application: POST /predict, GET /healthz, /metadata and /openapi.json.
 
-A request holds one image file as its body. What cannot be answered gets a status of 4xx with its reason; a
-server that is busy says 503 at once, before it reads the body.
+A request holds one image file as its body. Where a sample has text or several frames, it may be a form with a
+file `image` (an image, an animated image or a video) and a field `text`; either may be left out. What cannot be
+answered gets a status of 4xx with its reason; a server that is busy says 503 at once, before it reads the
+body.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +23,14 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from finetune import model_folder, safe_text
+from finetune.datasets import clips
 from finetune.datasets.decode import decode_bytes
-from finetune.errors import DataError
+from finetune.errors import DataError, MissingPackage
 from finetune.images.pixels import evaluation, evaluation_needs
-from finetune.model_folder import Model
+from finetune.model_folder import Model, samples
+from finetune.model_folder.predicting import ranked
+from finetune.model_folder.samples import Sample
+from finetune.serving import form
 from finetune.serving.batching import Batcher
 from finetune.serving.limits import Limits
 
@@ -44,6 +51,13 @@ class Answer(Ranked):
     """The most probable class, and `top`, the five most probable ones."""
 
     top: list[Ranked]
+
+
+class SampleAnswer(Answer):
+    """The answer on a sample with text or several frames."""
+
+    missing: list[str]
+    """Parts that the sample lacks: `image`, `text`."""
 
 
 class Problem(BaseModel):
@@ -68,6 +82,15 @@ class Refused(Exception):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A sample of a request."""
+
+    sample: Sample
+    frames: Tensor | None
+    """Its frames, uint8 (T, 3, S, S); None if it has no image."""
+
+
 class Service:
     """A loaded model that answers requests within limits."""
 
@@ -76,7 +99,7 @@ class Service:
         self.in_work = 0
         """Number of requests that have been taken and not answered yet."""
         self._decoders = ThreadPoolExecutor(2, "decode")
-        self._batcher: Batcher[Tensor, dict[str, Any]] = Batcher(self._work, limits.batch)
+        self._batcher: Batcher[Tensor | Asked, dict[str, Any]] = Batcher(self._work, limits.batch)
 
     @contextlib.asynccontextmanager
     async def running(self, _: object = None) -> AsyncIterator[None]:
@@ -107,18 +130,32 @@ class Service:
         limits, loop = self.limits, asyncio.get_running_loop()
         try:
             content = await asyncio.wait_for(_body(request, limits.body_bytes), limits.seconds)
-            pixels = await loop.run_in_executor(self._decoders, _pixels, self.model, content, limits)
-        except DataError as error:
+            asked: Tensor | Asked
+            if "samples" in self.model.facts:
+                file, text = await form.parts(request.headers, content)
+                asked = await loop.run_in_executor(self._decoders, _asked, self.model, file, text, limits)
+            else:
+                asked = await loop.run_in_executor(self._decoders, _pixels, self.model, content, limits)
+        except (DataError, MissingPackage) as error:
             raise Refused(422, _ADDRESS.sub("", str(error))) from error
         except asyncio.TimeoutError:
             told = f"image: must be sent within {limits.seconds:g} seconds, got a part. Send it again."
             raise Refused(408, told) from None
         except ClientDisconnect:
             raise Refused(400, "image: must be sent whole, got a part. Send it again.") from None
-        return await self._batcher(pixels)
+        return await self._batcher(asked)
 
-    def _work(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        return model_folder.answers(self.model, torch.stack(list(images)))
+    def _work(self, asked: Sequence[Tensor | Asked]) -> list[dict[str, Any]]:
+        images = [one for one in asked if isinstance(one, Tensor)]
+        if images:
+            return model_folder.answers(self.model, torch.stack(images))
+        given = [one for one in asked if not isinstance(one, Tensor)]
+        frames = [one.frames for one in given]
+        found = samples.probabilities(self.model, [one.sample for one in given], frames)
+        return [
+            answer | {"missing": samples.lacking(self.model, one.sample, one.frames)}
+            for answer, one in zip(ranked(self.model, found), given, strict=True)
+        ]
 
 
 def build(model: Model, limits: Limits) -> FastAPI:
@@ -128,17 +165,22 @@ def build(model: Model, limits: Limits) -> FastAPI:
     app = FastAPI(
         title="Transfer search", version="1", lifespan=service.running, docs_url=None, redoc_url=None
     )
-    image = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    binary = {"type": "string", "format": "binary"}
+    image: dict[str, Any] = {"application/octet-stream": {"schema": binary}}
+    has_parts = "samples" in model.facts
+    if has_parts:
+        fields = {"type": "object", "properties": {form.IMAGE: binary, form.TEXT: {"type": "string"}}}
+        image[form.KIND] = {"schema": fields}
     told: dict[int | str, dict[str, Any]] = {n: {"model": Problem} for n in (400, 408, 413, 422, 503)}
 
     @app.post(
         "/predict",
         response_class=Json,
-        responses=told | {200: {"model": Answer}},
+        responses=told | {200: {"model": SampleAnswer if has_parts else Answer}},
         openapi_extra={"requestBody": {"required": True, "content": image}},
     )
     async def predict(request: Request) -> Json:
-        """Classify one image file, which is the body."""
+        """Classify one image file, which is the body, or one sample, whose parts are a form."""
         return await service.predict(request)
 
     @app.get("/healthz", response_class=Json)
@@ -157,7 +199,9 @@ def build(model: Model, limits: Limits) -> FastAPI:
 def described(model: Model, limits: Limits) -> dict[str, Any]:
     """Return what a client may know about the model and the limits."""
     facts = model.facts
+    parts = {"samples": {key: facts["samples"][key] for key in ("frames", "text") if key in facts["samples"]}}
     return {
+        **(parts if "samples" in facts else {}),
         "classes": model.classes,
         "backbone": facts["backbone"],
         "strategy": facts["strategy"],
@@ -186,6 +230,22 @@ async def _body(request: Request, most: int) -> bytes:
     if not content:
         raise Refused(422, "image: must be the body of the request, got an empty body. Send a file.")
     return bytes(content)
+
+
+def _asked(model: Model, file: bytes, text: str, limits: Limits) -> Asked:
+    """Return the sample of a request as the model's input.
+
+    Raises:
+        DataError: a file cannot be read, or has too many pixels, or a text is given that no head reads.
+    """
+    if text and model.encoder is None:
+        raise DataError("text: must be left out, as the model reads none, got one. Send the file alone.")
+    frames = None
+    if file:
+        frames = samples.prepared(
+            model, lambda count, needs: clips.of_bytes(file, count, needs, limits.pixels)
+        )
+    return Asked(Sample("", " ".join(text.split())), frames)
 
 
 def _pixels(model: Model, content: bytes, limits: Limits) -> Tensor:
