@@ -375,10 +375,10 @@ class TestTextBesideImages:
 
 
 class TestHandingOn:
-    @pytest.mark.parametrize("name", ["torch", "onnx"])
     def test_another_format_answers_as_predict_with_and_without_parts(
-        self, exported: Exported, tmp_path: Path, name: str
+        self, exported: Exported, tmp_path: Path
     ) -> None:
+        name = "torch"  # clips go into the other one
         shutil.copytree(exported[0] / "model", tmp_path / "model")
         told = formats.add(tmp_path / "model", [name], place={"path": f"{exported[0]}/colours/manifest.csv"})
         made = told["formats"][name]
@@ -596,9 +596,7 @@ class TestClips:
         assert len(asked) == 48
         right = [Path(row["path"]).parent.name == row["class"] for row in predict(model, asked)]
         assert sum(right) / len(right) > 0.9
-        (tmp_path / "model2").mkdir()
-        shutil.copytree(tmp_path / "model", tmp_path / "model2", dirs_exist_ok=True)
-        made = formats.add(tmp_path / "model2", ["onnx"], place={"path": str(tmp_path / "clips")})
+        made = formats.add(tmp_path / "model", ["onnx"], place={"path": str(tmp_path / "clips")})
         assert made["formats"]["onnx"]["input"] == "images: uint8 (batch, 6, 32, 32, 3), RGB"
         self._explained(tmp_path)
         self._served(tmp_path)

@@ -22,8 +22,8 @@ class Images(Section):
     kind: Kind = "folder"
     """`folder`: one folder per class; `manifest`: a CSV, JSON Lines or Parquet file with the columns image,
     label and, optionally, split and weight; `torchvision`: one of torchvision's data sets; `digits`:
-    scikit-learn's handwritten digits, which need no download; `captions` and `motion`: generated shapes, with a caption or
-    moving, to try text and clips."""
+    scikit-learn's handwritten digits, which need no download; `captions` and `motion`: generated shapes, with
+    a caption or moving, to try text and clips."""
     name: str | None = None
     """For kind `torchvision`: name of the data set's class in torchvision, such as CIFAR10 or Flowers102."""
     path: FilePathOrUrl | None = None

@@ -4,6 +4,7 @@ The file's metadata hold what a program must know to prepare images and to name 
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def metadata(facts: dict[str, Any]) -> dict[str, str]:
 
 def write(deployed: Deployed, facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write the file, and return what a model.yaml tells of it."""
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # All inputs share the axis `batch`, which torch.onnx names once, and says so for each further one.
+        warnings.filterwarnings("ignore", message=r"(?s).*axis name: batch will not be used")
         program = torch.onnx.export(
             deployed,
             deployed.example(),

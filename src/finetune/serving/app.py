@@ -1,8 +1,8 @@
 """The ASGI application: POST /predict, GET /healthz, /metadata and /openapi.json.
 
 A request holds one image file as its body. Where a sample has text or several frames, it may be a form with a
-file `image` (an image, an animated image or a video) and a field `text`; either may be left out. What cannot be
-answered gets a status of 4xx with its reason; a server that is busy says 503 at once, before it reads the
+file `image` (an image, an animated image or a video) and a field `text`; either may be left out. What cannot
+be answered gets a status of 4xx with its reason; a server that is busy says 503 at once, before it reads the
 body.
 """
 
