@@ -403,7 +403,7 @@ class TestHandingOn:
             *("explain", where / "model", where / "colours" / "0.png", "--text", "a soft warm one"),
             *("--to", where / "explained"),
         )
-        assert told.code == 0, told.err
+        assert told.returncode == 0, told.stderr
         (row,) = json.loads((where / "explained" / "explain.json").read_text())
         assert (row["class"], row["missing"], row["error"]) == ("red wool", [], None)
         model = load(where / "model", parts=True)
@@ -412,18 +412,18 @@ class TestHandingOn:
         assert row["parts"]["image"] == pytest.approx(row["probability"] - alone, abs=1e-5)
         assert min(row["parts"].values()) > 0.1  # neither part alone tells the class
         assert (where / "explained" / row["picture"]).stat().st_size > 0
-        assert "without image -0." in told.out
+        assert "without image -0." in told.stdout
 
     def test_explain_of_a_text_alone_has_no_picture(self, exported: Exported, here: Here) -> None:
         where = exported[0]
         told = here("explain", where / "model", "--text", "a soft warm one", "--to", where / "none", "--json")
-        (row,) = json.loads(told.out)
+        (row,) = json.loads(told.stdout)
         assert (row["picture"], row["missing"], row["parts"]) == (None, ["image"], {})
 
     def test_explain_refuses_what_needs_images_alone(self, exported: Exported, here: Here) -> None:
         where = exported[0]
         told = here("explain", where / "model", where / "colours", "--train", where / "colours")
-        assert (told.code, "--train: the most alike are found among images" in told.err) == (1, True)
+        assert (told.returncode, "--train: the most alike are found among images" in told.stderr) == (1, True)
 
     def test_a_server_takes_a_file_a_text_or_both(self, exported: Exported) -> None:
         where = exported[0]

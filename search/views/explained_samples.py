@@ -75,7 +75,8 @@ def explained(
     features, held = model.net.features(x), HeldFixed(head, text, marks)
 
     def falls(logits: Tensor) -> Tensor:
-        return sure - model.calibration.of(logits).cpu()[..., answer]
+        found = model.calibration.of(logits.reshape(-1, len(model.classes))).cpu()
+        return sure - found[:, answer]
 
     left_out = without_parts(head, features, text, marks)
     told["parts"] = {part: float(falls(logits)) for part, logits in left_out.items()}

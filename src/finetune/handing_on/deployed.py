@@ -88,7 +88,7 @@ class DeployedSamples(Deployed):
         assert isinstance(head, SampleHead)
         self.shape = head.shape
         self.frames: int = model.facts["samples"]["frames"]
-        self.picks = chosen(self.shape.frames, self.frames).tolist()
+        self.picks = nn.Buffer(chosen(self.shape.frames, self.frames))
         both = self.shape.reads_image and self.shape.reads_text
         read = (self.shape.reads_image, self.shape.reads_text, both)
         self.names = tuple(
@@ -101,12 +101,12 @@ class DeployedSamples(Deployed):
         parts = []
         if INPUT in given:
             images = given[INPUT]
-            used = images[:, self.picks] if self.frames > 1 else images[:, None]
+            used = images.index_select(1, self.picks) if self.frames > 1 else images[:, None]
             features = self.net.reduce(self.net.prefix(self._pixels(used.flatten(0, 1))))
             parts.append(features.reshape(-1, self.shape.frames * self.shape.features))
         if TEXT in given:
             parts.append(given[TEXT])
-        parts.append(given[PRESENT] if PRESENT in given else parts[0].new_ones(len(parts[0]), MARKS))
+        parts.append(given[PRESENT] if PRESENT in given else parts[0].new_ones(parts[0].shape[0], MARKS))
         return self._calibrated(self.net.from_features(torch.cat(parts, dim=1)))
 
     def example(self) -> tuple[Tensor, ...]:

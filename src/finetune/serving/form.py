@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from finetune.errors import DataError
@@ -39,6 +39,18 @@ async def parts(headers: Headers, body: bytes) -> tuple[bytes, str]:
         raise DataError(
             f"form: must have a file {IMAGE!r} and a field {TEXT!r}, got {why}. Correct it."
         ) from error
+    try:
+        return await _read(found)
+    finally:
+        await found.close()
+
+
+async def _read(found: FormData) -> tuple[bytes, str]:
+    """Return the file and the text of a form.
+
+    Raises:
+        DataError: it has neither, or others.
+    """
     file, text = found.get(IMAGE), found.get(TEXT)
     strange = sorted(set(found) - {IMAGE, TEXT})
     if strange or isinstance(file, str) or isinstance(text, UploadFile) or not (file or text):
