@@ -423,7 +423,7 @@ class TestHandingOn:
     def test_explain_refuses_what_needs_images_alone(self, exported: Exported, here: Here) -> None:
         where = exported[0]
         told = here("explain", where / "model", where / "colours", "--train", where / "colours")
-        assert (told.returncode, "--train: the most alike are found among images" in told.stderr) == (1, True)
+        assert (told.returncode, "--train: the most alike are found among images" in told.stderr) == (2, True)
 
     def test_a_server_takes_a_file_a_text_or_both(self, exported: Exported) -> None:
         where = exported[0]

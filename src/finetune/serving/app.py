@@ -199,9 +199,11 @@ def build(model: Model, limits: Limits) -> FastAPI:
 def described(model: Model, limits: Limits) -> dict[str, Any]:
     """Return what a client may know about the model and the limits."""
     facts = model.facts
-    parts = {"samples": {key: facts["samples"][key] for key in ("frames", "text") if key in facts["samples"]}}
+    samples_told = {
+        key: value for key, value in facts.get("samples", {}).items() if key in ("frames", "text")
+    }
     return {
-        **(parts if "samples" in facts else {}),
+        **({"samples": samples_told} if samples_told else {}),
         "classes": model.classes,
         "backbone": facts["backbone"],
         "strategy": facts["strategy"],
