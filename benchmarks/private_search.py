@@ -3,21 +3,25 @@
     python -m benchmarks.private_search --cost
     python -m benchmarks.private_search --reference                     (where dp-accounting is installed)
     python -m benchmarks.private_search --images DIR --weights FILE [--draws 10] [--epsilons 0.5 1 2 4 8]
+    python -m benchmarks.private_search --images DIR --weights FILE --odds
     python -m benchmarks.private_search --images DIR --weights FILE --audit
 
 DIR is a folder with `train` and `val`; FILE holds mobilenet_v2's weights. `one trial` are heads of one
 mechanism at the epsilon of the study, without a search; `study` are whole studies of 25 trials on average.
-Accuracy is the exact one on the validation images, which only a benchmark may print.
+Accuracy is the exact one on validation images, which only a benchmark may print; a study's is on images that
+did not choose its winner: one half of them chooses, the other half measures.
 """
 
 import argparse
+import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from finetune.private import accounting, attack, mechanisms, search, trial
+from finetune.private import accounting, attack, mechanisms, profiles, renyi, search, trial
 from finetune.private.law import TrialLaw
 from finetune.private.mechanisms import MECHANISMS, Choices, Mechanism, Private, one_thread
 from finetune.private.noise import Draws
@@ -25,6 +29,8 @@ from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 
 DELTA, TRIALS = 1e-4, 25
 BACKBONE = "mobilenet_v2"
+ODDS = (tuple(trial.ODDS.values()), (1 / 3, 1 / 3, 1 / 3), (0.6, 0.1, 0.3), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+"""Odds of the mechanisms that are compared; the first are those of the product."""
 
 
 def main() -> None:
@@ -35,6 +41,7 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--audit", action="store_true")
+    parser.add_argument("--odds", action="store_true", help="studies by the odds of their mechanisms")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--draws", type=int, default=10)
@@ -49,40 +56,59 @@ def main() -> None:
         data = images_of(options.images, options.weights)
         if options.audit:
             audits(data)
+        elif options.odds:
+            by_odds(data, options.draws, options.epsilons)
         else:
-            accuracy(data, options.draws, options.epsilons)
+            accuracy(data, options.draws, options.epsilons, trial.ODDS)
 
 
-def curve_for(target: float) -> tuple[float, np.ndarray]:
-    """Return the noise, and the curve, of DP-SGD at an epsilon: rate .256, 160 steps."""
-    noise = accounting.noise_for(
-        lambda noise: accounting.epsilon(accounting.subsampled(0.256, noise, 160), DELTA), target
-    )
-    return noise, accounting.subsampled(0.256, noise, 160)
+ASKED = ((0.99, 10), (0.99, 25), (0.99, 100), (1.99, 25), (4.0, 25))
+"""Epsilons of a trial, and trials on average, whose search is told."""
 
 
 def cost() -> None:
-    """Print what the search costs."""
-    print("| epsilon of a trial | trials on average | all released | best released | with a geometric law |")
+    """Print what the search costs, for trials that ask one noisy question."""
+    print("| epsilon of a trial | trials on average | all released | the best one: Renyi | profiles |")
     print("|---|---|---|---|---|")
-    for target, mean in ((0.99, 10), (0.99, 25), (0.99, 100), (1.99, 25), (4.0, 25)):
-        _, curve = curve_for(target)
-        best = [accounting.study_epsilon(curve, TrialLaw(mean, shape), DELTA) for shape in (0.0, 1.0)]
-        naive = accounting.released_one_by_one(curve, mean, DELTA)
-        print(f"| {target} | {mean} | {naive:.1f} | {best[0]:.2f} | {best[1]:.2f} |")
+    for target, mean in ASKED:
+        noise = accounting.noise_for(lambda noise: accounting.once(noise).epsilon(DELTA), target)
+        one, law = accounting.once(noise), TrialLaw(mean)
+        naive = accounting.once(noise / math.sqrt(mean)).epsilon(DELTA)
+        best = renyi.study_epsilon(one.curve, law, DELTA), profiles.searched(one.profile, law, DELTA)
+        print(f"| {target} | {mean} | {naive:.2f} | {best[0]:.3f} | {best[1]:.3f} |")
 
 
 def reference() -> None:
-    """Print the same by dp-accounting, an accountant that shares no code with opacus."""
+    """Print the figures of tests/test_private_cost.py by dp-accounting, which shares no code with opacus."""
     from importlib import import_module
 
     events, rdp = import_module("dp_accounting.dp_event"), import_module("dp_accounting.rdp")
-    for target, mean in ((0.99, 10), (0.99, 25), (0.99, 100), (1.99, 25), (4.0, 25)):
-        noise, _ = curve_for(target)
-        one = events.PoissonSampledDpEvent(0.256, events.GaussianDpEvent(noise))
-        whole = events.SelfComposedDpEvent(one, 160)
-        accountant = rdp.RdpAccountant().compose(events.RepeatAndSelectDpEvent(whole, mean, 0))
-        print(f"noise {noise:.4f}, {mean} trials: {accountant.get_epsilon(DELTA):.4f}")
+    losses = import_module("dp_accounting.pld.privacy_loss_distribution")
+    for noise in (11.584948193137127, 6.295394883753849, 3.512504320746599):
+        whole = events.SelfComposedDpEvent(
+            events.PoissonSampledDpEvent(0.256, events.GaussianDpEvent(noise)), 160
+        )
+        for mean, shape in ((10, 0), (25, 0), (25, 1), (100, 0), (100, 1)):
+            accountant = rdp.RdpAccountant().compose(events.RepeatAndSelectDpEvent(whole, mean, shape))
+            print(
+                f"Renyi, noise {noise:.4f}, {mean} trials, eta {shape}: {accountant.get_epsilon(DELTA):.6f}"
+            )
+    law = TrialLaw(TRIALS)
+    for rate, noise, steps, beside in ((0.25, 6.92, 60, 10.44), (0.25, 2.0, 60, 2.76), (1.0, 3.3, 1, 1e4)):
+        loss = losses.from_gaussian_mechanism(
+            noise, sampling_prob=rate, value_discretization_interval=MESH
+        ).self_compose(steps)
+        loss = loss.compose(losses.from_gaussian_mechanism(beside, value_discretization_interval=MESH))
+        first = loss.get_epsilon_for_delta(DELTA / law.mean)
+        tried = np.linspace(0, first, 400)
+        odd = 1 / law.gamma - 1
+        change = min(np.log(np.exp(e) + odd * loss.get_delta_for_epsilon(float(e))) for e in tried)
+        told = f"trial {loss.get_epsilon_for_delta(DELTA):.5f}, study {first + change:.5f}"
+        print(f"profile, rate {rate:g}, noise {noise:g}, {steps} steps beside {beside:g}: {told}", flush=True)
+
+
+MESH = 1e-4
+"""Mesh of dp-accounting's loss distributions."""
 
 
 def images_of(images: Path, weights: Path) -> search.Images:
@@ -155,39 +181,85 @@ def _tell(name: str, shadows: attack.Shadows) -> None:
     )
 
 
-def accuracy(data: search.Images, draws: int, epsilons: list[float]) -> None:
+class Heads:
+    """Heads of one set of images, and their exact and noisy accuracies.
+
+    Args:
+        data: the images.
+        seed: seed of the halves of the validation images.
+    """
+
+    def __init__(self, data: search.Images, seed: int = 0) -> None:
+        self.rows = {
+            (split, root): data.rows(BACKBONE, split, root=root)
+            for split in ("train", "val")
+            for root in (False, True)
+        }
+        self.units = self.rows["train", False].count
+        val = self.rows["val", False].count
+        self.half = np.random.default_rng(seed).permutation(val) < val // 2
+
+    def fit(self, drawn: trial.Draw, noise: accounting.Noise, draws: Draws) -> np.ndarray:
+        """Return whether a head is right about each validation image, bool (V,)."""
+        val = self.rows["val", drawn.root]
+        with one_thread():
+            head = mechanisms.fit(self.rows["train", drawn.root], drawn.choices, noise, draws)
+        right: np.ndarray = head.answers(val.features) == val.labels
+        return right
+
+    def alone(self, name: Mechanism, plan: search.Plan, number: int) -> float:
+        """Return the accuracy of one trial of a mechanism, whose settings are drawn."""
+        drawn = trial.draw(Draws(f"{name} {number}".encode(), "settings"), (BACKBONE,), (name,))
+        return float(self.fit(drawn, plan.noise, Draws(f"{name} {number}".encode(), "head")).mean())
+
+    def study(self, plan: search.Plan, number: int, odds: Mapping[Mechanism, float]) -> tuple[float, float]:
+        """Return the accuracy of a study's winner: on images that did not choose it, and on those that did.
+
+        For the first, one half of the validation images chooses by its noisy count and the other one
+        measures; then the halves change places.
+        """
+        key = f"study {number}".encode()
+        chosen: dict[str, tuple[float, float]] = {}
+        parts = {"first": self.half, "second": ~self.half, "all": np.ones(len(self.half), bool)}
+        for one in range(plan.law.draw(float(Draws(key, "number of trials").uniform(1)[0]))):
+            drawn = trial.draw(Draws(key, f"trial {one}: settings"), (BACKBONE,), MECHANISMS, odds)
+            right = self.fit(drawn, plan.noise, Draws(key, f"trial {one}: head"))
+            loud = plan.noise.one_shot * float(Draws(key, f"trial {one}: score").normal(1)[0])
+            for name, part in parts.items():
+                score = (right[part].sum() + loud) / part.sum()
+                measured = right[~part].mean() if name != "all" else right.mean()
+                chosen[name] = max(chosen.get(name, (-np.inf, 0.0)), (float(score), float(measured)))
+        return (chosen["first"][1] + chosen["second"][1]) / 2, chosen["all"][1]
+
+
+def accuracy(data: search.Images, draws: int, epsilons: list[float], odds: Mapping[Mechanism, float]) -> None:
     """Print accuracy by epsilon: of one trial of each mechanism, and of whole studies."""
-    rows = {
-        (split, root): data.rows(BACKBONE, split, root=root)
-        for split in ("train", "val")
-        for root in (False, True)
-    }
-    print(
-        "| epsilon | " + " | ".join(f"one trial: {name}" for name in MECHANISMS) + " | study of 25 trials |"
-    )
-    print("|---" * (len(MECHANISMS) + 2) + "|", flush=True)
-    units = rows["train", False].count
+    heads = Heads(data)
+    names = [*(f"one trial: {name}" for name in MECHANISMS), "study of 25 trials", "where it chose"]
+    print("| epsilon | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|", flush=True)
     for epsilon in epsilons:
-        one = _plan(epsilon, units, 1)
-        cells = []
-        for name in MECHANISMS:
-            found = []
-            for number in range(draws):
-                key = f"{name} {number}".encode()
-                drawn = trial.draw(Draws(key, "settings"), (BACKBONE,), (name,))
-                train, val = rows["train", drawn.root], rows["val", drawn.root]
-                with one_thread():
-                    head = trial.run(0, key, drawn, train, val, one.noise).head
-                found.append(float((head.answers(val.features) == val.labels).mean()))
-            cells.append(found)
-        whole, found = _plan(epsilon, units, TRIALS), []
-        for number in range(draws):
-            best, _ = search.search(whole, f"study {number}".encode(), data, (BACKBONE,), lambda _: None)
-            val = rows["val", best.draw.root]
-            found.append(float((best.head.answers(val.features) == val.labels).mean()))
-        cells.append(found)
-        told = " | ".join(f"{np.mean(c):.3f} ± {np.std(c) / len(c) ** 0.5:.3f}" for c in cells)
+        one, whole = _plan(epsilon, heads.units, 1), _plan(epsilon, heads.units, TRIALS)
+        cells = [[heads.alone(name, one, number) for number in range(draws)] for name in MECHANISMS]
+        studies = np.array([heads.study(whole, number, odds) for number in range(draws)])
+        told = " | ".join(told_of(cell) for cell in [*cells, *studies.T])
         print(f"| {epsilon:g} | {told} |", flush=True)
+
+
+def told_of(found: Sequence[float] | np.ndarray) -> str:
+    """Return mean and standard error."""
+    return f"{np.mean(found):.3f} ± {np.std(found, ddof=1) / len(found) ** 0.5:.3f}"
+
+
+def by_odds(data: search.Images, draws: int, epsilons: list[float]) -> None:
+    """Print the accuracy of studies, on images that did not choose, by the odds of their mechanisms."""
+    heads = Heads(data)
+    print("| odds of means, least squares, DP-SGD | " + " | ".join(f"epsilon {e:g}" for e in epsilons) + " |")
+    print("|---" * (len(epsilons) + 1) + "|", flush=True)
+    for odds in ODDS:
+        said: dict[Mechanism, float] = dict(zip(MECHANISMS, odds, strict=True))
+        plans = [_plan(epsilon, heads.units, TRIALS) for epsilon in epsilons]
+        cells = [told_of([heads.study(p, number, said)[0] for number in range(draws)]) for p in plans]
+        print(f"| {' '.join(f'{share:.2f}' for share in odds)} | {' | '.join(cells)} |", flush=True)
 
 
 def _plan(epsilon: float, units: int, trials: int) -> search.Plan:

@@ -15,7 +15,6 @@ import search
 from finetune.errors import DataError
 from finetune.private import accounting, mechanisms
 from finetune.private.accounting import Steps
-from finetune.private.law import TrialLaw
 from finetune.private.mechanisms import Choices, Private
 from finetune.private.noise import Draws
 from finetune.private.rows import groups
@@ -25,76 +24,6 @@ from search.errors import StudyError
 from search.private import draws as secret
 from search.record.study_folder import StudyFolder
 from tests.here import Here
-
-DELTA = 1e-4
-
-
-@pytest.mark.parametrize(
-    ("noise", "mean", "shape", "expected"),
-    [
-        # dp-accounting 0.6.0: RepeatAndSelectDpEvent(event, mean, shape), by benchmarks/private_reference.py
-        (11.584948193137127, 10, 0, 1.875522),
-        (11.584948193137127, 25, 0, 2.052239),
-        (11.584948193137127, 25, 1, 2.568124),
-        (11.584948193137127, 100, 0, 2.282779),
-        (6.295394883753849, 25, 0, 3.887615),
-        (6.295394883753849, 25, 1, 4.780098),
-        (3.512504320746599, 25, 0, 7.250848),
-        (3.512504320746599, 100, 1, 9.916778),
-    ],
-)
-def test_the_cost_of_a_search_over_dp_sgd_is_that_of_an_independent_accountant(
-    noise: float, mean: float, shape: float, expected: float
-) -> None:
-    curve = accounting.subsampled(0.256, noise, 160)
-    assert accounting.study_epsilon(curve, TrialLaw(mean, shape), DELTA) == pytest.approx(expected, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("noise", "trial", "study"),
-    [(3.6408058575091813, 0.9594593, 1.993454), (0.9549496387119203, 4.4087469, 7.89232)],
-)
-def test_the_cost_of_a_search_over_one_question_is_that_of_an_independent_accountant(
-    noise: float, trial: float, study: float
-) -> None:
-    curve = accounting.gaussian(noise)
-    assert accounting.epsilon(curve, DELTA) == pytest.approx(trial, rel=0.01)
-    assert accounting.study_epsilon(curve, TrialLaw(25), DELTA) == pytest.approx(study, rel=0.01)
-
-
-def test_releasing_all_trials_would_cost_three_times_as_much() -> None:
-    curve = accounting.subsampled(0.256, 11.584948193137127, 160)
-    assert accounting.released_one_by_one(curve, 25, DELTA) == pytest.approx(6.24, rel=0.01)
-    assert accounting.study_epsilon(curve, TrialLaw(25), DELTA) < 2.06
-
-
-def test_a_search_of_one_trial_costs_what_the_trial_costs() -> None:
-    curve = accounting.gaussian(2.0)
-    assert accounting.study_epsilon(curve, TrialLaw(1), DELTA) == accounting.epsilon(curve, DELTA)
-
-
-@pytest.mark.parametrize("shape", [0.0, 1.0, -0.5])
-@pytest.mark.parametrize("mean", [3.0, 25.0])
-def test_the_law_of_the_number_of_trials_has_its_mean(mean: float, shape: float) -> None:
-    law = TrialLaw(mean, shape)
-    odds = np.array([law.probability(k) for k in range(1, 60_000)])
-    assert odds.sum() == pytest.approx(1, abs=1e-4)
-    assert (odds * np.arange(1, 60_000)).sum() == pytest.approx(mean, rel=0.01)
-    drawn = [law.draw((i + 0.5) / 2000) for i in range(2000)]
-    assert min(drawn) == 1
-    assert np.mean(drawn) == pytest.approx(mean, rel=0.05)
-
-
-@pytest.mark.parametrize("budget", [0.5, 2.0, 8.0])
-def test_the_noise_of_every_mechanism_meets_the_budget_together(budget: float) -> None:
-    steps = (Steps(0.25, 60), Steps(1.0, 40))
-    noise = accounting.solve(budget, DELTA, TrialLaw(25), steps)
-    curve = accounting.worst(noise.one_shot, noise.steps)
-    assert accounting.study_epsilon(curve, TrialLaw(25), DELTA) == noise.study_epsilon
-    assert 0.97 * budget < noise.study_epsilon <= budget
-    # A count on test images alone may be exacter than the trials, and still costs no more than the study.
-    assert noise.test < noise.one_shot
-    assert accounting.epsilon(accounting.gaussian(noise.test), DELTA) <= budget
 
 
 def test_random_numbers_follow_from_key_and_purpose_alone() -> None:

@@ -1,87 +1,29 @@
-"""The cost of a private study: Renyi curves of its trials, by opacus, and the noise that meets an epsilon.
+"""The cost of a private study: what its trials give away, and the noise that meets an epsilon.
 
 All mechanisms have sensitivity 1 for a unit of privacy, an image or a group of images, whose part is left out
 (zeroed), while the number of units is public. A noise multiplier is the standard deviation of the Gaussian
 noise over that sensitivity.
+
+Two bounds on the cost are known: by Renyi curves (Papernot and Steinke, ICLR 2022) and by privacy profiles
+(Koskela, Redberg and Wang, ICML 2024). Both hold, so the smaller one counts.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from finetune.private.law import TrialLaw, searched
+from finetune.private import profiles, renyi
+from finetune.private.law import TrialLaw
 
-ORDERS: tuple[float, ...] = (
-    *(1.1, 1.25, 1.5, 1.625, 1.75, 1.875, 2.125, 2.25, 2.5, 2.75, 3.25, 3.5, 4.5, 5.5),
-    *range(2, 33),
-    *range(34, 64, 2),
-    *(64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512),
-)
-"""Renyi orders at which curves are known. A bound holds at any of them, so more orders only tighten it."""
 MOST_NOISE = 1e6
-
-
-def gaussian(noise: float) -> np.ndarray:
-    """Return the curve of one Gaussian mechanism: order / (2 noise^2)."""
-    return np.asarray(ORDERS) / (2 * noise**2)
-
-
-@lru_cache(maxsize=512)
-def _subsampled(rate: float, noise: float, steps: int) -> tuple[float, ...]:
-    from opacus.accountants.analysis import rdp
-
-    found = np.atleast_1d(rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(ORDERS)))
-    return tuple(np.where(np.isfinite(found), found, np.inf) * steps)  # the sums of high orders overflow
-
-
-def subsampled(rate: float, noise: float, steps: int) -> np.ndarray:
-    """Return the curve of `steps` Gaussian mechanisms, each on a Poisson sample of the units."""
-    return np.asarray(_subsampled(rate, noise, steps))
-
-
-def epsilon(curve: Sequence[float] | np.ndarray, delta: float) -> float:
-    """Return the epsilon of a curve over ORDERS at a delta, never below 0."""
-    from opacus.accountants.analysis import rdp
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the range of orders: any of them is a valid bound
-        found, _ = rdp.get_privacy_spent(orders=list(ORDERS), rdp=list(curve), delta=delta)
-    return max(0.0, float(found))
-
-
-def study_epsilon(curve: Sequence[float] | np.ndarray, law: TrialLaw, delta: float) -> float:
-    """Return the epsilon of a whole study whose trials have a curve."""
-    return epsilon(searched(ORDERS, list(curve), law), delta)
-
-
-def released_one_by_one(curve: Sequence[float] | np.ndarray, trials: int, delta: float) -> float:
-    """Return the epsilon of a study that gives away all of its trials: their composition."""
-    return epsilon(trials * np.asarray(curve), delta)
-
-
-def noise_for(cost: Callable[[float], float], budget: float) -> float:
-    """Return the least noise, to one part in a thousand, whose cost is at most the budget.
-
-    Args:
-        cost: epsilon by noise multiplier; more noise costs less.
-        budget: epsilon.
-
-    Raises:
-        ValueError: no noise meets the budget.
-    """
-    low, high = 1e-2, 1.0
-    while cost(high) > budget:
-        low, high = high, 2 * high
-        if high > MOST_NOISE:
-            raise ValueError(f"privacy.epsilon: must be within reach of some noise, got {budget}. Raise it.")
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if cost(middle) > budget else (low, middle)
-    return high
+TIGHT_BELOW = 8.0
+"""Largest Renyi epsilon of a trial that has a profile: beyond it a tighter bound promises nothing either."""
+ERROR = 2e-3
+"""Error of a composed profile, as a share of the Renyi epsilon."""
+CLOSE = 0.997
+"""Least share of its budget that a mechanism spends."""
 
 
 def automatic_delta(units: int) -> float:
@@ -115,19 +57,87 @@ class Noise:
     """Epsilon of one trial."""
     study_epsilon: float
     """Epsilon of the study: of any image, whether it trains, validates or tests."""
+    naive_epsilon: float = math.nan
+    """Epsilon of a study of as many trials as the mean that gives all of them away."""
 
 
-def centre_curve(one_shot: float) -> np.ndarray:
-    """Return the curve of the mean of all features."""
-    return gaussian(one_shot / math.sqrt(CENTRE_SHARE))
+@dataclass(frozen=True)
+class Cost:
+    """What a trial gives away, its score included."""
+
+    curve: np.ndarray
+    """Renyi curve."""
+    profile: np.ndarray
+    """Privacy profile."""
+
+    def epsilon(self, delta: float) -> float:
+        """Return the epsilon of the one trial."""
+        return min(renyi.epsilon(self.curve, delta), profiles.epsilon(self.profile, delta))
+
+    def of_study(self, law: TrialLaw, delta: float) -> float:
+        """Return the epsilon of a search of such trials, of which the best is released."""
+        whole = renyi.study_epsilon(self.curve, law, delta)
+        return min(whole, profiles.searched(self.profile, law, delta))
 
 
-def worst(one_shot: float, steps: dict[Steps, float]) -> np.ndarray:
-    """Return the curve of a trial whose mechanism is drawn: at each order that of its worst mechanism."""
-    curves = [gaussian(one_shot)]
-    curves += [subsampled(s.rate, noise, s.count) + centre_curve(one_shot) for s, noise in steps.items()]
-    whole: np.ndarray = np.max(curves, axis=0)
-    return whole
+def once(noise: float) -> Cost:
+    """Return the cost of one noisy question (Gaussian)."""
+    return Cost(renyi.gaussian(noise), profiles.gaussian(noise))
+
+
+def stepwise(steps: Steps, noise: float, one_shot: float, delta: float) -> Cost:
+    """Return the cost of DP-SGD, and of the mean of all features that was asked for before.
+
+    Args:
+        steps: its steps.
+        noise: their noise multiplier.
+        one_shot: noise multiplier of a mechanism that asks once; the mean is paid for with a share of it.
+        delta: delta of the study.
+    """
+    beside = one_shot / math.sqrt(CENTRE_SHARE)
+    curve = renyi.subsampled(steps.rate, noise, steps.count) + renyi.gaussian(beside)
+    about = renyi.epsilon(curve, delta)
+    if about > TIGHT_BELOW:
+        return Cost(curve, np.ones(len(profiles.EPSILONS)))
+    profile = profiles.subsampled(steps.rate, noise, steps.count, beside, error=ERROR * about)
+    return Cost(curve, profile)
+
+
+def worst(costs: Sequence[Cost]) -> Cost:
+    """Return the cost of a trial whose mechanism is drawn: everywhere that of its worst mechanism."""
+    return Cost(np.max([c.curve for c in costs], axis=0), np.max([c.profile for c in costs], axis=0))
+
+
+def noise_for(cost: Callable[[float], float], budget: float) -> float:
+    """Return the least noise, to one part in a thousand, whose cost is at most the budget.
+
+    Args:
+        cost: epsilon by noise multiplier; more noise costs less.
+        budget: epsilon.
+
+    Raises:
+        ValueError: no noise meets the budget.
+    """
+    low, high = 1e-2, 1.0
+    while cost(high) > budget:
+        low, high = high, 2 * high
+        if high > MOST_NOISE:
+            raise ValueError(f"privacy.epsilon: must be within reach of some noise, got {budget}. Raise it.")
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) > budget else (low, middle)
+    return high
+
+
+def _nearby(cost: Callable[[float], float], budget: float, start: float) -> float:
+    """Return a noise that spends nearly the whole budget, in few calls; epsilon is about 1 / noise."""
+    noise = start
+    for _ in range(20):
+        found = cost(noise)
+        if CLOSE * budget <= found <= budget:
+            return noise
+        noise *= found / (math.sqrt(CLOSE) * budget)
+    raise ValueError(f"privacy.epsilon: must be within reach of some noise, got {budget}. Raise it.")
 
 
 def solve(budget: float, delta: float, law: TrialLaw, steps: Sequence[Steps]) -> Noise:
@@ -140,29 +150,29 @@ def solve(budget: float, delta: float, law: TrialLaw, steps: Sequence[Steps]) ->
     Raises:
         ValueError: no noise meets the budget.
     """
-
-    def at(target: float) -> tuple[float, dict[Steps, float]]:
-        once = noise_for(lambda noise: study_epsilon(gaussian(noise), law, delta), target)
-        beside = centre_curve(once)
-        return once, {
-            one: noise_for(
-                lambda noise, one=one: study_epsilon(  # type: ignore[misc]
-                    subsampled(one.rate, noise, one.count) + beside, law, delta
-                ),
-                target,
-            )
-            for one in steps
-        }
-
-    # Each mechanism alone meets a target; the worst of them at each order costs a little more.
+    # Each mechanism alone meets a target; the worst of them everywhere costs a little more.
     target = budget
     for _ in range(8):
-        once, found = at(target)
-        cost = study_epsilon(worst(once, found), law, delta)
+        one_shot = noise_for(lambda noise: once(noise).of_study(law, delta), target)
+        found = {one: _noise_of(one, one_shot, target, delta, law) for one in steps}
+        whole = worst([once(one_shot), *(stepwise(s, n, one_shot, delta) for s, n in found.items())])
+        cost = whole.of_study(law, delta)
         if cost <= budget:
             break
         target *= 0.999 * budget / cost
     else:
         raise ValueError(f"privacy.epsilon: must be within reach of some noise, got {budget}. Raise it.")
-    test = noise_for(lambda noise: epsilon(gaussian(noise), delta), cost)
-    return Noise(once, found, test, epsilon(worst(once, found), delta), cost)
+    test = noise_for(lambda noise: once(noise).epsilon(delta), cost)
+    naive = renyi.released_one_by_one(whole.curve, max(1, round(law.mean)), delta)
+    return Noise(one_shot, found, test, whole.epsilon(delta), cost, naive)
+
+
+def _noise_of(steps: Steps, one_shot: float, target: float, delta: float, law: TrialLaw) -> float:
+    """Return the noise of DP-SGD with which a study of it alone meets a target."""
+    beside = renyi.gaussian(one_shot / math.sqrt(CENTRE_SHARE))
+
+    def by_curve(noise: float) -> float:
+        return renyi.study_epsilon(renyi.subsampled(steps.rate, noise, steps.count) + beside, law, delta)
+
+    start = noise_for(by_curve, target)
+    return _nearby(lambda noise: stepwise(steps, noise, one_shot, delta).of_study(law, delta), target, start)

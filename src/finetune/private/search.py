@@ -44,9 +44,7 @@ class Plan:
         told["neighbours"] = "one unit left out, the number of units known"
         told["trials"] = {"law": "logarithmic", "mean": self.law.mean}
         told["trial_epsilon"] = round(noise.trial_epsilon, 4)
-        curve = accounting.worst(noise.one_shot, noise.steps)
-        naive = accounting.released_one_by_one(curve, round(self.law.mean), self.delta)
-        told["epsilon_if_all_were_released"] = round(naive, 2)
+        told["epsilon_if_all_were_released"] = round(noise.naive_epsilon, 2)
         told["noise"] = {"one_shot": round(noise.one_shot, 4), "test": round(noise.test, 4)}
         told["noise"] |= {f"sgd {s.rate:g} x {s.count}": round(n, 4) for s, n in noise.steps.items()}
         return told

@@ -44,11 +44,16 @@ USED: Mapping[Mechanism, tuple[str, ...]] = {
 """Settings that each mechanism reads."""
 
 
-def draw(draws: Draws, backbones: Sequence[str], mechanisms: Sequence[Mechanism]) -> Draw:
+def draw(
+    draws: Draws,
+    backbones: Sequence[str],
+    mechanisms: Sequence[Mechanism],
+    odds: Mapping[Mechanism, float] = ODDS,
+) -> Draw:
     """Return settings drawn from the space of private trials; nothing else decides them."""
     backbone = backbones[draws.one_of(len(backbones))]
-    odds = np.cumsum([ODDS[one] for one in mechanisms])
-    mechanism = mechanisms[int((draws.uniform(1)[0] * odds[-1] >= odds[:-1]).sum())]
+    up_to = np.cumsum([odds[one] for one in mechanisms])
+    mechanism = mechanisms[int((draws.uniform(1)[0] * up_to[-1] >= up_to[:-1]).sum())]
     root, centre = bool(draws.one_of(2)), bool(draws.one_of(4))  # three in four take the mean away
     if mechanism == "means":
         return Draw(backbone, root, Choices(mechanism, centre))
