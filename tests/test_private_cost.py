@@ -129,9 +129,9 @@ def test_the_law_of_the_number_of_trials_has_its_mean(mean: float, shape: float)
 def test_the_noise_of_every_mechanism_meets_the_budget_together() -> None:
     budget, law, steps = 2.0, TrialLaw(25), (Steps(0.25, 60), Steps(1.0, 40))
     noise = accounting.solve(budget, DELTA, law, steps)
-    costs = [accounting.stepwise(s, n, noise.one_shot, DELTA) for s, n in noise.steps.items()]
+    costs = [accounting.stepwise(s, n, noise.one_shot, tight=2e-3) for s, n in noise.steps.items()]
     whole = accounting.worst([accounting.once(noise.one_shot), *costs])
-    assert whole.of_study(law, DELTA) == noise.study_epsilon
+    assert whole.of_study(law, DELTA) == pytest.approx(noise.study_epsilon, rel=0.01)
     assert 0.97 * budget < noise.study_epsilon <= budget
     # No mechanism is given much more noise than it needs.
     assert all(cost.of_study(law, DELTA) > 0.97 * budget for cost in costs)
@@ -139,3 +139,17 @@ def test_the_noise_of_every_mechanism_meets_the_budget_together() -> None:
     assert noise.test < noise.one_shot
     assert accounting.once(noise.test).epsilon(DELTA) <= budget
     assert noise.naive_epsilon > 2 * noise.study_epsilon
+
+
+@pytest.mark.parametrize(("budget", "mean"), [(20.0, 25.0), (0.1, 1.0), (1e3, 3.0)])
+def test_every_budget_is_met(budget: float, mean: float) -> None:
+    """Few steps, so that composing them is quick."""
+    noise = accounting.solve(budget, DELTA, TrialLaw(mean), (Steps(0.25, 3), Steps(1.0, 2)))
+    assert 0.85 * budget < noise.study_epsilon <= budget
+
+
+def test_a_budget_at_the_end_of_numerical_composition_is_met() -> None:
+    """A bound that changes with the noise between two guesses would have none that fits."""
+    for budget in (0.97 * accounting.TIGHT_BELOW, 1.03 * accounting.TIGHT_BELOW):
+        noise = accounting.solve(budget, DELTA, TrialLaw(1), (Steps(0.25, 3),))
+        assert 0.85 * budget < noise.study_epsilon <= budget

@@ -19,11 +19,12 @@ from finetune.private.law import TrialLaw
 
 MOST_NOISE = 1e6
 TIGHT_BELOW = 8.0
-"""Largest Renyi epsilon of a trial that has a profile: beyond it a tighter bound promises nothing either."""
+"""Largest Renyi epsilon of a trial whose steps are composed: beyond it a tighter bound promises little."""
 ERROR = 2e-3
 """Error of a composed profile, as a share of the Renyi epsilon."""
 CLOSE = 0.997
-"""Least share of its budget that a mechanism spends."""
+"""Share of its budget that a mechanism should spend."""
+MOST_CALLS = 12
 
 
 def automatic_delta(units: int) -> float:
@@ -85,22 +86,20 @@ def once(noise: float) -> Cost:
     return Cost(renyi.gaussian(noise), profiles.gaussian(noise))
 
 
-def stepwise(steps: Steps, noise: float, one_shot: float, delta: float) -> Cost:
+def stepwise(steps: Steps, noise: float, one_shot: float, *, tight: float) -> Cost:
     """Return the cost of DP-SGD, and of the mean of all features that was asked for before.
 
     Args:
         steps: its steps.
         noise: their noise multiplier.
         one_shot: noise multiplier of a mechanism that asks once; the mean is paid for with a share of it.
-        delta: delta of the study.
+        tight: bound on the error of the profile's epsilon, which is added to it; 0: Renyi curves alone.
     """
     beside = one_shot / math.sqrt(CENTRE_SHARE)
     curve = renyi.subsampled(steps.rate, noise, steps.count) + renyi.gaussian(beside)
-    about = renyi.epsilon(curve, delta)
-    if about > TIGHT_BELOW:
+    if not tight:
         return Cost(curve, np.ones(len(profiles.EPSILONS)))
-    profile = profiles.subsampled(steps.rate, noise, steps.count, beside, error=ERROR * about)
-    return Cost(curve, profile)
+    return Cost(curve, profiles.subsampled(steps.rate, noise, steps.count, beside, error=tight))
 
 
 def worst(costs: Sequence[Cost]) -> Cost:
@@ -130,14 +129,22 @@ def noise_for(cost: Callable[[float], float], budget: float) -> float:
 
 
 def _nearby(cost: Callable[[float], float], budget: float, start: float) -> float:
-    """Return a noise that spends nearly the whole budget, in few calls; epsilon is about 1 / noise."""
-    noise = start
-    for _ in range(20):
+    """Return a noise that spends nearly the whole budget, in few calls; epsilon is about 1 / noise.
+
+    Args:
+        cost: epsilon by noise multiplier.
+        budget: epsilon.
+        start: noise that meets the budget.
+    """
+    noise = best = start
+    for _ in range(MOST_CALLS):
         found = cost(noise)
-        if CLOSE * budget <= found <= budget:
-            return noise
+        if found <= budget:
+            best = min(best, noise)
+            if found >= CLOSE * budget:
+                break
         noise *= found / (math.sqrt(CLOSE) * budget)
-    raise ValueError(f"privacy.epsilon: must be within reach of some noise, got {budget}. Raise it.")
+    return best
 
 
 def solve(budget: float, delta: float, law: TrialLaw, steps: Sequence[Steps]) -> Noise:
@@ -150,12 +157,15 @@ def solve(budget: float, delta: float, law: TrialLaw, steps: Sequence[Steps]) ->
     Raises:
         ValueError: no noise meets the budget.
     """
+    start = noise_for(lambda noise: renyi.study_epsilon(renyi.gaussian(noise), law, delta), budget)
+    about = renyi.epsilon(renyi.gaussian(start), delta)
+    tight = ERROR * about if about <= TIGHT_BELOW else 0.0
     # Each mechanism alone meets a target; the worst of them everywhere costs a little more.
     target = budget
     for _ in range(8):
         one_shot = noise_for(lambda noise: once(noise).of_study(law, delta), target)
-        found = {one: _noise_of(one, one_shot, target, delta, law) for one in steps}
-        whole = worst([once(one_shot), *(stepwise(s, n, one_shot, delta) for s, n in found.items())])
+        found = {one: _noise_of(one, one_shot, target, delta, law, tight) for one in steps}
+        whole = worst([once(one_shot), *(stepwise(s, n, one_shot, tight=tight) for s, n in found.items())])
         cost = whole.of_study(law, delta)
         if cost <= budget:
             break
@@ -167,7 +177,9 @@ def solve(budget: float, delta: float, law: TrialLaw, steps: Sequence[Steps]) ->
     return Noise(one_shot, found, test, whole.epsilon(delta), cost, naive)
 
 
-def _noise_of(steps: Steps, one_shot: float, target: float, delta: float, law: TrialLaw) -> float:
+def _noise_of(
+    steps: Steps, one_shot: float, target: float, delta: float, law: TrialLaw, tight: float
+) -> float:
     """Return the noise of DP-SGD with which a study of it alone meets a target."""
     beside = renyi.gaussian(one_shot / math.sqrt(CENTRE_SHARE))
 
@@ -175,4 +187,8 @@ def _noise_of(steps: Steps, one_shot: float, target: float, delta: float, law: T
         return renyi.study_epsilon(renyi.subsampled(steps.rate, noise, steps.count) + beside, law, delta)
 
     start = noise_for(by_curve, target)
-    return _nearby(lambda noise: stepwise(steps, noise, one_shot, delta).of_study(law, delta), target, start)
+    if not tight:
+        return start
+    return _nearby(
+        lambda noise: stepwise(steps, noise, one_shot, tight=tight).of_study(law, delta), target, start
+    )
