@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from finetune import model_folder
-from finetune.private import attack, mechanisms
-from finetune.private.accounting import Noise
+from finetune.private import attack, mechanisms, shadow_sgd
+from finetune.private.accounting import Noise, Steps
 from finetune.private.attack import Shadows
 from finetune.private.mechanisms import Choices, Private
 from finetune.private.noise import Draws
@@ -85,6 +85,39 @@ def test_a_trial_without_its_noise_is_caught(images: tuple[np.ndarray, np.ndarra
     assert attack.epsilon_below(honest, attack.of_recipe(honest)[1]) < 0.49
     planted = attack.train(means(images, 7.0, Silent), labels, 48)
     assert attack.epsilon_below(planted, attack.of_recipe(planted)[1]) > 1.0
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_shadow_heads_trained_at_once_are_those_trained_one_by_one(
+    images: tuple[np.ndarray, np.ndarray], centre: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without noise and with samples of all images nothing is random; heads are trained in two parts."""
+    rows, labels = images
+    monkeypatch.setattr(shadow_sgd, "MOST_NUMBERS", 4 * IMAGES * CLASSES)
+    choices = Choices("sgd", centre, steps=Steps(1.0, 30), rate=3.0, clip=0.3)
+    quiet = Noise(1e-9, {Steps(1.0, 30): 1e-9}, 1.0, 1.0, 1.0)
+    members = np.random.default_rng(3).random((6, IMAGES)) < 0.5
+    at_once = shadow_sgd.logits(rows, labels, members, CLASSES, choices, quiet, 0)
+    for used, found in zip(members, at_once, strict=True):
+        own = Private(rows[used], labels[used], np.arange(used.sum()), CLASSES)
+        head = mechanisms.fit(own, choices, quiet, Silent(b"", ""))
+        assert np.allclose(found, rows @ head.weight.T + head.bias, atol=1e-3)
+        assert np.abs(found).max() > 0.5
+
+
+def test_the_noise_of_shadow_heads_is_that_of_the_mechanism() -> None:
+    """On empty rows a head is its noise: the mean of steps that add up."""
+    steps = Steps(0.25, 8)
+    choices, noise = Choices("sgd", False, steps=steps, rate=2.0, clip=0.5), Noise(5.0, {steps: 7.0}, 1, 1, 1)
+    empty, labels, probe = np.zeros((40, 50)), np.arange(40) % 3, np.eye(50)
+    heads = [
+        mechanisms.fit(Private(empty, labels, np.arange(40), 3), choices, noise, Draws(b"k", str(one))).weight
+        for one in range(20)
+    ]
+    rows, padded = np.concatenate([empty, probe]), np.concatenate([labels, np.zeros(50, int)])
+    members = np.tile(np.arange(90) < 40, (20, 1))
+    found = shadow_sgd.logits(rows, padded, members, 3, choices, noise, 1)[:, 40:]
+    assert found.std() == pytest.approx(np.std(heads), rel=0.1)
 
 
 def test_rates_and_areas_are_those_of_a_small_example() -> None:

@@ -132,7 +132,7 @@ def test_options_of_python_win_over_a_config_file_and_are_refused_beside_a_whole
 def test_the_line_that_check_ends_with_runs_the_study_that_was_checked(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from search.driver.checks import check
+    from search.driver.checks import check, check_text
 
     checked: list[StudyConfig] = []
     ran: list[StudyConfig] = []
@@ -146,7 +146,7 @@ def test_the_line_that_check_ends_with_runs_the_study_that_was_checked(
         raise typer.Exit(0)
 
     monkeypatch.setattr(check, "plan", plan)
-    monkeypatch.setattr(check, "lines", lambda _: [])
+    monkeypatch.setattr(check_text, "lines", lambda _: [])
     monkeypatch.setattr(check, "errors", lambda _: [])
     monkeypatch.setattr(runner, "run", run)
     said = [word.format(pets=tmp_path / "my pets") for word in words]

@@ -12,16 +12,19 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import search
+from finetune.datasets import catalog
 from finetune.errors import DataError
 from finetune.private import accounting, mechanisms
 from finetune.private.accounting import Steps
 from finetune.private.mechanisms import Choices, Private
 from finetune.private.noise import Draws
 from finetune.private.rows import groups
+from finetune.settings import DataSettings
 from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.errors import StudyError
 from search.private import draws as secret
+from search.private import spending
 from search.record.study_folder import StudyFolder
 from tests.here import Here
 
@@ -291,6 +294,39 @@ def test_a_study_that_is_interrupted_goes_on_with_the_same_draws(
     ]
     assert [row["noisy_accuracy"] for row in scores[1:]] == first
     assert len(first) == len({*first})
+    assert len((tmp_path / spending.FILE).read_text().splitlines()) == 1, "it spends once"
+
+
+def test_studies_on_the_same_images_add_up(
+    finished: StudyFolder, photos: Path, tmp_path: Path, here: Here
+) -> None:
+    results = finished.root.parent
+    spent = [json.loads(line) for line in (results / spending.FILE).read_text().splitlines()]
+    assert [(one["study"], 19 < one["epsilon"] <= 20) for one in spent] == [("private", True)]
+    planned_twice = 2 * spent[0]["epsilon"]
+
+    path = tmp_path / "again.yaml"
+    path.write_text(config(photos, results).to_yaml().replace("name: private", "name: again"))
+    told = here("check", path).stdout
+    whole = f"{planned_twice:.3g}"
+    assert f"whoever gets all of their models knows up to epsilon {whole} at delta 0.002" in told
+    assert f"  private: epsilon {planned_twice / 2:.3g} for each image" in told
+
+    def counted(images: Path, place: Path) -> int:
+        data = DataSettings(kind="folder", path=str(images), image_size=32)
+        return len(spending.earlier(config(images, place), catalog.scan(data)))
+
+    # A copy is counted wherever it is, and so are changed images in the same place; other images are not.
+    copy = Path(shutil.copytree(photos, tmp_path / "copy"))
+    assert counted(copy, results) == 1
+    next((copy / "train" / "5").iterdir()).unlink()
+    assert counted(copy, results) == 0
+    row = (results / spending.FILE).read_text()
+    (tmp_path / spending.FILE).write_text(row.replace(str(photos), str(copy)))
+    assert counted(copy, tmp_path) == 1
+    (tmp_path / spending.FILE).write_text(row[:-20])
+    with pytest.raises(StudyError, match="must be readable"):
+        counted(copy, tmp_path)
 
 
 def test_splits_must_be_given(tmp_path: Path, photos: Path, at_home: None) -> None:

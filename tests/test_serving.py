@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from finetune import model_folder
+from finetune.handing_on import signature
 from finetune.serving import app as serving_app
 from finetune.serving.batching import Batcher
 from finetune.serving.limits import Limits
@@ -262,6 +264,12 @@ def test_serve_alone_answers_on_loopback_until_it_is_interrupted(model: Path, tm
 @pytest.mark.thorough
 @pytest.mark.ray
 def test_serve_by_ray_answers_on_loopback_until_it_is_interrupted(model: Path, tmp_path: Path) -> None:
-    with served(model) as url:
+    """Its replicas verify the signature too, with a key that is named from another folder."""
+    from tests.test_signature import keys  # skips this test where nothing can sign
+
+    private, public = keys(tmp_path, "mine")
+    signed = Path(shutil.copytree(model, tmp_path / "signed"))
+    signature.sign(signed, private)
+    with served(signed, "--require-signature", str(public)) as url:
         assert url.startswith("http://127.0.0.1:")
         _answers_over_http(model, tmp_path, url)

@@ -114,6 +114,7 @@ def test_the_commands_verify_and_refuse(signed: tuple[Path, Path, Path], tmp_pat
     for command in (
         ("verify", folder, "--key", signed[1]),
         ("serve", folder, "--alone", "--require-signature", signed[1]),
+        ("serve", folder, "--require-signature", signed[1]),  # refused before Ray starts
     ):
         told = here(*command)
         assert told.returncode == 2

@@ -18,7 +18,7 @@ from finetune.errors import DataError
 from search import provenance
 from search.config import resolve
 from search.config.study import StudyConfig
-from search.private import reads
+from search.private import reads, spending
 from search.private.draws import Draws
 from search.record import reader
 from search.record.ledger import Ledger
@@ -80,7 +80,7 @@ def plan(config: StudyConfig, images: Catalog) -> "Plan":
         raise DataError(str(error)) from error
 
 
-def lines(config: StudyConfig, planned: "Plan") -> list[str]:
+def lines(config: StudyConfig, images: Catalog, planned: "Plan") -> list[str]:
     """Return the privacy of a study as lines of text."""
     told = planned.to_dict()
     mean = planned.law.mean
@@ -89,6 +89,7 @@ def lines(config: StudyConfig, planned: "Plan") -> list[str]:
         f"for the whole study: {mean:g} trials on average, of which the best one is released",
         f"privacy: one trial costs epsilon {told['trial_epsilon']:.3g}; released naively, {mean:g} trials "
         f"would cost {told['epsilon_if_all_were_released']:.3g}",
+        *spending.lines(config, images, planned),
         *reads.lines(config),
     ]
 
@@ -103,7 +104,7 @@ def run(config: StudyConfig, folder: StudyFolder, images: Catalog, phases: Phase
     """
     began = time.monotonic()
     planned = plan(config, images)
-    for line in lines(config, planned):
+    for line in lines(config, images, planned):
         print_line(console(stderr=True), line)
     draws = Draws(folder.root / PRIVATE)
     key = draws.key(config, images.fingerprint)
@@ -124,6 +125,7 @@ def run(config: StudyConfig, folder: StudyFolder, images: Catalog, phases: Phase
         best, _ = private.search(planned, key, data, config.backbones, told)
         draws.note(outcomes)
     with phases.phase("release of the best model"):
+        spending.spend(config, images, planned, key)
         score = _release(config, folder, planned, key, data, best)
     _record(config, folder, images, planned, best, score, time.monotonic() - began)
     draws.spend()

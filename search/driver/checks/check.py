@@ -111,7 +111,7 @@ def _privacy(config: StudyConfig, images: Catalog) -> Any:
     if not config.privacy.is_on:
         return None
     planned = private.plan(config, images)
-    return planned.to_dict() | {"lines": private.lines(config, planned)}
+    return planned.to_dict() | {"lines": private.lines(config, images, planned)}
 
 
 def _suspects(config: StudyConfig, to: Path | None) -> Any:

@@ -15,7 +15,7 @@ from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.scores import BATCH
 from finetune.images.pixels import normalise
 from finetune.model_folder import Model
-from finetune.private import attack, mechanisms
+from finetune.private import attack, mechanisms, shadow_sgd
 from finetune.private.accounting import Noise, Steps
 from finetune.private.attack import RATES, Fit, Found
 from finetune.private.mechanisms import Choices, Private, one_thread
@@ -150,6 +150,9 @@ def _private(read: Read, promised: dict[str, Any], classes: int) -> Fit:
     key = new_key()
 
     def fit(members: np.ndarray) -> np.ndarray:
+        if steps_of is not None:
+            seed = int.from_bytes(key[:7], "big")
+            return shadow_sgd.logits(rows, read.labels, members, classes, choices, noise, seed)
         found = []
         with one_thread():
             for number, used in enumerate(members):
