@@ -41,6 +41,31 @@ def test_an_interrupt_goes_to_whoever_waits_for_it_as_tune_does() -> None:
     assert heard == [signal.SIGINT]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, *process.STOPS])
+def test_a_deferred_interrupt_comes_at_the_end_of_the_block_and_a_second_one_at_once(
+    number: signal.Signals,
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    done: list[str] = []
+
+    def work(*signals: signal.Signals) -> None:
+        with process.stoppable(), process.deferred() as waits:
+            assert not waits()
+            for one in signals:
+                signal.raise_signal(one)
+                assert waits()
+                done.append("a part")
+
+    with pytest.raises(KeyboardInterrupt):
+        work(number)
+    assert done == ["a part"]
+    with pytest.raises(KeyboardInterrupt):
+        work(number, signal.SIGINT)
+    assert done == ["a part"] * 2
+    work()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_a_study_in_the_background_of_a_script_is_stopped_although_it_ignores_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with pytest.raises(KeyboardInterrupt), process.stoppable():

@@ -23,7 +23,7 @@ from finetune.messages import End, EndState, Epoch, Keep, Message, Report, Train
 from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import callback, runner, tuner
-from search.driver.seeds import Repeats
+from search.driver.seeds import Again, Repeats
 from search.driver.trial import SlotTrial
 from search.errors import SearchError, SettingsIgnored
 from search.record.reader import read_study
@@ -536,8 +536,9 @@ def test_a_trial_that_a_slot_has_begun_before_tune_did_is_resumed(
 def test_a_study_that_ends_while_other_seeds_train_keeps_what_it_has(
     small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """The first training with another seed ends, the second one is stopped."""
+    """Two trainings with another seed have ended, a third one runs, and the last one is being offered."""
     running, may_end = tmp_path / "running", tmp_path / "may end"
+    begin = Repeats._begin
 
     def train(job: TrainJob, report: Report) -> EndState | None:
         if job.id.endswith("-seed-2") and not may_end.exists():
@@ -555,18 +556,20 @@ def test_a_study_that_ends_while_other_seeds_train_keeps_what_it_has(
         study={"trials": 2, "baselines": ["recipe"]}, verdict={"seeds": 2}, resources={"slots": 1}
     )
 
-    def interrupt() -> None:
-        wait_for(running.exists)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted(self: Repeats, again: Again, record: StudyRecord) -> dict[str, Any]:
+        if (again.trial.number, again.seed) == (1, 1):
+            wait_for(running.exists)
+            os.kill(os.getpid(), signal.SIGINT)
+        return begin(self, again, record)
 
-    with ThreadPoolExecutor(1) as pool:
-        stopped = pool.submit(interrupt if how == "Ctrl-C" else lambda: None)
-        before = runner.run(config)
-        stopped.result()
+    if how == "Ctrl-C":
+        monkeypatch.setattr(Repeats, "_begin", interrupted)
+    before = runner.run(config)
     assert before.state == ("interrupted" if how == "Ctrl-C" else "finished")
     assert [repeat["id"][-6:] for repeat in before.repeats] == ["seed-1"] * 2
     wait_for(lambda: not slot_processes())
     if how == "Ctrl-C":
+        monkeypatch.setattr(Repeats, "_begin", begin)
         may_end.touch()
         after = runner.resume(config.folder)
         assert after.state == "finished"

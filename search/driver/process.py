@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -78,6 +78,36 @@ def stoppable() -> Iterator[None]:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, stop)
         yield
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Let the first interrupt (Ctrl-C) wait until the end of the block; a second one comes at once.
+
+    Outside the main thread, and where SIGINT is ignored, nothing changes.
+
+    Yields:
+        A function that returns True once an interrupt waits.
+
+    Raises:
+        KeyboardInterrupt: one waited; at the end of the block.
+    """
+    waiting = False
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        waiting = True
+        signal.signal(signal.SIGINT, before)
+
+    before: Any = signal.getsignal(signal.SIGINT) if _may_handle() else None
+    if not callable(before):
+        yield lambda: False
+        return
+    with handlers(signal.SIGINT):
+        signal.signal(signal.SIGINT, wait)
+        yield lambda: waiting
+    if waiting:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from finetune.messages import End, Epoch, Keep, Message, TrainJob
 from finetune.metrics import Objective
 from search.config import resolve
 from search.config.study import StudyConfig
+from search.driver import process
 from search.errors import SlotsLost
 from search.record import reader, reads
 from search.record.ledger import Ledger
@@ -32,8 +33,6 @@ SHARE_OF_BUDGET = 0.15
 """Share of study.budget that the search leaves for these trainings."""
 LOOK_SECONDS = 0.5
 """Seconds between two looks at the budget while no training has news."""
-LAST_SECONDS = 0.5
-"""Seconds for the exchange to tell what it has when no more is waited for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,49 +110,56 @@ class Repeats:
         return [again for again in every if again.id not in done] if len(chosen) > 1 else []
 
     def _train(self, waiting: list[Again], record: StudyRecord) -> None:
-        """Give all trainings to the slots, and follow them."""
-        exchange = self._warm.exchange
-        running = [_Running(again, self._begin(again, record)) for again in waiting]
-        answers = {exchange.receive.remote(one.again.id, 0): one for one in running}
-        with steps.step("trainings with other seeds", len(waiting), "trainings") as told:
-            self._follow(answers, told)
+        """Give all trainings to the slots, and follow them until they have ended or are stopped.
 
-    def _follow(self, answers: dict[Any, "_Running"], told: steps.Counting) -> None:
-        """Wait until all trainings have ended or the budget is spent."""
-        try:
-            while answers and not self._is_late:
-                if not self._hear(answers, told, LOOK_SECONDS) and (reason := self._warm.lost()) is not None:
-                    raise SlotsLost(
-                        f"slots: exchange and supervisor must run on, but {reason}. See Ray's logs."
-                    )
-            self._hear_the_last(answers, told)
-            if answers:
-                self._say(f"verdict: the budget is spent, {len(answers)} trainings are left out")
-        except KeyboardInterrupt:
-            self._hear_the_last(answers, told)
-            raise
-        finally:
-            for one in answers.values():
-                self._warm.exchange.cancel.remote(one.again.id)
-                reads.withdraw(self._folder, one.entered)
+        Raises:
+            KeyboardInterrupt: Ctrl-C; what has ended by then is in the record.
+        """
+        running: dict[Any, _Running] = {}
+        # Wherever an interrupt came, it could lose a training between the exchange and the record.
+        with (
+            process.deferred() as interrupted,
+            steps.step("trainings with other seeds", len(waiting), "trainings") as told,
+        ):
+            try:
+                left = list(waiting)
+                while left and not (interrupted() or self._is_late):
+                    one = _Running(left[0], self._begin(left.pop(0), record))
+                    running[self._warm.exchange.receive.remote(one.again.id, 0)] = one
+                while running and not (interrupted() or self._is_late):
+                    self._hear(running, told)
+                self._hear_the_last(running, told)
+                if self._is_late and (count := len(running) + len(left)):
+                    self._say(f"verdict: the budget is spent, {count} trainings are left out")
+            finally:
+                for one in running.values():
+                    self._warm.exchange.cancel.remote(one.again.id)
+                    reads.withdraw(self._folder, one.entered)
 
-    def _hear(self, answers: dict[Any, "_Running"], told: steps.Counting, seconds: float) -> bool:
-        """Enter the trainings that have ended; return False if there is no news for so many seconds."""
-        found, _ = ray.wait(list(answers), timeout=seconds)
+    def _hear(self, running: dict[Any, "_Running"], told: steps.Counting) -> None:
+        """Take the news of the trainings, which are waited for LOOK_SECONDS at most."""
+        found, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
         for answer in found:
-            one = answers.pop(answer)
-            one.hear(self._warm.get(answer), self._config.study.objective)
+            one = running.pop(answer)
+            self._take(one, self._warm.get(answer), told)
             if one.end is None:
-                answers[self._warm.exchange.receive.remote(one.again.id, one.heard)] = one
-            else:
-                self._enter(one)
-                told.add()
-        return bool(found)
+                running[self._warm.exchange.receive.remote(one.again.id, one.heard)] = one
+        if not found and (reason := self._warm.lost()) is not None:
+            raise SlotsLost(f"slots: exchange and supervisor must run on, but {reason}. See Ray's logs.")
 
-    def _hear_the_last(self, answers: dict[Any, "_Running"], told: steps.Counting) -> None:
+    def _hear_the_last(self, running: dict[Any, "_Running"], told: steps.Counting) -> None:
         """Enter what has ended in the slots and is not heard yet, so that a resume does not repeat it."""
-        while answers and self._hear(answers, told, LAST_SECONDS):
-            pass
+        for answer, one in list(running.items()):
+            self._take(one, self._warm.get(self._warm.exchange.so_far.remote(one.again.id, one.heard)), told)
+            if one.end is not None:
+                del running[answer]
+
+    def _take(self, one: "_Running", messages: list[Message], told: steps.Counting) -> None:
+        """Take messages of a training; enter it into the record if it has ended."""
+        one.hear(messages, self._config.study.objective)
+        if one.end is not None:
+            self._enter(one)
+            told.add()
 
     @property
     def _is_late(self) -> bool:

@@ -93,6 +93,11 @@ class Exchange:
             return []
         return work.messages[heard:]
 
+    async def so_far(self, job_id: str, heard: int) -> list[Message]:
+        """Return what `receive` would, without waiting: nothing if nothing has come since."""
+        work = self._jobs.get(job_id)
+        return [] if work is None else work.messages[heard:]
+
     async def cancel(self, job_id: str) -> None:
         """Stop a job, whether queued or running, and forget it; its slot is then free."""
         self._known.add(job_id)
