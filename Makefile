@@ -17,11 +17,11 @@ help:  ## list the targets
 quickstart: $(READY)  ## install and run a whole search on scikit-learn's digits, offline
 	$(BIN)/python -m search run configs/quickstart.yaml
 
-test: $(DEV)  ## install and run the tests, three files at a time; ARGS="-m 'not slow'" goes to pytest
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(DEV)  ## install and run the tests, two files at a time; ARGS="-m 'not slow'" goes to pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-thorough: $(DEV)  ## install and run the tests that `make test` leaves to CI
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --thorough -m thorough $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --thorough -m thorough $(ARGS)
 
 test-lab: $(DEV)  ## install and run the tests on machines in namespaces, as root on Linux; CI runs both
 	$(BIN)/python -m pytest --lab -m lab $(ARGS)

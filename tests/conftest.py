@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         limits = [seconds for name, seconds in LIMITS.items() if item.get_closest_marker(name)]
         if limits and config.getoption("--timeout") is None:
             item.add_marker(pytest.mark.timeout(max(limits)))
-    # `pytest -n 3` deals out files: the longest first, so that none is left for the end.
+    # `pytest -n 2` deals out files: the longest first, so that none is left for the end.
     seconds = _seconds_of_files(items)
     items.sort(key=lambda item: -seconds[item.path])
 

@@ -2,7 +2,7 @@
 
 Written again after tests have become much longer or shorter, from a report of a whole run:
 
-    python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --thorough --lab --junitxml=report.xml
+    python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --thorough --lab --junitxml=report.xml
     python -m tests.durations report.xml
 """
 
