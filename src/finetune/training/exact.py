@@ -204,9 +204,8 @@ def reduced(inputs: Inputs, feed: Feed, mine: Tensor) -> Iterator[Tensor]:
         (mine[mine // images == view] % images).split(BATCH) for view in range(int(mine.max()) // images + 1)
     ]
     for view, parts in enumerate(order):
-        for pixels, _ in inputs.data.batches(
-            "train", parts
-        ):  # as in evaluation: neither cropped nor mirrored
+        # As in evaluation: neither cropped nor mirrored.
+        for pixels, _ in inputs.data.batches("train", parts):
             yield inputs.features(inputs.images(pixels.flip(-1) if view else pixels), feed.how)
 
 
