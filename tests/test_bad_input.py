@@ -1,7 +1,9 @@
 """Bad input gets the one line that docs/bad-input.md has for it, and leaves nothing behind."""
 
 import re
+import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,15 @@ def lines() -> dict[str, str]:
 
 
 LINES = lines()
+
+
+@pytest.fixture(autouse=True)
+def recursion() -> Iterator[None]:
+    """Set the usual limit, which decides what is nested too deep: other tests and libraries change it."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
 
 
 @pytest.fixture(scope="module")

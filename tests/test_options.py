@@ -41,7 +41,7 @@ REFUSED: dict[str, dict[str, list[str]]] = {
     "report": {"--to": [], "--shareable": []},
     "predict": {"--json": ["DIR DIR --csv x.csv"], "--csv": ["DIR DIR --json"], "--top": [], "--text": [],
                 "--parquet": ["DIR DIR --json", "DIR DIR --csv x.csv"]},
-    "explain": {"--to": [], "--method": [], "--class": [], "--train": [], "--json": []},
+    "explain": {"--text": [], "--to": [], "--method": [], "--class": [], "--train": [], "--json": []},
     "serve": {option: [] for option in ("--host", "--port", "--replicas", "--alone", "--max-mib",
                                         "--max-megapixels", "--queue", "--batch", "--require-signature")},
     "audit": {"--data": [], "--shadows": [], "--json": []},

@@ -20,7 +20,7 @@ from finetune.metrics import Objective
 from finetune.objectives import Goal
 from search.config import config_file
 from search.config.study import StudyConfig
-from search.driver import runner
+from search.driver import exporting, runner
 from search.driver.callback import StudyCallback
 from search.driver.ending import is_over
 from search.driver.trial import SlotTrial
@@ -180,7 +180,7 @@ def test_a_finished_study_whose_model_is_not_whole_is_exported_again_and_then_le
     before = contents(finished.root)
     path = finished.root / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    monkeypatch.setattr(runner.export, "export_trial", export)
+    monkeypatch.setattr(exporting.export, "export_trial", export)
     told = runner.resume(finished.root)
     assert [read["trial"] for read in told.test_reads] == ["trial-0001"]
     assert changed(before, contents(finished.root)) == ["test_reads.jsonl"]

@@ -42,7 +42,7 @@ def test_a_test_that_hangs_fails_with_all_stacks_and_the_others_run(tmp_path: Pa
     for name, text in {"conftest.py": CONFTEST, "test_it.py": HANGS, "pytest.ini": "[pytest]\n"}.items():
         (tmp_path / name).write_text(text)
     words = [sys.executable, "-m", "pytest", "--timeout", "2", "-p", "no:cacheprovider", tmp_path]
-    done = finish(*words, "-n", "1")
+    done = finish(*words, "-n", "1", env={"PYTEST_ADDOPTS": ""})
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "2 failed, 1 passed" in done.stdout
     first, _, second = done.stdout.partition("test_whose_clean_up_waits")
