@@ -5,6 +5,7 @@
     python -m benchmarks.private_search --images DIR --weights FILE [--draws 10] [--epsilons 0.5 1 2 4 8]
     python -m benchmarks.private_search --images DIR --weights FILE --odds
     python -m benchmarks.private_search --images DIR --weights FILE --audit
+    python -m benchmarks.private_search --digits DIR                    (writes the folder of the digits)
 
 DIR is a folder with `train` and `val`; FILE holds mobilenet_v2's weights. `one trial` are heads of one
 mechanism at the epsilon of the study, without a search; `study` are whole studies of 25 trials on average.
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from finetune.private import accounting, attack, mechanisms, profiles, renyi, search, trial
 from finetune.private.law import TrialLaw
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--audit", action="store_true")
     parser.add_argument("--odds", action="store_true", help="studies by the odds of their mechanisms")
+    parser.add_argument("--digits", type=Path, help="write scikit-learn's digits as files into this folder")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--draws", type=int, default=10)
@@ -52,6 +56,8 @@ def main() -> None:
         cost()
     if options.reference:
         reference()
+    if options.digits:
+        write_digits(options.digits)
     if options.images and options.weights:
         data = images_of(options.images, options.weights)
         if options.audit:
@@ -94,7 +100,8 @@ def reference() -> None:
                 f"Renyi, noise {noise:.4f}, {mean} trials, eta {shape}: {accountant.get_epsilon(DELTA):.6f}"
             )
     law = TrialLaw(TRIALS)
-    for rate, noise, steps, beside in ((0.25, 6.92, 60, 10.44), (0.25, 2.0, 60, 2.76), (1.0, 3.3, 1, 1e4)):
+    dp_sgd, once = [(0.25, 6.92, 60, 10.44), (0.25, 2.0, 60, 2.76)], [(1.0, 3.3, 1, 1e4), (1.0, 0.87, 1, 1e4)]
+    for rate, noise, steps, beside in dp_sgd + once:
         loss = losses.from_gaussian_mechanism(
             noise, sampling_prob=rate, value_discretization_interval=MESH
         ).self_compose(steps)
@@ -109,6 +116,21 @@ def reference() -> None:
 
 MESH = 1e-4
 """Mesh of dp-accounting's loss distributions."""
+
+
+DIGITS, SIDE = 1297, 64
+"""Number of digits that train; the others validate. Width and height of their files in pixels."""
+
+
+def write_digits(folder: Path) -> None:
+    """Write scikit-learn's 1,797 digits as PNG files, in an order drawn with seed 0."""
+    found = load_digits()
+    for place, number in enumerate(np.random.default_rng(0).permutation(len(found.target))):
+        split = "train" if place < DIGITS else "val"
+        to = folder / split / str(found.target[number])
+        to.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((found.images[number] * 255 / 16).astype(np.uint8))
+        image.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(to / f"{number:04d}.png")
 
 
 def images_of(images: Path, weights: Path) -> search.Images:

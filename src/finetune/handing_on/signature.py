@@ -72,7 +72,7 @@ def verify(folder: Path, key: Path) -> None:
     if not signature.is_file():
         raise CheckpointError(
             f"{folder}: a signed model folder must hold {SIGNATURE}, got none. "
-            "Sign it with `export --sign KEY`."
+            "Sign it with `export STUDY --to DIR --sign KEY`."
         )
     try:
         if signature.is_symlink():
