@@ -38,6 +38,22 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return folder, public, other
 
 
+def test_a_folder_is_signed_and_verified_by_a_relative_path(
+    signed: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, public, _ = signed
+    monkeypatch.chdir(folder.parent)
+    signature.verify(Path(folder.name), public)
+    shutil.copytree(folder, tmp_path / "own")
+    private, own = keys(tmp_path, "own")
+    monkeypatch.chdir(tmp_path)
+    signature.sign(Path("own"), private)
+    signature.verify(tmp_path / "own", own)
+    (tmp_path / "own" / "README.md").write_text("changed")
+    with pytest.raises(CheckpointError, match=r"README\.md"):
+        signature.verify(Path("own"), own)
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""What private studies have spent on a data set: a file beside their results that outlives their folders."""
+"""Keep what private studies have spent on a data set, in a file that outlives their folders."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ FILE = "privacy-spent.jsonl"
 
 @dataclass(frozen=True)
 class Spent:
-    """What one study has spent when it released its model."""
+    """Budget that one study had spent when it released its model."""
 
     id: str
     """Mark of the study's draws; a study that is resumed has the same."""
@@ -29,7 +29,7 @@ class Spent:
     delta: float
     unit: str
     place: str
-    """Where the images were."""
+    """Place of the images."""
     images: str
     """Fingerprint of the images."""
     at: str

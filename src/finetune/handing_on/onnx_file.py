@@ -18,7 +18,7 @@ MODULES = ("onnx", "onnxscript", "onnxruntime")
 """Packages that writing and measuring the file needs."""
 
 SHOWN = ("frames", "text_encoder")
-"""What the file tells of samples."""
+"""Facts about samples that the file holds."""
 
 
 def metadata(facts: dict[str, Any]) -> dict[str, str]:

@@ -45,7 +45,7 @@ def sign(folder: Path, key: Path) -> Path:
     try:
         with _quiet():
             config = signing.Config().use_elliptic_key_signer(private_key=key)
-            config.set_hashing_config(_hashing(folder)).sign(folder, to)
+            config.set_hashing_config(_hashing(folder)).sign(folder.absolute(), to.absolute())
     except Exception as error:  # the library and its own libraries raise anything
         raise CheckpointError(
             f"{key}: a signature needs the private key of an elliptic curve, as a PEM file, got "
@@ -72,14 +72,14 @@ def verify(folder: Path, key: Path) -> None:
     if not signature.is_file():
         raise CheckpointError(
             f"{folder}: a signed model folder must hold {SIGNATURE}, got none. "
-            "Sign it with `export STUDY --to DIR --sign KEY`."
+            "Sign it with `export DIR --to MODEL_DIR --sign KEY`."
         )
     try:
         if signature.is_symlink():
             raise ValueError("a link")
         with _quiet():
             config = verifying.Config().use_elliptic_key_verifier(public_key=key)
-            config.set_hashing_config(_hashing(folder)).verify(folder, signature)
+            config.set_hashing_config(_hashing(folder)).verify(folder.absolute(), signature.absolute())
     except Exception as error:
         what = _why(error)
         about = "" if "mismatch" in what.lower() and "file" in what.lower() else f" by {SIGNATURE}"
@@ -92,7 +92,9 @@ def verify(folder: Path, key: Path) -> None:
 def _hashing(folder: Path) -> Any:
     from model_signing import hashing
 
-    return hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
+    # The library takes a relative path for one below the folder, and so would not ignore this file.
+    ignored = folder.absolute() / SIGNATURE
+    return hashing.Config().set_ignored_paths(paths=[ignored], ignore_git_paths=False)
 
 
 def _why(error: Exception) -> str:

@@ -64,7 +64,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a trial gives away, its score included."""
+    """Privacy cost of a trial, its score included."""
 
     curve: np.ndarray
     """Renyi curve."""
