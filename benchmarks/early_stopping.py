@@ -1,4 +1,4 @@
-"""What early stopping costs and saves, replayed on a study whose trials all ran to their end.
+"""Costs and savings of early stopping, replayed on a study whose trials all ran to their end.
 
     python -m search run CONFIG --set early_stopping.enabled=false --set study.sampler=random
     python -m benchmarks.early_stopping RESULTS_DIR [--trials 24] [--orders 1000]
@@ -32,7 +32,7 @@ EVERYONE = "everyone"
 
 @dataclass(frozen=True)
 class Rule:
-    """What is compared; `grace` 0: nothing, all trials run to their end."""
+    """A rule to compare; with `grace` 0 all trials run to their end."""
 
     grace: int
     factor: int = 3

@@ -1,4 +1,4 @@
-"""What solving for a head is worth, beside searching for one: judged on images that did not choose.
+"""Worth of solving for a head, beside searching for one: judged on images that did not choose.
 
     python -m benchmarks.exact_heads --images DIR --weights FILE [--heads 48] [--quick]
 

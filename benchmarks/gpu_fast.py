@@ -32,9 +32,9 @@ Batches = list[tuple[Tensor, Tensor]]
 MODELS = ("resnet50", "convnext_tiny", "vit_b_16", "mobilenet_v2")
 BATCH = 128
 DEFAULT_BATCH = 32
-"""Of the product; a GPU waits for the processor that launches its steps."""
+"""The product's default; a GPU waits for the processor that launches its steps."""
 SEARCHED = "resnet50"
-"""Where it is measured what cuDNN's search for kernels gives: nothing elsewhere (docs/decisions.md)."""
+"""Backbone that gains from cuDNN's search for kernels; others do not (docs/decisions.md)."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

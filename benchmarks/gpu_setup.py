@@ -1,4 +1,4 @@
-"""What the checks and timings on a GPU have in common: images, settings, clocks."""
+"""Common parts of the checks and timings on a GPU: images, settings, clocks."""
 
 import statistics
 import sys
@@ -22,7 +22,7 @@ PHOTO_SIDE = 256
 
 @dataclass(frozen=True)
 class Setup:
-    """Where a part runs, on what, and how large it may be."""
+    """Device, images and size of a run."""
 
     device: torch.device
     quick: bool

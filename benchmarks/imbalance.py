@@ -1,4 +1,4 @@
-"""What searching `imbalance` is worth on a long tail: the same budget with and without it.
+"""Worth of searching `imbalance` on a long tail: the same budget with and without it.
 
     python -m benchmarks.imbalance --images DIR --weights FILE [--quick]
 

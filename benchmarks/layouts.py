@@ -1,4 +1,4 @@
-"""What ways to run a network faster are worth on this CPU: channels last, folding, bfloat16, torch.compile.
+"""Gains of ways to run a network faster on this CPU: channels last, folding, bfloat16, torch.compile.
 
     python -m benchmarks.layouts [--quick]
 

@@ -1,4 +1,4 @@
-"""What a user would write without this project: Ray's documented pattern, and the same tuned by an expert.
+"""Code that users write without this project: Ray's documented pattern, and the same tuned by an expert.
 
 P    a Tune function that calls `TorchTrainer.fit()` (Ray's Train user guide, hyperparameter optimisation):
      torchvision transforms on PIL images in a `DataLoader`, float32, one report per epoch through

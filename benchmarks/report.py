@@ -1,4 +1,4 @@
-"""What every benchmark prints: the machine's load, a table, and one last line of JSON."""
+"""Output of every benchmark: the machine's load, a table, and one last line of JSON."""
 
 import json
 import os

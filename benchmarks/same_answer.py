@@ -1,4 +1,4 @@
-"""Whether stored features change the answer: the same trials with and without them.
+"""Check that stored features do not change the answer: the same trials with and without them.
 
     python -m benchmarks.same_answer [--images DIR --weights FILE] [--quick]
 

@@ -1,4 +1,4 @@
-"""How a study's own cost grows with its trials: seconds per trial, and the driver's memory.
+"""Growth of a study's own cost with its trials: seconds per trial, and the driver's memory.
 
     python -m benchmarks.scale [--quick] [--sampler random tpe]
 
@@ -35,10 +35,10 @@ MIB = 1024 * 1024
 
 @dataclass
 class Course:
-    """How one study went."""
+    """Course of one study."""
 
     ends: list[float] = field(default_factory=list)
-    """When each trial ended, in order, in seconds since the epoch."""
+    """Times at which trials ended, in order, in seconds since the epoch."""
     memory: list[tuple[float, float]] = field(default_factory=list)
     """The driver's resident set in MiB, with the times it was looked at."""
     asks: list[float] = field(default_factory=list)

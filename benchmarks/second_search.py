@@ -1,4 +1,4 @@
-"""How soon a second study on the same images has its first result, as a share of the first study's wait.
+"""Time until a second study on the same images has its first result, as a share of the first study's wait.
 
     python -m benchmarks.second_search [--images DIR --weights FILE] [--quick]
 

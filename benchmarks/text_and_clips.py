@@ -1,4 +1,4 @@
-"""What a second part adds: fusions of image and text, and poolings over the frames of clips.
+"""Gain of a second part: fusions of image and text, and poolings over the frames of clips.
 
     python -m benchmarks.text_and_clips text MANIFEST --weights FILE [--size 64]
     python -m benchmarks.text_and_clips clips FOLDER --weights FILE [--size 96]

@@ -111,7 +111,7 @@ def _floor(trials: int) -> tuple[float, float]:
 
 
 class _Stamps(ray_tune.Callback):
-    """When trials ended."""
+    """Times at which trials ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

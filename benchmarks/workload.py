@@ -1,4 +1,4 @@
-"""What the search benchmarks have in common: images, weights, the list of trials, and ours on it.
+"""Common parts of the search benchmarks: images, weights, the list of trials, and ours on it.
 
 --images DIR --weights FILE   a folder with train and val, and mobilenet_v2's weights
 --size S                      side of the images in pixels
@@ -39,7 +39,7 @@ SAMPLE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Workload:
-    """Where the images and weights of a benchmark come from, and how much of them it takes."""
+    """Images and weights of a benchmark, and how much of them it takes."""
 
     images: Path | None
     weights: Path | None

@@ -146,6 +146,7 @@ def test_check_writes_a_list_that_a_study_takes(tmp_path: Path, here: Here) -> N
 
 @pytest.mark.material
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_planted_label_errors_are_found_on_real_photographs(tmp_path: Path, material: Path) -> None:
     """Goal: 5 % planted on flowers5, precision at k at least .65, average precision at least .70."""
     from finetune.model.exact_head import ExactShape

@@ -94,7 +94,7 @@ def test_a_trial_whose_worker_is_killed_is_tried_again(
     assert_nothing_is_lost(record, retries=1)
 
 
-@pytest.mark.thorough(but=(wait_for_ever,))
+@pytest.mark.thorough
 @pytest.mark.parametrize("silent", [wait_for_ever, stop_myself])
 def test_a_trial_that_makes_no_progress_is_tried_again(
     silent: Callable[[], None], small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

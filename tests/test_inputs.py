@@ -90,17 +90,32 @@ def test_a_weights_file_that_is_not_there(small_study: Make, tmp_path: Path, pla
     assert f"model.weights: {location} must be a readable file on every node, got {got}" in told
 
 
-@pytest.mark.ray
-def test_a_weights_file_of_another_backbone(
-    small_study: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`run` looks into the file while Ray starts; it is refused before the first slot."""
-    monkeypatch.undo()
+@pytest.fixture
+def shufflenet_file(tmp_path: Path) -> str:
+    """Return the path of a file with shufflenet's weights."""
     torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), tmp_path / "w.pth")
-    right, wrong = ({"backbone": name, "weights": str(tmp_path / "w.pth")} for name in (
-        "shufflenet_v2_x0_5", "squeezenet1_1"))  # fmt: skip
-    told = refusal(small_study(model=wrong), WeightsError)
-    assert "must hold exactly the weights of torchvision's squeezenet1_1, got" in told
+    return str(tmp_path / "w.pth")
+
+
+OTHER_WEIGHTS = "must hold exactly the weights of torchvision's squeezenet1_1, got"
+
+
+def test_a_weights_file_of_another_backbone(small_study: Make, shufflenet_file: str) -> None:
+    with pytest.raises(WeightsError, match=OTHER_WEIGHTS):
+        inputs.check_fit(small_study(model={"backbone": "squeezenet1_1", "weights": shufflenet_file}))()
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+def test_a_weights_file_of_another_backbone_is_refused_before_the_first_slot(
+    small_study: Make, shufflenet_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run` looks into the file while Ray starts."""
+    monkeypatch.undo()
+    right, wrong = (
+        {"backbone": name, "weights": shufflenet_file} for name in ("shufflenet_v2_x0_5", "squeezenet1_1")
+    )
+    assert OTHER_WEIGHTS in refusal(small_study(model=wrong), WeightsError)
     inputs.check_fit(small_study(model=right))()
 
 

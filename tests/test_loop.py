@@ -415,6 +415,7 @@ def test_what_is_effective_is_read_back_from_the_parts(settings: TrialSettings, 
     assert effective["trainable_parameters"] < effective["total_parameters"]
 
 
+@pytest.mark.thorough
 def test_two_workers_evaluate_every_image_once_and_train_like_one(
     settings: TrialSettings, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def test_every_budget_is_met(budget: float, mean: float) -> None:
     assert 0.85 * budget < noise.study_epsilon <= budget
 
 
+@pytest.mark.thorough
 def test_a_budget_at_the_end_of_numerical_composition_is_met() -> None:
     """A bound that changes with the noise between two guesses would have none that fits."""
     for budget in (0.97 * accounting.TIGHT_BELOW, 1.03 * accounting.TIGHT_BELOW):

@@ -420,6 +420,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
     eventually(is_so, slot_processes)
 
 
+@pytest.mark.thorough
 def test_a_stopped_trial_frees_its_slot_and_one_of_a_stopped_study_is_saved(
     small_study: Make, tmp_path: Path
 ) -> None:
@@ -463,6 +464,7 @@ def job(config: StudyConfig, name: str, folder: Path) -> TrainJob:
 
 
 @pytest.mark.every_ray
+@pytest.mark.thorough
 def test_interrupted_trials_are_tried_again_and_a_cold_process_gives_the_bits_of_a_warm_slot(
     searched: Searched, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

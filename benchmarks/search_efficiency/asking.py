@@ -1,4 +1,4 @@
-"""What a suggestion costs: `python -m benchmarks.search_efficiency --ask 100 1000 10000`.
+"""Cost of a suggestion: `python -m benchmarks.search_efficiency --ask 100 1000 10000`.
 
 Studies of the default space with so many earlier trials, a fifth of them stopped. "wait" is what a free
 slot waits for the chooser, which has its next trial ready; "ask" is what choosing takes meanwhile. Optuna's

@@ -1,4 +1,4 @@
-"""When replayed searches of the own space would end by their patience, and which trial they return.
+"""Replayed searches of the own space: when their patience would end them, and which trial they return.
 
     python -m benchmarks.search_efficiency.ends [--seeds 5] [--trials 24]
 
@@ -32,7 +32,7 @@ class Watched(Search):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.curves: list[tuple[np.ndarray, np.ndarray]] = []
-        """Of each ended trial its accuracies as they were seen, and as they are without luck."""
+        """Accuracies of each ended trial, as they were seen and as they are without luck."""
         self.scores: list[tuple[str, float]] = []
         self.ends: dict[float, tuple[float, float, int]] = {}
         """Share of a standard error -> cost, accuracy of the choice and trials when it would have ended."""

@@ -1,4 +1,4 @@
-"""What holds of a searched setting besides its domain, default and meaning, which its field in a section has.
+"""Properties of a searched setting besides its domain, default and meaning, which its field in a section has.
 
 A field is declared with a Setting: `momentum: Annotated[Fraction, Setting(when=chosen("optimizer", "sgd"))]`.
 From there the space knows where it is used, the baselines their value, the portfolio what to carry over,
@@ -16,7 +16,7 @@ from finetune.strategy import Strategy, Value
 
 @dataclass(frozen=True)
 class Asked:
-    """What a trial has chosen so far, when a further setting is asked for."""
+    """Choices that a trial has made so far, when a further setting is asked for."""
 
     strategy: Strategy
     params: Mapping[str, Any]
@@ -34,14 +34,14 @@ def _by_all(strategy: Strategy) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What holds of one searched setting."""
+    """Properties of one searched setting."""
 
     by: Callable[[Strategy], bool] = _by_all
     """Returns True for the strategies that use it."""
     when: Callable[[Asked], bool] = _always
     """Returns True for the trials of these that use it."""
     needs: Literal["image", "text", "frames"] = "image"
-    """What the samples of a study must have besides an image for it to be used: text, or several frames."""
+    """Part that samples must have besides an image for it to be used: text, or several frames."""
     baseline: Value | None = None
     """Value in the baselines `recipe` and `scratch`; None: each has its own, or does not use it."""
     reported: bool = True

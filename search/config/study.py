@@ -125,7 +125,7 @@ class StudyConfig(Section):
 
     @property
     def parts(self) -> frozenset[str]:
-        """What a sample of the study has: `image`, and perhaps `text` and `frames`."""
+        """Parts that a sample of the study has: `image`, and perhaps `text` and `frames`."""
         return parts.of(self.data)
 
     @property

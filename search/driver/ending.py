@@ -1,4 +1,4 @@
-"""When a study ends: its trials or its budget are used up, or the trials that are left promise too little."""
+"""End of a study: its trials or its budget are used up, or the trials that are left promise too little."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -115,7 +115,7 @@ class Patience:
         self._scores: list[tuple[str, float]] = []
         self._judged = 0
         self.reason: str | None = None
-        """Why the study ends, once it does."""
+        """Reason why the study ends; None until it does."""
         for trial in earlier:
             value = trial.metrics["best"].get(study.metric)
             ended = trial.state in ("COMPLETE", "PRUNED") and trial.baseline is None

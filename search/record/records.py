@@ -98,7 +98,7 @@ class StudyRecord:
     folder: str
     """Path of the results folder."""
     ended: str | None = None
-    """Why the study ended before its trials were used up; None if it did not."""
+    """Reason why the study ended before its trials were used up; None if it did not."""
     plan: dict[str, Any] | None = None
     """Expected cost of the study before it began: `trials`, `seconds`, `gpu_hours`, `money`."""
     is_open: bool = False

@@ -1,4 +1,4 @@
-"""What the exchange tells the driver besides the messages of trials: notes for the user, and long steps."""
+"""News for the driver besides the messages of trials: notes for the user, and long steps."""
 
 from collections.abc import Collection
 from typing import Any

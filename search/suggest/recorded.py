@@ -1,4 +1,4 @@
-"""What earlier trials have shown, as portfolios need it: finished studies, and tables of recorded trials.
+"""Results of earlier trials, as portfolios need them: finished studies, and tables of recorded trials.
 
 A table is a file of JSON lines. A line of a task has `task`, `data` (the name of its images), `backbone`,
 `images`, `val_images`, `classes` and `common`, fields that all settings share. A line of a trial has `task`,

@@ -72,7 +72,7 @@ class EarlyStopping(FIFOScheduler):
             self._brackets += int(math.log(epochs / grace) / math.log(factor))
         self._goal = goal if goal is not None and goal.measured else None
         self._costs: dict[str, dict[str, float]] = {}
-        """What each running trial costs so far, by its id; kept only where the study has a goal for it."""
+        """Costs of each running trial so far, by its id; kept only where the study has a goal for them."""
         self._rungs: dict[tuple[Hashable, int], _Halving | _Median | _Fronts] = {}
         """State of the rule for each strategy and bracket."""
         self._best: dict[str, float] = {}

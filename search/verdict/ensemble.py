@@ -28,7 +28,7 @@ SURE = 1.96
 
 @dataclass(frozen=True)
 class Judged:
-    """How an ensemble compares with the best single model, on images that chose neither."""
+    """Comparison of an ensemble with the best single model, on images that chose neither."""
 
     gain: float
     """Mean difference of the metric, positive if the ensemble is better."""

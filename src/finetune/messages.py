@@ -86,7 +86,7 @@ class ExportJob(Job):
 
 @dataclass(frozen=True)
 class Refit:
-    """How a chosen trial's settings are trained once more, on training and validation images together."""
+    """Order to train a chosen trial's settings once more, on training and validation images together."""
 
     metric: str
     """The study's metric."""

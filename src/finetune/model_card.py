@@ -8,7 +8,7 @@ from finetune import bill_of_materials
 from finetune.safe_text import markdown
 
 HUB_KINDS = {"folder": "imagefolder"}
-"""How the Hub names a kind of images, where it differs from ours."""
+"""The Hub's names for kinds of images, if they differ from ours."""
 
 
 def _of_validation(facts: dict[str, Any]) -> str:

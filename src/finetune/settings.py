@@ -213,7 +213,7 @@ class TrialSettings:
     modality_dropout: float = 0.0
     """Share of the training samples of which the head sees only one part."""
     pooling: PoolingName = "mean"
-    """What the head reads of the frames of a clip."""
+    """Summary of the frames of a clip that the head reads."""
     frames_used: int = 0
     """Frames of a clip that the head reads, evenly chosen among `data.frames`; 0: all."""
     precision: Precision = "auto"

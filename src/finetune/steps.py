@@ -29,7 +29,7 @@ class Step:
     unit: str = ""
     """The unit that is counted, such as `images` or `bytes`."""
     why: str = ""
-    """Why it takes long, for the user."""
+    """Reason why it takes long, for the user."""
     seconds: float = 0.0
     """Seconds since the step began."""
     over: bool = False

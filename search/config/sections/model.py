@@ -92,7 +92,7 @@ class Model(Section):
     """The name of torchvision weights, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random
     weights), or a source task. With several backbones, a mapping may give each backbone one of these."""
     text_encoder: Annotated[TextEncoder, Setting(needs="text")] = "tfidf"
-    """Where samples have text: the way from a text to a vector. `tfidf` weighs words and is fitted on the
+    """Way from a text to a vector, for samples with text. `tfidf` weighs words and is fitted on the
     training texts; `static:FOLDER` is the mean of one vector per token, from a matrix and a tokenizer file;
     `hub:NAME` is a frozen model of the package transformers, or a folder with one."""
     precision: Literal["auto", "exact", "float32", "bfloat16"] = "auto"

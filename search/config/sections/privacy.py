@@ -19,7 +19,7 @@ class Privacy(Section):
     delta: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
     """Probability with which the promise may fail. `auto`: n^-1.1 for n training images or groups."""
     unit: Literal["image", "group"] = "image"
-    """What is protected: each `image`, or all images of a `group` together, such as those of a patient."""
+    """Unit of protection: each `image`, or all images of a `group` together, such as those of a patient."""
     group: str | None = None
     """For unit `group`: a regular expression that is searched in the path of an image, and whose first
     parenthesis is the name of its group, such as `(patient-[0-9]+)`."""

@@ -87,9 +87,9 @@ class SpaceSection(Section):
         "gated",
         "sum",
     )
-    """Where samples have text: the head reads the `image` alone, the `text` alone, or both. `concat` reads
-    them together; `gated` first weighs them by a gate that reads both; `sum` trains a head for each and adds
-    their log-probabilities. docs/text-and-clips.md has more."""
+    """Parts that the head reads, for samples with text: the `image` alone, the `text` alone, or both.
+    `concat` reads them together; `gated` first weighs them by a gate that reads both; `sum` trains a head for
+    each and adds their log-probabilities. docs/text-and-clips.md has more."""
     image_scale: Annotated[Rate, Setting(needs="text", when=_joins, baseline=1.0)] = between(
         0.1, 2.0, log=True
     )
@@ -101,7 +101,7 @@ class SpaceSection(Section):
     pooling: Annotated[
         PoolingNames, Setting(needs="frames", when=_reads_frames, baseline="mean", shown=True)
     ] = ("mean", "mean_std", "mean_diff", "ordered")
-    """Where samples have several frames: what the head reads of them. `mean`, `max`; `mean_std` and
+    """Summary of the frames that the head reads, for samples with several. `mean`, `max`; `mean_std` and
     `mean_diff` add how much the features vary; `attention` weighs frames by their content; only `ordered`
     sees their order."""
     frames_used: Annotated[Size, Setting(needs="frames", when=_reads_frames, baseline=0)] = 0

@@ -105,10 +105,11 @@ class Study(Section):
     """Metric that the search optimises, also `val/recall/<class>`. Less of val/loss and val/ece is better,
     more of the others. A trial counts with its best epoch."""
     objectives: Annotated[tuple[Measured, ...], Field(strict=False)] = ()
-    """What trials are compared by besides the metric; less is better. `latency_ms`: milliseconds of one
-    image, `latency_batch_ms`: of a batch of `data.batch_size`, both the median of passes on the device that
-    trains; `parameters`; `size_mb` of the exported weights; `train_seconds`: seconds of all epochs. Views
-    mark the Pareto front, and early stopping ranks by it. The best trial is still that of the metric."""
+    """Measures besides the metric by which trials are compared; less is better. `latency_ms`: milliseconds
+    of one image, `latency_batch_ms`: of a batch of `data.batch_size`, both the median of passes on the device
+    that trains; `parameters`; `size_mb` of the exported weights; `train_seconds`: seconds of all epochs.
+    Views mark the Pareto front, and early stopping ranks by it. The best trial is still that of the
+    metric."""
     constraints: Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], Field(strict=False)] = ()
     """Limits that a model must keep, such as `latency_ms <= 5`, for any name that `objectives` takes. A trial
     that breaks one ends after its first epoch unless it is a baseline, and is never the best."""

@@ -27,7 +27,7 @@ IDLE_SECONDS = 3600.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 """Errors after which an array is not stored; its rows are then computed when they are needed."""
 WHY = "kept on this node for later trials"
-"""Why an entry is computed, for the user who waits."""
+"""Reason why an entry is computed, for the user who waits."""
 TAG = "CACHEDIR.TAG"
 """Name of the file that marks the folder; backup programs skip such folders (bford.info/cachedir)."""
 _TAG_TEXT = """\

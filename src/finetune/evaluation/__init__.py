@@ -1,1 +1,1 @@
-"""How good a model is: the metrics of a split, calibrated probabilities, answers kept for the record."""
+"""Evaluation of a model: the metrics of a split, calibrated probabilities, answers kept for the record."""

@@ -35,7 +35,7 @@ from finetune.serving.batching import Batcher
 from finetune.serving.limits import Limits
 
 _ADDRESS = re.compile(r" <_io\.BytesIO object at 0x\w+>")
-"""How Pillow names an image that has no file."""
+"""Pillow's name for an image that has no file."""
 RETRY_SECONDS = 1
 """Time after which a client that was turned away may ask again."""
 
@@ -61,7 +61,7 @@ class SampleAnswer(Answer):
 
 
 class Problem(BaseModel):
-    """Why a request has no answer."""
+    """Reason why a request has no answer."""
 
     error: str
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a server accepts."""
+    """Limits of the requests that a server accepts."""
 
     body_bytes: int = 20 * 2**20
     """Largest size of an image file."""
