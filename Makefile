@@ -9,7 +9,7 @@ READY := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-thorough test-lab test-ray chaos lint schema bench screenshots dev clean
+.PHONY: help quickstart test test-thorough test-lab test-ray chaos lint lock audit schema bench screenshots dev clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,20 @@ lint: $(DEV)  ## format, lint and types, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The tools have a folder of their own: what they bring along must not decide what .venv holds.
+LOCK := .ci/requirements.txt
+EXTRAS := explain report cmaes text text-hub video serve private sign onnx
+TOOLS := .venv-tools/bin
+lock: | $(TOOLS)/python  ## write .ci/requirements.txt again: every package of every extra, pinned with its hashes
+	$(TOOLS)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(TOOLS)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
+		--python-version 3.10 \
+		$(EXTRAS:%=--extra %) pyproject.toml --output-file $(LOCK)
+
+audit: | $(TOOLS)/python  ## ask for known vulnerabilities of the pinned packages
+	$(TOOLS)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
+	$(TOOLS)/pip-audit --strict --disable-pip --require-hashes --requirement $(LOCK)
+
 schema: $(READY)  ## write configs/schema.json and docs/config.md again, after a key of the config has changed
 	$(BIN)/python -m search.config.schema
 
@@ -61,14 +75,18 @@ screenshots: $(DEV)  ## pictures of the report in docs/, of the study STUDY=resu
 dev: $(DEV)  ## install only, with the tools for development
 
 clean:  ## remove .venv and the tools' caches; results and data stay
-	rm -rf .venv .venv-ray build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ray .venv-tools build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
+$(TOOLS)/python:
+	$(PYTHON) -m venv .venv-tools
+
 $(READY): pyproject.toml | $(BIN)/python
-	$(PIP) -e .
+	$(if $(LOCKED),$(PIP) --require-hashes -r $(LOCK))
+	$(PIP) $(if $(LOCKED),--no-deps) -e .
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
