@@ -1,5 +1,7 @@
 """One study with its faults: started, hit, resumed until it is finished, and checked."""
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -10,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,31 @@ class Study:
         return self.outputs[-1][1].read_text()
 
 
+@contextlib.contextmanager
+def in_memory(results: Path) -> Iterator[None]:
+    """Give the results a file system in memory, which is soon full."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(results)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+@contextlib.contextmanager
+def on_a_disk(results: Path) -> Iterator[None]:
+    """Give the results a disk of their own, a file with ext4 on it."""
+    image = results.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(results)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+Mount = Callable[[Path], contextlib.AbstractContextManager[None]]
 Inject = Callable[[Study, random.Random], bool]
 """Injects a fault; returns whether it met anything."""
 
@@ -168,14 +195,18 @@ class Kind:
     """Exit codes with which the run that is hit may end."""
     most: int = 1
     """Faults of this kind in one run."""
+    runs: int = 1
+    """Runs of one study that are hit: the first, and each resume of it."""
+    trials: int = TRIALS
+    """Trials of the study."""
     says: str = ""
     """Words that the run's last lines must have if its exit code is not 0."""
     anew: int = 0
     """Epochs that one such fault may cost besides one of each slot."""
     spare: int = 4
     """Epochs that are left at least when the fault comes."""
-    mounted: bool = False
-    """True if the study lies on a small file system of its own."""
+    mounted: Mount | None = None
+    """Makes the small file system of its own on which the study lies."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Variables of the study's environment, see program.py."""
 
@@ -272,31 +303,48 @@ def full_disk(study: Study, chance: random.Random) -> bool:
     return True
 
 
+def read_only_disk(study: Study, chance: random.Random) -> bool:
+    """Let the kernel find an error on the disk, after which nothing can be written; then repair the disk."""
+    subprocess.run(["mount", "-o", "remount,abort", str(study.results)], check=True)
+    until(study.ended, RUN_SECONDS)
+    until(lambda: not processes.of(study.mark), GONE_SECONDS, 0.2)
+    subprocess.run(["umount", str(study.results)], check=True)
+    image = study.results.with_suffix(".img")
+    # Exit code 1 says that errors were corrected.
+    assert subprocess.run(["fsck.ext4", "-y", str(image)], capture_output=True).returncode in (0, 1)
+    subprocess.run(["mount", "-o", "loop", str(image), str(study.results)], check=True)
+    return True
+
+
 RESUME = "resume"
 STOPS = frozenset({130})
 LOST = frozenset({0, 1, 130})
+KILLED = frozenset({-9})
+ending = functools.partial(Kind, runs=5, trials=24)
+"""Makes a kind of fault that ends the driver: each resume of a study is hit, too."""
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("worker", killing("worker"), most=3),
-        Kind("worker stopped 3 s", paused("worker", 3.0), most=2),
-        Kind("worker stopped for good", killing("worker", signal.SIGSTOP)),
-        Kind("Train controller", killing("controller"), most=2),
-        Kind("Tune process", killing("tune"), most=3),
-        Kind("exchange", killing("exchange"), LOST, says=RESUME),
-        Kind("supervisor", killing("supervisor"), LOST, says=RESUME),
-        Kind("raylet", killing("raylet"), LOST, says=RESUME),
-        Kind("GCS", killing("gcs"), LOST, says=RESUME),
-        Kind("driver", to_driver(signal.SIGKILL), frozenset({-9})),
-        Kind("driver, slow disk", to_driver(signal.SIGKILL), frozenset({-9}), variables=SLOW_DISK),
-        Kind("everything", everything, frozenset({-9})),
-        Kind("SIGINT", to_driver(signal.SIGINT), STOPS, says=RESUME),
-        Kind("SIGINT twice", to_driver(signal.SIGINT, signal.SIGINT, pause=0.5), STOPS, says=RESUME),
-        Kind("SIGTERM", to_driver(signal.SIGTERM), STOPS, says=RESUME),
-        Kind("SIGHUP to the terminal", to_driver(signal.SIGHUP, group=True), STOPS),
-        Kind("checkpoint damaged", damaged("trials/*/last.safetensors"), frozenset({-9}), anew=2 * EPOCHS),
+        Kind("worker", killing("worker"), most=8, trials=24),
+        Kind("worker stopped 3 s", paused("worker", 3.0), most=5, trials=16),
+        Kind("worker stopped for good", killing("worker", signal.SIGSTOP), most=2, trials=12),
+        Kind("Train controller", killing("controller"), most=5, trials=24),
+        Kind("Tune process", killing("tune"), most=8, trials=24),
+        ending("exchange", killing("exchange"), LOST, says=RESUME),
+        ending("supervisor", killing("supervisor"), LOST, says=RESUME),
+        ending("raylet", killing("raylet"), LOST, says=RESUME),
+        ending("GCS", killing("gcs"), LOST, says=RESUME),
+        ending("driver", to_driver(signal.SIGKILL), KILLED),
+        ending("driver, slow disk", to_driver(signal.SIGKILL), KILLED, variables=SLOW_DISK),
+        ending("everything", everything, KILLED),
+        ending("SIGINT", to_driver(signal.SIGINT), STOPS, says=RESUME),
+        ending("SIGINT twice", to_driver(signal.SIGINT, signal.SIGINT, pause=0.5), STOPS, says=RESUME),
+        ending("SIGTERM", to_driver(signal.SIGTERM), STOPS, says=RESUME),
+        ending("SIGHUP to the terminal", to_driver(signal.SIGHUP, group=True), STOPS),
+        ending("checkpoint damaged", damaged("trials/*/last.safetensors"), KILLED, anew=2 * EPOCHS),
         Kind("resume of a running study", second_run, variables={"CHAOS_EPOCH_SECONDS": "3"}, spare=16),
-        Kind("results full", full_disk, frozenset({1}), says=RESUME, mounted=True),
+        ending("results full", full_disk, frozenset({1}), says=RESUME, mounted=in_memory),
+        ending("results read-only", read_only_disk, frozenset({1}), says=RESUME, mounted=on_a_disk),
     )
 }
 
@@ -304,33 +352,29 @@ KINDS = {
 def run(kind: Kind, seed: int, tree: Path = ROOT) -> Outcome:
     """Run one study with faults of a kind, resume it until it is finished, and check it."""
     with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as name:
-        study = Study(Path(name), tree, variables=kind.variables)
+        study = Study(Path(name), tree, trials=kind.trials, variables=kind.variables)
         study.results.mkdir()
-        if kind.mounted:
-            subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(study.results)], check=True
-            )
-        try:
-            return _run(study, kind, seed)
-        finally:
-            processes.kill_all(study.mark)
-            if kind.mounted:
-                subprocess.run(["umount", "--lazy", str(study.results)], check=True)
+        with kind.mounted(study.results) if kind.mounted else contextlib.nullcontext():
+            try:
+                return _run(study, kind, seed)
+            finally:
+                processes.kill_all(study.mark)
 
 
 def _run(study: Study, kind: Kind, seed: int) -> Outcome:
     chance, outcome = random.Random(f"{kind.name} {seed}"), Outcome(kind.name, seed)
-    study.start("run", study.config())
-    _inject(study, kind, chance, outcome)
-    code = study.wait()
-    outcome.codes.append(999 if code is None else code)
-    outcome.wrong += _of_end(study, kind, code, outcome.hit)
-    for _ in range(RESUMES):
-        if code == 0:
-            break
+    code: int | None = None
+    for run in range(kind.runs + RESUMES):
         study.start(*(["resume", study.folder] if study.folder.exists() else ["run", study.config()]))
+        before = outcome.hit
+        if run < kind.runs:
+            _inject(study, kind, chance, outcome, kind.runs - run)
         code = study.wait()
         outcome.codes.append(999 if code is None else code)
+        if run < kind.runs:
+            outcome.wrong += _of_end(study, kind, code, outcome.hit - before)
+        if code == 0:
+            break
     if code != 0:
         outcome.wrong.append(f"not finished after {RESUMES} resumes: {study.said()[-1000:]}")
     if not study.stdout_is_json():
@@ -344,7 +388,7 @@ def _run(study: Study, kind: Kind, seed: int) -> Outcome:
             planned=study.trials,
             epochs=EPOCHS,
             hits=outcome.hit,
-            anew=kind.anew,
+            anew=kind.anew * outcome.hit,
         )
     except Exception as error:
         outcome.wrong.append(f"the study's files cannot be read: {error!r}")
@@ -367,10 +411,21 @@ def _of_end(study: Study, kind: Kind, code: int | None, hit: int) -> list[str]:
     return wrong
 
 
-def _inject(study: Study, kind: Kind, chance: random.Random, outcome: Outcome) -> None:
-    """Inject the faults of one run, each after some more epochs have been trained."""
-    left = study.trials * EPOCHS
-    after = sorted(chance.sample(range(1, left - kind.spare), kind.most))
+def _inject(study: Study, kind: Kind, chance: random.Random, outcome: Outcome, runs: int) -> None:
+    """Inject the faults of one run, each after some more epochs have been trained.
+
+    Args:
+        study: the study.
+        kind: the kind of its faults.
+        chance: chooses when.
+        outcome: what has come of it so far.
+        runs: runs that are still to be hit, this one included.
+    """
+    done = len(study.trained())
+    room = (study.trials * EPOCHS - kind.spare - done) // runs
+    if room <= kind.most:
+        return
+    after = sorted(chance.sample(range(done + 1, done + room), kind.most))
     for epochs in after:
         reached = until(lambda wanted=epochs: len(study.trained()) >= wanted or study.ended(), RUN_SECONDS)
         if reached is None or study.ended():
