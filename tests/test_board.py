@@ -270,6 +270,52 @@ def test_after_resume_nothing_is_doubled(tmp_path: Path) -> None:
     assert set(hparams(tmp_path)[1]) == {"trial-0000", "trial-0002"}
 
 
+def undisturbed(logdir: Path) -> list[TrialRecord]:
+    """Write two ended trials and return them."""
+    trials = [record(0, "COMPLETE", 0.5, 0.4), record(1, "PRUNED", 0.6)]
+    board = Board(logdir, CONFIG)
+    board.study.open()
+    for trial in trials:
+        board.start(trial.id, trial.params)
+        for epoch in trial.history:
+            board.epoch(trial.id, int(epoch["epoch"]), epoch, trial.metrics["best"])
+        board.end(trial.id, trial.state)
+        board.study.ended(trial)
+    board.close()
+    return trials
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.97])
+def test_event_files_that_a_lost_power_has_cut_are_written_anew_from_the_record(
+    tmp_path: Path, share: float
+) -> None:
+    past = undisturbed(tmp_path)
+    before = hparams(tmp_path)[1]
+    for path in tmp_path.glob("*/events.*"):
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    board = Board(tmp_path, CONFIG)
+    board.take_up(past)
+    board.study.open(past)
+    board.close()
+    assert scalars(tmp_path, "trial-0000", "val/accuracy") == [(1, 0.5), (2, 0.4)]
+    assert scalars(tmp_path, STUDY_RUN, BY_TRIALS) == [(1, 0.5), (2, 0.5)]
+    rows = hparams(tmp_path)[1]
+    assert rows.keys() == before.keys()
+    for name, row in rows.items():
+        assert (values(row), metrics(row)) == (values(before[name]), metrics(before[name]))
+        assert status(tmp_path, name) == "STATUS_SUCCESS"
+
+
+def test_event_files_that_are_whole_stay_as_they_are(tmp_path: Path) -> None:
+    past = undisturbed(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("0*-fuse*/events.*")}
+    assert len(before) == 4
+    board = Board(tmp_path, CONFIG)
+    board.take_up(past)
+    board.close()
+    assert {path: path.read_bytes() for path in tmp_path.glob("0*-fuse*/events.*")} == before
+
+
 def test_runs_of_an_earlier_version_get_todays_names_and_columns(tmp_path: Path) -> None:
     (tmp_path / "trial-0000").mkdir()
     (tmp_path / "trial-0000" / "events.out.tfevents.1.1").write_bytes(b"")

@@ -52,8 +52,10 @@ class Board:
     def take_up(self, earlier: Iterable[TrialRecord]) -> None:
         """Make the runs of a study's earlier trials whole, before the study goes on.
 
-        Runs that an older version wrote get today's names and columns. An interrupted trial that another one
-        continues has no run, since the other reports all of its epochs.
+        Runs that an older version wrote get today's names and columns. A run that lacks an epoch or its
+        ending is written anew from the record: event files are not synced, so they may be cut after a loss of
+        power or an error of the disk. An interrupted trial that another one continues has no run, since the
+        other reports all of its epochs.
 
         Args:
             earlier: the trials of the record, with every epoch.
@@ -65,7 +67,8 @@ class Board:
             run = self._folder(trial.id, trial.params, trial.baseline)
             if trial.id not in shown:
                 _remove(run)
-            elif trial.history and not run.exists():
+            elif trial.history and not self._is_whole(run, trial):
+                _remove(run)
                 self.start(trial.id, trial.params, trial.baseline)
                 for epoch in trial.history:
                     self.epoch(trial.id, int(epoch["epoch"]), epoch, trial.metrics["best"])
@@ -147,6 +150,15 @@ class Board:
         """Close every open run without an ending, as those trials were interrupted and may continue."""
         for trial in list(self._runs):
             self._close(trial)
+
+    def _is_whole(self, run: Path, trial: TrialRecord) -> bool:
+        """Return True if a run has all that the record knows of its trial."""
+        found = events.steps(run)
+        tags = {metadata.SESSION_START_INFO_TAG}
+        if not trial.interrupted:
+            tags.add(metadata.SESSION_END_INFO_TAG)
+        epochs = {int(epoch["epoch"]) for epoch in trial.history}
+        return tags <= found.keys() and epochs <= found.get(self._columns.metric, set())
 
     def _folder(self, trial: str, params: Mapping[str, Any], baseline: str | None) -> Path:
         return self._logdir / self._columns.run_name(trial, params, baseline)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -69,6 +70,16 @@ class EventFile:
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
+
+
+def steps(folder: Path) -> dict[str, set[int]]:
+    """Return the steps of each tag in a run's files; of a file that is damaged, those before the damage."""
+    found: dict[str, set[int]] = {}
+    for path in sorted(folder.glob(FILES)):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, set()).add(event.step)
+    return found
 
 
 def remove(folder: Path, suffix: str) -> None:

@@ -79,15 +79,16 @@ class StudyPage:
         """Write columns and layout, and take up the counts of earlier trials.
 
         Args:
-            earlier: ended trials of earlier runs, with every epoch. If the study's run has no points of
-                them, as an older version wrote none, those against trials and cost are written.
+            earlier: ended trials of earlier runs, with every epoch. The points that the study's run lacks of
+                them are written, against trials and cost: an older version wrote none, and of those of a
+                machine that has lost its power the last may be missing.
             searched: returns the seconds that the study has searched, over all of its runs.
             slots: number of slots.
             computed: returns the number of feature arrays computed in this run.
         """
         events.remove(self._folder, _COLUMNS)
         events.remove(self._folder, _BEST)
-        known = any(self._folder.glob(events.FILES))
+        known = max(events.steps(self._folder).get(_STATES["COMPLETE"], {0}))
         about = EventFile(self._folder, _COLUMNS)
         data = plugin_data_pb2.HParamsPluginData(experiment=self._columns.experiment())
         about.hparams(metadata.EXPERIMENT_TAG, data)
@@ -102,7 +103,7 @@ class StudyPage:
         for trial in earlier:
             if trial.state in _ENDED and not trial.interrupted:
                 self._count(trial)
-                if not known:
+                if self._states.total() > known:
                     self._point()
         self._searched, self._slots, self._computed = searched, slots, computed
 
@@ -160,11 +161,13 @@ class StudyPage:
             counts[COMPUTED] = computed
         if seconds:
             counts[TRAINING_SHARE] = self._trained / (seconds * self._slots)
-        points = [(ended, counts)]
+        points = []
         if self._best:
             best = self._best[0][0]
-            points += [(ended, {BY_TRIALS: best}), (round(cost), {BY_COST: best})]
+            points = [(round(cost), {BY_COST: best})]
             points += [] if seconds is None else [(round(seconds), {BY_SECONDS: best})]
+            counts[BY_TRIALS] = best
+        points.append((ended, counts))  # last, since `open` takes it for a sign that the others are there
         with self._points.reopened():
             for step, values in points:
                 self._points.scalars(step, values)
