@@ -1,6 +1,6 @@
 """TensorBoard of synthetic studies: size of the logs, seconds to write them and until a browser shows them.
 
-python -m benchmarks.board 10 100 1000
+`python -m benchmarks.report_size` prints the table.
 """
 
 import base64
@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from urllib.request import urlopen
 
 from benchmarks import browser
 from search.config.study import StudyConfig
@@ -101,11 +103,25 @@ def served(logdir: Path) -> Iterator[str]:
                 break
             except ConnectionRefusedError:
                 time.sleep(0.1)
-        time.sleep(10)  # it reads the logs in the background
-        yield f"http://127.0.0.1:{port}/"
+        address = f"http://127.0.0.1:{port}/"
+        _wait_until_read(address, len({file.parent for file in logdir.rglob("*tfevents*")}))
+        yield address
     finally:
         process.terminate()
         process.wait()
+
+
+def _wait_until_read(address: str, runs: int) -> None:
+    """Wait until TensorBoard, which reads the logs in the background, has read all runs."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        with urlopen(f"{address}data/plugin/scalars/tags") as answer:
+            known = json.load(answer)
+        if len(known) >= runs:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"TensorBoard has read {len(known)} of {runs} runs")
+        time.sleep(0.2)
 
 
 def seconds_until_shown(chromium: browser.Chromium, address: str, page: str) -> float:
@@ -134,23 +150,33 @@ def opened(chromium: browser.Chromium, address: str, page: str, **window: Any) -
     return shown
 
 
-def main() -> None:
-    """Print a line for each number of trials in the command's arguments."""
-    print("trials   KiB   write s   " + "   ".join(f"{name} s" for name in PAGES))
-    for count in map(int, sys.argv[1:]):
-        with tempfile.TemporaryDirectory() as folder:
-            config, trials = study(count)
-            began = time.monotonic()
-            board = Board(Path(folder), config)
-            board.take_up(trials)
-            board.study.open(trials)
-            wrote = time.monotonic() - began
-            size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            with served(Path(folder)) as address, browser.opened() as chromium:
-                shown = [seconds_until_shown(chromium, address, page) for page in PAGES]
-        times = "   ".join(f"{seconds:.1f}" for seconds in shown)
-        print(f"{count:6} {size / 1024:6.0f} {wrote:8.2f}   {times}", flush=True)
+@dataclass(frozen=True)
+class Measured:
+    """TensorBoard of a study."""
+
+    kib: float
+    """Size of all event files."""
+    write: float
+    """Seconds to write them."""
+    read: float
+    """Seconds from the start of TensorBoard until it has read them."""
+    shown: tuple[float, ...]
+    """Seconds until a browser shows each of PAGES."""
 
 
-if __name__ == "__main__":
-    main()
+def measure(count: int) -> Measured:
+    """Return how large the logs of `count` trials are, and how soon they can be used."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, trials = study(count)
+        began = time.monotonic()
+        board = Board(Path(folder), config)
+        board.take_up(trials)
+        board.study.open(trials)
+        board.close()
+        write = time.monotonic() - began
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        began = time.monotonic()
+        with served(Path(folder)) as address, browser.opened() as chromium:
+            read = time.monotonic() - began
+            shown = tuple(seconds_until_shown(chromium, address, page) for page in PAGES)
+    return Measured(size / 1024, write, read, shown)

@@ -67,8 +67,19 @@ def write(
         baseline = ("recipe", "scratch")[number] if number < 2 else None
         _trial(ledger, space, draw, baseline, epochs=epochs, classes=classes)
     images = {"train": 1000, "val": 300, "test": 412}
-    provenance = {"seed": seed, "images": images, "skipped": [], "versions": {"python": "3.11.7"}}
-    facts = {"state": "finished", "seconds": 0.4 * trials, "provenance": provenance} | more
+    provenance = {
+        "seed": seed,
+        "commit": "0123456789ab",
+        "python": "3.11.7",
+        "packages": {"torch": "2.15.0", "ray": "2.60.0"},
+        "images": images,
+        "skipped": [{"path": "roses/7.jpg", "reason": "truncated"}],
+        "excluded": 2,
+        "slots": {f"slot-{i}": {"device": "CPU", "host": "node-1"} for i in range(2)},
+    }
+    features = {"arrays": 4, "images": 2_600, "seconds": 21.5}
+    facts = {"state": "finished", "seconds": 0.4 * trials, "provenance": provenance}
+    facts |= {"features": features} | more
     for name, fact in facts.items():
         ledger.set_fact(name, fact)
     ledger.flush()
@@ -211,6 +222,7 @@ def _trial(
     number = trial.number
     params = space.baseline(baseline) if baseline else space.suggest(trial)
     goal = _goal(params, baseline) + draw.gauss(0, 0.012)
+    cut = 19 if params["frozen_layers"] == -1 else params["frozen_layers"]
     failed = number > 2 and draw.random() < 0.03
     lags = baseline is None and goal < 0.72 and draw.random() < 0.8
     end = 0 if failed else 2 if lags else epochs
@@ -225,13 +237,17 @@ def _trial(
         "metrics": {"best": best, "last": history[-1] if history else {}},
         "epochs": end,
         "seconds": round(sum(epoch["seconds"] for epoch in history) + 0.1, 3),
+        "searched": round(0.4 * number + 1.5, 3),
         "slot": f"slot-{number % 2}",
         "effective": {
-            "frozen_blocks": 19 if params["frozen_layers"] == -1 else params["frozen_layers"],
+            "frozen_blocks": cut,
             "blocks": 19,
+            "stored_cut": cut or None,
         },
         "history": history,
     }
+    if number % 7 == 5:  # the loss diverged, and the trial began again with a lower rate
+        ended["effective"]["learning_rate_limit"] = params["learning_rate"] / 10
     if failed:
         rate = params["learning_rate"]
         ended["error"] = (

@@ -13,6 +13,7 @@ from search.config.study import StudyConfig
 from search.driver.study_run import StudyRun
 from search.record.ledger import Ledger
 from search.record.study_folder import StudyFolder
+from search.slots.news import NO_FEATURES
 from search.slots.slots import SlotPlan
 from search.suggest.chooser import Chooser
 from search.suggest.sampler import Planned, StudySearcher
@@ -43,11 +44,12 @@ def run_of(folder: StudyFolder, *, space: dict[str, Any] | None = None, **study:
     results_of = {"results": str(folder.root.parent)}
     config = StudyConfig.from_dict(merged(STUDY | results_of, {"study": study, "space": space or {}}))
     folder.config.write_text(config.to_yaml())
-    nothing = {"lost": lambda: None, "news": lambda: (1, []), "computed": 0, "up": 1, "steps": {}}
+    nothing = {"lost": lambda: None, "news": lambda: (1, []), "up": 1, "steps": {}}
     warm: Any = SimpleNamespace(
         plan=SlotPlan(slots=1, workers=1, cpus=1, gpu=False),
         exchange=Exchange(),
         offer=lambda _: None,
+        computed=dict(NO_FEATURES),
         **nothing,
     )
     images = catalog.scan(resolve.data_settings(config))

@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from finetune import steps
 from finetune.steps import Step
 from search.views.phases import Phases, running, step_text
+from tests.waiting import eventually
 
 
 def shown(*, terminal: bool = False) -> tuple[Phases, io.StringIO]:
@@ -36,6 +38,26 @@ def test_a_long_step_is_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatc
         assert list(steps.counted("abc", "letters", 3, "letters")) == ["a", "b", "c"]
     assert [step.done for step in heard] == [0, 1, 2, 3, 3]
     assert heard[-1].over
+
+
+def test_a_step_of_a_library_is_followed_by_the_bytes_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "TELL_SECONDS", 0.01)
+    (tmp_path / "before").write_bytes(bytes(7))
+    heard: list[Step] = []
+    with (
+        steps.listening(heard.append),
+        steps.growing("download", lambda: tmp_path.rglob("*"), 200, "once"),
+    ):
+        (tmp_path / "50.partial").write_bytes(bytes(50))
+        eventually(lambda: heard[-1].done == 50, "50 bytes told")
+        (tmp_path / "150.partial").write_bytes(bytes(150))
+        eventually(lambda: heard[-1].done == 200, "200 bytes told")
+        (tmp_path / "150.partial").rename(tmp_path / "150")
+    assert [step.done for step in heard if not step.over] == sorted(step.done for step in heard[:-1])
+    assert (heard[-1].done, heard[-1].total, heard[-1].over) == (200, 200, True)
+    assert step_text(heard[-2]).startswith("download 0.0 of 0.0 MB")
 
 
 def test_a_step_that_is_quicker_than_its_patience_is_not_told() -> None:

@@ -93,17 +93,33 @@ def test_a_trial_whose_answers_were_kept_has_its_pictures_once(folder: StudyFold
     )
 
 
+def test_the_map_of_an_explained_mistake_stands_beside_it(folder: StudyFolder) -> None:
+    kept(folder)
+    trial = folder.trial(TRIAL.id)
+    mistake = {"label": "tulip", "predicted": "daisy", "probability": 0.9, "picture": coded((255, 0, 0))}
+    (trial / "mistakes.json").write_text(json.dumps([mistake | {"image": i} for i in (3, 5, 7, 8)]))
+    explained = [{"image": i, "map": coded((0, 0, 255)), "neighbours": []} for i in (5, 7)]
+    (trial / "explained.json").write_text(json.dumps({"mistakes": explained, "suspects": []}))
+    assert pictures.add(folder, CONFIG, TRIAL, CLASSES)
+    sheet = images(folder)["most confident mistakes"][0].convert("RGB")
+    wide = 2 * pictures.TILE + 4 + 40
+    assert sheet.width == 3 * wide
+    red, blue = (255, 0, 0), (0, 0, 255)
+    for place, at in (((120, 50), red), ((wide + 68, 50), red), ((wide + 168, 50), blue)):
+        assert sheet.getpixel(place) == pytest.approx(at, abs=4)
+
+
 def test_a_trial_without_answers_has_no_pictures(folder: StudyFolder) -> None:
     assert not pictures.add(folder, CONFIG, TRIAL, CLASSES)
     assert images(folder) == {}
 
 
-@pytest.mark.parametrize("damaged", ["answers.npz", "mistakes.json", "batch.json"])
+@pytest.mark.parametrize("damaged", ["answers.npz", "mistakes.json", "batch.json", "explained.json"])
 def test_a_damaged_file_costs_its_own_pictures_alone(folder: StudyFolder, damaged: str) -> None:
     kept(folder)
     (folder.trial(TRIAL.id) / damaged).write_bytes(b"PK\x03\x04 {")
     assert pictures.add(folder, CONFIG, TRIAL, CLASSES)
-    assert 2 <= len(images(folder)) <= 3
+    assert 2 <= len(images(folder)) <= 3 + (damaged == "explained.json")
 
 
 def test_the_confusion_matrix_colours_each_row_by_its_share() -> None:

@@ -1,5 +1,6 @@
 """The report: one page, of which every number is one of the record's."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -9,40 +10,13 @@ from typing import Any
 import pytest
 
 from benchmarks import synthetic_study
+from search.record import reader
+from search.record.records import StudyRecord
 from search.record.study_folder import StudyFolder
 from search.report import page
-
-
-class Page(HTMLParser):
-    """The numbers of a page with their places in the JSON, its sections, and its scripts' data."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.numbers: list[tuple[str, str, str]] = []
-        """Place, exact value, and text as shown."""
-        self.sections: list[str] = []
-        self._open: tuple[str, str] | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        if tag == "data":
-            self._open = given.get("data-json", ""), given["value"]
-        if tag == "section":
-            self.sections.append(given["id"])
-
-    def handle_data(self, data: str) -> None:
-        if self._open is not None:
-            self.numbers.append((*self._open, data))
-            self._open = None
-
-
-def at(value: Any, pointer: str) -> Any:
-    """Return the value at a JSON pointer."""
-    for key in pointer.split("/")[1:]:
-        key = key.replace("~1", "/").replace("~0", "~")
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return value
+from search.report.material import Material
+from tests.pages import Page, faults
+from tests.test_front import written_with_costs
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +39,44 @@ def results(folder: StudyFolder) -> Any:
     return json.loads(done.stdout)
 
 
-def test_every_number_is_one_of_results_json(folder: StudyFolder, written: Path) -> None:
-    told = results(folder)
-    numbers = [found for found in Page(written.read_text()).numbers if found[0]]
-    assert len(numbers) > 100
-    assert told["verdict"]["sentence"] in written.read_text()
-    assert [place for place, value, _ in numbers if repr(at(told, place)) != value] == []
-    assert [(value, shown) for _, value, shown in numbers if not rounds_to(float(value), shown)] == []
+def all_faults(folder: StudyFolder, page_text: str, *, shareable: bool = False) -> list[str]:
+    return faults(page_text, results(folder), folder.config.read_text(), shareable=shareable)
 
 
-def rounds_to(value: float, shown: str) -> bool:
-    """True if the text is the value, rounded to the digits that it has."""
-    scale = 100 if shown.endswith(" points") else 1
-    plain = shown.removesuffix(" points")
-    if "e" in plain:
-        return float(plain) == float(
-            f"{scale * value:.{len(plain.split('e')[0].replace('.', '').lstrip('-')) - 1}e}"
-        )
-    decimals = len(plain.partition(".")[2])
-    return abs(float(plain) - scale * value) <= 0.5 * 10**-decimals + 1e-12
+def test_every_number_and_quotation_is_one_of_results_json(folder: StudyFolder, written: Path) -> None:
+    text = written.read_text()
+    assert len(Page(text).marks) > 500
+    assert len(Page(text).figures) > 8
+    assert all_faults(folder, text) == []
+
+
+PLANTS = [
+    (r'(<data value="[^"]*" data-json="/analysis/best_so_far/slot_seconds">)\d+', r"\g<1>7", "is shown as"),
+    (r'(data-json="/verdict/sentence">)', r"\1It is 3.2 points better: ", "is shown as"),
+    (r'value="[^"]*" (data-json="/analysis/model/wrong")', r'value="1" \1', "is given as"),
+    (r"/analysis/model/recalls/0/low", r"/analysis/model/recalls/99/low", "not in the JSON"),
+    (r"(answers are wrong\.)", r"\1 That is 12 %.", "classes <figcaption>: 12"),
+    (r"(The best of <data)", r"At most 99: \1", "trials <caption>: 99"),
+    (r'(<img[^>]* alt=")', r"\g<1>0.97 ", "<alt>: 0.97"),
+    (r'("name":"complete","x":\[)[\d.]+', r"\g<1>123456.5", "figure best-so-far: 123456"),
+    (r"(This page asks for nothing)", r"Written in 2 s. \1", "<footer>: 2"),
+]
+"""What to replace in a page, and what the comparison then says."""
+
+
+@pytest.mark.parametrize(("old", "new", "said"), PLANTS)
+def test_a_planted_number_is_found(folder: StudyFolder, written: Path, old: str, new: str, said: str) -> None:
+    planted, count = re.subn(old, new, written.read_text(), count=1)
+    assert count == 1
+    assert said in "\n".join(all_faults(folder, planted))
+
+
+def test_every_number_holds_for_a_study_with_objectives_and_for_a_page_to_share(tmp_path: Path) -> None:
+    costs = written_with_costs(tmp_path)
+    assert all_faults(costs, page.write(costs).read_text()) == []
+    assert "figure-front" in page.write(costs).read_text()
+    shared = page.write(costs, tmp_path / "shared.html", shareable=True).read_text()
+    assert all_faults(costs, shared, shareable=True) == []
 
 
 def test_the_sections_stand_in_order(written: Path) -> None:
@@ -205,6 +198,17 @@ def test_a_shareable_page_has_no_image_no_path_and_no_name(tmp_path: Path) -> No
     assert str(tmp_path) not in shared
 
 
+def test_a_shareable_page_does_not_name_the_class_whose_recall_is_the_metric(tmp_path: Path) -> None:
+    folder = synthetic_study.write(tmp_path / "s", 12, classes=("canary-class", "b", "c"))
+    record = dataclasses.replace(reader.read_study(folder), metric="val/recall/canary-class")
+    assert "canary-class" in page.page(Material(record), "")
+    shared = page.page(Material(record, shareable=True), "")
+    assert "canary" not in shared
+    assert "val/recall of a class" in shared
+    nothing = dataclasses.replace(record, trials=())
+    assert "canary" not in page.page(Material(nothing, shareable=True), "")
+
+
 @pytest.mark.parametrize("trials", [1, 2])
 def test_a_study_of_one_or_two_trials_has_a_page(tmp_path: Path, trials: int) -> None:
     text = page.write(synthetic_study.write(tmp_path / "few", trials)).read_text()
@@ -212,9 +216,6 @@ def test_a_study_of_one_or_two_trials_has_a_page(tmp_path: Path, trials: int) ->
 
 
 def test_a_study_without_a_complete_trial_has_a_page(tmp_path: Path) -> None:
-    from search.record.records import StudyRecord
-    from search.report.material import Material
-
     record = StudyRecord(
         name="none", metric="val/accuracy", planned=3, epochs=2, state="interrupted", seconds=0.0,
         provenance={}, trials=(), folder=str(tmp_path),

@@ -8,8 +8,10 @@ import pytest
 
 from benchmarks import browser, synthetic_study
 from benchmarks.browser import Chromium
+from search.record.study_folder import StudyFolder
 from search.report import page
-from tests.test_report import HOSTILE
+from tests.pages import Mark, fault_of
+from tests.test_report import HOSTILE, results
 
 SCROLL = """(async () => {
   for (const plot of document.querySelectorAll(".plot")) {
@@ -50,6 +52,31 @@ def test_the_page_draws_every_figure_asks_for_nothing_and_never_scrolls_sideways
     assert (shown.requests, shown.errors) == ([], [])
     background = shown.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(17, 21, 27)" if dark else "rgb(246, 247, 249)")
+
+
+MARKS = """[...document.querySelectorAll("[data-json]")].map(
+  (one) => [one.dataset.json, one.getAttribute("value"), one.textContent])"""
+DRAWN = """Object.fromEntries([...document.querySelectorAll(".plot")].map(
+  (plot) => [plot.dataset.figure.slice(5), plot.data.map((trace) => [...(trace.x || [])])]))"""
+
+
+def test_the_numbers_that_the_browser_shows_and_draws_are_those_of_the_json(
+    chromium: Chromium, written: Path
+) -> None:
+    told = results(StudyFolder(written.parent))
+    shown = chromium.page(written)
+    shown.evaluate(SCROLL)
+    marks = [Mark(*found) for found in shown.evaluate(MARKS)]
+    assert len(marks) > 500
+    assert [fault for mark in marks if (fault := fault_of(mark, told))] == []
+    drawn = shown.evaluate(DRAWN)
+    recalls = [row["recall"] for row in told["analysis"]["model"]["recalls"]]
+    assert sorted(drawn["recall"][0]) == pytest.approx(recalls)
+    points = told["analysis"]["best_so_far"]["points"]
+    dots = [x for trace in drawn["best-so-far"][:2] for x in trace]
+    assert sorted(dots) == pytest.approx(sorted(point["searched"] for point in points))
+    costs = [x for trace in drawn["best-so-far"][3:5] for x in trace]
+    assert sorted(costs) == pytest.approx([point["slot_seconds"] for point in points])
 
 
 def test_the_policy_refuses_every_request(chromium: Chromium, written: Path) -> None:

@@ -265,7 +265,7 @@ def test_json_is_valid_and_complete_even_with_nan() -> None:
     )
     study = record((*TRIALS[:2], broken), provenance={"loss": math.nan, "path": Path("x")})
     told = json.loads(json.dumps(to_json(study, history=True), allow_nan=False))
-    assert set(told) == {"study", "verdict", "repeats", "model", "best", "trials"}
+    assert set(told) == {"study", "verdict", "repeats", "model", "best", "trials", "analysis"}
     assert told["best"] == told["trials"][0]
     assert told["study"]["provenance"] == {"loss": None, "path": "x"}
     assert set(told["trials"][2]) == {

@@ -392,6 +392,7 @@ def follow(folder: StudyFolder, book: Ledger) -> tuple[StudyCallback, dict[str, 
         left=lambda: 6,
         slots=1,
         lost=lambda: None,
+        searched=lambda: 7.0,
     )
     return watch, suggested
 

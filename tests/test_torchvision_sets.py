@@ -14,11 +14,13 @@ import pytest
 import torch
 from torchvision import datasets
 
+from finetune import steps
 from finetune.datasets.catalog import Catalog, scan
 from finetune.datasets.torchvision_sets import NO_DOWNLOAD, SETS
 from finetune.errors import DataError
 from finetune.images.batches import ImageData
 from finetune.settings import DataSettings
+from finetune.steps import Step
 from tests.torchvision_copies import FORMATS, LABELS, eurosat, fashion, usps
 
 
@@ -140,7 +142,13 @@ def test_a_set_that_is_not_there_is_fetched_if_wanted(
         for split, name in (("train", "usps.bz2"), ("test", "usps.t.bz2"))
     }
     monkeypatch.setattr(datasets.USPS, "split_list", resources)
-    assert len(read("USPS", tmp_path / "new" / "root", download=True).splits["test"]) == len(LABELS)
+    told: list[Step] = []
+    with steps.listening(told.append):
+        found = read("USPS", tmp_path / "new" / "root", download=True)
+    assert len(found.splits["test"]) == len(LABELS)
+    last = [step for step in told if step.name == "download USPS"][-1]
+    assert last.over
+    assert last.done >= sum((folder / name).stat().st_size for name in ("usps.bz2", "usps.t.bz2"))
 
 
 def test_a_set_that_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import random
 import tarfile
@@ -5,6 +6,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
+from finetune import steps
 from finetune.errors import BackboneError, WeightsError
 from finetune.model import weights
 from finetune.settings import DataSettings, SourceSettings, WeightsSettings
+from finetune.steps import Step
 
 NAME = "squeezenet1_1"
 
@@ -213,6 +217,21 @@ def test_a_failed_download_says_to_give_a_local_file(tmp_path: Path, monkeypatch
     with pytest.raises(WeightsError, match=r"squeezenet1_1-\w+\.pth.*give a local file"):
         weights.load(NAME, WeightsSettings(name="DEFAULT"))
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_download_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    content = bytes(2**20)
+    there = tmp_path / f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    there.write_bytes(content)
+    member = SimpleNamespace(url=there.as_uri(), meta={"_file_size": 1.0})
+    told: list[Step] = []
+    with steps.listening(told.append):
+        assert weights._download(member).read_bytes() == content
+    assert {step.name for step in told} == {f"download weights {there.name}"}
+    assert (told[0].done, told[-1].done, told[-1].total, told[-1].over) == (0, 2**20, 2**20, True)
+    with steps.listening(lambda step: pytest.fail("it is there already")):
+        weights._download(member)
 
 
 @pytest.mark.material

@@ -107,6 +107,7 @@ class StudyCallback(Callback):
         left: Callable[[], int],
         slots: int,
         lost: Callable[[], str | None],
+        searched: Callable[[], float],
         scored: Callable[[str, float], None] = lambda strategy, value: None,
     ) -> None:
         self._ledger, self._board, self._progress = ledger, board, progress
@@ -124,6 +125,8 @@ class StudyCallback(Callback):
         """Function that returns the reason why no trial can continue, if so; time of its last call."""
         self._followed: dict[str, _Followed] = {}
         """Trials that have started and not ended, by Tune's trial id."""
+        self._searched = searched
+        """Function that returns the seconds that the study has searched, over all of its runs."""
         self._scored = scored
         """Function that gets strategy and score of each ended trial that is no baseline."""
         self.ended = 0
@@ -287,6 +290,7 @@ class StudyCallback(Callback):
             "metrics": {"best": followed.best, "last": followed.history[-1] if followed.history else {}},
             "epochs": len(followed.history),
             "seconds": round(time.monotonic() - followed.began, 3),
+            "searched": round(self._searched(), 3),
             "slot": followed.slot,
             "retries": followed.retries,
             "effective": followed.effective,

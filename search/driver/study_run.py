@@ -25,6 +25,7 @@ from search.record import changes, reader
 from search.record.ledger import Ledger
 from search.record.records import EXACT, TrialRecord, lineage, standing
 from search.record.study_folder import StudyFolder, trial_id
+from search.slots.news import NO_FEATURES
 from search.slots.slots import Slots
 from search.suggest import portfolio
 from search.suggest.chooser import Chooser, Planned
@@ -84,7 +85,7 @@ class StudyRun:
             past,
             searched=lambda: self.clock.searched,
             slots=self.progress.slots,
-            computed=lambda: warm.computed,
+            computed=lambda: int(warm.computed["arrays"]),
         )
         self.searcher = self._make_searcher(sampled)
         self.watch = self._make_watch()
@@ -174,6 +175,7 @@ class StudyRun:
             left=lambda: self.searcher.left + (warm.plan.slots if self.config.verdict.seeds else 0),
             slots=warm.plan.slots,
             lost=warm.lost,
+            searched=lambda: self.clock.searched,
             scored=self.patience.add,
         )
 
@@ -263,8 +265,11 @@ class StudyRun:
             self.watch.interrupt()
 
     def _note_end(self, seconds: float) -> None:
-        """Add this run's duration to the record; a state still `running` becomes `interrupted`."""
+        """Add this run's duration and features to the record; a state `running` becomes `interrupted`."""
         self.clock.note(now=True)
+        before = self.ledger.facts.get("features") or NO_FEATURES
+        computed = {name: round(before[name] + count, 3) for name, count in self.warm.computed.items()}
+        self.ledger.set_fact("features", computed)
         self.ledger.set_fact("seconds", round(self.ledger.facts.get("seconds", 0.0) + seconds, 3))
         if self.ledger.facts.get("state") == "running":
             self.ledger.set_fact("state", "interrupted")

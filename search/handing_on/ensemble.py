@@ -18,7 +18,7 @@ from search.record.study_folder import StudyFolder
 from search.suggest.space import Space
 from search.verdict.ensemble import Judged, Pool
 from search.verdict.words import Scale
-from search.views import table
+from search.views import ranking
 
 if TYPE_CHECKING:
     from finetune.model_folder.ensembles import Candidates, Member
@@ -109,7 +109,7 @@ def _candidates(record: StudyRecord, space: Space) -> list[TrialRecord]:
     """Return the best complete heads on the frozen backbone whose best head is best, the best first."""
     heads = [
         trial
-        for trial in table.ranked(record)
+        for trial in ranking.ranked(record)
         if trial.state == "COMPLETE"
         and record.metric in trial.metrics["best"]
         and not record.breaks(trial)

@@ -47,6 +47,8 @@ class TrialRecord:
     """Number of epochs that the trial reported."""
     seconds: float = 0.0
     """Wall seconds from the trial's suggestion, when slots may begin it, to its end."""
+    searched: float | None = None
+    """Seconds that the study had searched, over all of its runs, when the trial ended; None: not known."""
     error: str | None = None
     """Reason for a failure, one line; None if the trial did not fail."""
     note: str | None = None
@@ -101,6 +103,9 @@ class StudyRecord:
     """Reason why the study ended before its trials were used up; None if it did not."""
     plan: dict[str, Any] | None = None
     """Expected cost of the study before it began: `trials`, `seconds`, `gpu_hours`, `money`."""
+    features: dict[str, Any] | None = None
+    """What it cost to compute features of frozen blocks: `arrays`, `images` and `seconds` of the slots; None:
+    not known."""
     is_open: bool = False
     """True if the budget decides how many trials there are, so that `planned` says nothing."""
     test_reads: tuple[dict[str, Any], ...] = ()

@@ -34,36 +34,62 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": plain(title)}, **more}
 
 
-def best_so_far(points: list[Any], metric: str) -> Figure:
-    """Return the scores of all trials and the best so far, over the seconds that trials have trained."""
-    complete = [p for p in points if p[0].state == "COMPLETE"]
-    stopped = [p for p in points if p[0].state != "COMPLETE"]
-    line = [p for p in points if p[3] is not None]
-    data = [
-        _dots(stopped, "stopped early", GREY, symbol="x"),
-        _dots(complete, "complete", BLUE),
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "best so far",
-            "x": [p[1] for p in line],
-            "y": [p[3][1] for p in line],
-            "line": {"shape": "hv", "color": GREEN, "width": 3},
-            "hoverinfo": "skip",
-        },
-    ]
-    return {"data": data, "layout": {"xaxis": axis("seconds of training"), "yaxis": axis(metric)}}
+def best_so_far(points: list[dict[str, Any]], material: Material) -> Figure:
+    """Return the scores of all trials and the best so far: over the seconds of the search, and over the cost.
+
+    Args:
+        points: `analysis.best_so_far.points` of the JSON.
+        material: the study; without its times there is the cost alone.
+    """
+    timed = all(point["searched"] is not None for point in points)
+    axes = [("searched", "seconds of the search", "x")] * timed
+    axes.append(("slot_seconds", "cost: seconds of slots", "x2" if timed else "x"))
+    trials = {trial.id: trial for trial in material.record.trials}
+    data: list[dict[str, Any]] = []
+    for name, _, axis_name in axes:
+        first = axis_name == "x"
+        complete = [p for p in points if trials[p["trial"]].state == "COMPLETE"]
+        stopped = [p for p in points if trials[p["trial"]].state != "COMPLETE"]
+        line = [p for p in points if p["best"] is not None]
+        data += [
+            _dots(stopped, name, trials, "stopped early", GREY, symbol="x"),
+            _dots(complete, name, trials, "complete", BLUE),
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "best so far",
+                "x": [p[name] for p in line],
+                "y": [trials[p["best"]].metrics["best"][material.record.metric] for p in line],
+                "line": {"shape": "hv", "color": GREEN, "width": 3},
+                "hoverinfo": "skip",
+            },
+        ]
+        for trace in data[-3:]:
+            trace |= {"xaxis": axis_name, "legendgroup": trace["name"], "showlegend": first}
+    layout: dict[str, Any] = {"yaxis": axis(material.metric)}
+    for i, (_, title, axis_name) in enumerate(axes):
+        domain = {"domain": [i / 2 + 0.03 * i, (i + 1) / 2 - 0.03 * (1 - i)]} if timed else {}
+        layout[f"xaxis{axis_name[1:]}"] = axis(title, **domain)
+    return {"data": data, "layout": layout}
 
 
-def _dots(points: list[Any], name: str, shade: str, symbol: str = "circle") -> dict[str, Any]:
+def _dots(
+    points: list[dict[str, Any]],
+    over: str,
+    trials: dict[str, TrialRecord],
+    name: str,
+    shade: str,
+    symbol: str = "circle",
+) -> dict[str, Any]:
+    told = [trials[p["trial"]] for p in points]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": [p[1] for p in points],
-        "y": [p[2] for p in points],
-        "text": [plain(f"{p[0].id} {p[0].baseline or p[0].params.get('strategy', '')}") for p in points],
-        "hovertemplate": "%{text}<br>%{y:.4f}<extra></extra>",
+        "x": [p[over] for p in points],
+        "y": [p["score"] for p in points],
+        "text": [plain(f"{t.id} {t.baseline or t.params.get('strategy', '')}") for t in told],
+        "hovertemplate": "%{text}<br>%{y:.4f} after %{x:.0f} s<extra></extra>",
         "marker": {"color": shade, "size": 7, "opacity": 0.75, "symbol": symbol},
     }
 
@@ -134,8 +160,8 @@ def curves(trials: list[TrialRecord], material: Material) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def recalls(rows: list[tuple[Any, ...]]) -> Figure:
-    """Return recalls with their intervals, the worst on top."""
+def recalls(rows: list[tuple[str, float, float, float]]) -> Figure:
+    """Return recalls with their intervals, the worst on top: name, recall, low, high."""
     rows = rows[::-1]
     data = {
         "type": "scatter",
@@ -162,8 +188,9 @@ def _short(name: str) -> str:
     return plain(name if len(name) <= 28 else f"{name[:26]}…")
 
 
-def confusion(matrix: Any, names: list[str]) -> Figure:
+def confusion(counts: list[list[int]], names: list[str]) -> Figure:
     """Return the confusion matrix: a row for each true class, shaded by its share, labelled by images."""
+    matrix = np.array(counts)
     sizes = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, sizes, out=np.zeros(matrix.shape), where=sizes > 0)
     ticks = [_short(name) for name in names]

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,16 +19,28 @@ def text(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(safe_text.terminal(value)))
 
 
+def lines(value: str) -> Markup:
+    """Return several lines as escaped text that keeps them apart, for a `pre`."""
+    return Markup(html.escape(safe_text.terminal(value, keep="\n")))
+
+
 def join(parts: Iterable[object], between: str = "") -> Markup:
     """Return the parts, each escaped unless it is markup, one after another."""
     return Markup(between.join(text(part) for part in parts))
+
+
+def plain(value: object) -> str:
+    """Return the text of markup without its elements, for an attribute; other values as text."""
+    if not isinstance(value, Markup):
+        return str(value)
+    return html.unescape(re.sub(r"<[^<>]*>", "", value))
 
 
 def tag(element: str, /, *parts: object, **attributes: object) -> Markup:
     """Return an element; attributes that are None are left out, and `class_` stands for `class`."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
     told = "".join(
-        f' {key}="{html.escape(safe_text.terminal(value))}"' if value is not True else f" {key}"
+        f' {key}="{html.escape(safe_text.terminal(plain(value)))}"' if value is not True else f" {key}"
         for key, value in given.items()
         if value is not None and value is not False
     )
@@ -45,12 +58,22 @@ def number(value: float | None, shown: str, *source: object) -> Markup:
     Args:
         value: the number; None and values that are not finite are shown as a dash.
         shown: a format, such as `.4f`.
-        source: keys that lead to it in the JSON; none for a number that the page has worked out.
+        source: keys that lead to it in the JSON; a list there stands for its length. None where the keys
+            would say what a shareable page may not.
     """
     if value is None or not math.isfinite(value):
         return Markup("–")
-    place = pointer(*source) if source else None
-    return tag("data", format(value, shown), value=repr(value), data_json=place)
+    return told(format(value, shown), value, *source)
+
+
+def told(words: str, value: float, *source: object) -> Markup:
+    """Return a number in its own words, such as `2 min 05 s`, with value and place as `number` does."""
+    return tag("data", words, value=repr(value), data_json=pointer(*source) if source else None)
+
+
+def quoted(words: object, *source: object) -> Markup:
+    """Return text of `results --json --history` with its place there."""
+    return tag("span", words, data_json=pointer(*source))
 
 
 def table(
@@ -67,7 +90,7 @@ def table(
     made = tag(
         "table", *inner, tag("thead", head), tag("tbody", *body), class_="sortable" if sortable else None
     )
-    return tag("div", made, class_="wide", tabindex="0", role="region", aria_label=str(caption) or "table")
+    return tag("div", made, class_="wide", tabindex="0", role="region", aria_label=plain(caption) or "table")
 
 
 def _side(cell: object) -> str | None:

@@ -6,6 +6,7 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
+from finetune import steps
 from search.errors import StudyError
 from search.record import reader
 from search.record.study_folder import StudyFolder, write_text
@@ -13,7 +14,6 @@ from search.report.html import Markup, details, join, script_json, tag
 from search.report.material import Material
 from search.report.section import Figure, Section
 from search.report.sections import PROVIDERS
-from search.views.terminal import seconds_text
 
 HERE = Path(__file__).parent
 INSTALL = "pip install 'transfer-search[report]'"
@@ -39,7 +39,7 @@ def write(folder: StudyFolder, to: Path | None = None, *, shareable: bool = Fals
 
 def page(material: Material, plotly_js: str) -> str:
     """Return the page as HTML."""
-    sections = [made for provider in PROVIDERS if (made := provider(material)) is not None]
+    sections = _sections(material)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     hashes = " ".join(f"'sha256-{_digest(code)}'" for code in (plotly_js, script))
     policy = (
@@ -69,6 +69,12 @@ def page(material: Material, plotly_js: str) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
+def _sections(material: Material) -> list[Section]:
+    """Return the sections that have something to show."""
+    told = steps.counted(PROVIDERS, "write", len(PROVIDERS), "sections", patience=0.5)
+    return [made for provider in told if (made := provider(material)) is not None]
+
+
 def tag_void(element: str, /, **attributes: object) -> Markup:
     """Return an element without an end."""
     return Markup(tag(element, **attributes).removesuffix(f"</{element}>"))
@@ -76,12 +82,23 @@ def tag_void(element: str, /, **attributes: object) -> Markup:
 
 def _header(material: Material) -> Markup:
     record = material.record
-    of = "" if record.is_open else f" of {record.planned}"
-    told = f"{record.state}, {len(record.trials)}{of} trials in {seconds_text(record.seconds)}"
+    of = [] if record.is_open else [" of ", material.number("d", "study", "planned")]
+    exact = material.value("analysis", "counts", "exact")
+    heads = [" and ", material.number("d", "analysis", "counts", "exact"), " exact head", "s"[: exact > 1]]
+    told = [
+        f"{record.state}, ",
+        material.number("d", "analysis", "counts", "trials"),
+        *of,
+        " trials",
+        *(heads if exact else []),
+        " in ",
+        material.duration("study", "seconds"),
+    ]
+    title = _title(material) if material.shareable else material.quote("study", "name")
     return tag(
         "header",
-        tag("h1", _title(material)),
-        tag("p", told),
+        tag("h1", title),
+        tag("p", *told),
         tag("button", "light / dark", id="theme", type="button", hidden=True),
     )
 

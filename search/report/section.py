@@ -16,7 +16,7 @@ class Figure:
     """Its id on the page."""
     figure: dict[str, Any]
     """Plotly's `data` and `layout`, as JSON values."""
-    sentence: str
+    sentence: Markup
     """Its content in one sentence; also its label for screen readers."""
     numbers: Markup
     """Its numbers as a table."""

@@ -1,22 +1,16 @@
 """Plotly figures of the search space: importances, all settings side by side, and each one alone."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from finetune.metrics import Objective
 from search.record.records import TrialRecord
 from search.report.figures import GREEN, GREY, Figure, axis, colour, lines, plain
-from search.report.importance import is_all
 from search.report.material import Material
+from search.views.analysis.importance import is_all
+from search.views.analysis.trials import GROUPS
 
-GROUPS = (
-    ("best 10 %", 0.1, "#1f9d63"),
-    ("next 20 %", 0.3, "#3b7dd8"),
-    ("next 30 %", 0.6, "#8b7fc7"),
-    ("the rest", 1.0, GREY),
-)
-"""Groups of trials by score: name, share of trials up to which they reach, colour."""
+SHADES = dict(zip((name for name, _ in GROUPS), ("#1f9d63", "#3b7dd8", "#8b7fc7", GREY), strict=True))
+"""Colour of each group of trials by score."""
 
 
 def importances(found: dict[str, dict[str, float]]) -> Figure:
@@ -40,18 +34,6 @@ def importances(found: dict[str, dict[str, float]]) -> Figure:
     }
 
 
-def groups(trials: Sequence[TrialRecord], objective: Objective) -> list[tuple[str, list[TrialRecord]]]:
-    """Return the trials in groups by score, the best group first; empty groups are left out."""
-    order = sorted(trials, key=lambda t: objective.key(t.metrics["best"][objective.metric]))
-    made, begin = [], 0
-    for name, share, _ in GROUPS:
-        end = max(begin, math.ceil(share * len(order)))
-        if order[begin:end]:
-            made.append((name, order[begin:end]))
-        begin = end
-    return made
-
-
 def parallel(grouped: list[tuple[str, list[TrialRecord]]], names: list[str], material: Material) -> Figure:
     """Return all settings side by side, a line for each trial.
 
@@ -60,8 +42,7 @@ def parallel(grouped: list[tuple[str, list[TrialRecord]]], names: list[str], mat
     every = [trial for _, some in grouped for trial in some]
     metric = material.record.metric
     scales = [_Axis(name, [t.params.get(name) for t in every]) for name in names]
-    scales.append(_Axis(metric, [t.metrics["best"][metric] for t in every]))
-    shades = {name: shade for name, _, shade in GROUPS}
+    scales.append(_Axis(material.metric, [t.metrics["best"][metric] for t in every]))
     best = material.record.best
 
     def line(trials: list[TrialRecord]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -84,7 +65,7 @@ def parallel(grouped: list[tuple[str, list[TrialRecord]]], names: list[str], mat
     data = []
     for name, some in reversed(grouped):
         x, y, text = line(some)
-        data.append(lines(x, y, text, name, shades[name], 1.2, 0.45 if name == "the rest" else 0.7))
+        data.append(lines(x, y, text, name, SHADES[name], 1.2, 0.45 if name == "the rest" else 0.7))
     if best is not None and best in every:
         x, y, text = line([best])
         data.append(lines(x, y, text, f"the best, {best.id}", GREEN, 4, 1.0))

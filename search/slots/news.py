@@ -9,6 +9,8 @@ SAID_SECONDS = 2.0
 """Seconds from which the end of a step is told to the user."""
 FEATURES = "features of "
 """Beginning of the names of the steps that compute features."""
+NO_FEATURES = {"arrays": 0, "images": 0, "seconds": 0.0}
+"""Counts of a study that has computed no features."""
 
 
 class News:
@@ -18,13 +20,15 @@ class News:
         self.notes: list[str] = []
         self.shown = 0
         """Number of reports about steps."""
-        self._computed = 0
+        self._computed: dict[str, float] = dict(NO_FEATURES)
         self._steps: dict[str, Step] = {}
         """Steps of running jobs, by the id of the job."""
 
     def show(self, name: str, job_id: str, step: Step) -> None:
         """Keep how far slot `name` is with a step of its job; the end of a long one becomes a note."""
-        self._computed += step.over and step.name.startswith(FEATURES)
+        if step.over and step.name.startswith(FEATURES):
+            more = {"arrays": 1, "images": step.done, "seconds": step.seconds}
+            self._computed = {key: value + more[key] for key, value in self._computed.items()}
         if step.over:
             self._steps.pop(job_id, None)
             if step.seconds >= SAID_SECONDS and not step.name.startswith("epoch"):
@@ -41,7 +45,8 @@ class News:
 
         Returns:
             `notes`, the list of all lines so far; `steps` (job id -> Step), the steps that run; `shown`;
-            `computed`, the number of feature arrays computed.
+            `computed`, the feature `arrays` computed, and their `images` and `seconds`; what two slots
+            compute together counts for both.
         """
         self._steps = {job: step for job, step in self._steps.items() if job in running}
         return {"notes": self.notes, "steps": self._steps, "shown": self.shown, "computed": self._computed}

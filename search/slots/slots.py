@@ -23,6 +23,7 @@ from finetune.steps import Step
 from search.errors import CapacityError, SlotsLost
 from search.slots import ray_private, train_run
 from search.slots.exchange import Exchange
+from search.slots.news import NO_FEATURES
 from search.slots.nodes import HEAD, Resources
 from search.slots.preflight import Expected
 
@@ -197,8 +198,8 @@ class Slots:
         self._change = self.exchange.watch.remote(0, 0, 0)
         self.steps: dict[str, Step] = {}
         """Long steps of the jobs that run, by the id of the job, as of the last look for news."""
-        self.computed, self._shown = 0, 0
-        """Number of feature arrays computed so far; number of reports about steps."""
+        self.computed, self._shown = dict(NO_FEATURES), 0
+        """Feature `arrays` computed so far, their `images` and `seconds`; number of reports about steps."""
         self._pulse, self._felt = self.exchange.pulse.remote(), time.monotonic()
         self._dead: str | None = None
         """Reason why no trial can continue, once that is so."""

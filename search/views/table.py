@@ -3,11 +3,8 @@
 import csv
 import json
 import math
-import re
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +17,15 @@ from search.record.records import (
     EXACT,
     RECALL,
     RECALLS_OF_AN_EPOCH,
-    STATES,
     StudyRecord,
     TrialRecord,
     standing,
 )
 from search.verdict import contest
 from search.verdict.words import Scale
-from search.views import front, measured
+from search.views import analysis, front
+from search.views.analysis import best_model, trials
+from search.views.ranking import Failures, cause, failures, has_rank, ranked, score, state_of
 from search.views.terminal import clean, print_line, print_table, seconds_text
 
 _SHOWN = tuple(name for name, setting in SETTINGS.items() if setting.shown)
@@ -35,51 +33,8 @@ _HEADER = ("rank", "trial", "state")
 _RIGHT = frozenset({"rank", *(name.replace("_", " ") for name in _SHOWN[1:]), "epochs", "seconds"})
 _CSV_FIRST = ("number", "id", "state", "baseline", "epochs", "seconds")
 _CSV_LAST = ("slot", "error", "log")
-_INTERRUPTED = "interrupted"
-"""State shown for a trial that ended only because the study was interrupted."""
 _ALL_BLOCKS = -1
 """Copy of `finetune.settings.ALL`, the value of `frozen_layers` for which every block is frozen."""
-
-
-@dataclass(frozen=True)
-class Failures:
-    """Trials that failed for the same reason."""
-
-    cause: str
-    """Error message of the first of these trials."""
-    trials: tuple[TrialRecord, ...]
-
-
-def ranked(study: StudyRecord) -> list[TrialRecord]:
-    """Return the trials by state (COMPLETE, PRUNED, FAIL, RUNNING, WAITING), the best of each state first.
-
-    Trials that break a constraint come after the others of their state. Of equal trials the earlier one comes
-    first. Interrupted trials that a later trial continues are left out.
-    """
-
-    def key(trial: TrialRecord) -> tuple[int, bool, float, int]:
-        return (
-            STATES.index(trial.state),
-            study.breaks(trial),
-            study.objective.key(_score(study, trial)),
-            trial.number,
-        )
-
-    return sorted(standing(study.trials), key=key)
-
-
-def failures(study: StudyRecord) -> list[Failures]:
-    """Return the failed trials grouped by cause, the most frequent cause first.
-
-    Causes that differ only in numbers or paths count as the same. Interrupted trials have not failed, as
-    `resume` continues them.
-    """
-    groups: dict[str, list[TrialRecord]] = {}
-    for trial in study.trials:
-        if trial.state == "FAIL" and not trial.interrupted:
-            groups.setdefault(_normalised(_cause(trial)), []).append(trial)
-    found = [Failures(_cause(trials[0]), tuple(trials)) for trials in groups.values()]
-    return sorted(found, key=lambda group: (-len(group.trials), group.trials[0].number))
 
 
 def comparison(study: StudyRecord) -> list[str]:
@@ -123,17 +78,9 @@ def _private(privacy: Mapping[str, Any], best: TrialRecord) -> list[str]:
 
 def show(study: StudyRecord, out: Console) -> None:
     """Print the ranked table, the comparison with the baselines and the failures."""
-    trials = standing(study.trials)
-    states = Counter(state_of(trial) for trial in trials)
-    solved = sum(trial.baseline == EXACT for trial in trials)
-    more = f" and {solved} exact head{'s'[: solved > 1]}" if solved else ""
-    counts = [f"{states[state]} {state}" for state in (*STATES, _INTERRUPTED) if states[state]]
-    counted = len(trials) - solved
-    of = f"{counted}" if study.is_open else f"{counted} of {study.planned}"
     print_line(
         out,
-        f"study {study.name}: {study.state}, {of} trials{more} "
-        f"({', '.join(counts) or 'none started'}), {seconds_text(study.seconds)}",
+        f"study {study.name}: {study.state}, {_counted(study)}, {seconds_text(study.seconds)}",
         style="bold",
     )
     if study.plan and study.state == "finished":
@@ -143,27 +90,39 @@ def show(study: StudyRecord, out: Console) -> None:
         print_line(out, f"planned: {told}; it took {seconds_text(study.seconds)} ({off:+d} %)")
     if study.ended:
         print_line(out, f"ended early: {study.ended}")
-    score = f"best {study.metric}"
+    title = f"best {study.metric}"
     names = (name.replace("_", " ") for name in _columns(study))
     costs = front.titles(study)
-    header = (*_HEADER, *names, score, *costs, "epochs", "seconds")
+    header = (*_HEADER, *names, title, *costs, "epochs", "seconds")
     rows = [_row(study, rank, trial) for rank, trial in enumerate(ranked(study), start=1)]
-    print_table(out, header, rows, _RIGHT | {score, *costs[:-1]})
+    print_table(out, header, rows, _RIGHT | {title, *costs[:-1]})
     for line in comparison(study):
         print_line(out, line)
     for group in failures(study):
         _show_failures(study, group, out)
 
 
+def _counted(study: StudyRecord) -> str:
+    """Return how many trials there are: `22 of 22 trials and 1 exact head (11 COMPLETE, 12 PRUNED)`."""
+    found = trials.counts(study)
+    solved = found["exact"]
+    more = f" and {solved} exact head{'s'[: solved > 1]}" if solved else ""
+    of = "" if study.is_open else f" of {study.planned}"
+    states = ", ".join(f"{count} {state}" for state, count in found["states"].items())
+    return f"{found['trials']}{of} trials{more} ({states or 'none started'})"
+
+
 def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
     """Return the record as plain JSON values; a number that is not finite becomes null.
+
+    `analysis` holds what the report works out from the record; see `search.views.analysis`.
 
     Args:
         study: The record.
         history: Include each trial's `history`, the metrics of every epoch.
 
     """
-    trials = {trial.number: _trial_json(study, trial, history) for trial in study.trials}
+    told = {trial.number: _trial_json(study, trial, history) for trial in study.trials}
     best = study.best
     facts = {
         name: value
@@ -171,13 +130,15 @@ def to_json(study: StudyRecord, *, history: bool = False) -> dict[str, Any]:
         if name not in ("trials", "verdict", "repeats", "goal", "front", "refit")
     } | {"mode": study.objective.mode}
     facts |= front.facts(study) | ({"refit": True} if study.refit else {})
+    facts_of_model = best_model.model_facts(study)
     return {
         "study": _plain(facts),
         "verdict": _plain(contest.of(study).to_json()),
         "repeats": _plain(study.repeats),
-        "model": _plain(measured.model_facts(study)),
-        "best": None if best is None else trials[best.number],
-        "trials": list(trials.values()),
+        "model": _plain(facts_of_model),
+        "best": None if best is None else told[best.number],
+        "trials": list(told.values()),
+        "analysis": _plain(analysis.of(study, facts_of_model)),
     }
 
 
@@ -202,16 +163,6 @@ def to_csv(study: StudyRecord, path: Path) -> None:
         writer = csv.DictWriter(file, [*_CSV_FIRST, *spread, *_CSV_LAST])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def state_of(trial: TrialRecord) -> str:
-    """Return the state that people read: `interrupted` is not a failure."""
-    return _INTERRUPTED if trial.interrupted else trial.state
-
-
-def _score(study: StudyRecord, trial: TrialRecord) -> float | None:
-    value = trial.metrics["best"].get(study.metric)
-    return None if value is None or math.isnan(value) else value
 
 
 def _number(value: float) -> str:
@@ -243,13 +194,13 @@ def _columns(study: StudyRecord) -> list[str]:
 
 
 def _row(study: StudyRecord, rank: int, trial: TrialRecord) -> list[str]:
-    score = _score(study, trial)
+    found = score(study, trial)
     return [
-        str(rank) if trial.state == "COMPLETE" and score is not None and not study.breaks(trial) else "-",
+        str(rank) if has_rank(study, trial) else "-",
         f"{trial.id} {trial.baseline}" if trial.baseline else trial.id,
         state_of(trial),
         *(cell(trial, name) for name in _columns(study)),
-        "-" if score is None else _number(score),
+        "-" if found is None else _number(found),
         *front.cells(study, trial),
         str(trial.epochs),
         f"{trial.seconds:.1f}",
@@ -284,15 +235,15 @@ def _against(study: StudyRecord, best: TrialRecord, trial: TrialRecord) -> str:
     baseline = trial.baseline
     if trial.number == best.number:
         return f"against {baseline}: the best is the {baseline} itself; the search found nothing better"
-    score = _score(study, trial)
+    value = score(study, trial)
     if trial.state == "FAIL" and not trial.interrupted:
-        return f"against {baseline}: it failed ({trial.id}: {_cause(trial)}), so there is nothing to compare"
-    if trial.state != "COMPLETE" or score is None:
+        return f"against {baseline}: it failed ({trial.id}: {cause(trial)}), so there is nothing to compare"
+    if trial.state != "COMPLETE" or value is None:
         return f"against {baseline}: it has no final score ({trial.id}: {state_of(trial)})"
     if study.is_at_chance(trial):
-        return f"against {baseline}: it is at chance ({trial.id}, {_number(score)}): the gain says nothing"
-    gain = _gain(study, best.metrics["best"][study.metric], score)
-    return f"against {baseline}: {gain} ({trial.id}, {_number(score)})"
+        return f"against {baseline}: it is at chance ({trial.id}, {_number(value)}): the gain says nothing"
+    gain = _gain(study, best.metrics["best"][study.metric], value)
+    return f"against {baseline}: {gain} ({trial.id}, {_number(value)})"
 
 
 def _test_split(study: StudyRecord) -> str:
@@ -303,8 +254,8 @@ def _test_split(study: StudyRecord) -> str:
         return f"'{_command('export', study.folder)}' measures it on the test split, which was not read yet"
     for_verdict = sum(read.get("why") == "verdict" for read in study.test_reads)
     others = [read for read in study.test_reads if read.get("why") != "verdict"]
-    trials = ", ".join(dict.fromkeys(read["trial"] or "unknown" for read in others))
-    told = [f"the test split was read {_times(len(others))}, for {clean(trials)}"] if others else []
+    models = ", ".join(dict.fromkeys(read["trial"] or "unknown" for read in others))
+    told = [f"the test split was read {_times(len(others))}, for {clean(models)}"] if others else []
     if for_verdict:
         told.append(
             f"{'' if others else 'the test split was read '}{_times(for_verdict)}"
@@ -322,20 +273,6 @@ def _gain(study: StudyRecord, best: float, other: float) -> str:
     if best == other:
         return "no difference"
     return Scale(study.metric).gain(study.objective.gain(best, other))
-
-
-def _cause(trial: TrialRecord) -> str:
-    lines = (trial.error or "").strip().splitlines()
-    return clean(lines[0]) if lines else "no reason recorded"
-
-
-def without_paths(cause: str) -> str:
-    """Return a message with PATH in place of every path in it."""
-    return re.sub(r"(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\",;:)\]]+", "PATH", cause)
-
-
-def _normalised(cause: str) -> str:
-    return re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", "N", without_paths(cause))
 
 
 def _command(*words: str) -> str:

@@ -8,7 +8,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from threading import Lock
+from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -141,6 +142,43 @@ def counted(items: Iterable[T], name: str, total: int, unit: str, *, patience: f
     """Yield the items within a step that counts them."""
     with step(name, total, unit, patience=patience) as told:
         yield from told.each(items)
+
+
+@contextlib.contextmanager
+def growing(
+    name: str, files: Callable[[], Iterable[Path]], total: int | None = None, why: str = ""
+) -> Iterator[None]:
+    """Report a step that others carry out, such as a library's download, by the bytes of the files it writes.
+
+    Args:
+        name: what is done.
+        files: returns the files that grow; those that are there at the start do not count.
+        total: bytes in all, if known.
+        why: why it takes long.
+    """
+    before, over = _bytes(files()), Event()
+
+    def follow() -> None:
+        while not over.wait(TELL_SECONDS):
+            told.to(max(0, _bytes(files()) - before))
+
+    with step(name, total, "bytes", why) as told:
+        watch = Thread(target=follow, name="growing", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watch.join()
+            told.to(max(0, _bytes(files()) - before))
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    found = 0
+    for file in files:
+        with contextlib.suppress(OSError):  # renamed or removed meanwhile
+            found += file.stat().st_size
+    return found
 
 
 @contextlib.contextmanager

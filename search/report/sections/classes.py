@@ -1,22 +1,17 @@
 """Failures of the best model: recall of each class with its interval, confusions, calibration."""
 
-import math
 from typing import Any
 
-import numpy as np
-
 from search.report import figures, svg
-from search.report.html import Markup, details, number, table, tag
+from search.report.html import Markup, details, join, table, tag
 from search.report.material import Material
 from search.report.section import Figure, Section
-from search.verdict.answers import Answers, reliability
 
-MATRIX = 40
-"""Classes up to which the confusion matrix is drawn."""
-CONFUSIONS = 15
-"""Confusions that the table lists."""
+AT = ("analysis", "model")
 RECALLS = 60
 """Classes of which a recall is drawn: the worst."""
+STILL = 20
+"""Classes in the drawing without scripts."""
 
 
 def section(material: Material) -> Section | None:
@@ -24,143 +19,170 @@ def section(material: Material) -> Section | None:
     model = material.model
     if model is None:
         return None
-    parts: list[Any] = [tag("p", _whole(material, model))]
-    answers = material.answers
-    if answers is not None:
-        parts.append(_recalls(material, answers))
-        parts.append(_confusion(material, answers))
+    parts: list[Any] = [tag("p", _whole(material))]
+    if material.value(*AT, "recalls"):
+        parts.append(_recalls(material))
+        parts.append(_confusion(material))
     if model.get("calibration"):
-        parts.append(_calibration(material, model, answers))
+        parts.append(_calibration(material))
     return Section("classes", "Where it fails", parts)
 
 
-def _whole(material: Material, model: dict[str, Any]) -> Markup:
-    scores = model["metrics"][material.split]
-    told = []
-    for name, title in (
+def _whole(material: Material) -> Markup:
+    at = ("model", "metrics", material.split)
+    names = (
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("macro_f1", "macro F1"),
-    ):
-        told.append(
-            Markup(f"{title} {number(scores.get(name), '.4f', 'model', 'metrics', material.split, name)}")
-        )
-    images = number(scores["images"], "d", "model", "metrics", material.split, "images")
+    )
+    told = join((join([title, " ", material.number(".4f", *at, name)]) for name, title in names), ", ")
     independent = (
         "These images chose nothing."
         if material.split == "test"
         else "These images also chose it, so expect less."
     )
-    return Markup(f"The best model on {images} {material.split} images: {', '.join(told)}. {independent}")
+    images = material.number("d", *at, "images")
+    return join(["The best model on ", images, f" {material.split} images: ", told, f". {independent}"])
 
 
-def _recalls(material: Material, answers: Answers) -> Figure:
-    sizes = np.bincount(answers.labels, minlength=len(material.names))
-    hits = np.bincount(answers.labels, weights=answers.right, minlength=len(material.names))
-    rows = []
-    for i in np.flatnonzero(sizes):
-        low, high = wilson(float(hits[i]), int(sizes[i]))
-        rows.append((int(i), float(hits[i] / sizes[i]), low, high, int(sizes[i])))
-    rows.sort(key=lambda row: row[1])
-    worst, names = rows[0], material.classes
-    sentence = (
-        f"The class it finds least often is {names[worst[0]]}: {100 * worst[1]:.1f} % of {worst[4]} images "
-        f"(95 % interval {100 * worst[2]:.0f} to {100 * worst[3]:.0f})."
-    )
-    told = [
+def _recalls(material: Material) -> Figure:
+    rows = material.value(*AT, "recalls")
+    at = (*AT, "recalls", 0)
+    sentence = join(
         [
-            names[i],
-            number(recall, ".4f", "model", "metrics", material.split, f"recall/{material.names[i]}")
-            if not material.shareable
-            else number(recall, ".4f"),
-            number(low, ".3f"),
-            number(high, ".3f"),
-            number(size, "d"),
+            "The class it finds least often is ",
+            material.class_name(rows[0]["number"]),
+            ": ",
+            material.percent(1, *at, "recall"),
+            " of ",
+            material.number("d", *at, "images"),
+            " images (",
+            material.percent(0, "analysis", "rules", "confidence"),
+            " interval ",
+            material.percent(0, *at, "low"),
+            " to ",
+            material.percent(0, *at, "high"),
+            ").",
         ]
-        for i, recall, low, high, size in rows
+    )
+    cells = [
+        [
+            material.class_name(row["number"]),
+            material.number(".4f", *AT, "recalls", i, "recall"),
+            material.number(".3f", *AT, "recalls", i, "low"),
+            material.number(".3f", *AT, "recalls", i, "high"),
+            material.number("d", *AT, "recalls", i, "images"),
+        ]
+        for i, row in enumerate(rows)
     ]
     head = ["class", "recall", "low", "high", "images"]
-    shown = rows[:RECALLS]
+    caption = join(
+        [
+            f"Recall of each class on {material.split} images, Wilson ",
+            material.percent(0, "analysis", "rules", "confidence"),
+            " intervals",
+        ]
+    )
+    shown = [(material.classes[r["number"]], r["recall"], r["low"], r["high"]) for r in rows[:RECALLS]]
     return Figure(
         "recall",
-        figures.recalls([(names[i], *rest) for i, *rest in shown]),
+        figures.recalls(shown),
         sentence,
-        table(head, told, caption=f"Recall of each class on {material.split} images, Wilson 95 % intervals"),
-        svg.bars([(names[i], recall, low, high) for i, recall, low, high, _ in shown[:20]]),
+        table(head, cells, caption=caption),
+        svg.bars(
+            [
+                (material.class_name(row["number"], 24), cells[i][1], row["recall"], row["low"], row["high"])
+                for i, row in enumerate(rows[:STILL])
+            ]
+        ),
         height=90 + 24 * len(shown),
     )
 
 
-def _confusion(material: Material, answers: Answers) -> Markup | Figure:
-    names, count = material.classes, len(material.names)
-    pairs, many = np.unique(np.stack([answers.labels, answers.predicted]), axis=1, return_counts=True)
-    wrong = [(int(a), int(b), int(n)) for (a, b), n in zip(pairs.T, many, strict=True) if a != b]
-    wrong.sort(key=lambda one: -one[2])
-    sizes = np.bincount(answers.labels, minlength=count)
-    rows = [
-        [names[a], names[b], number(n, "d"), number(n / sizes[a], ".3f")] for a, b, n in wrong[:CONFUSIONS]
-    ]
-    numbers = table(
-        ["is", "was taken for", "images", "share of its class"], rows, caption="Most frequent confusions"
-    )
+def _confusion(material: Material) -> Markup | Figure:
+    wrong = material.value(*AT, "confusions")
     if not wrong:
         return tag("p", f"It makes no mistake on the {material.split} images.")
-    a, b, n = wrong[0]
-    sentence = (
-        f"Its most frequent mistake takes {names[a]} for {names[b]}: {n} of {sizes[a]} images. "
-        f"{sum(one[2] for one in wrong)} of {len(answers.labels)} answers are wrong."
-        f"{'' if count > MATRIX else ' Rows are the true classes.'}"
+    cells = [
+        [
+            *(material.class_name(number) for number in one["numbers"]),
+            material.number("d", *AT, "confusions", i, "images"),
+            material.number(".3f", *AT, "confusions", i, "share"),
+        ]
+        for i, one in enumerate(wrong)
+    ]
+    head = ["is", "was taken for", "images", "share of its class"]
+    numbers = table(head, cells, caption="Most frequent confusions")
+    matrix = material.value(*AT, "matrix")
+    sentence = join(
+        [
+            "Its most frequent mistake takes ",
+            cells[0][0],
+            " for ",
+            cells[0][1],
+            ": ",
+            cells[0][2],
+            " of ",
+            material.number("d", *AT, "confusions", 0, "of"),
+            " images. ",
+            material.number("d", *AT, "wrong"),
+            " of ",
+            material.number("d", *AT, "images"),
+            " answers are wrong.",
+            " Rows are the true classes." if matrix else "",
+        ]
     )
-    if count > MATRIX:
+    if matrix is None:
         return tag("div", tag("p", sentence), details("The numbers", numbers))
-    matrix = np.zeros((count, count), dtype=int)
-    matrix[pairs[0], pairs[1]] = many
-    return Figure(
-        "confusion", figures.confusion(matrix, names), sentence, numbers, height=max(320, 120 + 30 * count)
-    )
+    height = max(320, 120 + 30 * len(matrix))
+    return Figure("confusion", figures.confusion(matrix, material.classes), sentence, numbers, height=height)
 
 
-def _calibration(material: Material, model: dict[str, Any], answers: Answers | None) -> Markup | Figure:
-    facts, split = model["calibration"], material.split
-    told = facts[split]
-    before = number(told["ece_before"], ".4f", "model", "calibration", split, "ece_before")
-    after = number(told["ece_after"], ".4f", "model", "calibration", split, "ece_after")
-    warmth = number(facts["temperature"], ".3f", "model", "calibration", "temperature")
+def _calibration(material: Material) -> Markup | Figure:
+    at = ("model", "calibration")
     numbers = table(
         ["temperature", "calibration error before", "after"],
-        [[warmth, before, after]],
+        [
+            [
+                material.number(".3f", *at, "temperature"),
+                *(material.number(".4f", *at, material.split, f"ece_{when}") for when in ("before", "after")),
+            ]
+        ],
         caption="Temperature scaling",
     )
-    sentence = _calibrated(facts["temperature"], told, split)
-    if answers is None or answers.calibrated is None:
+    sentence = _calibrated(material)
+    curves = material.value(*AT, "reliability")
+    if curves is None:
         return tag("div", tag("p", sentence), details("The numbers", numbers))
-    curves = (("before", reliability(answers)), ("after", reliability(answers.with_calibration())))
     more = [
-        [when, number(b["confidence"], ".3f"), number(b["accuracy"], ".3f"), number(b["images"], "d")]
-        for when, bins in curves
-        for b in bins
+        [when, *(material.number(f, *AT, "reliability", when, i, name) for name, f in _OF_A_BIN)]
+        for when, bins in curves.items()
+        for i in range(len(bins))
     ]
     bins = table(["temperature", "mean confidence", "accuracy", "images"], more, caption="Bins of the curve")
-    return Figure("reliability", figures.reliability(curves), sentence, Markup(numbers + bins), height=340)
+    figure = figures.reliability(list(curves.items()))
+    return Figure("reliability", figure, sentence, Markup(numbers + bins), height=340)
 
 
-def _calibrated(temperature: float, told: dict[str, float], split: str) -> str:
-    """Return a sentence on what the temperature changed on the images of a split."""
+_OF_A_BIN = (("confidence", ".3f"), ("accuracy", ".3f"), ("images", "d"))
+
+
+def _calibrated(material: Material) -> Markup:
+    """Return a sentence on what the temperature changed on the images of the split."""
+    at, split = ("model", "calibration"), material.split
+    temperature, told = material.value(*at, "temperature"), material.value(*at, split)
     sure = "about as sure as it is right" if 0.95 <= temperature <= 1.05 else "too sure"
     sure = "not sure enough" if temperature < 0.95 else sure
     fell = told["ece_after"] < told["ece_before"]
-    return (
-        f"The model is {sure}: its temperature, fitted on validation images, is {temperature:.2f}. Dividing "
-        f"the logits by it, as the command predict does, {'lowers' if fell else 'does not lower'} the "
-        f"expected calibration error on {split} images: {told['ece_before']:.4f} before, "
-        f"{told['ece_after']:.4f} after."
+    return join(
+        [
+            f"The model is {sure}: its temperature, fitted on validation images, is ",
+            material.number(".2f", *at, "temperature"),
+            ". Dividing the logits by it, as the command predict does, ",
+            f"{'lowers' if fell else 'does not lower'} the expected calibration error on {split} images: ",
+            material.number(".4f", *at, split, "ece_before"),
+            " before, ",
+            material.number(".4f", *at, split, "ece_after"),
+            " after.",
+        ]
     )
-
-
-def wilson(hits: float, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    z = 1.959964
-    share = hits / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)

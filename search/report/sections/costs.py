@@ -1,60 +1,81 @@
-"""Cost of the trials, and savings by frozen blocks."""
+"""Seconds of the trials by how much is frozen, cost and saving of stored features, the verdict's seconds."""
 
-from statistics import median
 from typing import Any
 
-from search.record.records import TrialRecord, standing
-from search.report.html import number, table, tag
+from search.report.html import Markup, join, table, tag
 from search.report.material import Material
 from search.report.section import Section
 
-GROUPS = (("all blocks frozen", 1.0), ("most blocks frozen", 0.5), ("few blocks frozen", 0.0))
+AT = ("analysis", "costs")
 
 
 def section(material: Material) -> Section | None:
     """Return seconds by how many blocks are frozen, or None where no trial has an epoch."""
-    trials = [t for t in standing(material.record.trials) if t.history and _share(t) is not None]
-    if not trials:
+    groups = material.value(*AT, "by_frozen_blocks")
+    if not groups:
         return None
-    rows, told = [], []
-    left = trials
-    for name, least in GROUPS:
-        mine = [t for t in left if (_share(t) or 0.0) >= least]
-        left = [t for t in left if (_share(t) or 0.0) < least]
-        if mine:
-            each = median(_epoch(t) for t in mine)
-            total = sum(t.seconds for t in mine)
-            rows.append([name, number(len(mine), "d"), number(each, ".3f"), number(total, ".1f")])
-            told.append((name, each))
-    words = "Features of frozen blocks are computed once and read by all trials that freeze as many. "
-    if len(told) > 1 and told[0][0] == GROUPS[0][0] and told[0][1] > 0:
-        words += (
-            f"An epoch took {told[0][1]:.3g} s where all blocks are frozen, and "
-            f"{told[-1][1] / told[0][1]:.0f} times as long where {told[-1][0].removesuffix(' frozen')} are."
-        )
+    rows = [
+        [
+            one["group"],
+            material.number("d", *AT, "by_frozen_blocks", i, "trials"),
+            material.number(".3f", *AT, "by_frozen_blocks", i, "epoch_seconds"),
+            material.number(".1f", *AT, "by_frozen_blocks", i, "seconds"),
+        ]
+        for i, one in enumerate(groups)
+    ]
     head = ["trials with", "trials", "median seconds of an epoch", "seconds in all"]
-    repeats = material.record.repeats
-    parts: list[Any] = [tag("p", words), table(head, rows, caption="Seconds by how much is frozen")]
-    if repeats:
-        seconds = sum(float(one["seconds"]) for one in repeats)
-        parts.append(
-            tag(
-                "p",
-                f"The verdict's {len(repeats)} trainings with other seeds took {seconds:.1f} s.",
-            )
-        )
+    parts: list[Any] = [tag("p", _stored(material))]
+    if material.value(*AT, "slowdown_of_the_last_group") is not None:
+        last = groups[-1]["group"].removesuffix(" frozen")
+        told = [
+            "An epoch took ",
+            material.number(".3g", *AT, "by_frozen_blocks", 0, "epoch_seconds"),
+            " s where all blocks are frozen, and ",
+            material.number(".0f", *AT, "slowdown_of_the_last_group"),
+            f" times as long where {last} are.",
+        ]
+        parts.append(tag("p", join(told)))
+    parts.append(table(head, rows, caption="Seconds by how much is frozen"))
+    if material.value(*AT, "verdict", "trainings"):
+        told = [
+            "The verdict's ",
+            material.number("d", *AT, "verdict", "trainings"),
+            " trainings with other seeds took ",
+            material.duration(*AT, "verdict", "seconds"),
+            ".",
+        ]
+        parts.append(tag("p", join(told)))
     return Section("costs", "What it cost", parts)
 
 
-def _epoch(trial: TrialRecord) -> float:
-    """Return the seconds of the trial's usual epoch."""
-    return median(epoch.get("seconds", 0.0) for epoch in trial.history)
-
-
-def _share(trial: TrialRecord) -> float | None:
-    """Return the share of the backbone's blocks that the trial froze."""
-    frozen, blocks = trial.effective.get("frozen_blocks"), trial.effective.get("blocks")
-    count = len(blocks) if isinstance(blocks, list) else blocks
-    if not isinstance(frozen, int) or not isinstance(count, int) or not count:
-        return None
-    return frozen / count
+def _stored(material: Material) -> Markup:
+    """Return sentences on what stored features cost and saved."""
+    words = "Features of frozen blocks are computed once and read by all trials that freeze as many. "
+    at = (*AT, "features")
+    found = material.value(*at)
+    if found is None:
+        return join([words, "No trial of this study has read any."])
+    read = [
+        material.number("d", *at, "trials"),
+        " trials read them, in ",
+        material.number("d", *at, "epochs"),
+    ]
+    if not found["images"]:
+        return join([words, *read, " epochs. An earlier study had computed them, or nobody noted the cost."])
+    told = [
+        "Computing them took ",
+        material.duration(*at, "seconds"),
+        " of a slot for ",
+        material.number(",d", *at, "images"),
+        " images; ",
+        *read,
+        " epochs.",
+    ]
+    saved = found["seconds_saved"]
+    if saved is not None and saved > 0:
+        told += [
+            " At that speed, computing them anew in each of these epochs would have taken about ",
+            material.duration(*at, "seconds_saved"),
+            " more.",
+        ]
+    return join([words, *told])

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from search.record.records import StudyRecord, TrialRecord
+from search.record.records import TrialRecord
 from search.report.figures import BLUE, GREEN, GREY, axis, plain
-from search.report.html import number, table
+from search.report.html import Markup, join, table
 from search.report.material import Material
 from search.report.section import Figure, Section
 from search.views import front
@@ -21,36 +21,35 @@ def section(material: Material) -> Section | None:
     rows = [
         [
             trial.id,
-            number(
-                material.score(trial),
-                ".4f",
-                *material.place(trial),
-                "metrics",
-                "best",
-                material.record.metric,
-            ),
-            *(number(trial.measured.get(n), ".4g", *material.place(trial), "measured", n) for n in names),
+            material.score_of(trial),
+            *(material.number(".4g", *material.place(trial), "measured", n) for n in names),
             front.place(material.record, trial),
         ]
         for trial in trials
     ]
     shown = table(head, rows, caption="Complete trials and what they cost", sortable=True)
     title = "Pareto front" if goal.objectives else "Limits"
-    figure = Figure("front", _figure(material, trials), _sentence(material.record), shown)
+    figure = Figure("front", _figure(material, trials), _sentence(material), shown)
     return Section("front", title, [figure])
 
 
-def _sentence(record: StudyRecord) -> str:
-    goal = record.goal
+def _sentence(material: Material) -> Markup:
+    goal = material.record.goal
     assert goal is not None
-    limits = ", ".join(map(str, goal.constraints))
-    told = f" Limits: {limits}." if limits else ""
+    limits = [material.quote("study", "constraints", i) for i in range(len(goal.constraints))]
+    told: list[object] = [" Limits: ", join(limits, ", "), "."] if limits else []
     if not goal.objectives:
-        return f"The best trial is the best one within its limits.{told}"
-    names = ", ".join((record.metric, *goal.objectives))
-    return (
-        f"{len(record.front)} trials are on the front of {names}: no other trial is as good in all of them "
-        f"and better in one, where costs within 5 % count as equal.{told}"
+        return join(["The best trial is the best one within its limits.", *told])
+    names = ", ".join((material.metric, *goal.objectives))
+    return join(
+        [
+            material.number("d", "study", "front"),
+            f" trials are on the front of {names}: no other trial is as good in all of them and better in "
+            "one, where costs within ",
+            material.percent(0, "analysis", "rules", "costs_that_count_as_equal"),
+            " count as equal.",
+            *told,
+        ]
     )
 
 

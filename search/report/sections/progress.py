@@ -1,55 +1,62 @@
-"""The best score so far, against seconds of training."""
+"""The best score so far, against the seconds of the search and against its cost."""
 
-from search.record.records import TrialRecord, standing
+from typing import Any
+
 from search.report import figures, svg
-from search.report.html import number, table
+from search.report.html import Markup, join, table
 from search.report.material import Material
 from search.report.section import Figure, Section
+
+AT = ("analysis", "best_so_far")
 
 
 def section(material: Material) -> Section | None:
     """Return the best score so far, or None where no trial has a score."""
-    record = material.record
-    trials = [t for t in standing(record.trials) if t.metrics["best"].get(record.metric) is not None]
-    if not trials:
+    found = material.value(*AT)
+    if not found:
         return None
-    spent, points, best = 0.0, [], None
-    for trial in trials:
-        spent += trial.seconds
-        score = trial.metrics["best"][record.metric]
-        if trial.state == "COMPLETE" and record.objective.is_better(score, best and best[1]):
-            best = (trial, score)
-        points.append((trial, spent, score, best))
-    steps = [(i, p) for i, p in enumerate(points) if p[3] is not None and p[3][0] is p[0]]
+    places = [i for i, point in enumerate(found["points"]) if point["best"] == point["trial"]]
     rows = [
         [
-            trial.id,
-            number(at, ".1f"),
-            number(score, ".4f", *material.place(trial), "metrics", "best", record.metric),
+            found["points"][i]["trial"],
+            material.number(".1f", *AT, "points", i, "searched"),
+            material.number(".1f", *AT, "points", i, "slot_seconds"),
+            material.number(".4f", *AT, "points", i, "score"),
         ]
-        for _, (trial, at, score, _) in steps
+        for i in places
     ]
-    sentence = _sentence(points, record.metric)
-    figure = Figure(
-        "best-so-far",
-        figures.best_so_far(points, record.metric),
-        sentence,
-        table(
-            ["trial", "seconds of training so far", f"best {record.metric}"], rows, caption="New best trials"
-        ),
-        svg.steps([(at, p[1]) for _, at, _, p in points if p], [(at, s) for _, at, s, _ in points]),
+    head = ["trial", "seconds of the search", "seconds of slots", f"best {material.metric}"]
+    numbers = table(head, rows, caption="New best trials")
+    still = svg.steps(
+        found["points"],
+        material.number(".4f", *AT, "highest"),
+        material.number(".4f", *AT, "lowest"),
+        material.number(".0f", *AT, "slot_seconds"),
     )
-    return Section("progress", "Best so far", [figure])
+    sentence = _sentence(material, found, places[-1] if places else None)
+    figure = figures.best_so_far(found["points"], material)
+    return Section("progress", "Best so far", [Figure("best-so-far", figure, sentence, numbers, still)])
 
 
-def _sentence(
-    points: list[tuple[TrialRecord, float, float, tuple[TrialRecord, float] | None]], metric: str
-) -> str:
-    last = points[-1][3]
-    if last is None:
-        return f"No trial has completed yet; the dots are trials that were stopped early ({metric})."
-    at = next(spent for trial, spent, _, _ in points if trial is last[0])
-    return (
-        f"The best {metric} was found by {last[0].id}, after {at:.0f} of {points[-1][1]:.0f} seconds that "
-        "all trials together have trained."
-    )
+def _sentence(material: Material, found: dict[str, Any], place: int | None) -> Markup:
+    if place is None:
+        return join(
+            [f"No trial has completed yet; the dots are trials that were stopped early ({material.metric})."]
+        )
+    words: list[object] = [
+        f"The best {material.metric} was found by {found['points'][place]['trial']}, after "
+    ]
+    if found["searched"] is not None:
+        words += [
+            material.number(".0f", *AT, "points", place, "searched"),
+            " of ",
+            material.number(".0f", *AT, "searched"),
+            " seconds of the search. It had cost ",
+        ]
+    words += [
+        material.number(".0f", *AT, "points", place, "slot_seconds"),
+        " of the ",
+        material.number(".0f", *AT, "slot_seconds"),
+        " seconds that all trials together took of the slots.",
+    ]
+    return join(words)

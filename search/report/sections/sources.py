@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from search.report.html import Markup, join, number, table, tag
+from search.report.html import join, table, tag
 from search.report.material import Material
 from search.report.section import Section
 
@@ -30,8 +30,9 @@ def section(material: Material) -> Section | None:
     found = None if material.shareable else (material.model or {}).get("source_classes")
     if not found:
         return None
-    listed = list(zip(material.names, material.classes, strict=True))[:SHOWN]
-    rows = [_row(found["classes"][name], name, shown) for name, shown in listed]
+    rows = [
+        _row(material, found["classes"][name], number) for number, name in enumerate(material.names[:SHOWN])
+    ]
     head = ["class", "leans on", "explained"]
     told = WORDS[found["how"]].replace("`", "")
     if found.get("answers") is not None and found["how"] == "projection":
@@ -40,11 +41,17 @@ def section(material: Material) -> Section | None:
     return Section("sources", "What it leans on", [words, table(head, rows, caption="Source classes")])
 
 
-def _row(told: dict[str, Any], name: str, shown: str) -> list[object]:
-    place = ("model", "source_classes", "classes", name)
+def _row(material: Material, told: dict[str, Any], number: int) -> list[object]:
+    place = ("model", "source_classes", "classes", material.names[number])
     leans = [
-        Markup(f"{tag('span', source)} {number(share, '.2f', *place, 'leans_on', source)}")
-        for source, share in told["leans_on"].items()
+        join(
+            [
+                material.named(*place, "leans_on", source),
+                " ",
+                material.number(".2f", *place, "leans_on", source),
+            ]
+        )
+        for source in told["leans_on"]
     ]
-    explained = number(told["explained"], ".2f", *place, "explained")
-    return [shown, join(leans, ", ") if leans else "–", explained]
+    explained = material.number(".2f", *place, "explained")
+    return [material.class_name(number), join(leans, ", ") if leans else "–", explained]

@@ -2,32 +2,31 @@
 
 from typing import Any
 
-from search.record.records import TrialRecord, standing
-from search.report import figures, importance, space_figures
-from search.report.html import Markup, number, table, tag
+from search.record.records import TrialRecord
+from search.report import figures, space_figures
+from search.report.html import Markup, join, table, tag
 from search.report.material import Material
 from search.report.section import Figure, Section
+from search.report.sections.trials import setting
+from search.views.analysis import importance
+from search.views.analysis.trials import groups, scored
 
 SLICES = 8
 """Settings that get a picture of their own; the most important come first."""
+TOLD = 10
+"""Trials in the table of a setting."""
+AT = ("analysis", "importance")
 
 
 def section(material: Material) -> Section | None:
     """Return importances, parallel coordinates and slices, or None if fewer than two trials have a score."""
-    trials = [t for t in standing(material.record.trials) if material.score(t) is not None]
+    trials = scored(material.record)
     searched = importance.searched(trials)
     if len(trials) < 2 or not searched:
         return None
-    parts: list[Any] = []
-    found = importance.within_strategies(trials, material.record.objective)
-    if found:
-        parts.append(_importances(found))
-    else:
-        least = importance.LEAST_TRIALS
-        parts.append(
-            tag("p", f"Importance needs {least} sampled trials of one strategy; no strategy has them.")
-        )
-    parts.append(_parallel(material, trials, searched))
+    found: dict[str, dict[str, float]] = material.value(*AT)
+    parts: list[Any] = [_importances(material, found) if found else _no_importances(material)]
+    parts.append(_parallel(material, searched))
     weight = {name: max((of.get(name, 0.0) for of in found.values()), default=0.0) for name in searched}
     first = sorted((n for n in searched if n != "strategy"), key=lambda n: -weight[n])[:SLICES]
     if first:
@@ -36,22 +35,34 @@ def section(material: Material) -> Section | None:
             tag("span", tag("i", style=f"background:{figures.colour(s)}"), s, class_="key")
             for s in strategies
         )
-        parts.append(tag("p", Markup("Each setting alone, a dot for each trial: "), *dots))
+        parts.append(tag("p", "Each setting alone, a dot for each trial: ", *dots))
     parts += [_slice(material, trials, name) for name in first]
     return Section("space", "What mattered", parts)
 
 
-def _importances(found: dict[str, dict[str, float]]) -> Figure:
+def _no_importances(material: Material) -> Markup:
+    least = material.number("d", "analysis", "rules", "least_trials_for_importance")
+    return tag("p", "Importance needs ", least, " sampled trials of one strategy; no strategy has them.")
+
+
+def _importances(material: Material, found: dict[str, dict[str, float]]) -> Figure:
     told = []
     for strategy, values in found.items():
-        name, share = max(values.items(), key=lambda item: item[1])
-        told.append(f"{name.replace('_', ' ')} within {strategy} ({100 * share:.0f} %)")
+        name = max(values, key=lambda name: values[name])
+        share = material.percent(0, *AT, strategy, name)
+        told.append(join([f"{name.replace('_', ' ')} within {strategy} (", share, ")"]))
     rows = [
-        [s, n.replace("_", " "), number(v, ".3f")] for s, values in found.items() for n, v in values.items()
+        [strategy, name.replace("_", " "), material.number(".3f", *AT, strategy, name)]
+        for strategy, values in found.items()
+        for name in values
     ]
-    sentence = (
-        f"What explains most of the differences: {', '.join(told)}. Each strategy is looked at alone, as "
-        "they do not share all settings (PED-ANOVA; stopped trials count with the score that they reached)."
+    sentence = join(
+        [
+            "What explains most of the differences: ",
+            join(told, ", "),
+            ". Each strategy is looked at alone, as they do not share all settings (PED-ANOVA; stopped "
+            "trials count with the score that they reached).",
+        ]
     )
     numbers = table(["strategy", "setting", "share"], rows, caption="Importance within each strategy")
     return Figure("importance", space_figures.importances(found), sentence, numbers, height=_bars(found))
@@ -61,45 +72,42 @@ def _bars(found: dict[str, dict[str, float]]) -> int:
     return 130 + 26 * max(len(values) for values in found.values()) * len(found)
 
 
-def _parallel(material: Material, trials: list[TrialRecord], searched: list[str]) -> Figure:
+def _parallel(material: Material, searched: list[str]) -> Figure:
     numeric = [n for n in searched if n != "strategy"]
     best = material.record.best
     chosen = "" if best is None else f" The best, {best.id}, is drawn thick."
-    sentence = (
-        f"Each line is a trial, from its settings on the left to its {material.metric} on the right; click a "
-        f"group in the legend to hide it.{chosen}"
+    sentence = join(
+        [
+            f"Each line is a trial, from its settings on the left to its {material.metric} on the right; "
+            f"click a group in the legend to hide it.{chosen}"
+        ]
     )
-    groups = space_figures.groups(trials, material.record.objective)
+    at = ("analysis", "groups")
     rows = [
-        [name, number(len(some), "d"), number(min(scores), ".4f"), number(max(scores), ".4f")]
-        for name, some in groups
-        if (scores := [s for t in some if (s := material.score(t)) is not None])
+        [
+            material.named(*at, name),
+            material.number("d", *at, name, "trials"),
+            material.number(".4f", *at, name, "lowest"),
+            material.number(".4f", *at, name, "highest"),
+        ]
+        for name in material.value(*at)
     ]
     numbers = table(["group", "trials", "lowest", "highest"], rows, caption="Groups of the lines")
-    figure = space_figures.parallel(groups, ["strategy"] * ("strategy" in searched) + numeric, material)
+    shown = ["strategy"] * ("strategy" in searched) + numeric
+    figure = space_figures.parallel(groups(material.record), shown, material)
     return Figure("parallel", figure, sentence, numbers, height=400)
 
 
 def _slice(material: Material, trials: list[TrialRecord], name: str) -> Figure:
     mine = [t for t in trials if t.params.get(name) is not None]
-    best = min(mine, key=lambda t: material.record.objective.key(material.score(t)))
+    top = sorted(mine, key=lambda t: material.record.objective.key(material.score(t)))[:TOLD]
     title = name.replace("_", " ")
-    value = best.params[name]
-    shown = "all" if importance.is_all(name, value) else f"{value:.3g}" if isinstance(value, float) else value
-    sentence = f"{title}: the best score has {shown}."
-    top = sorted(mine, key=lambda t: material.record.objective.key(material.score(t)))[:10]
+    sentence = join([f"{title}: the best score has ", _value(material, top[0], name), "."])
     rows = [
-        [
-            t.id,
-            str(t.params.get("strategy", "–")),
-            str(t.params[name])
-            if isinstance(t.params[name], bool | str) or importance.is_all(name, t.params[name])
-            else number(t.params[name], ".3g", *material.place(t), "params", name),
-            number(material.score(t), ".4f", *material.place(t), "metrics", "best", material.record.metric),
-        ]
+        [t.id, str(t.params.get("strategy", "–")), _value(material, t, name), material.score_of(t)]
         for t in top
     ]
-    numbers = table(["trial", "strategy", title, material.metric], rows, caption=f"The ten best by {title}")
+    numbers = table(["trial", "strategy", title, material.metric], rows, caption=f"The best by {title}")
     return Figure(
         f"slice-{name}",
         space_figures.of_setting(mine, name, material),
@@ -108,3 +116,10 @@ def _slice(material: Material, trials: list[TrialRecord], name: str) -> Figure:
         height=240,
         small=True,
     )
+
+
+def _value(material: Material, trial: TrialRecord, name: str) -> object:
+    """Return the value that was searched; the figure shows the same."""
+    if importance.is_all(name, trial.params[name]):
+        return "all"
+    return setting(material, "params", name, trial)

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from search.report.html import Markup, number, table, tag
+from search.report.html import Markup, details, table, tag
 from search.report.material import Material
 from search.report.pictures import picture
 from search.report.section import Figure, Section
 
+AT = ("analysis", "model", "suspects")
 SHOWN = 12
 
 
@@ -15,16 +16,16 @@ def section(material: Material) -> Section | None:
     suspects = material.explained.get("suspects", [])
     if not suspects:
         return None
-    shown = [_suspect(one) for one in suspects[:SHOWN]]
+    shown = [_suspect(material, place, one) for place, one in enumerate(suspects[:SHOWN])]
     rows = [
         [
-            one["path"],
-            one["label"],
-            number(one["given"], ".3f"),
-            one["likely"],
-            number(one["probability"], ".3f"),
+            material.quote(*AT, i, "path"),
+            material.quote(*AT, i, "label"),
+            material.number(".3f", *AT, i, "given"),
+            material.quote(*AT, i, "likely"),
+            material.number(".3f", *AT, i, "probability"),
         ]
-        for one in suspects
+        for i in range(len(suspects))
     ]
     head = ["image", "label", "its probability", "looks like", "probability"]
     words = (
@@ -35,19 +36,20 @@ def section(material: Material) -> Section | None:
     parts: list[Markup | Figure] = [
         tag("p", words),
         tag("div", *shown, class_="pictures"),
-        tag("details", tag("summary", "The list"), table(head, rows, caption="Doubtful labels")),
+        details("The list", table(head, rows, caption="Doubtful labels")),
     ]
     return Section("suspects", "Labels to look at", parts)
 
 
-def _suspect(one: dict[str, Any]) -> Markup:
-    label, likely = str(one["label"]), str(one["likely"])
+def _suspect(material: Material, place: int, one: dict[str, Any]) -> Markup:
     told = tag(
         "figcaption",
-        tag("b", f"{likely}?"),
-        Markup(f" {number(one['probability'], '.2f')}"),
+        tag("b", material.quote(*AT, place, "likely"), "?"),
+        " ",
+        material.number(".2f", *AT, place, "probability"),
         Markup("<br>"),
-        f"labelled {label}",
+        "labelled ",
+        material.quote(*AT, place, "label"),
     )
-    shown = picture(str(one["picture"]), f"labelled {label}, looks like {likely}")
+    shown = picture(str(one["picture"]), f"labelled {one['label']}, looks like {one['likely']}")
     return tag("figure", shown, told, title=str(one["path"]))

@@ -3,10 +3,11 @@
 from typing import Any
 
 from search.record.records import TrialRecord
-from search.report.html import Markup, details, number, table, tag
+from search.report.html import Markup, details, join, table, tag
 from search.report.material import Material
 from search.report.section import Section
-from search.views.table import cell, state_of
+from search.views.ranking import state_of
+from search.views.table import cell
 
 SHOWN = 12
 """Trials in the first table; the second one, which opens on a click, has all of them."""
@@ -18,19 +19,28 @@ def section(material: Material) -> Section:
     ranked = material.ranked
     short = [trial for i, trial in enumerate(ranked) if i < SHOWN or trial.baseline]
     searched = _searched(material)
-    head = ["rank", "trial", f"best {material.metric}", *map(_title, FIRST), "state", "epochs", "seconds"]
-    places = {trial.number: place for place, trial in enumerate(ranked, start=1)}
-    caption = f"The best of {len(ranked)} trials, and the baselines"
-    parts: list[Any] = [
-        table(head, (_row(material, t, places[t.number], FIRST) for t in short), caption=caption),
-    ]
+    count = material.number("d", "analysis", "counts", "all")
+    caption = join(["The best of ", count, " trials, and the baselines"])
+    parts: list[Any] = [_table(material, short, FIRST, caption)]
     if ranked:
-        every = [*FIRST, *(name for name in searched if name not in FIRST)]
-        wide = ["rank", "trial", f"best {material.metric}", *map(_title, every), "state", "epochs", "seconds"]
-        rows = (_row(material, t, places[t.number], every) for t in ranked)
-        whole = table(wide, rows, caption="Every trial; click a column to sort by it", sortable=True)
-        parts.append(details(f"All {len(ranked)} trials with every searched setting", whole))
+        every = (*FIRST, *(name for name in searched if name not in FIRST))
+        whole = _table(material, ranked, every, "Every trial; click a column to sort by it", sortable=True)
+        parts.append(details(join(["All ", count, " trials with every searched setting"]), whole))
     return Section("trials", "Ranked trials", parts)
+
+
+def _table(
+    material: Material,
+    trials: list[TrialRecord],
+    settings: tuple[str, ...],
+    caption: object,
+    *,
+    sortable: bool = False,
+) -> Markup:
+    score = f"best {material.metric}"
+    head = ["rank", "trial", score, *map(_title, settings), "state", "epochs", "seconds"]
+    rows = (_row(material, trial, settings) for trial in trials)
+    return table(head, rows, caption=caption, sortable=sortable)
 
 
 def _searched(material: Material) -> list[str]:
@@ -48,26 +58,47 @@ def _title(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _row(material: Material, trial: TrialRecord, place: int, settings: Any) -> list[object]:
-    record = material.record
-    score = trial.metrics["best"].get(record.metric)
+def _row(material: Material, trial: TrialRecord, settings: tuple[str, ...]) -> list[object]:
     at = material.place(trial)
     name = tag("span", trial.id, class_="id")
     if trial.baseline:
-        name = Markup(f"{name} {tag('span', trial.baseline, class_='pill')}")
+        name = join([name, " ", tag("span", trial.baseline, class_="pill")])
     return [
-        place if trial.state == "COMPLETE" and score is not None else "–",
+        material.number("d", "analysis", "ranks", trial.id),
         name,
-        number(score, ".4f", *at, "metrics", "best", record.metric),
-        *(_setting(trial, name, at) for name in settings),
+        material.score_of(trial),
+        *(_setting(material, trial, name) for name in settings),
         state_of(trial),
-        number(trial.epochs, "d", *at, "epochs"),
-        number(trial.seconds, ".1f", *at, "seconds"),
+        material.number("d", *at, "epochs"),
+        material.number(".1f", *at, "seconds"),
     ]
 
 
-def _setting(trial: TrialRecord, name: str, at: tuple[object, ...]) -> object:
-    value = trial.params.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or name == "frozen_layers":
-        return cell(trial, name)
-    return number(value, ".3g" if isinstance(value, float) else "d", *at, "params", name)
+def _setting(material: Material, trial: TrialRecord, name: str) -> object:
+    """Return a setting as the table in a terminal shows it, each number of it with its place."""
+    value, used = trial.params.get(name, trial.effective.get(name)), trial.effective
+    where = "params" if name in trial.params else "effective"
+    if value is None or cell(trial, name) == "all":
+        return cell(trial, name).replace("-", "–") if value is None else "all"
+    if name == "frozen_layers" and isinstance(value, float) and "frozen_blocks" in used:
+        return join(
+            [
+                setting(material, "effective", "frozen_blocks", trial),
+                " (",
+                setting(material, where, name, trial),
+                ")",
+            ]
+        )
+    if name == "learning_rate" and "learning_rate_limit" in used:
+        limit = setting(material, "effective", "learning_rate_limit", trial)
+        return join([limit, " (", setting(material, where, name, trial), ")"])
+    return setting(material, where, name, trial)
+
+
+def setting(material: Material, where: str, name: str, trial: TrialRecord) -> Markup:
+    """Return one of a trial's `params` or `effective` settings with its place."""
+    at = (*material.place(trial), where, name)
+    value = material.value(*at)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return material.quote(*at)
+    return material.number(".3g" if isinstance(value, float) else "d", *at)

@@ -1,8 +1,8 @@
 """Pictures of a trial whose answers the record keeps: confusion, reliability, mistakes, a training batch.
 
 They are drawn with Pillow from what the worker left in the trial's folder (answers.npz, mistakes.json,
-batch.json), so the process that writes them needs neither torch nor the images. Maps of where the model
-looked go beside the mistakes once a worker writes them: add their pictures to `_tiles`.
+explained.json, batch.json), so the process that writes them needs neither torch nor the images. Beside each
+mistake stands the map of what spoke for it, where the worker has explained it.
 
 Shapes: N images, C classes.
 """
@@ -69,8 +69,9 @@ def add(
     run = folder.tensorboard / Columns(config).run_name(trial.id, trial.params, trial.baseline)
     kept = kept or folder.trial(trial.id)
     drawn = list(_of_answers(kept / "answers.npz", classes))
+    maps = _maps(kept / "explained.json")
     for name, title in (("mistakes", "most confident mistakes"), ("batch", "a training batch as seen")):
-        if tiles := _tiles(kept / f"{name}.json"):
+        if tiles := _tiles(kept / f"{name}.json", maps):
             drawn.append((f"pictures/{title}", sheet(tiles)))
     if not drawn or not run.is_dir():
         return False
@@ -154,14 +155,15 @@ def reliability(right: NDArray[np.bool_], before: Floats, after: Floats) -> Imag
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """Return pictures with a text below each, IN_A_ROW in a row."""
-    rows = -(-len(tiles) // IN_A_ROW)
-    wide, high = TILE + 40, TILE + CAPTION + 8
-    image = Image.new("RGB", (wide * min(IN_A_ROW, len(tiles)), high * rows), _PAPER)
+    """Return pictures with a text below each, IN_A_ROW in a row; of wide pictures as many as have room."""
+    side = max(tile.width for tile, _ in tiles)
+    across = IN_A_ROW if side <= TILE else IN_A_ROW // 2
+    rows = -(-len(tiles) // across)
+    wide, high = max(TILE, side) + 40, TILE + CAPTION + 8
+    image = Image.new("RGB", (wide * min(across, len(tiles)), high * rows), _PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(11)
     for at, (tile, caption) in enumerate(tiles):
-        x, y = at % IN_A_ROW * wide, at // IN_A_ROW * high
-        tile.thumbnail((TILE, TILE))
+        x, y = at % across * wide, at // across * high
         image.paste(tile, (x + (wide - tile.width) // 2, y + 4))
         draw.multiline_text((x + wide // 2, y + TILE + 8), caption, _INK, font, anchor="ma", align="center")
     return image
@@ -186,13 +188,40 @@ def _of_answers(path: Path, classes: Sequence[str]) -> Sequence[tuple[str, Image
     ]
 
 
-def _tiles(path: Path) -> list[tuple[Image.Image, str]]:
-    """Return the pictures that a worker kept, with a caption: the answer, its probability and the label."""
+def _tiles(path: Path, maps: Mapping[int, Image.Image]) -> list[tuple[Image.Image, str]]:
+    """Return the pictures that a worker kept, with a caption: the answer, its probability and the label.
+
+    Args:
+        path: the worker's file.
+        maps: a map for the picture of each explained image, by the image's number; it stands beside it.
+    """
     try:
         kept: list[Mapping[str, Any]] = json.loads(text_of(path))
-        return [(_opened(one["picture"]), _caption(one)) for one in kept]
+        return [
+            (_beside(_opened(one["picture"]), maps.get(one.get("image", -1))), _caption(one)) for one in kept
+        ]
     except (OSError, ValueError, KeyError, TypeError):  # none was kept, or the file is damaged
         return []
+
+
+def _maps(path: Path) -> dict[int, Image.Image]:
+    """Return the maps of explained mistakes, by number of the image."""
+    try:
+        return {one["image"]: _opened(one["map"]) for one in json.loads(text_of(path))["mistakes"]}
+    except (OSError, ValueError, KeyError, TypeError):  # none was kept, or the file is damaged
+        return {}
+
+
+def _beside(picture: Image.Image, mark: Image.Image | None) -> Image.Image:
+    """Return a picture in the size of a tile, with its map to the right if there is one."""
+    picture.thumbnail((TILE, TILE))
+    if mark is None:
+        return picture
+    image = Image.new("RGB", (2 * TILE + 4, TILE), _PAPER)
+    for at, each in enumerate((picture, mark)):
+        each.thumbnail((TILE, TILE))
+        image.paste(each, (at * (TILE + 4), (TILE - each.height) // 2))
+    return image
 
 
 def _opened(picture: str) -> Image.Image:

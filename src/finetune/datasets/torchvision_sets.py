@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
+from finetune import steps
 from finetune.datasets.sources import Files, Reader, Source
 from finetune.errors import DataError, did_you_mean
 from finetune.settings import SampleSettings
@@ -179,8 +180,9 @@ def _ensure(name: str, root: str) -> None:
         try:
             _open_sets(name, root)
         except DataError:
-            for arguments in SETS[name].splits.values():
-                _open_set(name, root, {**arguments, "download": True})
+            with steps.growing(f"download {name}", lambda: Path(root).rglob("*"), why="once on each node"):
+                for arguments in SETS[name].splits.values():
+                    _open_set(name, root, {**arguments, "download": True})
 
 
 @lru_cache(maxsize=2)

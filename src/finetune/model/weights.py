@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,9 @@ def _download(member: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             if not file.exists():
-                size = f"{member.meta['_file_size']:.0f} MB"
-                with steps.step(f"download weights {file.name} ({size})", why="once on each node"):
+                size = round(2**20 * member.meta["_file_size"])
+                parts = partial(folder.glob, f"{file.name}*")  # torch writes beside it, and then renames
+                with steps.growing(f"download weights {file.name}", parts, size, "once on each node"):
                     torch.hub.download_url_to_file(member.url, str(file), digest, progress=False)
     except (OSError, RuntimeError) as error:  # no network or no such page; RuntimeError is a wrong digest
         raise WeightsError(

@@ -49,6 +49,7 @@ def _importances(trials: list[TrialRecord], objective: Objective) -> dict[str, f
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # each study that it makes is an event for it
     names = [name for name in searched(trials) if all(name in trial.params for trial in trials)]
     if not names:
         return {}
