@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
+from search.report.space_figures import ABOVE
 from search.views.ranking import without_paths
 from search.views.terminal import seconds_text
 
@@ -275,7 +276,7 @@ def _of(key: str, told: Any) -> set[float]:
         top = max(
             (v for t in told["trials"] if isinstance(v := t["params"].get(name), int | float)), default=0
         )
-        found.add(top + max(1, round(0.1 * top)))
+        found.add(top + max(1, round(ABOVE * top)))
     return found
 
 

@@ -122,7 +122,7 @@ def test_without_scripts_the_verdict_and_the_numbers_are_there(chromium: Chromiu
     shown = chromium.page(written, scripts=False, width=360)
     text = shown.evaluate("document.body.innerText")
     assert "is better than the recipe" in text
-    assert shown.evaluate("document.querySelectorAll('#verdict svg .bar').length") >= 2
+    assert shown.evaluate("document.querySelectorAll('#verdict .intervals .bar').length") >= 2
     assert shown.evaluate("document.querySelectorAll('noscript svg.still').length") >= 2
     assert shown.evaluate("document.documentElement.scrollWidth") == 360
     assert shown.evaluate("getComputedStyle(document.querySelector('.plot')).display") == "none"

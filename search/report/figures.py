@@ -203,7 +203,7 @@ def confusion(counts: list[list[int]], names: list[str]) -> Figure:
         "text": [[str(int(v)) if v else "" for v in row] for row in matrix],
         "texttemplate": "%{text}" if len(names) <= 20 else "",
         "hovertemplate": "is %{y}<br>was taken for %{x}<br>%{text} images<extra></extra>",
-        "colorscale": [[0, "rgba(59,125,216,0.04)"], [1, "rgba(59,125,216,0.95)"]],
+        "colorscale": [[0, "rgba(59,125,216,0.04)"], [1, "rgba(59,125,216,0.7)"]],
         "zmin": 0,
         "zmax": 1,
         "showscale": False,

@@ -82,19 +82,39 @@ def table(
     *,
     caption: object = "",
     sortable: bool = False,
+    aligned: bool = True,
 ) -> Markup:
-    """Return a table that scrolls within its own box where it is wider than the page."""
-    head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
-    body = (tag("tr", *(tag("td", cell, class_=_side(cell)) for cell in row)) for row in rows)
+    """Return a table that scrolls within its own box where it is wider than the page.
+
+    Args:
+        header: titles of the columns.
+        rows: cells.
+        caption: what the table shows.
+        sortable: whether a click on a title sorts the rows.
+        aligned: whether columns with numbers are aligned to the right.
+    """
+    cells = [list(row) for row in rows]
+    right = [aligned and any(_is_number(row[i]) for row in cells) for i in range(len(header))]
+    head = (
+        tag("th", cell, scope="col", class_="n" if n else None) for cell, n in zip(header, right, strict=True)
+    )
+    body = (
+        tag("tr", *(tag("td", cell, class_="n" if n else None) for cell, n in zip(row, right, strict=True)))
+        for row in cells
+    )
     inner = [tag("caption", caption)] if caption else []
     made = tag(
-        "table", *inner, tag("thead", head), tag("tbody", *body), class_="sortable" if sortable else None
+        "table",
+        *inner,
+        tag("thead", tag("tr", *head)),
+        tag("tbody", *body),
+        class_="sortable" if sortable else None,
     )
     return tag("div", made, class_="wide", tabindex="0", role="region", aria_label=plain(caption) or "table")
 
 
-def _side(cell: object) -> str | None:
-    return "n" if isinstance(cell, int | float) or str(cell).startswith("<data") else None
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) or str(cell).startswith("<data")
 
 
 def details(summary: object, *parts: object) -> Markup:

@@ -28,6 +28,9 @@
   const drawn = new Set();
   function draw(place) {
     const told = JSON.parse(document.getElementById(place.dataset.figure).textContent);
+    for (const trace of told.data) {
+      if (trace.type === "heatmap") trace.textfont = { color: colour("--ink") };  // readable on light cells and dark
+    }
     Plotly.react(place, told.data, layout(told.layout, place.clientHeight), settings);
     drawn.add(place);
   }

@@ -9,6 +9,8 @@ from search.report.material import Material
 from search.views.analysis.importance import is_all
 from search.views.analysis.trials import GROUPS
 
+ABOVE = 0.2
+"""Share of the largest number of frozen blocks by which `all` stands above it."""
 SHADES = dict(zip((name for name, _ in GROUPS), ("#1f9d63", "#3b7dd8", "#8b7fc7", GREY), strict=True))
 """Colour of each group of trials by score."""
 
@@ -115,7 +117,7 @@ def of_setting(trials: list[TrialRecord], name: str, material: Material) -> Figu
     every = len(numbers) == sum(not is_all(name, v) for v in values) and bool(numbers)
     log = every and min(numbers) > 0 and max(numbers) / min(numbers) > 20
     few = not every or len(set(map(repr, values))) <= 6
-    top = max(numbers, default=0) + max(1, round(0.1 * max(numbers, default=0)))
+    top = max(numbers, default=0) + max(1, round(ABOVE * max(numbers, default=0)))
     for strategy in dict.fromkeys(str(t.params.get("strategy")) for t in trials):
         mine = [t for t in trials if str(t.params.get("strategy")) == strategy]
         given = [t.params[name] for t in mine]

@@ -1,54 +1,13 @@
-"""Small drawings that need no script: those that carry the verdict. Colours come from the page's style."""
+"""Drawings for a page without scripts. Colours come from the page's style."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from search.report.html import Markup, join, tag
-from search.verdict.words import Comparison
 
 WIDTH = 640
 LEFT = 190
-
-
-def intervals(shown: Sequence[tuple[Comparison, Markup]]) -> Markup:
-    """Return each comparison's difference and interval on one axis, with a line at no difference.
-
-    Args:
-        shown: comparisons, each with its difference as the page shows it.
-    """
-    compared = [one for one, _ in shown]
-    bounds = [value for one in compared for value in (one.low, one.high) if value is not None]
-    low, high = min(0.0, *bounds), max(0.0, *bounds)
-    span = (high - low) or 1.0
-    low, high = low - 0.06 * span, high + 0.06 * span
-
-    def x(value: float) -> float:
-        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - 20), 1)
-
-    row = 44
-    height = row * len(compared) + 34
-    parts: list[Markup] = [
-        tag("line", x1=x(0), x2=x(0), y1=4, y2=height - 26, class_="zero"),
-        tag("text", "no difference", x=x(0), y=height - 8, class_="axis", text_anchor="middle"),
-    ]
-    for i, (one, difference) in enumerate(shown):
-        if one.low is None or one.high is None or one.difference is None:
-            continue
-        y = row * i + 22
-        kind = {"better": "up", "worse": "down"}.get(one.outcome, "even")
-        name = one.against if one.against in ("recipe", "runner-up") else f"best of {one.against}"
-        parts += [
-            tag("text", name, x=0, y=y - 2, class_="name"),
-            tag("text", one.trial, x=0, y=y + 14, class_="axis"),
-            tag("line", x1=x(one.low), x2=x(one.high), y1=y, y2=y, class_=f"bar {kind}"),
-            tag("circle", cx=x(one.difference), cy=y, r=5, class_=f"dot {kind}"),
-            _label(difference, x=x(one.difference), y=y - 10, class_="axis", text_anchor="middle"),
-        ]
-    label = "Differences to the winner with their intervals: " + "; ".join(
-        f"{one.against} {one.outcome}" for one in compared
-    )
-    return _drawing(height, label, parts)
 
 
 def steps(points: Sequence[dict[str, Any]], high: Markup, low: Markup, seconds: Markup) -> Markup:

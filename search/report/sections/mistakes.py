@@ -23,11 +23,12 @@ def section(material: Material) -> Section | None:
         f" wrong answers on {mistakes[0]['split']} images that the model is surest of. "
         "Look for labels that are wrong, and for what the pictures have in common.",
     ]
+    if any(why["map"] for why in explained.values()):
+        words.append(" Beside each: the same image, bright where it spoke for the wrong answer.")
     if explained:
         words.append(
-            " Beside each: the same image, bright where it spoke for the wrong answer. Below: the training "
-            "images that look most alike to the model, with their cosine; neighbours of the wrong class "
-            "explain many mistakes."
+            " Below: the training images that look most alike to the model, with their cosine; neighbours of "
+            "the wrong class explain many mistakes."
         )
     return Section(
         "mistakes", "Worst mistakes", [tag("p", join(words)), tag("div", *shown, class_="pictures")]
@@ -38,8 +39,9 @@ def _mistake(material: Material, place: int, one: dict[str, Any], why: dict[str,
     label, predicted = str(one["label"]), str(one["predicted"])
     shown = [picture(str(one["picture"]), f"{label}, taken for {predicted}")]
     near: list[Markup] = []
-    if why is not None:
+    if why is not None and why["map"]:
         shown.append(picture(str(why["map"]), f"the same, bright where it spoke for {predicted}"))
+    if why is not None:
         near = [_neighbour(material, place, i, found) for i, found in enumerate(why["neighbours"])]
     told = tag(
         "figcaption",

@@ -32,7 +32,7 @@ def section(material: Material) -> Section:
     if not material.shareable:
         command = ["python", "-m", "search", "run", f"{material.record.folder}/study.yaml"]
         parts.append(tag("pre", shlex.join(command)))
-    parts.append(table(["fact", "value"], rows, caption="What the record holds"))
+    parts.append(table(["fact", "value"], rows, caption="What the record holds", aligned=False))
     if material.config and not material.shareable:
         parts.append(details("study.yaml", tag("pre", lines(material.config))))
     return Section("reproduce", "How to reproduce", parts)
@@ -45,4 +45,5 @@ def _slots(facts: dict[str, Any]) -> list[str]:
 
 def _slot(material: Material, name: str) -> object:
     at = (*AT, "slots", name)
-    return join([material.quote(*at, "device"), " on ", material.quote(*at, "host")])
+    told = [material.quote(*at, key) for key in ("device", "host") if material.value(*at, key)]
+    return join(told, " on ")

@@ -47,8 +47,9 @@ def _row(material: Material, told: dict[str, Any], number: int) -> list[object]:
         join(
             [
                 material.named(*place, "leans_on", source),
-                " ",
+                " (",
                 material.number(".2f", *place, "leans_on", source),
+                ")",
             ]
         )
         for source in told["leans_on"]

@@ -19,13 +19,11 @@ def section(material: Material) -> Section:
     ranked = material.ranked
     short = [trial for i, trial in enumerate(ranked) if i < SHOWN or trial.baseline]
     searched = _searched(material)
-    count = material.number("d", "analysis", "counts", "all")
-    caption = join(["The best of ", count, " trials, and the baselines"])
-    parts: list[Any] = [_table(material, short, FIRST, caption)]
+    parts: list[Any] = [_table(material, short, FIRST, "The best trials, and the baselines")]
     if ranked:
         every = (*FIRST, *(name for name in searched if name not in FIRST))
         whole = _table(material, ranked, every, "Every trial; click a column to sort by it", sortable=True)
-        parts.append(details(join(["All ", count, " trials with every searched setting"]), whole))
+        parts.append(details("All trials with every searched setting", whole))
     return Section("trials", "Ranked trials", parts)
 
 

@@ -1,6 +1,6 @@
 """The verdict, in words and as intervals."""
 
-from search.report import html, svg
+from search.report import html, intervals
 from search.report.html import Markup, details, join, table, tag
 from search.report.material import Material
 from search.report.section import Section
@@ -47,7 +47,7 @@ def _intervals(material: Material) -> list[Markup]:
         for i, one in enumerate(verdict.comparisons)
     ]
     head = ["against", "trial", "ahead by", "low", "high", "seeds", "outcome"]
-    drawn = svg.intervals(
+    drawn = intervals.drawing(
         [
             (one, material.gain(*COMPARED, i, "difference"))
             for i, one in enumerate(verdict.comparisons)
@@ -76,9 +76,11 @@ def _tiles(material: Material) -> Markup:
         if one.against in ("recipe", "runner-up") and one.difference is not None:
             gain = material.gain(*COMPARED, place, "difference")
             tiles.append(_tile(f"against the {one.against}", gain, one.outcome))
-    done = material.number("d", "analysis", "counts", "complete")
-    count = material.number("d", "analysis", "counts", "all")
-    tiles.append(_tile("trials", count, join([done, f" complete, {record.state}"])))
+    count = material.number("d", "analysis", "counts", "trials")
+    heads = material.number("d", "analysis", "counts", "exact")
+    exact = material.value("analysis", "counts", "exact")
+    more = ["and ", heads, f" exact head{'s'[: exact > 1]}, "] if exact else []
+    tiles.append(_tile("trials", count, join([*more, record.state])))
     return tag("div", *tiles, class_="tiles")
 
 

@@ -207,7 +207,8 @@ def _tiles(path: Path, maps: Mapping[int, Image.Image]) -> list[tuple[Image.Imag
 def _maps(path: Path) -> dict[int, Image.Image]:
     """Return the maps of explained mistakes, by number of the image."""
     try:
-        return {one["image"]: _opened(one["map"]) for one in json.loads(text_of(path))["mistakes"]}
+        told = json.loads(text_of(path))["mistakes"]
+        return {one["image"]: _opened(one["map"]) for one in told if one["map"] is not None}
     except (OSError, ValueError, KeyError, TypeError):  # none was kept, or the file is damaged
         return {}
 

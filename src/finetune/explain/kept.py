@@ -25,9 +25,9 @@ SUSPECTS = 24
 def save(path: Path, run: Run, split: str, mistakes: list[dict[str, Any]]) -> None:
     """Write what explains mistakes, and the most doubtful labels, as JSON in one step.
 
-    `mistakes` has a map over each picture and its nearest training images; `suspects` the training images
-    whose label surprises heads that did not see it. Where blocks are trained there are none: features that
-    have learned a label are not surprised by it.
+    `mistakes` has a map over each picture, null where it is the same everywhere, and its nearest training
+    images; `suspects` the training images whose label surprises heads that did not see it. Where blocks are
+    trained there are none: features that have learned a label are not surprised by it.
 
     Args:
         path: file to write.
@@ -72,7 +72,9 @@ def _mistakes(run: Run, split: str, mistakes: list[dict[str, Any]]) -> list[dict
             }
             for row, cosine, shown in near
         ]
-        marked = _coded(overlay.over(pixels[i], drawn[i]))
+        # Of a small image the last block may have one position: a map of one value says nothing of where.
+        told = float(drawn[i].max() - drawn[i].min()) > 0.01
+        marked = _coded(overlay.over(pixels[i], drawn[i])) if told else None
         found.append({"image": image, "map": marked, "neighbours": neighbours})
     return found
 
