@@ -18,10 +18,11 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
+from benchmarks.board import study as study_of
 from search.config.study import StudyConfig
 from search.record.records import TrialRecord
 from search.views.tensorboard import Board
-from search.views.tensorboard.study_page import BY_COST, BY_TRIALS, STORED, STUDY_RUN
+from search.views.tensorboard.study_page import BY_COST, BY_TRIALS, COMPUTED, STORED, STUDY_RUN
 
 CONFIG = StudyConfig.from_folder("flowers", backbone="mobilenet_v2")
 FUSE = {
@@ -338,7 +339,8 @@ def test_runs_of_an_earlier_version_get_todays_names_and_columns(tmp_path: Path)
 def test_the_page_of_the_study_says_how_the_search_went(tmp_path: Path) -> None:
     board = Board(tmp_path, CONFIG)
     seconds = iter([10.0, 20.0, 30.0])
-    board.study.open(searched=lambda: next(seconds), slots=2)
+    arrays = iter([2, 2, 3])
+    board.study.open(searched=lambda: next(seconds), slots=2, computed=lambda: next(arrays))
     found = {"stored_cut": 19}
     board.study.ended(record(0, "COMPLETE", 0.5, effective=found))
     board.study.ended(record(1, "PRUNED", 0.9, effective=found))
@@ -352,6 +354,7 @@ def test_the_page_of_the_study_says_how_the_search_went(tmp_path: Path) -> None:
     share = scalars(tmp_path, STUDY_RUN, "whole study/share of slot time that trained")
     assert share == [(1, 3 / 20), (2, 6 / 40), (3, 12 / 60)]
     assert scalars(tmp_path, STUDY_RUN, STORED) == [(1, 1), (2, 2), (3, 2)]
+    assert scalars(tmp_path, STUDY_RUN, COMPUTED) == [(1, 2), (2, 2), (3, 3)]
     (table,) = read(tmp_path).Tensors(STUDY_RUN, "whole study/time per phase")
     assert b"| images | 1.3 |" in table.tensor_proto.string_val[0]
     (answer,) = read(tmp_path).Tensors(STUDY_RUN, "whole study/answer")
@@ -386,6 +389,19 @@ def test_an_epoch_writes_one_event_however_many_there_are(tmp_path: Path, board:
         event for event in event_file_loader.EventFileLoader(str(file)).Load() if event.HasField("summary")
     ]
     assert len(events) == 1 + 100  # the hyperparameters come first
+
+
+def test_logs_grow_by_a_few_kilobytes_for_each_trial(tmp_path: Path) -> None:
+    """So do the curves of the study, with a point for each trial: 1,000 trials stay a few megabytes."""
+    sizes = []
+    for count in (20, 40):
+        config, trials = study_of(count)
+        board = Board(tmp_path / str(count), config)
+        board.take_up(trials)
+        board.study.open(trials)
+        board.close()
+        sizes.append(sum(f.stat().st_size for f in (tmp_path / str(count)).rglob("*") if f.is_file()))
+    assert sizes[1] - sizes[0] < 20 * 10_000
 
 
 def test_the_driver_loads_no_torch() -> None:

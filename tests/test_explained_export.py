@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from finetune import model_folder
-from finetune.explain import sources
+from finetune.explain import kept, sources
 from finetune.explain.neighbours import nearest
 from finetune.messages import Keep
 from finetune.model.backbones.parts import GlobalAveragePool
@@ -32,7 +32,7 @@ Export = Callable[..., Path]
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Return a function that trains and exports a small model, and returns its folder."""
     root = tmp_path_factory.mktemp("exports")
-    digits = DataSettings(kind="digits", image_size=32, horizontal_flip=False, validation_share=0.4)
+    digits = DataSettings(kind="digits", image_size=64, horizontal_flip=False, validation_share=0.4)
     made: dict[Any, Path] = {}
 
     def make(strategy: str, frozen: int = ALL) -> Path:
@@ -112,7 +112,14 @@ def test_mistakes_are_explained_by_a_map_and_the_nearest_training_images(export:
         assert cosines == sorted(cosines, reverse=True)
         assert -1 <= cosines[-1] <= cosines[0] <= 1.0001
         assert one["map"] != mistake["picture"]
-        assert Image.open(io.BytesIO(base64.b64decode(one["map"]))).size == (32, 32)
+        assert Image.open(io.BytesIO(base64.b64decode(one["map"]))).size == (64, 64)
+
+
+def test_a_map_of_one_value_is_not_shown() -> None:
+    """As of images of 32 pixels, of which most networks have one position left."""
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert kept.marked(image, torch.ones(8, 8)) is None
+    assert kept.marked(image, torch.linspace(0, 1, 64).view(8, 8)) is not None
 
 
 def test_labels_are_doubted_only_by_features_that_have_not_learned_them(export: Export) -> None:

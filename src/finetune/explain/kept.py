@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from finetune.evaluation.outputs import PICTURE_SIDE
 from finetune.explain import doubts, features, overlay
@@ -18,6 +19,8 @@ from finetune.training.run import Run
 NEIGHBOURS = 3
 TRAIN = 1_000
 """Training images among which neighbours are looked for, if blocks are trained: all pass through them."""
+FLAT = 0.01
+"""Difference within a map below which it shows nothing."""
 SUSPECTS = 24
 """Images with doubtful labels that are kept as pictures."""
 
@@ -72,11 +75,18 @@ def _mistakes(run: Run, split: str, mistakes: list[dict[str, Any]]) -> list[dict
             }
             for row, cosine, shown in near
         ]
-        # Of a small image the last block may have one position: a map of one value says nothing of where.
-        told = float(drawn[i].max() - drawn[i].min()) > 0.01
-        marked = _coded(overlay.over(pixels[i], drawn[i])) if told else None
-        found.append({"image": image, "map": marked, "neighbours": neighbours})
+        found.append({"image": image, "map": marked(pixels[i], drawn[i]), "neighbours": neighbours})
     return found
+
+
+def marked(image: Tensor, found: Tensor) -> str | None:
+    """Return an image (3, S, S) with its map (S, S) on it, as a WebP in base64; None for a map of one value.
+
+    Of a small image the last block may have one position, which says nothing of where it looked.
+    """
+    if float(found.max() - found.min()) < FLAT:
+        return None
+    return _coded(overlay.over(image, found))
 
 
 def _suspects(run: Run) -> list[dict[str, Any]]:
