@@ -56,7 +56,7 @@ PLANTS = [
     (r'value="[^"]*" (data-json="/analysis/model/wrong")', r'value="1" \1', "is given as"),
     (r"/analysis/model/recalls/0/low", r"/analysis/model/recalls/99/low", "not in the JSON"),
     (r"(answers are wrong\.)", r"\1 That is 12 %.", "classes <figcaption>: 12"),
-    (r"(The best trials, and)", r"At most 99: \1", "trials <caption>: 99"),
+    (r"(<caption>)(The best trials, and)", r"\1At most 99: \2", "trials <caption>: 99"),
     (r'(<img[^>]* alt=")', r"\g<1>0.97 ", "<alt>: 0.97"),
     (r'("name":"complete","x":\[)[\d.]+', r"\g<1>123456.5", "figure best-so-far: 123456"),
     (r"(This page asks for nothing)", r"Written in 2 s. \1", "<footer>: 2"),

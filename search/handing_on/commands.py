@@ -157,11 +157,14 @@ def explain(
         model, images or [], to, method=method, about=about, train=train or (), text=text
     )
     found = Counted(rows)
+    with Phases().phase("explain"):
+        if as_json:
+            told = list(found)
+        else:
+            for row in found:
+                print(explanations.line(row), flush=True)
     if as_json:
-        print_json(list(found))
-    else:
-        for row in found:
-            print(explanations.line(row), flush=True)
+        print_json(told)
     say(f"{to}: {found.images - found.unreadable} pictures, and explain.json")
     _all_readable(found)
 
