@@ -18,7 +18,10 @@ from finetune.settings import DataSettings
 from search.__main__ import check as check_command
 from search.__main__ import guarded
 from search.config.study import StudyConfig
-from search.driver.checks import check, check_text
+from search.driver.checks import check, check_text, findings
+from search.record import reader
+from search.record.study_folder import StudyFolder
+from tests.by_hand import run_of
 
 SIDE = 40
 noise = np.random.default_rng(0)
@@ -214,6 +217,29 @@ def test_the_plan_holds_the_report(root: Path) -> None:
     assert planned["data"] == report(root)
     assert check.errors(planned) == []
     assert "val: 8 images: cat 4, dog 4" in check_text.lines(planned)
+
+
+def test_studies_on_the_same_images_know_what_check_has_found_about_copies(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere / "cache"))
+    put(root, "val/cat", 100)
+    copy(root, "train/cat/0.png", "val/cat/copy.png")
+    (root / "val/cat/odd.png").write_bytes(b"")
+    assert findings.kept(report(root)["fingerprint"]) is None
+    planned = check.plan(StudyConfig.from_dict(config_of(root, on_error="skip")))
+    kept = findings.kept(planned["data"]["fingerprint"])
+    assert kept is not None
+    assert [one["check"] for one in kept] == ["in_two_splits"]  # and not that an image was skipped
+    assert kept[0]["images"] == ["train/cat/0.png (train) = val/cat/copy.png (val)"]
+    folder = StudyFolder(elsewhere / "study")
+    first = run_of(folder)
+    first.close(0.0)
+    assert reader.read_study(folder).findings is None
+    findings.keep({"fingerprint": first.images.fingerprint, "findings": kept})
+    run_of(folder).close(0.0)
+    assert reader.read_study(folder).findings == kept
 
 
 @pytest.mark.parametrize("as_json", [True, False])

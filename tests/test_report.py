@@ -94,6 +94,7 @@ def test_mistakes_have_a_map_and_neighbours_and_doubtful_labels_are_listed(folde
     assert mistakes.count("the same, bright where it spoke for") == mistakes.count("<figcaption>") > 3
     assert mistakes.count("a training image of") == 3 * mistakes.count("<figcaption>")
     assert "labelled" in suspects
+    assert "roses/7.jpg and roses/12.jpg" in suspects
     assert "data.exclude" in suspects
 
 
@@ -102,7 +103,8 @@ def test_a_record_without_explanations_has_a_page_with_plain_mistakes(tmp_path: 
     (found,) = study.root.rglob("explained.json")
     found.unlink()
     text = page.write(study).read_text()
-    assert "suspects" not in Page(text).sections
+    assert "labelled" not in text
+    assert "images of two splits should differ" in text
     assert "bright where it spoke for" not in text
     found.write_text("[")  # damaged
     assert Page(page.write(study).read_text()).sections == Page(text).sections

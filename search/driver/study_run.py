@@ -17,7 +17,7 @@ from search.config import resolve
 from search.config.study import StudyConfig
 from search.driver import tuner
 from search.driver.callback import StudyCallback
-from search.driver.checks import estimate
+from search.driver.checks import estimate, findings
 from search.driver.ending import ENDED, Clock, Patience, left
 from search.driver.seeds import SHARE_OF_BUDGET, Repeats
 from search.driver.to_do import to_do
@@ -373,4 +373,6 @@ class StudyRun:
         """Enter the fixed settings, at the first run only, and this run's provenance into the record."""
         if changes.FACT not in self.ledger.facts:
             self.ledger.set_fact(changes.FACT, changes.fixed(self.config))
+        if (found := findings.kept(self.images.fingerprint)) is not None:
+            self.ledger.set_fact("findings", found)
         self.ledger.set_fact("provenance", provenance.of_study(self.config.study.seed, self.images, facts))

@@ -90,6 +90,7 @@ def read_study(folder: StudyFolder) -> StudyRecord:
         ended=facts.get("ended"),
         plan=facts.get("plan"),
         features=facts.get("features"),
+        findings=facts.get("findings"),
         refit=config.study.refit,
         goal=config.study.goal if config.study.goal.measured else None,
         is_open=config.study.is_open,

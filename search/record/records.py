@@ -106,6 +106,8 @@ class StudyRecord:
     features: dict[str, Any] | None = None
     """What it cost to compute features of frozen blocks: `arrays`, `images` and `seconds` of the slots; None:
     not known."""
+    findings: list[dict[str, Any]] | None = None
+    """What `check` has said about copies and shortcuts in the images; None: it was not run on this node."""
     is_open: bool = False
     """True if the budget decides how many trials there are, so that `planned` says nothing."""
     test_reads: tuple[dict[str, Any], ...] = ()

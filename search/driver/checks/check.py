@@ -10,7 +10,7 @@ from finetune.disk import file_cache
 from search.config import resolve
 from search.config.sections import DATA_FIELDS, EXACT, SETTINGS
 from search.config.study import StudyConfig
-from search.driver.checks import estimate, inputs
+from search.driver.checks import estimate, findings, inputs
 from search.errors import StudyError
 from search.private import study as private
 from search.slots import capacity, nodes
@@ -62,6 +62,9 @@ def plan(
     slots = capacity.plan(config, up)
     study, features = config.study, resolve.feature_settings(config)
     said = config.model_dump(mode="json")
+    inspected = inspection.inspect(images)
+    if not config.privacy.is_on:
+        findings.keep(inspected)
     return {
         "study": {
             "name": study.name,
@@ -70,7 +73,7 @@ def plan(
             "epochs": study.epochs,
             "metric": study.metric,
         },
-        "data": inspection.inspect(images),
+        "data": inspected,
         "suspects": _suspects(config, suspects),
         "probes": _probes(config) if probed else None,
         "privacy": _privacy(config, images),
