@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from finetune import model_folder
+from finetune.disk import checkpoint
 from finetune.explain import kept, sources
 from finetune.explain.neighbours import nearest
 from finetune.messages import Keep
@@ -24,6 +26,7 @@ from finetune.model.head import FuseHead, MLPHead
 from finetune.settings import ALL, DataSettings, SourceSettings, TrialSettings, WeightsSettings
 from finetune.training import loop
 from tests.files import changed, contents
+from tests.processes import finish
 
 Export = Callable[..., Path]
 
@@ -126,10 +129,27 @@ def test_labels_are_doubted_only_by_features_that_have_not_learned_them(export: 
     frozen, trained = (
         json.loads((export("replace", count) / "record/explained.json").read_text()) for count in (ALL, 4)
     )
-    assert trained["suspects"] == []
     given = [one["given"] for one in frozen["suspects"]]
     assert given == sorted(given)
     assert all(one["label"] != one["likely"] for one in frozen["suspects"])
+    # The trained blocks have learned the labels, so the doubts are those of the pretrained backbone.
+    assert given != []
+    assert [one["path"] for one in trained["suspects"]] == [one["path"] for one in frozen["suspects"]]
+    assert [one["given"] for one in trained["suspects"]] == pytest.approx(given, abs=1e-4)
+
+
+@pytest.mark.thorough
+def test_two_workers_export_what_explains_their_model(export: Export, tmp_path: Path) -> None:
+    """One of them explains while the other waits: nothing that it calls may wait for the other one."""
+    _, stored = checkpoint.read(export("load", 4) / "best")
+    script = Path(__file__).parent / "two_workers.py"
+    done = finish(sys.executable, script, tmp_path / "two", "export", given=repr([stored["settings"]]))
+    assert done.returncode == 0, done.stderr
+    facts = yaml.safe_load((tmp_path / "two/model/model.yaml").read_text())
+    assert facts["source_classes"]["how"] == "mixture"
+    told = json.loads((tmp_path / "two/record/explained.json").read_text())
+    assert told["mistakes"] != []
+    assert told["suspects"] != []
 
 
 def test_explain_tells_the_source_classes_of_the_answer(export: Export, tmp_path: Path) -> None:

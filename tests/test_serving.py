@@ -17,7 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from finetune import model_folder
+from finetune import extras, model_folder
 from finetune.handing_on import signature
 from finetune.serving import app as serving_app
 from finetune.serving.batching import Batcher
@@ -220,6 +220,19 @@ def test_a_place_that_is_taken_and_a_folder_that_is_none_are_one_line(
     told = here("serve", tmp_path, "--alone", "--port", 0)
     assert told.returncode == 2
     assert "a model folder must hold model.yaml and model.safetensors" in told.stderr
+
+
+def test_a_missing_extra_is_one_line_that_installs_it(
+    model: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = extras.importlib.util.find_spec
+    monkeypatch.setattr(
+        extras.importlib.util, "find_spec", lambda name: None if name == "fastapi" else find(name)
+    )
+    told = here("serve", model, "--alone", "--port", 0)
+    assert told.returncode == 2
+    (line,) = [line for line in told.stderr.splitlines() if "fastapi" in line]
+    assert "got no fastapi. Install with `pip install 'transfer-search[serve]'`." in line
 
 
 @contextlib.contextmanager

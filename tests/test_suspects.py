@@ -58,14 +58,25 @@ def test_an_altered_copy_is_found_among_other_images(how: str) -> None:
     assert [(pair.first, pair.second) for pair in duplicates.near(looks)] == [(17, 40)]
 
 
-def test_features_find_a_copy_that_the_hash_does_not() -> None:
-    looks = [described(scene(seed)) for seed in range(4)]
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_features_find_a_crop_that_the_hash_does_not(mirrored: bool) -> None:
+    images = [scene(seed) for seed in range(3)]
+    crop = images[1].crop((10, 2, 90, 82))
+    looks = [described(image) for image in [*images, ImageOps.mirror(crop) if mirrored else crop]]
     features = np.eye(4, 8, dtype=np.float32)
     features[3] = features[1] + 0.1
     assert duplicates.near(looks) == []
     found = duplicates.near(looks, features)
     assert [(pair.first, pair.second) for pair in found] == [(1, 3)]
     assert found[0].cosine == pytest.approx(0.977, abs=0.005)
+    assert found[0].correlation > duplicates.CROPPED
+
+
+def test_features_alone_make_no_copy_and_an_image_without_features_is_compared_by_its_hash() -> None:
+    looks = [described(image) for image in (scene(0), scene(1), scene(0))]
+    alike = np.ones((3, 8), dtype=np.float32)
+    assert [(pair.first, pair.second) for pair in duplicates.near(looks, alike)] == [(0, 2)]
+    assert [(pair.first, pair.second) for pair in duplicates.near(looks, 0 * alike)] == [(0, 2)]
 
 
 def test_pairs_are_found_across_the_blocks_in_which_images_are_compared(
@@ -166,10 +177,76 @@ def test_outputs_out_of_fold_equal_those_of_heads_solved_without_the_fold() -> N
     assert any(np.allclose(found, plainly(penalty), atol=1e-8) for penalty in heads.PENALTIES)
 
 
+def test_what_the_images_of_a_group_share_tells_nothing_about_other_groups() -> None:
+    """Three cameras of each class: one by one each tells its class, but a new camera would tell none."""
+    labels = [label for label in range(CLASSES) for _ in range(EACH)]
+    groups = [f"camera {label} {number % 3}" for label in range(CLASSES) for number in range(EACH)]
+    images = [scene(seed) for seed in range(len(labels))]
+    looks = []
+    for image, group in zip(images, groups, strict=True):
+        exif = Image.Exif()
+        exif[0x0110] = group
+        looks.append(described(image, jpeg(image, exif=exif)))
+    assert [one.name for one in shortcuts.find(looks, labels)] == ["camera"]
+    assert shortcuts.find(looks, labels, groups) == []
+
+
+def test_a_fold_holds_all_of_a_group_or_nothing_and_images_without_a_group_are_spread() -> None:
+    labels = np.repeat(np.arange(2), 20)
+    groups = [f"group {place // 4}" if place % 20 < 12 else "" for place in range(40)]
+    folds = heads.stratified(labels, 5, 0, groups)
+    for name in set(groups) - {""}:
+        assert len({int(folds[place]) for place, group in enumerate(groups) if group == name}) == 1
+    alone = [int(folds[place]) for place, group in enumerate(groups) if not group]
+    assert len(set(alone)) > 2
+    one = heads.stratified(labels, 5, 0, ["the same"] * 40)  # nothing to keep apart
+    assert (one == heads.stratified(labels, 5, 0)).all()
+
+
+def test_check_reads_the_groups_of_a_manifest(tmp_path: Path) -> None:
+    rows = ["image,label,split,group"]
+    for place in range(CLASSES * EACH):
+        label, group = place // EACH, f"{place // EACH} {place % 3}"
+        exif = Image.Exif()
+        exif[0x0110] = group
+        (tmp_path / f"{place}.jpg").write_bytes(jpeg(scene(place), exif=exif))
+        rows.append(f"{place}.jpg,{label},train,{group}")
+        (tmp_path / f"v{place}.jpg").write_bytes(jpeg(scene(1000 + place)))
+        rows.append(f"v{place}.jpg,{label},val,v{group}")
+    (tmp_path / "grouped.csv").write_text("\n".join(rows))
+    (tmp_path / "alone.csv").write_text("\n".join(row.rpartition(",")[0] for row in rows))
+    told = {}
+    for name in ("grouped", "alone"):
+        found = scan(DataSettings(kind="manifest", path=str(tmp_path / f"{name}.csv")))
+        told[name] = {one["check"] for one in inspection.inspect(found)["findings"]}
+    assert "shortcut_camera" in told["alone"]
+    assert "shortcut_camera" not in told["grouped"]
+
+
 def test_folds_hold_each_class_alike() -> None:
     labels = np.repeat(np.arange(4), 15)
     folds = heads.stratified(labels, 5, seed=3)
     assert all(((folds == fold) & (labels == label)).sum() == 3 for fold in range(5) for label in range(4))
+
+
+def test_check_finds_crops_once_there_are_features(tmp_path: Path) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                image = scene(1000 * label + 100 * (split == "val") + number)
+                (tmp_path / split / name / f"{number}.jpg").write_bytes(jpeg(image))
+    crop = Image.open(tmp_path / "train/cat/1.jpg").crop((10, 2, 90, 82))
+    (tmp_path / "val/cat/crop.jpg").write_bytes(jpeg(crop))
+    catalog = scan(DataSettings(kind="folder", path=str(tmp_path)))
+    paths = [example.path for examples in catalog.splits.values() for example in examples]
+    # One image lacks features, as if it could not be read.
+    vectors = dict(zip(paths[1:], np.eye(len(paths), dtype=np.float32)[1:], strict=True))
+    vectors["val/cat/crop.jpg"] = vectors["train/cat/1.jpg"] + 0.01
+    without, found = (inspection.inspect(catalog, given)["findings"] for given in ({}, vectors))
+    assert "near_copies" not in {one["check"] for one in without}
+    (copies,) = [one for one in found if one["check"] == "near_copies"]
+    assert copies["images"] == ("train/cat/1.jpg (train) = val/cat/crop.jpg (val)",)
 
 
 def test_check_names_near_copies_across_splits_and_shortcuts(tmp_path: Path) -> None:

@@ -148,11 +148,19 @@ def explain(
     text: Annotated[
         str, typer.Option(help="Text of each sample, for a model that reads text; it stays as it is.")
     ] = "",
+    probed: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Also say how well the classes of --train can be told apart behind each block."
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Draw what speaks for an answer: a map over each image, with a random map beside it."""
     from search.views import explanations
 
+    if probed and not train:
+        raise typer.BadParameter("--probe goes with --train, the folder of the training images")
     rows = explanations.explain(
         model, images or [], to, method=method, about=about, train=train or (), text=text
     )
@@ -166,6 +174,8 @@ def explain(
     if as_json:
         print_json(told)
     say(f"{to}: {found.images - found.unreadable} pictures, and explain.json")
+    if probed:
+        say(f"{to / explanations.BLOCKS}: {explanations.probe(model, train or (), to)}")
     _all_readable(found)
 
 

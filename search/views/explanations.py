@@ -18,15 +18,16 @@ from finetune.disk.atomic import replacing
 from finetune.errors import did_you_mean
 from finetune.explain import deletion, overlay
 from finetune.explain.maps import METHODS, Method, maps, resolution
+from finetune.explain.probes import separable
 from finetune.images.pixels import normalise
-from finetune.model_folder import Model, samples
+from finetune.model_folder import Model, samples, training_images
 from finetune.model_folder.predicting import pixels_of
 from finetune.model_folder.samples import Sample
 from finetune.model_folder.training_images import TrainingImages
 from search.errors import StudyError
 from search.views import explained_samples
 
-TABLE = "explain.json"
+TABLE, BLOCKS = "explain.json", "blocks.json"
 BATCH = 16
 """Images that are explained at a time."""
 
@@ -110,6 +111,34 @@ def explain(
         raise StudyError(
             f"{to}: --to must be a folder that can be written, got '{error.strerror}'. Choose another."
         ) from error
+
+
+def probe(folder: Path, train: Sequence[Path], to: Path) -> str:
+    """Write how well classes can be told apart behind each block of a model; return it in one sentence.
+
+    Raises:
+        CheckpointError: `folder` is not a complete model folder.
+        DataError: `train` shows fewer than two classes of the model.
+        StudyError: the model reads text or several frames, or `to` cannot be written.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model_folder.load(folder, device=device, parts=True)
+    if "samples" in model.facts:
+        raise StudyError("--probe: reads images alone, got a model of samples. Leave it out.")
+    found = training_images.probe(model, train)
+    first, frozen = separable(found), len(model.net.prefix)
+    told = {"separable": first.to_dict(), "frozen_layers": frozen, "blocks": [one.to_dict() for one in found]}
+    try:
+        with replacing(to / BLOCKS) as temporary:
+            temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StudyError(
+            f"{to}: --to must be a folder that can be written, got '{error.strerror}'. Choose another."
+        ) from error
+    return (
+        f"classes are as separable as they get from block {first.frozen_layers} of {len(found)} on "
+        f"({100 * first.accuracy:.1f} % ± {100 * first.error:.1f}); {frozen} are frozen"
+    )
 
 
 def _explained(

@@ -62,7 +62,8 @@ def plan(
     slots = capacity.plan(config, up)
     study, features = config.study, resolve.feature_settings(config)
     said = config.model_dump(mode="json")
-    inspected = inspection.inspect(images)
+    doubtful, vectors = (None, inspection.NONE) if suspects is None else _suspects(config, suspects)
+    inspected = inspection.inspect(images, vectors)
     if not config.privacy.is_on:
         findings.keep(inspected)
     return {
@@ -74,7 +75,7 @@ def plan(
             "metric": study.metric,
         },
         "data": inspected,
-        "suspects": _suspects(config, suspects),
+        "suspects": doubtful,
         "probes": _probes(config) if probed else None,
         "privacy": _privacy(config, images),
         "model": {name: {"blocks": n, "weights": origin[name]} for name, n in config.blocks.items()},
@@ -117,19 +118,17 @@ def _privacy(config: StudyConfig, images: Catalog) -> Any:
     return planned.to_dict() | {"lines": private.lines(config, images, planned)}
 
 
-def _suspects(config: StudyConfig, to: Path | None) -> Any:
-    """Return images whose label may be wrong as JSON values, and write them to a file, if there is one."""
-    if to is None:
-        return None
+def _suspects(config: StudyConfig, to: Path) -> tuple[Any, inspection.Vectors]:
+    """Write images whose label may be wrong to a file; return them as JSON values, and features by path."""
     from search.driver.checks import suspects
 
     if config.parts != {"image"}:
         raise StudyError(
             "--suspects: reads images alone, got samples with text or several frames. Leave it out."
         )
-    found = suspects.find(config)
+    found, vectors = suspects.find(config)
     suspects.write(found, to)
-    return {"file": str(to), "images": [doubt.to_dict() for doubt in found]}
+    return {"file": str(to), "images": [doubt.to_dict() for doubt in found]}, vectors
 
 
 def _probes(config: StudyConfig) -> Any:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from finetune import safe_text, steps
+from finetune.datasets.inspection import Vectors
 from finetune.disk.atomic import replacing
-from finetune.explain import doubts
+from finetune.explain import doubts, features
 from finetune.explain.doubts import Doubt
 from search.config import resolve
 from search.config.sections import EXACT
@@ -18,18 +21,24 @@ HEADER = """\
 """
 
 
-def find(config: StudyConfig) -> list[Doubt]:
-    """Return training images whose label may be wrong, by features of the study's first backbone.
+def find(config: StudyConfig) -> tuple[list[Doubt], Vectors]:
+    """Return training images whose label may be wrong, and features of all images, of the first backbone.
 
-    Features are read from the store; those that it lacks are computed and kept for the study's trials.
+    Features are read from the store; those that it lacks are computed, and those of training and validation
+    images kept for the study's trials.
 
     Raises:
         FinetuneError: data or weights are not as the config says.
     """
     space = Space(config)
     settings = space.settings(space.baseline(EXACT), number=0, cache_dir=str(resolve.cache_dir()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with steps.step("ask for labels that may be wrong"):
-        return doubts.find(settings, resolve.feature_settings(config))
+        run = doubts.source(settings, resolve.feature_settings(config), device)
+        images = features.spread(run.data.size("train"), doubts.fit(run))
+        rows = features.pooled(run, "train", images)
+        found = doubts.find(run.data, images, rows)
+        return found, features.by_path(run, images, rows, doubts.fit(run))
 
 
 def write(found: list[Doubt], to: Path) -> None:

@@ -38,9 +38,9 @@ def _labels(material: Material, suspects: list[dict[str, Any]]) -> list[Markup]:
     ]
     head = ["image", "label", "its probability", "looks like", "probability"]
     words = (
-        "Training images whose label surprises heads that did not see them, the most doubtful first. Look at "
-        "each: some labels are wrong, some images are hard. check --suspects FILE lists all of them, and "
-        "data.exclude: FILE leaves out those whose label is wrong."
+        "Training images whose label surprises heads that did not see them, on features of the pretrained "
+        "backbone, the most doubtful first. Look at each: some labels are wrong, some images are hard. check "
+        "--suspects FILE lists all of them, and data.exclude: FILE leaves out those whose label is wrong."
     )
     return [
         tag("p", words),

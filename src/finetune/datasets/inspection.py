@@ -12,7 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from statistics import median
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from finetune import steps
 from finetune.datasets.catalog import THREADS, Catalog, Example
@@ -35,9 +39,14 @@ SHOWN_BESIDE = 3
 """Images that `lines` prints of a warning or a note; `check --json` has up to SHOWN."""
 
 
+Vectors = Mapping[str, npt.NDArray[np.float32]]
+"""Path of an image -> features of a backbone that has not been trained on it, (D,)."""
+NONE: Vectors = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class _Seen:
-    """The result of inspecting one image."""
+    """The result of looking at one image."""
 
     split: str
     example: Example
@@ -51,7 +60,7 @@ class _Seen:
     """Description by which it is compared with others; None if it cannot be read."""
 
 
-def inspect(catalog: Catalog) -> dict[str, Any]:
+def inspect(catalog: Catalog, vectors: Vectors = NONE) -> dict[str, Any]:
     """Return a report on the images of a catalog, as plain values that can be written as JSON.
 
     Its keys are `classes`, `images` (split -> class -> count), `made_splits`, `excluded` (number of images
@@ -59,6 +68,10 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
     (size of the largest class divided by the smallest, in training images), `sides` (shortest, median and
     longest side in pixels, None if no image can be read), `weights` (smallest and largest weight of a
     training image, None if all are 1) and `findings` (grade, check, text, images, count), errors first.
+
+    Args:
+        catalog: the images.
+        vectors: features of images, by which crops of one another are found.
     """
     tasks = [(split, example) for split, examples in catalog.splits.items() for example in examples]
     with (
@@ -70,7 +83,9 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
     found = [
         *_unreadable(seen, catalog),
         *_copies(seen, catalog),
-        *([] if catalog.moving else _near_copies(seen, catalog)),  # one frame does not tell clips apart
+        *(
+            [] if catalog.moving else _near_copies(seen, catalog, vectors)
+        ),  # one frame does not tell clips apart
         *_shortcuts(seen, catalog),
         *_class_findings(counts),
         *_sizes(seen),
@@ -183,12 +198,19 @@ def _copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
         )
 
 
-def _near_copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
-    """Yield findings on images that differ by little more than compression, size, brightness or a mirror."""
+def _near_copies(seen: Sequence[_Seen], catalog: Catalog, vectors: Vectors = NONE) -> Iterator[Finding]:
+    """Yield findings on images that differ by little more than compression, size, brightness or a mirror.
+
+    With their features, crops of one another are found, too.
+    """
     readable = [image for image in seen if image.look is not None]
+    features = None
+    if vectors:
+        none = np.zeros_like(next(iter(vectors.values())))
+        features = np.stack([vectors.get(image.example.path, none) for image in readable])
     pairs = [
         (readable[pair.first], readable[pair.second])
-        for pair in duplicates.near([image.look for image in readable if image.look is not None])
+        for pair in duplicates.near([image.look for image in readable if image.look is not None], features)
     ]
     pairs = [(one, other) for one, other in pairs if one.digest != other.digest]  # `_copies` has those
     leaks = [pair for pair in pairs if pair[0].split != pair[1].split]
@@ -228,8 +250,9 @@ def _near_copies(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
 def _shortcuts(seen: Sequence[_Seen], catalog: Catalog) -> Iterator[Finding]:
     """Yield a finding for each thing beside the object that tells the class of training images."""
     train = [image for image in seen if image.split == "train" and image.look is not None]
-    labels = [image.example.label for image in train]
-    for found in shortcuts.find([image.look for image in train if image.look is not None], labels):
+    labels, groups = [image.example.label for image in train], [image.example.group for image in train]
+    looked = [image.look for image in train if image.look is not None]
+    for found in shortcuts.find(looked, labels, groups if any(groups) else None):
         names = listed([repr(catalog.classes[label]) for label in found.classes])
         of = f", {names} among them at {shortcuts.SURE:.0%} or more" if names else ""
         text = (

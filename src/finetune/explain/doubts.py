@@ -11,16 +11,16 @@ from torch import Tensor
 
 from finetune.exact import held_out
 from finetune.exact.rows import Rows
-from finetune.explain import features
 from finetune.images.batches import ImageData
 from finetune.model.exact_head import ExactShape
-from finetune.settings import FeatureSettings, TrialSettings
+from finetune.settings import FeatureSettings, TrialSettings, WeightsSettings
 from finetune.suspects import labels
+from finetune.training import exact
 from finetune.training.run import Run
 from finetune.training.workers import World
 
 MOST_BYTES = 2 * 2**30
-"""Most features that are looked at; of more images some are left out evenly."""
+"""Most features that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,41 @@ class Doubt:
         return asdict(self)
 
 
-def find(settings: TrialSettings, stored: FeatureSettings | None) -> list[Doubt]:
-    """Return training images whose label may be wrong, the most doubtful first.
+def source(settings: TrialSettings, stored: FeatureSettings | None, device: torch.device) -> Run:
+    """Return a run that trains nothing, whose features are those of the pretrained backbone.
 
     Args:
-        settings: settings with the data, the backbone and its weights, and strategy `exact`.
+        settings: settings of a trial with the data, the backbone and its weights.
         stored: store of features, which gets those that it lacks; None: compute them.
+        device: device of the backbone.
 
     Raises:
         FinetuneError: data or weights are not as the settings say.
     """
-    return of_run(Run(settings, World(), stored, shape=ExactShape()))
+    return Run(exact.frozen(settings), World(device=device), stored, shape=ExactShape())
 
 
-def of_run(run: Run) -> list[Doubt]:
-    """Return the same for a run that trains no block, so that its features have not learned the labels."""
-    images = features.spread(run.data.size("train"), MOST_BYTES // (4 * run.model.pooled_features))
-    return _ranked(run.data, images, features.pooled(run, "train", images))
+def unlearned(run: Run) -> Run | None:
+    """Return a run whose features have not learned the labels of a trained run's images.
+
+    It is the run itself if it trains no block. Blocks that were trained have learned wrong labels too, and
+    are not surprised by them: then it is a run with the pretrained backbone; None if that is random.
+    """
+    if not len(run.model.trunk):
+        return run
+    if run.settings.weights == WeightsSettings():
+        return None
+    return source(run.settings, run.features, run.world.device)
 
 
-def _ranked(data: ImageData, images: Tensor, pooled: Tensor) -> list[Doubt]:
+def find(data: ImageData, images: Tensor, pooled: Tensor) -> list[Doubt]:
+    """Return training images whose label may be wrong, the most doubtful first.
+
+    Args:
+        data: the images.
+        images: numbers of the training images that are looked at, int64 (N,).
+        pooled: their features (N, D), which have not learned the labels, see `unlearned`.
+    """
     names, paths, said = data.classes, data.paths("train"), data.labels("train")[images]
     count = len(images)
     mirrored = torch.zeros(count, dtype=torch.bool)
@@ -91,3 +106,8 @@ def _ranked(data: ImageData, images: Tensor, pooled: Tensor) -> list[Doubt]:
             Doubt(image, paths[image], names[one.label], one.given, names[one.likely], one.probability)
         )
     return found
+
+
+def fit(run: Run) -> int:
+    """Return the number of images whose features fit into MOST_BYTES."""
+    return MOST_BYTES // (4 * run.model.pooled_features)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from finetune.datasets.inspection import Vectors
+from finetune.datasets.sources import SPLITS
 from finetune.evaluation.scores import BATCH
 from finetune.training.run import Run
 
@@ -29,6 +31,24 @@ def pooled(run: Run, split: str, images: Tensor) -> Tensor:
     head = run.model.head
     found = [(h if head.pools else head.pool(h)).float().cpu() for h in reduced(run, split, images)]
     return torch.cat(found) if found else torch.zeros(0, run.model.pooled_features)
+
+
+def by_path(run: Run, images: Tensor, rows: Tensor, most: int) -> Vectors:
+    """Return features by the path of the image: those given, and those of images of the other splits.
+
+    Args:
+        run: a run whose features have not learned the labels.
+        images: numbers of training images (N,).
+        rows: their features (N, D).
+        most: images of each other split, at most.
+    """
+    paths = run.data.paths("train")
+    found = {paths[image]: row for image, row in zip(images.tolist(), rows.numpy(), strict=True)}
+    for split in SPLITS[1:]:
+        others, paths = spread(run.data.size(split), most), run.data.paths(split)
+        found_rows = pooled(run, split, others).numpy()
+        found |= {paths[image]: row for image, row in zip(others.tolist(), found_rows, strict=True)}
+    return found
 
 
 def spread(count: int, most: int) -> Tensor:

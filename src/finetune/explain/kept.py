@@ -17,8 +17,9 @@ from finetune.explain.neighbours import nearest
 from finetune.training.run import Run
 
 NEIGHBOURS = 3
-TRAIN = 1_000
-"""Training images among which neighbours are looked for, if blocks are trained: all pass through them."""
+NEIGHBOURS_AMONG, PASSED = 1_000, 2_000
+"""Training images among which neighbours are looked for, if blocks are trained, and doubtful labels, if no
+features of frozen blocks are stored: they all pass through the blocks."""
 FLAT = 0.01
 """Difference within a map below which it shows nothing."""
 SUSPECTS = 24
@@ -29,12 +30,12 @@ def save(path: Path, run: Run, split: str, mistakes: list[dict[str, Any]]) -> No
     """Write what explains mistakes, and the most doubtful labels, as JSON in one step.
 
     `mistakes` has a map over each picture, null where it is the same everywhere, and its nearest training
-    images; `suspects` the training images whose label surprises heads that did not see it. Where blocks are
-    trained there are none: features that have learned a label are not surprised by it.
+    images; `suspects` the training images whose label surprises heads that did not see it, on features that
+    have not learned it.
 
     Args:
         path: file to write.
-        run: the trained run, of one worker.
+        run: the trained run, of any worker; the others need not take part.
         split: split of the mistakes.
         mistakes: the content of mistakes.json.
 
@@ -42,30 +43,45 @@ def save(path: Path, run: Run, split: str, mistakes: list[dict[str, Any]]) -> No
         OSError: the file cannot be written.
         FinetuneError: an image cannot be read.
     """
-    told = {"mistakes": _mistakes(run, split, mistakes), "suspects": _suspects(run)}
+    own = _train_rows(run, NEIGHBOURS_AMONG if len(run.model.trunk) else doubts.fit(run))
+    told: dict[str, Any] = {"mistakes": _mistakes(run, split, mistakes, *own), "suspects": []}
+    unlearned = doubts.unlearned(run)
+    if unlearned is not None:
+        rows = own if unlearned is run else _train_rows(unlearned, _most(unlearned))
+        told["suspects"] = _suspects(run, *rows)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(told), encoding="utf-8")
     temporary.replace(path)
 
 
-def _mistakes(run: Run, split: str, mistakes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return map and neighbours of each mistake."""
+def _train_rows(run: Run, most: int) -> tuple[Tensor, Tensor]:
+    """Return numbers (N,) and features (N, D) of at most `most` training images, evenly spread."""
+    images = features.spread(run.data.size("train"), most)
+    return images, features.pooled(run, "train", images)
+
+
+def _most(run: Run) -> int:
+    """Return the number of images whose features are worth a pass if there are none in the store."""
+    stores = run.features is not None and run.features.mode != "off"
+    return doubts.fit(run) if stores else PASSED
+
+
+def _mistakes(
+    run: Run, split: str, mistakes: list[dict[str, Any]], among: Tensor, rows: Tensor
+) -> list[dict[str, Any]]:
+    """Return map and neighbours of each mistake, among training images with these features."""
     if not mistakes:
         return []
     images = torch.tensor([one["image"] for one in mistakes])
     pixels = torch.stack(list(run.data.batch(split, images)))
     answers = torch.tensor([run.data.classes.index(one["predicted"]) for one in mistakes])
     drawn = maps(run.model, run.inputs.images(pixels), answers)
-    train = run.data.size("train")
-    among = features.spread(train, TRAIN if len(run.model.trunk) else train)
-    cosines, places = nearest(
-        features.pooled(run, split, images), features.pooled(run, "train", among), NEIGHBOURS
-    )
+    cosines, places = nearest(features.pooled(run, split, images), rows, NEIGHBOURS)
     labels, paths = run.data.labels("train"), run.data.paths("train")
     found = []
     for i, image in enumerate(images.tolist()):
-        rows = among[places[i]]
-        near = zip(rows.tolist(), cosines[i].tolist(), run.data.batch("train", rows), strict=True)
+        alike = among[places[i]]
+        near = zip(alike.tolist(), cosines[i].tolist(), run.data.batch("train", alike), strict=True)
         neighbours = [
             {
                 "path": paths[row],
@@ -89,11 +105,9 @@ def marked(image: Tensor, found: Tensor) -> str | None:
     return _coded(overlay.over(image, found))
 
 
-def _suspects(run: Run) -> list[dict[str, Any]]:
-    """Return the most doubtful labels with pictures; none where blocks are trained."""
-    if len(run.model.trunk):
-        return []
-    found = doubts.of_run(run)[:SUSPECTS]
+def _suspects(run: Run, among: Tensor, rows: Tensor) -> list[dict[str, Any]]:
+    """Return the most doubtful labels with pictures, by features that have not learned them."""
+    found = doubts.find(run.data, among, rows)[:SUSPECTS]
     if not found:
         return []
     images = run.data.batch("train", torch.tensor([doubt.image for doubt in found]))

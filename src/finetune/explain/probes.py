@@ -7,21 +7,20 @@ up to there may be frozen, and those behind are worth training.
 Shapes: B images, N probed images, (D, h, w) output of a block as a map, (T, D) as tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune import steps
 from finetune.evaluation.scores import BATCH
 from finetune.exact import solve
 from finetune.exact.rows import Rows
 from finetune.explain.features import spread
-from finetune.images.batches import ImageData
 from finetune.images.pixels import normalise
-from finetune.model.backbones import Backbone, check_image_size
+from finetune.model.backbones import check_image_size
 from finetune.settings import FeatureSettings, TrialSettings
 from finetune.training import shared
 
@@ -61,12 +60,36 @@ def probe(settings: TrialSettings, stored: FeatureSettings | None) -> list[Probe
     data, backbone = shared.images(settings.data, stored), shared.pristine(settings, device)
     source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, device.type)
     images = spread(data.size("train"), MOST)
-    labels = data.labels("train")[images]
-    outputs = _outputs(backbone, data, images, (source.mean, source.std), device)
-    own, ones, mirrored = torch.arange(len(images)), torch.ones(len(images)), torch.zeros(len(images))
-    found = []
-    for number, (name, x) in enumerate(zip(backbone.block_names, outputs, strict=True), start=1):
-        rows = Rows(x, None, own, labels, ones, mirrored.bool(), len(data.classes))
+    labels, groups = data.labels("train")[images], data.groups("train")
+    batches = (
+        normalise(pixels.to(device), source.mean, source.std)
+        for pixels, _ in data.batches("train", images.split(BATCH))
+    )
+    outputs = pooled_outputs(backbone.blocks, backbone.name, batches, len(images))
+    held = None if groups is None else groups[images]
+    return solved(backbone.block_names, outputs, labels, len(data.classes), held)
+
+
+def solved(
+    names: Sequence[str],
+    outputs: Sequence[Tensor],
+    labels: Tensor,
+    classes: int,
+    groups: Tensor | None = None,
+) -> list[Probe]:
+    """Return a probe behind each block.
+
+    Args:
+        names: names of the blocks.
+        outputs: pooled outputs (N, D) of each block.
+        labels: labels of the images, int64 (N,).
+        classes: the number of classes.
+        groups: number of each image's group, int64 (N,), which stays in one fold; None: no groups.
+    """
+    count, found = len(labels), []
+    own, ones, mirrored = torch.arange(count), torch.ones(count), torch.zeros(count, dtype=torch.bool)
+    for number, (name, x) in enumerate(zip(names, outputs, strict=True), start=1):
+        rows = Rows(x, None, own, labels, ones, mirrored, classes, groups=groups)
         score = solve.solve(rows, linear=True).best.score
         found.append(Probe(name, number, score.accuracy, score.accuracy_error))
     return found
@@ -79,22 +102,25 @@ def separable(probes: Sequence[Probe]) -> Probe:
 
 
 @torch.no_grad()
-def _outputs(
-    backbone: Backbone,
-    data: ImageData,
-    images: Tensor,
-    channels: tuple[Sequence[float], Sequence[float]],
-    device: torch.device,
+def pooled_outputs(
+    blocks: nn.Sequential, backbone: str, batches: Iterable[Tensor], count: int
 ) -> list[Tensor]:
-    """Return the pooled outputs (N, D) of every block, float32 on the CPU."""
-    found: list[list[Tensor]] = [[] for _ in backbone.blocks]
-    with steps.step("probe the blocks", len(images), "images") as told:
-        for pixels, _ in data.batches("train", images.split(BATCH)):
-            h = normalise(pixels.to(device), *channels)
-            for block, outputs in zip(backbone.blocks, found, strict=True):
+    """Return the pooled outputs (N, D) of every block, float32 on the CPU.
+
+    Args:
+        blocks: all blocks of a backbone.
+        backbone: its name.
+        batches: normalised images (B, 3, S, S), on the device of the blocks.
+        count: N, the number of images.
+    """
+    found: list[list[Tensor]] = [[] for _ in blocks]
+    with steps.step("probe the blocks", count, "images") as told:
+        for x in batches:
+            h = x
+            for block, outputs in zip(blocks, found, strict=True):
                 h = block(h)
-                outputs.append(pooled(h, backbone.name).float().cpu())
-            told.add(len(pixels))
+                outputs.append(pooled(h, backbone).float().cpu())
+            told.add(len(x))
     return [torch.cat(outputs) for outputs in found]
 
 

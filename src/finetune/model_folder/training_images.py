@@ -5,7 +5,7 @@ pooled features, (3, S, S) pixels.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from finetune import steps
 from finetune.errors import DataError
+from finetune.explain import probes
+from finetune.explain.features import spread
 from finetune.explain.maps import Whole
 from finetune.explain.neighbours import nearest
+from finetune.explain.probes import Probe
 from finetune.images.pixels import normalise
 from finetune.model_folder.predicting import find_images, pixels_of
 from finetune.model_folder.reading import Model
@@ -51,19 +54,10 @@ class TrainingImages:
         Raises:
             DataError: a path does not exist, or no image can be read.
         """
-        paths, found, kept = find_images(places), [], []
-        with (
-            ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode") as pool,
-            steps.step("read training images", len(paths), "images", patience=1.0) as told,
-        ):
-            for start in range(0, len(paths), BATCH):
-                part = paths[start : start + BATCH]
-                seen = list(pool.map(partial(pixels_of, model), part))
-                images = [pixels for pixels in seen if isinstance(pixels, Tensor)]
-                kept += [path for path, pixels in zip(part, seen, strict=True) if isinstance(pixels, Tensor)]
-                if images:
-                    found.append(features(model, torch.stack(images)))
-                told.add(len(part))
+        found, kept = [], []
+        for paths, images in _batches(model, find_images(places)):
+            kept += paths
+            found.append(features(model, images))
         if not found:
             raise DataError("--train: must hold images that can be read, got none. Name another folder.")
         return cls(tuple(kept), torch.cat(found))
@@ -77,10 +71,59 @@ class TrainingImages:
         ]
 
 
+def _batches(model: Model, paths: Sequence[Path]) -> Iterator[tuple[list[Path], Tensor]]:
+    """Yield the paths and pixels, uint8 (B, 3, S, S), of the images that can be read."""
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode") as pool,
+        steps.step("read training images", len(paths), "images", patience=1.0) as told,
+    ):
+        for start in range(0, len(paths), BATCH):
+            part = paths[start : start + BATCH]
+            seen = zip(part, pool.map(partial(pixels_of, model), part), strict=True)
+            kept = [(path, pixels) for path, pixels in seen if isinstance(pixels, Tensor)]
+            if kept:
+                yield [path for path, _ in kept], torch.stack([pixels for _, pixels in kept])
+            told.add(len(part))
+
+
+def probe(model: Model, places: Sequence[Path]) -> list[Probe]:
+    """Return how well classes can be told apart behind each block of a model.
+
+    Args:
+        model: the model.
+        places: training images, or folders of them; the name of the folder that an image lies in is its
+            class. At most probes.MOST are read.
+
+    Raises:
+        DataError: a path does not exist, or the images show fewer than two classes of the model.
+    """
+    paths = [path for path in find_images(places) if path.parent.name in model.classes]
+    paths = [paths[place] for place in spread(len(paths), probes.MOST).tolist()]
+    kept: list[Path] = []
+
+    def batches() -> Iterator[Tensor]:
+        for part, images in _batches(model, paths):
+            kept.extend(part)
+            yield _normalised(model, images)
+
+    outputs = probes.pooled_outputs(Whole(model.net).blocks, model.net.backbone_name, batches(), len(paths))
+    classes = sorted({path.parent.name for path in kept})
+    if len(classes) < 2:
+        raise DataError(
+            "--probe: --train must have folders of two classes of the model or more, got "
+            f"{len(classes)}. Name the folder of the training images."
+        )
+    labels = torch.tensor([classes.index(path.parent.name) for path in kept])
+    return probes.solved(model.net.block_names, outputs, labels, len(classes))
+
+
+def _normalised(model: Model, images: Tensor) -> Tensor:
+    asked = model.facts["preprocessing"]
+    return normalise(images.to(model.device), asked["mean"], asked["std"])
+
+
 @torch.no_grad()
 def features(model: Model, images: Tensor) -> Tensor:
     """Return pooled features (B, D) behind the last block for uint8 (B, 3, S, S), float32 on the CPU."""
-    asked = model.facts["preprocessing"]
-    x = normalise(images.to(model.device), asked["mean"], asked["std"])
-    pooled: Tensor = model.net.head.pool(Whole(model.net).blocks(x))
+    pooled: Tensor = model.net.head.pool(Whole(model.net).blocks(_normalised(model, images)))
     return pooled.float().cpu()

@@ -100,9 +100,9 @@ def write(
     facts["calibration"] = calibration.facts(
         fitted, {name: (found[s].logits, found[s].labels) for name, s in SPLITS if s in found}
     )
-    if world.size == 1 and not settings.data.has_parts and (leans := sources.of_run(final)) is not None:
-        facts["source_classes"] = leans
     if world.rank == 0:
+        if not settings.data.has_parts and (leans := sources.of_run(final)) is not None:
+            facts["source_classes"] = leans
         if answers is not None:
             _keep_answers(answers, run, found, fitted)
         write_files(to, final.model, facts, final.texts)
@@ -221,8 +221,7 @@ def _keep_answers(to: Path, run: Run, found: dict[str, Outputs], fitted: Calibra
             outputs.save_mistakes(to / MISTAKES, run.data, split, found[split], fitted)
         if not (to / BATCH_SEEN).exists():
             outputs.save_batch(to / BATCH_SEEN, run.data, run.first_batch())
-        alone = run.world.size == 1 and not run.settings.data.has_parts
-        if alone and not (to / EXPLAINED).exists():
+        if not run.settings.data.has_parts and not (to / EXPLAINED).exists():
             mistakes = json.loads(text_of(to / MISTAKES))
             kept.save(to / EXPLAINED, run, split, mistakes)
 

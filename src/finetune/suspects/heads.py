@@ -3,6 +3,8 @@
 Shapes: N images, D numbers of each, C classes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,12 +14,37 @@ Labels = npt.NDArray[np.int64]
 PENALTIES = tuple(float(10.0**power) for power in range(-3, 3))
 
 
-def stratified(labels: Labels, folds: int, seed: int) -> Labels:
-    """Return the fold of each image, (N,), from 0; each class is spread evenly over the folds."""
+def stratified(labels: Labels, folds: int, seed: int, groups: Sequence[str] | None = None) -> Labels:
+    """Return the fold of each image, (N,), from 0; each class is spread evenly over the folds.
+
+    Args:
+        labels: (N,) from 0.
+        folds: the number of folds, at most the number of images of the largest class.
+        seed: seed of the draw.
+        groups: name of the group of each image, which comes into one fold whole; an image whose name is empty
+            is alone in one. With fewer groups than folds, some folds are empty. None, or a single group:
+            images are spread one by one.
+    """
+    if groups is not None and len(set(groups)) > 1:
+        return _grouped(labels, folds, seed, groups)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     fold = np.empty(len(labels), dtype=np.int64)
     fold[by_class] = np.arange(len(labels)) % folds
+    return fold
+
+
+def _grouped(labels: Labels, folds: int, seed: int, groups: Sequence[str]) -> Labels:
+    """Return the fold of each image where groups stay together."""
+    from sklearn.model_selection import StratifiedGroupKFold  # a second, which few data sets need
+
+    alone = [("group", name) if name else ("image", str(place)) for place, name in enumerate(groups)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(alone))}
+    divided = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    fold = np.zeros(len(labels), dtype=np.int64)
+    parts = divided.split(np.zeros(len(labels)), labels, [numbers[name] for name in alone])
+    for number, (_, held) in enumerate(parts):
+        fold[held] = number
     return fold
 
 

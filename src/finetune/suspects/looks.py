@@ -40,6 +40,8 @@ class Look:
     """The hash of the mirrored image."""
     grey: Bytes
     """The image in grey, shrunk to GREY x GREY, (GREY, GREY)."""
+    detail: Bytes
+    """The image in grey, in which crops are looked for, (SIDE, SIDE)."""
     is_flat: bool
     """True if the image has next to no contrast; its hash then says nothing."""
     thumbnail: Bytes
@@ -62,21 +64,22 @@ def look(image: Image.Image, content: bytes) -> Look:
         content: the bytes of its file.
     """
     small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    grey = np.asarray(small.convert("L"), dtype=np.float64)
+    detail = np.asarray(small.convert("L"))
+    grey = detail.astype(np.float64)
     pixels = np.asarray(small, dtype=np.float64)
     frequencies = (_DCT @ grey @ _DCT.T)[:LOW, :LOW]
     width, height = image.size
+    size = len(content)
     return Look(
         phash=_bits(frequencies),
         mirrored=_bits(frequencies * _MIRROR),
         grey=np.asarray(small.convert("L").resize((GREY, GREY), Image.Resampling.BOX)),
+        detail=detail,
         is_flat=bool(grey.std() < 2),
         thumbnail=np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).ravel(),
         border=_border(image),
         colour=np.concatenate([pixels.mean(axis=(0, 1)), pixels.std(axis=(0, 1))]).astype(np.uint8),
-        file=np.array(
-            [*np.log([max(1, len(content)), width, height]), min(8.0, len(content) / (width * height))]
-        ),
+        file=np.array([*np.log([max(1, size), width, height]), min(8.0, size / (width * height))]),
         camera=_camera(content),
     )
 

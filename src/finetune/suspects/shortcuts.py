@@ -41,7 +41,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A test that told the classes too well."""
+    """How well a test tells the classes."""
 
     name: str
     accuracy: float
@@ -50,6 +50,11 @@ class Shortcut:
     classes: tuple[int, ...]
     """Labels of single classes that are told with recall and precision of at least SURE."""
     words: str
+
+    @property
+    def share(self) -> float:
+        """The way from chance (0) to certainty (1)."""
+        return (self.accuracy - self.chance) / (1 - self.chance)
 
 
 def _cameras(looks: Sequence[Look]) -> npt.NDArray[Any]:
@@ -75,12 +80,32 @@ TESTS: Mapping[str, Test] = MappingProxyType(
 )
 
 
-def find(looks: Sequence[Look], labels: Sequence[int]) -> list[Shortcut]:
+def find(
+    looks: Sequence[Look],
+    labels: Sequence[int],
+    groups: Sequence[str] | None = None,
+) -> list[Shortcut]:
     """Return the tests that tell the classes, or single classes, too well.
 
     Args:
         looks: N descriptions of images.
         labels: the class of each, from 0.
+        groups: name of the group of each image, empty if it has none. A class is told from groups that were
+            not seen: what the images of one group have in common tells nothing about other ones. None: no
+            groups.
+    """
+    tests = measured(looks, labels, groups)
+    return [one for one in tests if one.classes or one.share > TESTS[one.name].limit]
+
+
+def measured(
+    looks: Sequence[Look],
+    labels: Sequence[int],
+    groups: Sequence[str] | None = None,
+) -> list[Shortcut]:
+    """Return how well each test tells the classes; the arguments are those of `find`.
+
+    There is nothing for a test whose numbers are the same in all images.
     """
     chosen = _chosen(np.asarray(labels, dtype=np.int64))
     said = np.asarray(labels, dtype=np.int64)[chosen]
@@ -89,19 +114,17 @@ def find(looks: Sequence[Look], labels: Sequence[int]) -> list[Shortcut]:
         return []
     used = [looks[place] for place in chosen]
     compact = np.searchsorted(present, said)
-    folds = heads.stratified(compact, FOLDS, SEED)
+    named = None if groups is None else [groups[place] for place in chosen]
+    folds = heads.stratified(compact, FOLDS, SEED, named)
     found = []
     for name, test in TESTS.items():
         numbers = test.numbers(used).astype(np.float64)
         if not (numbers.std(axis=0) > 1e-9).any():
             continue
         answers = heads.out_of_fold(numbers, compact, folds).argmax(axis=1)
-        accuracy, chance = heads.balanced_accuracy(answers, compact), 1 / len(present)
-        told = tuple(
-            int(present[label]) for label in range(len(present)) if _is_told(answers, compact, label)
-        )
-        if told or accuracy - chance > test.limit * (1 - chance):
-            found.append(Shortcut(name, accuracy, chance, told, test.words))
+        told = (int(present[label]) for label in range(len(present)) if _is_told(answers, compact, label))
+        accuracy = heads.balanced_accuracy(answers, compact)
+        found.append(Shortcut(name, accuracy, 1 / len(present), tuple(told), test.words))
     return found
 
 
