@@ -92,7 +92,8 @@ def test_the_table_that_configs_are_checked_against_is_what_torchvision_builds()
     for name, outline in OUTLINES.items():
         backbone = on_meta(name)
         weights = torchvision.models.get_model_weights(name).__members__
-        assert (outline.blocks, outline.sides) == (len(backbone.blocks), backbone.sides), name
+        found = (len(backbone.blocks), backbone.sides, backbone.frames)
+        assert (outline.blocks, outline.sides, outline.frames) == found, name
         assert {"DEFAULT", *outline.weights} == set(weights), name
 
 

@@ -4,6 +4,7 @@ import struct
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +13,6 @@ from finetune.datasets import catalog, clips, inspection, part_findings
 from finetune.datasets.clips import Clips
 from finetune.errors import DataError
 from finetune.settings import SampleSettings
-
-av = pytest.importorskip("av", reason="pip install 'transfer-search[video]'")
 
 
 def grey(level: int, size: tuple[int, int] = (64, 48)) -> Image.Image:

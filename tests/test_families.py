@@ -16,6 +16,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from finetune.errors import BackboneError
 from finetune.model import backbones, strategies, weights
 from finetune.model.backbones import Backbone
+from finetune.model.known_backbones import reads_clips
 from finetune.model.strategies import TransferModel
 from finetune.settings import ALL, WeightsSettings
 from search.views import blocks as lister
@@ -49,6 +50,7 @@ EVERYDAY = ("resnet18", "squeezenet1_1", "vit_b_32", "swin_t", "convnext_tiny")
 """Families whose blocks differ most; the others are tried by --thorough."""
 STRATEGIES: tuple[str, ...] = ("replace", "load", "fuse")
 CLASSES = ("a", "b", "c")
+OF_IMAGES = [name for name in backbones.names() if not reads_clips(name)]  # test_video.py has the others
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Keys of the auxiliary classifiers begin like this."""
 
@@ -94,11 +96,14 @@ def images(name: str, count: int = 2) -> Tensor:
 
 
 def test_every_classifier_of_torchvision_is_there() -> None:
-    assert backbones.names() == torchvision.models.list_models(module=torchvision.models)
+    known = [
+        torchvision.models.list_models(module=one) for one in (torchvision.models, torchvision.models.video)
+    ]
+    assert backbones.names() == [*known[0], *known[1]]
 
 
 @pytest.mark.thorough(but=EVERYDAY)
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_every_model_has_named_blocks_and_all_its_parameters_once(name: str) -> None:
     with torch.device("meta"):
         model = backbones.classifier(name)
@@ -118,7 +123,7 @@ def test_every_model_has_named_blocks_and_all_its_parameters_once(name: str) -> 
 
 
 @pytest.mark.thorough(but=EVERYDAY)
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_what_every_model_pools_has_its_width(name: str) -> None:
     backbone = on_meta(name)
     side = backbone.sides.nearest(64)

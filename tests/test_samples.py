@@ -4,31 +4,42 @@ import asyncio
 import csv
 import io
 import json
+import math
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import av
 import httpx
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from finetune.datasets import catalog
+from finetune.datasets import catalog, clips
 from finetune.datasets.clips import at_times
+from finetune.datasets.clips import frames as read_clip
 from finetune.errors import CheckpointError, DataError
 from finetune.frozen.samples import chosen
 from finetune.handing_on import formats
 from finetune.messages import Effective, Epoch, Keep
 from finetune.model.sample_head import GAIN, SampleHead, SampleShape
 from finetune.model_folder import load, write
-from finetune.model_folder.samples import Sample, find, predict, probabilities
+from finetune.model_folder.samples import Sample, find, frames_of, predict, probabilities
 from finetune.serving import app as serving_app
 from finetune.serving.limits import Limits
-from finetune.settings import DataSettings, FeatureSettings, SampleSettings, TrialSettings, WeightsSettings
+from finetune.settings import (
+    ALL,
+    DataSettings,
+    FeatureSettings,
+    Imbalance,
+    SampleSettings,
+    TrialSettings,
+    WeightsSettings,
+)
 from finetune.texts.tfidf import Tfidf
-from finetune.training import loop
+from finetune.training import loop, shared
 from search.config.problems import ConfigErrors
 from search.config.study import StudyConfig
 from search.errors import StudyError
@@ -320,6 +331,30 @@ class TestTextBesideImages:
         ]
         assert sum(right) / len(right) == facts["metrics"]["validation"]["accuracy"]
 
+    @pytest.mark.parametrize(("strategy", "frozen"), [("replace", 12), ("fuse", 12), ("fuse", ALL)])
+    def test_blocks_and_source_are_trained_with_the_text_and_the_folder_answers_the_same(
+        self, tmp_path: Path, strategy: str, frozen: int
+    ) -> None:
+        data = of_colours(tmp_path)
+        choices: dict[str, Any] = {"strategy": strategy, "frozen_layers": frozen, "epochs": 2}
+        checkpoint, heard = trial(tmp_path, data, **choices)
+        assert (used(heard)["strategy"], used(heard)["frozen_blocks"]) == (strategy, 12 if frozen > 0 else 18)
+        groups = set(used(heard)["learning_rates"])
+        assert ("source_fc" in groups, "blocks.conv5" in groups) == (strategy == "fuse", frozen > 0)
+        facts = write(checkpoint, tmp_path / "model", {})
+        model = load(tmp_path / "model", parts=True)
+        found = catalog.scan(data)
+        asked = [Sample(f"{tmp_path}/colours/{one.path}", one.text) for one in found.splits["val"]]
+        labels = torch.tensor([one.label for one in found.splits["val"]])
+        logs = probabilities(model, asked, [frames_of(model, one) for one in asked]).log()
+        assert (
+            facts["metrics"]["validation"]["loss"]
+            == pytest.approx(nn.functional.nll_loss(logs, labels).item(), abs=1e-4)
+            or model.calibration.temperature != 1.0
+        )
+        right = (logs.argmax(1) == labels).float().mean().item()
+        assert right == pytest.approx(facts["metrics"]["validation"]["accuracy"])
+
     def test_a_table_of_samples_and_a_broken_image(self, exported: Exported, tmp_path: Path) -> None:
         where = exported[0]
         (where / "colours" / "broken.png").write_bytes(b"no image")
@@ -372,6 +407,46 @@ class TestTextBesideImages:
         again = [one for one in trial(tmp_path / "parts", data, **settings)[1] if isinstance(one, Epoch)]
         assert first.exists()
         assert [one.metrics["val/loss"] for one in again] == [one.metrics["val/loss"] for one in whole]
+
+
+WAYS: list[dict[str, Any]] = [
+    *({"imbalance": name} for name in get_args(Imbalance)),
+    {"optimizer": "adamw", "schedule": "constant", "warmup_epochs": 0.5, "label_smoothing": 0.1},
+    {"head_size": 8, "dropout": 0.2, "ema_decay": 0.5, "clip_norm": 1.0, "accumulate": 2},
+    {"frozen_layers": 15, "layer_decay": 0.5, "unfreeze_epochs": 1, "l2_sp": 0.1, "backbone_rate": 0.1},
+]
+
+
+class TestWays:
+    """Every way to train works with several parts, but blending samples, which `check` refuses."""
+
+    @pytest.mark.parametrize("ways", WAYS, ids=lambda ways: "-".join(map(str, ways.values())))
+    def test_a_trial_uses_what_it_was_given(self, exported: Exported, ways: dict[str, Any]) -> None:
+        data = of_colours_at(exported[0] / "colours" / "manifest.csv")
+        folder = exported[0] / "ways" / "-".join(map(str, ways.values()))
+        _, heard = trial(folder, data, epochs=2, fusion="gated", modality_dropout=0.2, **ways)
+        told = used(heard)
+        asked = {name: value for name, value in ways.items() if name in told and name != "l2_sp"}
+        assert {name: told[name] for name in asked} == asked
+        assert all(math.isfinite(one.metrics["train/loss"]) for one in heard if isinstance(one, Epoch))
+
+    def test_views_are_drawn_alike_for_all_frames(self, tmp_path: Path) -> None:
+        seen: dict[str, Any] = {**SEEN, "crop_scale": 0.5, "augment": "trivial", "horizontal_flip": True}
+        data = DataSettings(kind="folder", path=str(moving(tmp_path / "clips", 5)), frames=3, **seen)
+        frames = shared.frames(data).batch("train", torch.tensor([0, 1, 2]), view=1)
+        whole = shared.read(
+            TrialSettings(
+                data=data,
+                backbone="r3d_18",
+                weights=WeightsSettings(),
+                strategy="replace",
+                epochs=1,
+                learning_rate=0.1,
+                cache_dir="",
+            )
+        )
+        assert torch.equal(whole.batch("train", torch.tensor([0]), view=1)[0], frames.transpose(0, 1))
+        assert accuracy(trial(tmp_path / "trial", data, epochs=1, frozen_layers=15)[1]) >= 0
 
 
 class TestHandingOn:
@@ -509,10 +584,13 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("sections", "told"),
         [
-            ({"space": {"strategy": ["replace", "load"]}}, "must be replace, got"),
-            ({"space": {"frozen_layers": {"low": 0, "high": "all"}}}, "must be all, got a range"),
+            ({"space": {"strategy": ["replace", "load"]}}, "must be replace or fuse for samples with text"),
+            (
+                {"space": {"strategy": "fuse", "head_init": "exact"}},
+                "samples with text or .* begin at random",
+            ),
+            ({"space": {"frozen_layers": 0.5, "fusion": ["sum", "text"]}}, "the text alone trains no blocks"),
             ({"space": {"mix": "mixup"}}, "samples with several parts are not blended"),
-            ({"study": {"name": "s", "baselines": ["scratch"]}}, "which scratch does not"),
             ({"data": {"path": "x"}, "space": {"fusion": "sum"}}, "space.fusion: needs data.text"),
             (
                 {"data": {"path": "x"}, "space": {"pooling": "max"}},
@@ -527,6 +605,11 @@ class TestConfig:
     def test_what_is_not_supported_is_said(self, sections: dict[str, Any], told: str) -> None:
         with pytest.raises(ConfigErrors, match=told):
             config(**sections)
+
+    def test_blocks_may_be_trained_and_the_source_may_be_fused(self) -> None:
+        made = config(space={"strategy": ["replace", "fuse"], "frozen_layers": {"low": 0, "high": "all"}})
+        assert made.strategies == ("replace", "fuse")
+        assert Space(made).baseline("recipe")["fusion"] == "concat"
 
     def test_exact_takes_the_first_encoder_where_there_is_text(self) -> None:
         assert Space(config()).baseline("exact")["text_encoder"] == "tfidf"
@@ -549,6 +632,21 @@ def moving(folder: Path, clips: int = 24) -> Path:
             file = folder / name / f"{number}.gif"
             order[0].save(file, save_all=True, append_images=order[1:], duration=100)
     return folder
+
+
+def encoded(clip: Path, to: Path) -> Path:
+    """Write the frames of a clip as another kind of file."""
+    frames = read_clip(str(clip), 6)
+    if to.suffix != ".mp4":
+        frames[0].save(to, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+        return to
+    with av.open(str(to), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return to
 
 
 class TestClips:
@@ -601,6 +699,17 @@ class TestClips:
         self._explained(tmp_path)
         self._served(tmp_path)
 
+    def test_a_second_study_of_the_same_clips_decodes_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = DataSettings(kind="folder", path=str(moving(tmp_path / "clips", 5)), frames=4, **SEEN)
+        trial(tmp_path / "first", data, pooling="mean", epochs=1)
+        for kept in (shared._images, shared._scanned, shared._frames):
+            kept.cache_clear()  # as in another process
+        monkeypatch.setattr(clips, "frames", lambda *_: pytest.fail("decoded again"))
+        _, heard = trial(tmp_path / "second", data, pooling="ordered", frames_used=3, epochs=1)
+        assert used(heard)["pooling"] == "ordered"
+
     def _explained(self, folder: Path) -> None:
         clip = folder / "clips" / "left" / "1.gif"
         (row,) = explanations.explain(folder / "model", [clip], folder / "explained")
@@ -613,6 +722,7 @@ class TestClips:
     def _served(self, folder: Path) -> None:
         app = serving_app.build(load(folder / "model", parts=True), Limits())
         clips = [folder / "clips" / name / "1.gif" for name in ("left", "right")]
+        clips += [encoded(clips[0], folder / f"1.{suffix}") for suffix in ("webp", "png", "mp4")]
         expected = list(predict(load(folder / "model", parts=True), [Sample(str(clip)) for clip in clips]))
 
         async def ask(one: httpx.AsyncClient) -> list[httpx.Response]:

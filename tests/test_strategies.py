@@ -377,7 +377,7 @@ NAMED_IN = {
     "src/finetune/model/strategies.py": "how each is built",
     "src/finetune/model/timing.py": "`replace` has the cheapest head",
     "src/finetune/training/fused_heads.py": "heads of `replace` can be trained together",
-    "src/finetune/model/sample_head.py": "heads of samples with texts or frames are those of `replace`",
+    "src/finetune/model/sample_head.py": "heads of samples with texts or frames are of these two",
     "src/finetune/model_folder/__init__.py": "their folders are read as such",
     "search/config/parts.py": "other strategies are refused for them",
     "search/config/sections/space.py": "the recipe is a trial of `replace`",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,7 +22,6 @@ WORDS = ["[UNK]", "red", "blue", "wool", "steel"]
 
 def tokenizer() -> Any:
     """Return a tokenizer of whole words."""
-    tokenizers = pytest.importorskip("tokenizers", reason="pip install 'transfer-search[text]'")
     vocabulary = {word: place for place, word in enumerate(WORDS)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -67,7 +67,8 @@ def test_vectors_of_texts_are_stored_and_read_again(tmp_path: Path, monkeypatch:
 
 
 def test_a_hub_model_that_is_a_folder_is_read(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="pip install 'transfer-search[text-hub]'")
+    import transformers  # seconds of import that the other tests do without
+
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     torch.manual_seed(0)
     model = transformers.BertModel(transformers.BertConfig(vocab_size=len(WORDS) + 1, **shape))

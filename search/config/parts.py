@@ -5,12 +5,15 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from finetune.strategy import REPLACE
+from finetune.model.known_backbones import OUTLINES, reads_clips
+from finetune.strategy import FUSE, REPLACE
 from search.config.domain import ALL_WORD, Range, entries, refused, values_of
 from search.config.domain import STRATEGIES as NAMES
-from search.config.sections import EXACT, SETTINGS, Data, SpaceSection, Study
+from search.config.sections import EXACT, SETTINGS, Data, Model, Pretraining, SpaceSection, Study
 
-REASON = "samples with text or several frames train a head on the features of a frozen backbone"
+ALLOWED = (REPLACE.name, FUSE.name)
+"""Strategies for samples with text or several frames. `load` is none: its head is the source FC, which reads
+an image and nothing else."""
 
 
 def of(data: Data) -> frozenset[str]:
@@ -31,7 +34,7 @@ def with_defaults(values: Any) -> Any:
     study, space = values.get("study"), values.get("space", {})
     found = dict(values)
     if isinstance(space, Mapping):
-        found["space"] = {"strategy": REPLACE.name, "frozen_layers": ALL_WORD, **space}
+        found["space"] = {"strategy": REPLACE.name, "frozen_layers": ALL_WORD, **_begins(space), **space}
     if isinstance(study, Mapping):
         trials = study.get("trials")
         most = trials if isinstance(trials, int) and trials > 0 else len(names)
@@ -39,19 +42,33 @@ def with_defaults(values: Any) -> Any:
     return found
 
 
-def not_supported(data: Data, space: SpaceSection, study: Study | None) -> Iterator[PydanticCustomError]:
-    """Yield an error for each setting that the parts of a sample do not allow."""
+def _begins(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how heads of `fuse` begin, if the space names it."""
+    return {"head_init": "random"} if FUSE.name in str(space.get("strategy")) else {}
+
+
+def not_supported(
+    data: Data, model: Model | None, space: SpaceSection, study: Study | None
+) -> Iterator[PydanticCustomError]:
+    """Yield an error for each setting that the parts of a sample, or the backbones, do not allow."""
     parts, names = of(data), study.baselines if study is not None else ()
     yield from _without_their_part(parts, space, names)
+    if model is not None:
+        yield from _for_clips(data, model, space)
     if parts == {"image"}:
         return
-    if wrong := [name for name in values_of(space.strategy) if name != REPLACE.name]:
-        rule = f"{REASON}: must be {REPLACE.name}"
+    if wrong := [name for name in values_of(space.strategy) if name not in ALLOWED]:
+        rule = (
+            "must be replace or fuse for samples with text or frames, as the source FC reads an image alone"
+        )
         yield refused(rule, wrong, f"Write {REPLACE.name}.", ("space", "strategy"))
-    frozen = entries(space.frozen_layers, NAMES)[REPLACE.name]
-    if isinstance(frozen, Range) or values_of(frozen) != (ALL_WORD,):
-        got = "a range" if isinstance(frozen, Range) else list(values_of(frozen))
-        yield refused(f"{REASON}: must be all", got, "Write all.", ("space", "frozen_layers"))
+    if FUSE.name in values_of(space.strategy) and values_of(space.head_init) != ("random",):
+        rule = "heads for samples with text or several frames begin at random"
+        yield refused(rule, list(values_of(space.head_init)), "Write random.", ("space", "head_init"))
+    if "text" in values_of(space.fusion) and _trains_image(space):
+        rule = "a head that reads the text alone trains no blocks"
+        fix = "Leave text out, or write `strategy: replace` and `frozen_layers: all`."
+        yield refused(rule, list(values_of(space.fusion)), fix, ("space", "fusion"))
     if values_of(space.mix) != ("none",):
         rule = "samples with several parts are not blended"
         yield refused(rule, space.mix, "Write none.", ("space", "mix"))
@@ -62,10 +79,36 @@ def not_supported(data: Data, space: SpaceSection, study: Study | None) -> Itera
         yield refused(
             "models that read text or clips are not refitted", True, "Delete it.", ("study", "refit")
         )
-    if "scratch" in names:
-        yield refused(
-            f"{REASON}, which scratch does not", list(names), "Leave it out.", ("study", "baselines")
-        )
+
+
+def _trains_image(space: SpaceSection) -> bool:
+    """Return True if a trial may train blocks of the backbone, or its source FC."""
+    frozen = entries(space.frozen_layers, NAMES)[REPLACE.name]
+    all_frozen = not isinstance(frozen, Range) and values_of(frozen) == (ALL_WORD,)
+    return not all_frozen or values_of(space.strategy) != (REPLACE.name,)
+
+
+def _for_clips(data: Data, model: Model, space: SpaceSection) -> Iterator[PydanticCustomError]:
+    """Yield an error for each setting that does not go with backbones that read clips."""
+    clips = [name for name in model.backbones if reads_clips(name)]
+    for name in clips:
+        frames = OUTLINES[name].frames
+        least = 2 if frames is None else max(2, frames.least)
+        if frames is not None and (data.frames < 2 or not frames.accepts(data.frames)):
+            many = str(frames) if frames.most else f"at least {least}"
+            fix = f"Set it to {least}, or choose a backbone that reads images."
+            yield refused(
+                f"must be {many} for {name}, which reads clips", data.frames, fix, ("data", "frames")
+            )
+        if isinstance(model.weights_of(name), Pretraining):
+            rule = f"a source task has images, and {name} reads clips"
+            fix = "Write DEFAULT, a weights file, or none."
+            yield refused(rule, "a source", fix, ("model", "weights"))
+    if clips and len(clips) == len(model.backbones):
+        for key in ("pooling", "frames_used"):
+            if (given := getattr(space, key)) != getattr(_DEFAULT, key):
+                rule = f"{', '.join(clips)} {'reads' if len(clips) == 1 else 'read'} all frames at once"
+                yield refused(rule, given, "Delete it.", ("space", key))
 
 
 def _without_their_part(

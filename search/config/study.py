@@ -81,7 +81,7 @@ class StudyConfig(Section):
         if model is not None and data is not None:
             errors += _sizes_not_read(model.backbones, data.image_size)
         if data is not None:
-            errors += parts.not_supported(data, space, info.data.get("study"))
+            errors += parts.not_supported(data, model, space, info.data.get("study"))
         if model is not None:
             errors += _blocks_not_there(model.backbones, space.frozen_layers)
             errors += _weights_not_there(model, space)

@@ -10,12 +10,13 @@ from torch import nn
 
 from finetune.model import backbones
 from finetune.model.backbones import Backbone
+from finetune.model.known_backbones import reads_clips
 from search.views.terminal import console, print_line, print_table
 
 _INTRODUCTION = """\
 # Supported models
 
-Every image classifier of torchvision, by torchvision's name.
+Every classifier of images in torchvision, and of clips, by torchvision's name.
 This page is written by `python -m search.views.blocks > docs/models.md`.
 
 - **blocks**: the units that `frozen_layers` counts, from 0 to all. `python -m search blocks NAME` lists them.
@@ -29,6 +30,20 @@ This page is written by `python -m search.views.blocks > docs/models.md`.
 """
 
 
+_CLIPS = """
+## Models that read clips
+
+Every classifier of `torchvision.models.video`. They read all `data.frames` frames of a sample at once and
+give it one row of features; [text-and-clips.md](text-and-clips.md) says what they can do. Their weights are
+`KINETICS400_V1`, made for 112 pixels (r3d, mc3, r2plus1d) or 224 (the others).
+
+| model | blocks | features | parameters | image_size | frames |
+|---|---:|---:|---:|---|---|
+"""
+SHOWN_FRAMES = 16
+"""Frames of the clips whose shapes are listed."""
+
+
 def listing(name: str, image_size: int) -> dict[str, Any]:
     """Return the blocks of a backbone with parameter counts and output shapes, without allocating weights.
 
@@ -38,7 +53,8 @@ def listing(name: str, image_size: int) -> dict[str, Any]:
         BackboneError: there is no such backbone, or it cannot read images of this size.
     """
     backbone = _outline(name)
-    h = torch.empty(1, 3, image_size, image_size, device="meta")
+    frames = max(SHOWN_FRAMES, backbone.frames.least) if backbone.frames else None
+    h = torch.empty(1, 3, *([frames] if frames else []), image_size, image_size, device="meta")
     blocks = []
     for block_name, block in zip(backbone.block_names, backbone.blocks, strict=True):
         h = block(h)
@@ -46,6 +62,7 @@ def listing(name: str, image_size: int) -> dict[str, Any]:
     return {
         "backbone": name,
         "image_size": image_size,
+        **({"frames": frames} if frames else {}),
         "blocks": blocks,
         "features": backbone.features,
         "source_fc": {
@@ -67,22 +84,26 @@ def show(listed: dict[str, Any]) -> None:
     out = console()
     header = ("frozen_layers", "block", "parameters", "output")
     print_table(out, header, rows, right=frozenset({"frozen_layers", "parameters"}))
+    clips = f"clips of {listed['frames']} frames" if "frames" in listed else "images"
     print_line(
         out,
         f"{listed['backbone']}: {len(listed['blocks'])} blocks, {listed['features']} features, "
-        f"{listed['parameters']:,} parameters; shapes for images of {listed['image_size']} pixels",
+        f"{listed['parameters']:,} parameters; shapes for {clips} of {listed['image_size']} pixels",
     )
 
 
 def document() -> str:
     """Return the page of all backbones for the docs, as Markdown."""
-    return _INTRODUCTION + "".join(_row(name) for name in backbones.names())
+    names = backbones.names()
+    images, clips = ([name for name in names if reads_clips(name) == clips] for clips in (False, True))
+    return _INTRODUCTION + "".join(map(_row, images)) + _CLIPS + "".join(map(_row, clips))
 
 
 def _row(name: str) -> str:
     backbone = _outline(name)
     counts = f"{len(backbone.blocks)} | {backbone.features} | {_parameters(backbone):,}"
-    return f"| {name} | {counts} | {backbone.sides} |\n"
+    frames = f" | {backbone.frames}" if backbone.frames else ""
+    return f"| {name} | {counts} | {backbone.sides}{frames} |\n"
 
 
 def _outline(name: str) -> Backbone:

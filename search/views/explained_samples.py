@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune.explain import deletion, overlay
 from finetune.explain.maps import Method, maps, noise, resolution, scaled
 from finetune.explain.parts import HeldFixed, without_frames, without_parts
-from finetune.frozen.samples import chosen
+from finetune.frozen.samples import read_frames
 from finetune.images.pixels import normalise
 from finetune.model.sample_head import SampleHead
 from finetune.model_folder import Model, samples
@@ -69,10 +69,10 @@ def explained(
     if shape.reads_text and model.encoder is not None:
         text = model.encoder.encode([sample.text])[0].to(device)
     marks = torch.tensor([1.0, float(bool(sample.text) or model.encoder is None)], device=device)
-    picks = chosen(shape.frames, model.facts["samples"]["frames"])
+    picks = read_frames(model.net.reads_clips, shape.frames, model.facts["samples"]["frames"])
     asked = model.facts["preprocessing"]
     x = normalise(seen[picks].to(device), asked["mean"], asked["std"])
-    features, held = model.net.features(x), HeldFixed(head, text, marks)
+    features, held = model.net.of_frames(x), HeldFixed(head, text, marks)
 
     def falls(logits: Tensor) -> Tensor:
         found = model.calibration.of(logits.reshape(-1, len(model.classes))).cpu()
@@ -80,14 +80,15 @@ def explained(
 
     left_out = without_parts(head, features, text, marks)
     told["parts"] = {part: float(falls(logits)) for part, logits in left_out.items()}
-    counts = falls(without_frames(held, features)) if shape.frames > 1 else torch.zeros(1)
-    if shape.frames > 1:
+    is_clip = len(picks) > 1
+    counts = falls(without_frames(model.net, held, x)) if is_clip else torch.zeros(1)
+    if is_clip:
         told["frames"] = dict(zip(picks.tolist(), counts.tolist(), strict=True))
     about = torch.tensor([answer])
     marked = maps(model.net, x, about, method, held)
 
     def answers(pixels: Tensor) -> Tensor:
-        return model.calibration.of(held.of_features(model.net.features(pixels)))
+        return model.calibration.of(held.of_features(model.net.of_frames(pixels)))
 
     told["deletion"] = float(deletion.area(answers, x, about, marked))
     grid = resolution(model.net, x, method)
@@ -96,7 +97,7 @@ def explained(
     shown = sorted(counts.topk(min(PANELS, len(counts))).indices.tolist())
     panels = [(f"{told['class']} {sure:.2f}", overlay.plain(seen[picks[shown[0]]]))]
     for frame in shown:
-        name = f"frame {int(picks[frame])}, {float(counts[frame]):+.2f}" if shape.frames > 1 else method
+        name = f"frame {int(picks[frame])}, {float(counts[frame]):+.2f}" if is_clip else method
         panels.append((name, overlay.over(seen[picks[frame]], marked[frame])))
     panels.append(("random", overlay.over(seen[picks[shown[0]]], chance[shown[0]])))
     return told, overlay.strip(panels)

@@ -87,7 +87,8 @@ class Model(Section):
     """The pretrained model that is transferred."""
 
     backbone: Annotated[BackboneName, Setting()] = "resnet18"
-    """Name of a torchvision classification model; docs/models.md lists them."""
+    """Name of a torchvision classification model of images or, with `data.frames`, of clips; docs/models.md
+    lists them."""
     weights: Weights = "DEFAULT"
     """The name of torchvision weights, a `.pth`, `.pt` or `.safetensors` file or its URL, `none` (random
     weights), or a source task. With several backbones, a mapping may give each backbone one of these."""

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from finetune.model.known_backbones import reads_clips
 from finetune.strategy import REPLACE, Strategy
 from search.config.domain import (
     STRATEGIES,
@@ -45,8 +46,8 @@ def _joins(asked: Asked) -> bool:
     return asked.params["fusion"] not in ("image", "text")
 
 
-def _reads_frames(asked: Asked) -> bool:
-    return asked.params.get("fusion") != "text"
+def _pools_frames(asked: Asked) -> bool:
+    return asked.params.get("fusion") != "text" and not reads_clips(str(asked.params.get("backbone")))
 
 
 class SpaceSection(Section):
@@ -99,13 +100,14 @@ class SpaceSection(Section):
     """Share of the training samples of which the head sees only the image or only the text, so that it
     answers better where one is missing."""
     pooling: Annotated[
-        PoolingNames, Setting(needs="frames", when=_reads_frames, baseline="mean", shown=True)
+        PoolingNames, Setting(needs="frames", when=_pools_frames, baseline="mean", shown=True)
     ] = ("mean", "mean_std", "mean_diff", "ordered")
     """Summary of the frames that the head reads, for samples with several. `mean`, `max`; `mean_std` and
     `mean_diff` add how much the features vary; `attention` weighs frames by their content; only `ordered`
-    sees their order."""
-    frames_used: Annotated[Size, Setting(needs="frames", when=_reads_frames, baseline=0)] = 0
-    """Frames that the head reads, evenly chosen among `data.frames`; 0: all."""
+    sees their order. Not used by a backbone that reads clips."""
+    frames_used: Annotated[Size, Setting(needs="frames", when=_pools_frames, baseline=0)] = 0
+    """Frames that the head reads, evenly chosen among `data.frames`; 0: all. Not used by a backbone that
+    reads clips, which takes all."""
     optimizer: Annotated[OptimizerName, Setting(carried=True)] = "sgd"
     """Optimiser that updates the weights."""
     momentum: Annotated[Fraction, Setting(when=chosen("optimizer", "sgd"), baseline=0.9)] = 0.9

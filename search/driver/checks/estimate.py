@@ -33,7 +33,7 @@ def measure(config: StudyConfig, images: Catalog) -> dict[str, ImageCost]:
     decode = _decode_seconds(config, images)
     found = {}
     for backbone in config.backbones:
-        timed = timing.measure(backbone, config.least_image_size, device)
+        timed = timing.measure(backbone, config.least_image_size, device, config.data.frames)
         found[backbone] = ImageCost(decode, timed.forward, timed.train)
     known = _read()
     known |= {_key(config, name): vars(image_cost) for name, image_cost in found.items()}
@@ -62,14 +62,22 @@ def expected(
 def _decode_seconds(config: StudyConfig, images: Catalog) -> float:
     some = images.splits["train"][:DECODED]
     begin = time.perf_counter()
+    side, frames = config.least_image_size, config.data.frames
     for image in some:
-        images.reader.open(image.path, config.least_image_size).resize((config.least_image_size,) * 2)
+        found = (
+            images.reader.frames(image.path, frames, side)
+            if frames > 1
+            else [images.reader.open(image.path, side)]
+        )
+        for one in found:
+            one.resize((side, side))
     return (time.perf_counter() - begin) / max(1, len(some))
 
 
 def _key(config: StudyConfig, backbone: str) -> str:
     threads = config.resources.cpus_per_worker
-    return f"{backbone} {config.least_image_size} px {threads} threads gpu {config.resources.gpu}"
+    frames = f" {config.data.frames} frames" if config.data.frames > 1 else ""
+    return f"{backbone} {config.least_image_size} px{frames} {threads} threads gpu {config.resources.gpu}"
 
 
 def _file() -> Path:

@@ -6,7 +6,10 @@
     occlusion             fall of the logit where a window is blurred (Zeiler and Fergus, ECCV 2014)
     random                no evidence at all: smooth noise that every real map is compared with
 
-Shapes: B images, (3, S, S) normalised pixels, (h, w) positions of the last activations, C classes.
+A backbone that reads clips is given the frames of one clip as its images, and has a map for each of them.
+
+Shapes: B images, (3, S, S) normalised pixels, (h, w) positions of the last activations, C classes; of clips
+(t, h, w) times and positions.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from finetune.errors import FinetuneError
 from finetune.model.backbones.transformers import ClassToken
+from finetune.model.backbones.video import MultiscaleUnit
 from finetune.model.strategies import TransferModel
 
 Method = Literal["grad-cam", "integrated-gradients", "occlusion", "random"]
@@ -47,6 +51,7 @@ class Whole(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(*model.prefix, *model.trunk)
         self.head = head or model.head
+        self.inputs, self.reads_clips = model.inputs, model.reads_clips
         self.has_tokens = isinstance(model.head.pool, ClassToken)
         """True if the blocks turn an image into tokens, of which the head reads the first one only."""
         self.eval()
@@ -61,12 +66,13 @@ class Whole(nn.Module):
         return len(self.blocks) - self.has_tokens
 
     def as_map(self, h: Tensor) -> Tensor:
-        """Return activations behind `cut` blocks as (B, D, h, w), without the class token."""
+        """Return activations behind `cut` blocks as (B, D, h, w) or (B, D, t, h, w), without class token."""
         if not self.has_tokens:
             return h
         patches = h[:, 1:].transpose(1, 2)
         side = round(patches.shape[2] ** 0.5)
-        grid: Tensor = patches.unflatten(2, (side, side))
+        unit = next((m for m in self.blocks[-1].modules() if isinstance(m, MultiscaleUnit)), None)
+        grid: Tensor = patches.unflatten(2, unit.grid if unit else (side, side))
         return grid
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,14 +131,17 @@ def blurred(x: Tensor) -> Tensor:
 
 def _grad_cam(whole: Whole, x: Tensor, classes: Tensor) -> Tensor:
     with torch.no_grad():
-        front = whole.blocks[: whole.cut](x)
+        front = whole.blocks[: whole.cut](whole.inputs(x))
     with torch.enable_grad():
         h = front.detach().requires_grad_()
         # A copy, since the next layer may work in place.
         logits = whole.head(whole.blocks[whole.cut :](h.clone()))
         gradient = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), h)[0]
     activations, slopes = whole.as_map(h.detach()), whole.as_map(gradient)
-    return (activations * slopes.mean((2, 3), keepdim=True)).sum(1)
+    raw = (activations * slopes.mean(tuple(range(2, slopes.dim())), keepdim=True)).sum(1)
+    if whole.reads_clips:  # (1, t, h, w), to a map for each frame
+        raw = F.interpolate(raw[None], size=(len(x), *raw.shape[2:]), mode="trilinear")[0, 0]
+    return raw
 
 
 def _integrated(whole: Whole, x: Tensor, classes: Tensor) -> Tensor:
@@ -165,7 +174,8 @@ def _random(whole: Whole, x: Tensor, classes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _grid(whole: Whole, x: Tensor) -> tuple[int, int]:
-    height, width = whole.as_map(whole.blocks[: whole.cut](x[:1])).shape[2:]
+    some = x if whole.reads_clips else x[:1]
+    height, width = whole.as_map(whole.blocks[: whole.cut](whole.inputs(some))).shape[-2:]
     return height, width
 
 

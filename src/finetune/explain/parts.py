@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.model.sample_head import MARKS, SampleHead, SampleShape
+from finetune.model.strategies import TransferModel
 
 
 class HeldFixed(nn.Module):
@@ -24,11 +25,11 @@ class HeldFixed(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the last block's activations of B times T frames."""
-        return self.of_features(self.head.reduce(h))
+        return self.of_features(self.head.read(self.head.reduce(h)))
 
     def of_features(self, features: Tensor) -> Tensor:
         """Return logits (B, C) for the features of B times T frames, (B T, D)."""
-        frames = features.reshape(-1, self.head.shape.frames * self.head.shape.features)
+        frames = features.reshape(-1, self.head.shape.frames * self.head.features)
         return self.head.classify(row_of(self.head.shape, frames, self.text, self.marks))
 
 
@@ -62,15 +63,23 @@ def without_parts(head: SampleHead, features: Tensor, text: Tensor, marks: Tenso
 
 
 @torch.no_grad()
-def without_frames(held: HeldFixed, features: Tensor) -> Tensor:
+def without_frames(model: TransferModel, held: HeldFixed, x: Tensor) -> Tensor:
     """Return the logits (T, C) of a clip in which each frame in turn is replaced by a neighbour.
 
     Args:
+        model: the model.
         held: the head of the clip.
-        features: features of its frames (T, D).
+        x: its frames (T, 3, S, S), normalised.
     """
-    count = len(features)
+    if model.reads_clips:
+        clips = [model.of_frames(x[row]) for row in _neighbours(len(x))]
+        return held.of_features(torch.cat(clips))
+    return held.of_features(model.of_frames(x)[_neighbours(len(x)).flatten()])
+
+
+def _neighbours(count: int) -> Tensor:
+    """Return the numbers of the frames of a clip, (T, T): row n does without frame n."""
     order = torch.arange(count).repeat(count, 1)  # a row for each frame that is left out
     # The frame before stands in, and the second one for the first: a clip keeps its length and its order.
     order[torch.arange(count), torch.arange(count)] = (torch.arange(count) - 1).abs().clamp(max=count - 1)
-    return held.of_features(features[order.flatten()])
+    return order

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ size, but not on the place in the batch or on its other images (measured for eig
 GPU_BATCH = 256
 """Images per pass on a GPU, which is idle half the time with BATCH (docs/decisions.md). With
 `precision: exact` a GPU takes BATCH as well, since fresh batches are then padded to this size."""
+CLIP_BATCH = 4
+"""Clips per pass: one takes as long as dozens of images."""
 FASTER = 1.25
 """Factor by which a pass must beat the one before it to be chosen; repeated measurements differ less."""
 ROUNDING = 1e-3
@@ -153,8 +156,10 @@ def usual(precision: str, device: torch.device) -> Pass:
     return Pass("bfloat16" if half else "float32")
 
 
-def batch_of(precision: str, device: torch.device) -> int:
-    """Return the number of images per pass of frozen blocks whose result is stored."""
+def batch_of(precision: str, device: torch.device, *, clips: bool = False) -> int:
+    """Return the number of images, or clips, per pass of frozen blocks whose result is stored."""
+    if clips:
+        return CLIP_BATCH
     return GPU_BATCH if device.type == "cuda" and precision != "exact" else BATCH
 
 
@@ -190,6 +195,7 @@ def costs(
     images: int,
     folder: Path,
     device: torch.device,
+    frames: int = 0,
 ) -> Costs:
     """Return the costs of passes on this machine, measured on first use and then kept in `folder`.
 
@@ -202,8 +208,9 @@ def costs(
         images: the number of images that will pass all blocks; torch.compile is tried if they take long.
         folder: a folder of this node.
         device: the device of the passes.
+        frames: frames of the clips that the backbone reads; 0: it reads images.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "format": folding.FORMAT,
         "backbone": name,
         "weights": weights,
@@ -212,11 +219,15 @@ def costs(
         "threads": torch.get_num_threads(),
         "machine": machine(device),
     }
+    facts |= {"frames": frames} if frames else {}
+    images_of = partial(_images, image_size, device, frames)
     # Two files: the first measurement serves every study; compiling is tried only for long ones.
-    measured = _kept(folder, facts, lambda: _measure(blocks(), image_size, precision, folder, device))
+    measured = _kept(folder, facts, lambda: _measure(blocks(), images_of(), precision, folder, device))
     if precision != "auto" or images * measured.fast[-1] < COMPILE_FROM_SECONDS:
         return measured
-    return _kept(folder, facts | {"compiled": True}, lambda: _compile(blocks(), image_size, measured, device))
+    return _kept(
+        folder, facts | {"compiled": True}, lambda: _compile(blocks(), images_of(), measured, device)
+    )
 
 
 def _kept(folder: Path, facts: dict[str, Any], measure: Callable[[], Costs]) -> Costs:
@@ -249,10 +260,10 @@ def machine(device: torch.device) -> Mapping[str, str]:
 
 
 def _measure(
-    blocks: nn.Sequential, image_size: int, precision: str, folder: Path, device: torch.device
+    blocks: nn.Sequential, images: Tensor, precision: str, folder: Path, device: torch.device
 ) -> Costs:
     """Return the costs of the default pass and of the fastest one that rounds little, not compiled."""
-    images, how = _images(image_size, device), usual(precision, device)
+    how = usual(precision, device)
     began = _now(device)
     how.run(blocks, images)
     if _now(device) - began > 1:  # for a large backbone fewer images suffice
@@ -264,7 +275,9 @@ def _measure(
     if precision != "exact" and device.type == "cpu":
         fastest = dataclasses.replace(how, folded=can_fold(blocks, images))
         half = dataclasses.replace(fastest, dtype="bfloat16")
-        if precision == "auto" and rounds_little(blocks, images):
+        # Without kernels for it, a convolution over time takes 75 times as long in bfloat16 (r3d_18, tried).
+        is_clip = images.dim() == 5
+        if precision == "auto" and not is_clip and rounds_little(blocks, images):
             whole, halved = (fastest_run(one.ready(blocks), one, images) for one in (fastest, half))
             fastest = half if halved * FASTER < whole else fastest
     if fastest != how:
@@ -307,15 +320,14 @@ def can_fold(blocks: nn.Sequential, images: Tensor) -> bool:
         return _distance(folded, plain) < ROUNDING
 
 
-def _compile(blocks: nn.Sequential, image_size: int, eager: Costs, device: torch.device) -> Costs:
+def _compile(blocks: nn.Sequential, images: Tensor, eager: Costs, device: torch.device) -> Costs:
     """Return the costs with the compiled pass if it is faster; `eager` if it is not, or compiling fails.
 
     Only the whole pass is measured. The blocks are assumed to take the same shares of it as without
     compiling.
     """
-    images = _images(image_size, device)
     best = eager
-    halves = device.type == "cpu" and rounds_little(blocks, images)
+    halves = device.type == "cpu" and images.dim() == 4 and rounds_little(blocks, images)
     for dtype in dict.fromkeys((eager.fastest.dtype, *(["bfloat16"] if halves else []))):
         plain = dataclasses.replace(eager.fastest, dtype=dtype)
         how = dataclasses.replace(plain, compiled=True)
@@ -335,10 +347,11 @@ def _compile(blocks: nn.Sequential, image_size: int, eager: Costs, device: torch
     return best
 
 
-def _images(side: int, device: torch.device) -> Tensor:
-    """Return PROBED random images (B, 3, S, S), always the same ones."""
-    images = torch.rand(PROBED, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    return images.contiguous(memory_format=torch.channels_last)
+def _images(side: int, device: torch.device, frames: int = 0) -> Tensor:
+    """Return PROBED random images (B, 3, S, S), always the same ones, or a clip (1, 3, T, S, S)."""
+    shape = (1, 3, frames, side, side) if frames else (PROBED, 3, side, side)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return images if frames else images.contiguous(memory_format=torch.channels_last)
 
 
 def _by_block(blocks: nn.Sequential, how: Pass, images: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:

@@ -89,7 +89,8 @@ class Inputs:
         self._source = source
         self._mean = torch.tensor(source.mean, device=device)
         self._std = torch.tensor(source.std, device=device)
-        self._batch = execution.batch_of(settings.precision, device)
+        self._batch = execution.batch_of(settings.precision, device, clips=model.reads_clips)
+        self._least = min(execution.BATCH, self._batch)
         usual = execution.usual(settings.precision, device)
         self._passes = {True: usual, False: usual}
         """The pass that runs the frozen blocks, for training images (True) and for all others (False)."""
@@ -118,6 +119,7 @@ class Inputs:
             images=self.data.sheets(settings.epochs) * self.data.size("train"),
             folder=folder,
             device=self.device,
+            frames=settings.data.frames if self.model.reads_clips else 0,
         )
         # Validation and test images always take the default pass, so that reported scores are those of the
         # exported model. Training images take the fastest pass only if no backbone block is trained:
@@ -161,7 +163,8 @@ class Inputs:
         """Return the input of `TransferModel.from_features`, in float32.
 
         Args:
-            x: normalised images (B, 3, S, S), or the activations of the first `behind` blocks.
+            x: normalised images (B, 3, S, S), clips (B, 3, T, S, S), or the activations of the first `behind`
+                blocks.
             how: the pass that runs the frozen blocks.
             behind: the number of blocks that `x` has already passed, at most the number of frozen blocks.
         """
@@ -170,7 +173,7 @@ class Inputs:
         return self.model.reduce(h)
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Return uint8 pixels (B, 3, S, S) on the device, normalised as the backbone expects."""
+        """Return uint8 pixels of images or clips on the device, normalised as the backbone expects."""
         return normalise(pixels.to(self.device, non_blocking=True), self._mean, self._std)
 
     def read(self, rows: Tensor, blocks: int) -> Tensor:
@@ -226,7 +229,7 @@ class Inputs:
         layout = partial(self._layout, rows=sheet.rows, training=training)
         cuda = self.device.type == "cuda"
         most = layout(cut.blocks).chunk_rows or self._batch
-        batch = max(execution.BATCH, min(self._batch, most))  # a batch larger than a chunk would be padded
+        batch = max(self._least, min(self._batch, most))  # a batch larger than a chunk would be padded
         looking = Lock()
 
         # Another trial may have stored features of a lower cut: the pass then starts from the highest of
@@ -289,13 +292,13 @@ class Inputs:
         try:
             h = how.run_padded(blocks, x, batch)
         except torch.OutOfMemoryError:
-            if batch <= execution.BATCH:
+            if batch <= self._least:
                 raise
             h = None
         # The retry stands outside the `except`: inside it the error still holds the memory of the pass.
         if h is None:
             torch.cuda.empty_cache()
-            h = how.run_padded(blocks, x, execution.BATCH)
+            h = how.run_padded(blocks, x, self._least)
         return self.model.reduce(h.float()) if self._is_pooled(end) else h
 
     def _is_pooled(self, blocks: int) -> bool:
@@ -339,6 +342,7 @@ class Inputs:
             "split": split,
             "image_size": settings.data.image_size,
             "view": sheet.name,
+            **({"frames": settings.data.frames} if self.model.reads_clips else {}),
             "pass": asdict(self._passes[sheet.training]),
             "batch": self._batch,
             "machine": execution.machine(self.device),

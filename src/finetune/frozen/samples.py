@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finetune.frozen.features import Feed, Inputs
+from finetune.model.known_backbones import reads_clips
 from finetune.model.sample_head import SampleShape
 from finetune.settings import TrialSettings
 from finetune.texts.encoders import Texts
@@ -25,6 +26,16 @@ def chosen(frames: int, of: int) -> Tensor:
     picks = (torch.arange(frames) * 2 + 1) * of // (2 * frames)
     late = torch.arange(frames) > (frames - 1) / 2
     return torch.where(late, of - 1 - picks.flip(0), picks)
+
+
+def rows_of(settings: TrialSettings) -> int:
+    """Return the rows of features that of a sample: one for each frame, or one of a clip read as a whole."""
+    return 1 if reads_clips(settings.backbone) else settings.data.frames
+
+
+def read_frames(reads_clips: bool, frames: int, of: int) -> Tensor:
+    """Return the numbers of the frames that a model reads among `of`: all, if it reads clips as a whole."""
+    return torch.arange(of) if reads_clips else chosen(frames, of)
 
 
 class SampleInputs:
@@ -41,14 +52,17 @@ class SampleInputs:
         self, inputs: Inputs, shape: SampleShape, texts: Texts | None, settings: TrialSettings
     ) -> None:
         self.inputs, self.shape, self.texts = inputs, shape, texts
-        self.of, self.used = settings.data.frames, settings.frames_used
+        self.settings = settings
+        self.of = rows_of(settings)
 
     def effective(self) -> dict[str, Any]:
         """Return the facts about the frames' features, and the settings of the samples' parts in use."""
         shape = self.shape
         told: dict[str, Any] = {}
+        if self.settings.data.frames > 1:
+            told |= {"frames": self.settings.data.frames}
         if self.of > 1:
-            told |= {"frames": self.of, "frames_used": self.used, "pooling": shape.pooling}
+            told |= {"frames_used": self.settings.frames_used, "pooling": shape.pooling}
         if self.texts is not None:
             joined = {name: getattr(shape, name) for name in ("fusion", "image_scale", "modality_dropout")}
             told |= {"text_encoder": self.texts.name, **joined}

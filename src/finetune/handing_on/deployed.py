@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.frozen.samples import chosen
+from finetune.frozen.samples import read_frames
 from finetune.model.sample_head import MARKS, SampleHead
 from finetune.model_folder import Model
 
@@ -86,9 +86,9 @@ class DeployedSamples(Deployed):
         super().__init__(model)
         head = self.net.head
         assert isinstance(head, SampleHead)
-        self.shape = head.shape
+        self.shape, self.width = head.shape, head.width
         self.frames: int = model.facts["samples"]["frames"]
-        self.picks = nn.Buffer(chosen(self.shape.frames, self.frames))
+        self.picks = nn.Buffer(read_frames(self.net.reads_clips, self.shape.frames, self.frames))
         both = self.shape.reads_image and self.shape.reads_text
         read = (self.shape.reads_image, self.shape.reads_text, both)
         self.names = tuple(
@@ -102,8 +102,11 @@ class DeployedSamples(Deployed):
         if INPUT in given:
             images = given[INPUT]
             used = images.index_select(1, self.picks) if self.frames > 1 else images[:, None]
-            features = self.net.reduce(self.net.prefix(self._pixels(used.flatten(0, 1))))
-            parts.append(features.reshape(-1, self.shape.frames * self.shape.features))
+            x = self._pixels(used.flatten(0, 1))
+            if self.net.reads_clips:
+                x = x.unflatten(0, (-1, self.frames)).transpose(1, 2)
+            features = self.net.reduce(self.net.prefix(x))
+            parts.append(features.reshape(-1, self.width))
         if TEXT in given:
             parts.append(given[TEXT])
         parts.append(given[PRESENT] if PRESENT in given else parts[0].new_ones(parts[0].shape[0], MARKS))

@@ -44,22 +44,23 @@ def load_image(path: str | Path, image_size: int, *, whole: bool) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """Return (images / 255 - mean) / std as float32 (B, 3, S, S), on the device of the images.
+    """Return (images / 255 - mean) / std as float32 of the same shape, on the device of the images.
 
-    The channels come last in memory, as in the weights of every backbone, since convolutions then run faster.
+    The channels of images come last in memory, as in the weights of every backbone that reads images, since
+    convolutions then run faster.
 
     Args:
-        images: uint8 (B, 3, S, S).
+        images: uint8 (B, 3, S, S), or clips (B, 3, T, S, S).
         mean: mean of each channel, on the scale 0..1; a tensor on the same device saves a copy per batch.
         std: standard deviation of each channel, in the same form.
     """
     mean, std = (
-        torch.as_tensor(value, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        torch.as_tensor(value, dtype=torch.float32, device=images.device).view(3, *[1] * (images.dim() - 2))
         for value in (mean, std)
     )
     # Compute channel by channel, then change the layout: twice as fast as on interleaved channels.
     turned = images.to(torch.float32).div_(255).sub_(mean).div_(std)
-    return turned.contiguous(memory_format=torch.channels_last)
+    return turned.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else turned
 
 
 def evaluation_needs(side: int, whole: bool) -> int:

@@ -117,7 +117,8 @@ class FuseHead(nn.Module):
 def begins_with_pool(source_fc: nn.Module) -> bool:
     """Return True if the first layer of a source FC is the backbone's pooling: the mean, or the class token.
 
-    The two pools agree to the bit, since torch computes AdaptiveAvgPool2d(1) as that mean.
+    The two pools agree to the bit, since torch computes AdaptiveAvgPool2d(1) as that mean. Of clips it is
+    AdaptiveAvgPool3d(1), which agrees up to rounding.
     """
     first = source_fc[0] if isinstance(source_fc, nn.Sequential) else source_fc
     return _is_mean(first) or isinstance(first, GlobalAveragePool | ClassToken)
@@ -126,11 +127,18 @@ def begins_with_pool(source_fc: nn.Module) -> bool:
 def answers_behind_pool(source_fc: nn.Module, pooled: Tensor) -> Tensor:
     """Run a source FC that begins with its pooling on features (B, D) that are pooled already."""
     assert isinstance(source_fc, nn.Sequential)
-    x = pooled[:, :, None, None] if _is_mean(source_fc[0]) else pooled
+    x = pooled
+    if _is_mean(source_fc[0]):
+        x = (
+            pooled[:, :, None, None, None]
+            if isinstance(source_fc[0], nn.AdaptiveAvgPool3d)
+            else pooled[:, :, None, None]
+        )
     for layer in source_fc[1:]:
         x = layer(x)
     return x
 
 
 def _is_mean(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1))
+    means = nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d
+    return isinstance(layer, means) and layer.output_size in (1, (1, 1), (1, 1, 1))

@@ -1,5 +1,7 @@
 """A table of all supported backbones: number of blocks, possible image sizes, names of torchvision's weights.
 
+Some read clips: several frames at once. All others read images, and of a clip one frame after another.
+
 It needs no torch, so the process that searches can check a config against it. `finetune.model.backbones`
 builds and cuts the models; a test builds each of them and compares it with this table.
 """
@@ -44,8 +46,33 @@ class Sides:
             )
 
 
+@dataclass(frozen=True)
+class Frames:
+    """The numbers of frames that a model accepts in a clip."""
+
+    least: int = 1
+    most: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.least) if self.least == self.most else f"at least {self.least}"
+
+    def accepts(self, frames: int) -> bool:
+        """Return True for a number of frames that the model can read."""
+        return self.least <= frames and (self.most is None or frames <= self.most)
+
+    def check(self, name: str, frames: int) -> None:
+        """Check that model `name` accepts clips of so many frames.
+
+        Raises:
+            BackboneError: it does not.
+        """
+        if not self.accepts(frames):
+            raise BackboneError(f"{name}: frames must be {self}, got {frames}. Set it to {self.least}.")
+
+
 _V1 = ("IMAGENET1K_V1",)
 _V2 = ("IMAGENET1K_V1", "IMAGENET1K_V2")
+_KINETICS = ("KINETICS400_V1",)
 _SWAG = ("IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_SWAG_LINEAR_V1")
 
 
@@ -58,8 +85,11 @@ class Outline:
     sides: Sides = Sides()
     weights: tuple[str, ...] = _V1
     """Names of torchvision's weights; `DEFAULT` is an alias of one of them."""
+    frames: Frames | None = None
+    """What a backbone that reads clips accepts; None: it reads images."""
 
 
+_ONLY_224 = Sides(224, step=224, most=224)
 OUTLINES: Mapping[str, Outline] = MappingProxyType(
     {
         "alexnet": Outline(5, sides=Sides(63)),
@@ -142,6 +172,25 @@ OUTLINES: Mapping[str, Outline] = MappingProxyType(
         "vit_l_32": Outline(25, sides=Sides(32, step=32)),
         "wide_resnet101_2": Outline(34, weights=_V2),
         "wide_resnet50_2": Outline(17, weights=_V2),
+        "mc3_18": Outline(9, weights=_KINETICS, frames=Frames()),
+        "mvit_v1_b": Outline(17, sides=_ONLY_224, weights=_KINETICS, frames=Frames(16, 16)),
+        "mvit_v2_s": Outline(17, sides=_ONLY_224, weights=_KINETICS, frames=Frames(16, 16)),
+        "r2plus1d_18": Outline(9, weights=_KINETICS, frames=Frames()),
+        "r3d_18": Outline(9, weights=_KINETICS, frames=Frames()),
+        "s3d": Outline(12, sides=Sides(209), weights=_KINETICS, frames=Frames(13)),
+        "swin3d_b": Outline(28, weights=(*_KINETICS, "KINETICS400_IMAGENET22K_V1"), frames=Frames()),
+        "swin3d_s": Outline(28, weights=_KINETICS, frames=Frames()),
+        "swin3d_t": Outline(16, weights=_KINETICS, frames=Frames()),
     }
 )
-"""Torchvision's name of each backbone -> its facts."""
+"""Torchvision's name of each backbone -> its facts: classifiers of images, then those of clips."""
+
+
+def seen_shape(name: str, side: int, frames: int) -> tuple[int, ...]:
+    """Return the shape of what a backbone reads at once, (3, S, S) or (3, T, S, S)."""
+    return (3, frames, side, side) if reads_clips(name) else (3, side, side)
+
+
+def reads_clips(name: str) -> bool:
+    """Return True for a backbone that reads several frames at once."""
+    return name in OUTLINES and OUTLINES[name].frames is not None

@@ -1,10 +1,14 @@
 """The head for samples with several parts: frames of a clip, and a text.
 
 The head's input is one row per sample: the features of its frames one after another, the vector of its text,
-and two marks that say whether the image and the text are there.
+and two marks that say whether the image and the text are there. Under `fuse` the features of a frame end with
+the source's answer to it. A backbone that reads clips makes one row of features of all frames: T is 1 then.
+
+Where blocks are trained, or the source FC, the model's input is a row, too: what the frozen blocks make of
+each frame, as A numbers, stands in the place of its features (`TransferModel.complete`).
 
 Shapes: B samples, T frames, D features of a frame, E numbers of a text's vector, P = D x blocks of the
-pooling, C classes, F = T D + E + 2.
+pooling, K source classes, C classes, F = T D + E + 2.
 """
 
 import dataclasses
@@ -18,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from finetune.model.exact_head import ExactHead, ExactShape, powered, solved_layers
-from finetune.model.head import MLPHead
+from finetune.model.head import MLPHead, answers_behind_pool, begins_with_pool
 from finetune.model.poolings import Pooling
 from finetune.settings import Fusion, PoolingName
-from finetune.strategy import REPLACE
+from finetune.strategy import FUSE, REPLACE
 
 GAIN = 16.0
 """Standard deviation of each part as the head sees it, over all its numbers together. With it the usual
@@ -91,7 +95,7 @@ class SampleShape:
 
 
 class SampleHead(nn.Module):
-    """Head of `replace` for samples with several parts.
+    """Head of `replace` and `fuse` for samples with several parts.
 
     `fusion` says what it does with the scaled image (B, P) and text (B, E):
 
@@ -106,10 +110,9 @@ class SampleHead(nn.Module):
 
     With `exact` the new layers are those of an exact head: a kernel or nothing, then one Linear, whose
     numbers were solved for. What its shape asks of the features is done to each part for itself, before the
-    scaling.
+    scaling. With `source_fc` the head is that of `fuse`: it reads the source's softmax over K classes beside
+    the pooled features, and the source FC is trained with it; `answers` is K.
     """
-
-    pools = True
 
     def __init__(
         self,
@@ -120,12 +123,20 @@ class SampleHead(nn.Module):
         classes: int,
         dropout: float,
         exact: ExactShape | None = None,
+        source_fc: nn.Module | None = None,
+        answers: int = 0,
     ) -> None:
         super().__init__()
         self.shape, self.pool, self.exact = shape, pool, exact
-        self.strategy = REPLACE.name if exact is None else ExactHead.strategy
-        self.pooling = Pooling(shape.pooling, shape.features, shape.frames)
-        image = shape.features * self.pooling.blocks
+        self.source_fc, self.answers = source_fc, answers
+        self.pools = source_fc is None or begins_with_pool(source_fc)
+        self.strategy = FUSE.name if source_fc else REPLACE.name if exact is None else ExactHead.strategy
+        self.features = shape.features + answers
+        """Numbers that the head reads of a frame, D or D + K."""
+        self.cut: tuple[int, ...] = (shape.features,)
+        """Shape of what the model's input has of each frame: A numbers."""
+        self.pooling = Pooling(shape.pooling, self.features, shape.frames)
+        image = self.features * self.pooling.blocks
         self.image_mean, self.image_scale = (
             nn.Buffer(start(size))
             for start, size in ((torch.zeros, image), (torch.ones, self.pooling.blocks))
@@ -170,17 +181,35 @@ class SampleHead(nn.Module):
             mean = whole / count.clamp(min=1)
             spread = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
             scale = getattr(self, f"{part}_scale")
-            varies = spread.view(len(scale), -1).sum(1)
+            varies = spread.view(len(scale), -1)
+            varies = varies[:, : varies.shape[1] - (self.answers if part == "image" else 0)].sum(1)
             getattr(self, f"{part}_mean").copy_(mean)
             gains = torch.tensor(self.pooling.gains if part == "image" else [1.0], device=scale.device)
             # A block that never varies says nothing, and must not be blown up where it does in a new sample.
             share = torch.where(varies > 1e-12, gains / varies.clamp(min=1e-12).sqrt(), 0.0)
             scale.copy_(GAIN * share / gains.square().sum().sqrt())
 
+    @property
+    def width(self) -> int:
+        """Numbers that the model's input has of the frames of a sample, T A."""
+        return self.shape.frames * math.prod(self.cut) * self.shape.reads_image
+
     def reduce(self, h: Tensor) -> Tensor:
-        """Return pooled features (B T, D) for the last block's activations `h` of all frames."""
-        pooled: Tensor = self.pool(h)
+        """Return what may be stored of the last block's activations `h` of all frames: pooled, if `pools`."""
+        pooled: Tensor = self.pool(h) if self.pools else h
         return pooled
+
+    def read(self, reduced: Tensor) -> Tensor:
+        """Return the features (B T, D) of frames that `reduce` has been through."""
+        if self.source_fc is None:
+            return reduced
+        pooled = reduced if self.pools else self.pool(reduced)
+        answers = answers_behind_pool(self.source_fc, reduced) if self.pools else self.source_fc(reduced)
+        return torch.cat([pooled, answers.softmax(dim=1)], dim=1)
+
+    def apart(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the model's input (B, T A + E + 2) as frames (B T, ...) and the rest of the rows."""
+        return row[:, : self.width].reshape(-1, *self.cut), row[:, self.width :]
 
     def classify(self, row: Tensor) -> Tensor:
         """Return logits (B, C) for rows (B, F)."""
@@ -207,9 +236,11 @@ class SampleHead(nn.Module):
         image = self._pooled(frames)
         parts: dict[str, Tensor] = {}
         if image is not None:
-            scale = self.image_scale.repeat_interleave(self.shape.features)
+            scale = self.image_scale[:, None].repeat(1, self.features)
+            if self.answers:  # probabilities keep their own scale: where they hardly vary, they say little
+                scale[:, -self.answers :] = GAIN
             own = self.shape.image_scale if self.shape.reads_text else 1.0
-            parts["image"] = (image - self.image_mean) * scale * own * there[:, :1]
+            parts["image"] = (image - self.image_mean) * scale.flatten() * own * there[:, :1]
         if text is not None:
             parts["text"] = (text - self.text_mean) * self.text_scale * there[:, 1:]
         return parts
@@ -249,8 +280,8 @@ class SampleHead(nn.Module):
     def _split(self, row: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return frames (B, T, D), text (B, E) and marks (B, 2) of rows; None for a part that is not read."""
         shape = self.shape
-        end = shape.frames * shape.features if shape.reads_image else 0
-        frames = row[:, :end].view(-1, shape.frames, shape.features) if shape.reads_image else None
+        end = shape.frames * self.features if shape.reads_image else 0
+        frames = row[:, :end].view(-1, shape.frames, self.features) if shape.reads_image else None
         text = self._powered(row[:, end:-MARKS]) if shape.reads_text else None
         return frames, text, row[:, -MARKS:]
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from finetune.errors import BackboneError, CheckpointError, did_you_mean
-from finetune.model.backbones import Backbone, last_layer, set_rows
+from finetune.model.backbones import Backbone, Layer, last_layer, set_rows
 from finetune.model.dropout import swap_dropout
 from finetune.model.ensemble import EnsembleHead
 from finetune.model.exact_head import ExactHead, ExactShape
@@ -29,6 +30,8 @@ Head = ReplaceHead | LoadHead | FuseHead | ExactHead | SampleHead | EnsembleHead
 class TransferModel(nn.Module):
     """A classifier of frozen prefix, trained trunk and head: images (B, 3, H, W) -> logits (B, C).
 
+    Some backbones read clips (B, 3, T, H, W) instead.
+
     The prefix has no gradients and stays in `eval` mode even when `train` is called, so that its batch norm
     statistics do not change and its dropout is off. The same holds for the leading blocks of the trunk that
     `thaw` has not unfrozen yet.
@@ -43,6 +46,7 @@ class TransferModel(nn.Module):
         for part in (self.trunk, self.head):
             _keep_inputs(part)
         self.pooled_features = backbone.features
+        self.reads_clips = backbone.frames is not None
         self.waiting = 0
         """Number of leading blocks of the trunk that are still frozen."""
 
@@ -54,6 +58,10 @@ class TransferModel(nn.Module):
     def pools(self) -> bool:
         """True if `features` returns pooled activations: all blocks are frozen, and the head pools first."""
         return not len(self.trunk) and self.head.pools
+
+    def inputs(self, frames: Tensor) -> Tensor:
+        """Return the frames (T, 3, S, S) of a sample as the backbone reads them: one by one, or as a clip."""
+        return frames.transpose(0, 1)[None] if self.reads_clips else frames
 
     def features(self, x: Tensor) -> Tensor:
         """Return the input of the trained part, without gradient.
@@ -67,8 +75,37 @@ class TransferModel(nn.Module):
         """Return the output `h` of the last frozen block, pooled if `pools`."""
         return h if len(self.trunk) else self.head.reduce(h)
 
+    def complete(self, row: Tensor) -> Tensor:
+        """Return the row of a head for samples: the trained blocks, and the source FC, have read the frames.
+
+        Args:
+            row: the model's input for samples with several parts, (B, T A + E + 2).
+        """
+        head = self.head
+        assert isinstance(head, SampleHead)
+        if not head.shape.reads_image or not (len(self.trunk) or head.source_fc is not None):
+            return row
+        h, rest = head.apart(row)
+        return torch.cat([self._read(h).reshape(len(row), -1), rest], dim=1)
+
+    def of_frames(self, frames: Tensor) -> Tensor:
+        """Return what a head for samples reads of normalised frames (T, 3, S, S), without gradient.
+
+        It is a row of features for each frame, (T, D), or of a clip that is read as a whole one row (1, D).
+        """
+        with torch.no_grad():
+            return self._read(self.features(self.inputs(frames)))
+
+    def _read(self, h: Tensor) -> Tensor:
+        """Return the features of frames that `features` has been through."""
+        head = self.head
+        assert isinstance(head, SampleHead)
+        return head.read(head.reduce(self.trunk(h)) if len(self.trunk) else h)
+
     def from_features(self, h: Tensor) -> Tensor:
         """Return logits (B, C) for the output `h` of `features`, which is not changed."""
+        if isinstance(self.head, SampleHead):
+            return self.head.classify(self.complete(h))
         logits: Tensor = self.head(self.trunk(h)) if len(self.trunk) else self.head.classify(h)
         return logits
 
@@ -144,7 +181,7 @@ class TransferModel(nn.Module):
         `head` lists [inputs, outputs] of each Linear (or 1x1 convolution) of the new layers; under `load` it
         lists those of the source FC. `head_size` is None under `load`, `dropout` if there is no such layer.
         """
-        layers = [m for m in self.head.new.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        layers = [m for m in self.head.new.modules() if isinstance(m, Layer)]
         dropouts = [m.p for m in self.head.new.modules() if isinstance(m, nn.Dropout)]
         shapes = [[layer.weight.shape[1], layer.weight.shape[0]] for layer in layers]
         new = next((m for m in self.head.modules() if isinstance(m, MLPHead)), None)
@@ -176,6 +213,7 @@ def build(
     keeps_relu: bool | None = None,
     exact: ExactShape | None = None,
     sample: SampleShape | None = None,
+    seen: tuple[int, ...] = (),
 ) -> TransferModel:
     """Return the model for a strategy. It is built from the modules of `backbone`, and changes them.
 
@@ -194,6 +232,7 @@ def build(
             None: only if the class names equal the source's. See `_without_relu`.
         exact: for `exact`, what the head is made of; its weights begin at zero. None: a linear head.
         sample: what the head is made of where samples have text or several frames; None: they are images.
+        seen: shape of what the backbone reads of such a sample, (3, S, S) or (3, T, S, S).
 
     Raises:
         BackboneError: the strategy is unknown, the backbone has fewer blocks than `frozen_layers`, or `load`
@@ -205,10 +244,10 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if sample is not None:
-            if strategy not in (REPLACE.name, ExactHead.strategy) or frozen < len(backbone.blocks):
+            if strategy not in (REPLACE.name, FUSE.name, ExactHead.strategy):
                 raise BackboneError(
-                    f"strategy: samples with text or several frames need {REPLACE.name!r} and frozen_layers "
-                    f"{ALL}, got {strategy!r} and {frozen_layers}. Set them."
+                    f"strategy: must be {REPLACE.name!r} or {FUSE.name!r} for samples with text or several "
+                    f"frames, got {strategy!r}. Set it."
                 )
             solved = (exact or ExactShape()) if strategy == ExactHead.strategy else None
             head = SampleHead(
@@ -218,6 +257,8 @@ def build(
                 classes=len(classes),
                 dropout=dropout,
                 exact=solved,
+                source_fc=backbone.source_fc if strategy == FUSE.name else None,
+                answers=backbone.source_classes if strategy == FUSE.name else 0,
             )
         elif strategy == REPLACE.name:
             head = ReplaceHead(backbone.pool, MLPHead(pooled, head_size, len(classes), dropout))
@@ -244,13 +285,16 @@ def build(
                 + did_you_mean(strategy, tuple(STRATEGIES))
             )
     swap_dropout(head)
-    return TransferModel(backbone, frozen, head)
+    built = TransferModel(backbone, frozen, head)
+    if isinstance(head, SampleHead):
+        head.cut = (pooled,) if built.pools else _cut_shape(built.prefix, seen)
+    return built
 
 
 def relus_behind(source_fc: nn.Module) -> list[str]:
     """Return the names of the ReLUs behind the last layer of a source FC."""
     layers = list(source_fc.named_children())
-    last = max(place for place, (_, module) in enumerate(layers) if isinstance(module, nn.Linear | nn.Conv2d))
+    last = max(place for place, (_, module) in enumerate(layers) if isinstance(module, Layer))
     return [name for name, module in layers[last:] if isinstance(module, nn.ReLU)]
 
 
@@ -280,6 +324,15 @@ def category_relationship(answers: Iterable[tuple[Tensor, Tensor]], classes: int
             "Add images of these classes or leave the classes out."
         )
     return sums / counts[:, None]
+
+
+@torch.no_grad()
+def _cut_shape(prefix: nn.Sequential, seen: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the activations behind blocks for one input, computing nothing."""
+    held = {**dict(prefix.named_parameters()), **dict(prefix.named_buffers())}
+    outlines = {name: torch.empty_like(tensor, device="meta") for name, tensor in held.items()}
+    h = functional_call(prefix, outlines, (torch.empty(1, *seen, device="meta"),))
+    return tuple(h.shape[1:])
 
 
 def _keep_inputs(part: nn.Module) -> None:
@@ -339,7 +392,7 @@ def _load_rows(
 
 
 @torch.no_grad()
-def mixed_rows(layer: nn.Linear | nn.Conv2d, relation: Tensor) -> tuple[Tensor, Tensor]:
+def mixed_rows(layer: Layer, relation: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows (C, ...) and biases (C,) of `load` for a category relationship (C, K); see `_load_rows`."""
     weight = layer.weight
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias

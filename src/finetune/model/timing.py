@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from finetune.model import backbones, strategies
+from finetune.model.known_backbones import reads_clips
 from finetune.strategy import REPLACE
 
 IMAGES = 8
@@ -19,7 +20,7 @@ IMAGES = 8
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds per image of one backbone, at one image size, on one device."""
+    """Seconds per image or sample of one backbone, at one image size, on one device."""
 
     forward: float
     """A pass through all blocks, without gradient."""
@@ -27,8 +28,16 @@ class Timed:
     """A training step of all blocks and a head."""
 
 
-def measure(backbone: str, image_size: int, device: torch.device) -> Timed:
-    """Return what an image costs. It takes a few batches, after one that warms up."""
+def measure(backbone: str, image_size: int, device: torch.device, frames: int = 1) -> Timed:
+    """Return what a sample costs. It takes a few batches, after one that warms up.
+
+    Args:
+        backbone: name of the backbone.
+        image_size: S, in pixels.
+        device: the device.
+        frames: frames of a sample, each of which is an image unless the backbone reads clips.
+    """
+    clips = reads_clips(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = backbones.build(backbone)
@@ -42,10 +51,12 @@ def measure(backbone: str, image_size: int, device: torch.device) -> Timed:
         relation=None,
         source_names=None,
         seed=0,
-    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(IMAGES, 3, image_size, image_size, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(IMAGES, dtype=torch.int64, device=device)
+    ).to(device, memory_format=backbones.layout(backbone))  # type: ignore[call-overload]
+    count = 2 if clips else IMAGES  # batch norm needs two
+    x = torch.randn(count, 3, *([frames] if clips else []), image_size, image_size, device=device)
+    x = x.contiguous(memory_format=backbones.layout(backbone))
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    share = (1 if clips else frames) / count
 
     def forward() -> None:
         model.eval()
@@ -56,7 +67,7 @@ def measure(backbone: str, image_size: int, device: torch.device) -> Timed:
         model.train()
         F.cross_entropy(model(x), labels).backward()
 
-    return Timed(_fastest(forward, device) / IMAGES, _fastest(train, device) / IMAGES)
+    return Timed(_fastest(forward, device) * share, _fastest(train, device) * share)
 
 
 def _fastest(run: Callable[[], None], device: torch.device) -> float:

@@ -26,6 +26,7 @@ from finetune.disk import file_cache, filesystems
 from finetune.errors import WeightsError, did_you_mean
 from finetune.model import backbones
 from finetune.model.backbones import Backbone
+from finetune.model.known_backbones import reads_clips
 from finetune.settings import WeightsSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -203,14 +204,26 @@ def _from_file(backbone_name: str, location: str) -> Pretrained:
     if key not in state or state[key].dim() != rows.dim() or not len(state[key]):
         raise _misfit(location, backbone_name, differences(outline.state_dict(), state))
     source_classes = len(state[key])
+    classes, mean, std = _usual(backbone_name)
     return Pretrained(
         state=state,
-        classes=IMAGENET_CLASSES if source_classes == len(IMAGENET_CLASSES) else None,
+        classes=classes if source_classes == len(classes) else None,
         source_classes=source_classes,
+        mean=mean,
+        std=std,
         image_size=backbones.image_size(backbone_name, state),
         sha256=_sha256(file),
         origin=location,
     )
+
+
+def _usual(backbone_name: str) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return classes, mean and deviation of the source that published weights of a backbone are made for."""
+    if not reads_clips(backbone_name):
+        return IMAGENET_CLASSES, IMAGENET_MEAN, IMAGENET_STD
+    member = torchvision.models.get_model_weights(backbone_name).DEFAULT
+    preset = member.transforms()
+    return tuple(member.meta["categories"]), tuple(preset.mean), tuple(preset.std)
 
 
 def _misfit(origin: str, backbone_name: str, wrong: list[str]) -> WeightsError:

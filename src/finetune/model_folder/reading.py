@@ -20,6 +20,7 @@ from finetune.model import backbones, strategies
 from finetune.model.backbones import Backbone
 from finetune.model.ensemble import ENSEMBLE, EnsembleHead
 from finetune.model.exact_head import ExactShape
+from finetune.model.known_backbones import seen_shape
 from finetune.model.sample_head import SampleShape
 from finetune.model.strategies import TransferModel
 from finetune.model_folder.files import FILES, FORMAT, TEXT
@@ -104,7 +105,7 @@ def load(folder: Path, *, device: torch.device | None = None, parts: bool = Fals
             f"{folder}: the files of a model folder must be whole and fit together, got {why:.300}. "
             "Export the model again."
         ) from error
-    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.to(device, memory_format=backbones.layout(net.backbone_name))  # type: ignore[call-overload]
     if "samples" in facts and not parts:
         raise CheckpointError(
             f"{folder}: its samples have text or several frames, got a command that reads images alone. "
@@ -135,6 +136,9 @@ def _built(facts: dict[str, Any], backbone: Backbone) -> TransferModel:
         keeps_relu=head.get("keeps_relu", True),  # folders of older versions do not say
         exact=ExactShape.from_dict(head["exact"]) if facts["strategy"] == "exact" else None,
         sample=SampleShape.from_dict(head["sample"]) if "samples" in facts else None,
+        seen=seen_shape(
+            facts["backbone"], facts["preprocessing"]["image_size"], facts.get("samples", {}).get("frames", 1)
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from finetune.datasets import clips
 from finetune.datasets.manifest import samples_of
 from finetune.errors import DataError
 from finetune.evaluation.scores import BATCH
-from finetune.frozen.samples import chosen
+from finetune.frozen.samples import read_frames
 from finetune.images import pixels
 from finetune.model.sample_head import SampleHead
 from finetune.model_folder.predicting import TOP, find_images, ranked
@@ -157,12 +157,12 @@ def probabilities(model: Model, samples: Sequence[Sample], frames: Sequence[Tens
     parts = []
     if shape.reads_image:
         asked = model.facts["preprocessing"]
-        picks = chosen(shape.frames, model.facts["samples"]["frames"])
-        rows = torch.zeros(len(samples), shape.frames * shape.features, device=device)
+        picks = read_frames(model.net.reads_clips, shape.frames, model.facts["samples"]["frames"])
+        rows = torch.zeros(len(samples), head.width, device=device)
         for number, one in enumerate(frames):
             if isinstance(one, Tensor):
                 x = pixels.normalise(one[picks].to(device), asked["mean"], asked["std"])
-                rows[number] = model.net.features(x).flatten()
+                rows[number] = model.net.features(model.net.inputs(x)).flatten()
             else:
                 marks[number, 0] = 0
         parts.append(rows)

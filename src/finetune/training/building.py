@@ -15,6 +15,7 @@ from finetune.frozen.features import Inputs
 from finetune.images.batches import ImageData
 from finetune.model import strategies
 from finetune.model.exact_head import ExactHead, ExactShape
+from finetune.model.known_backbones import reads_clips, seen_shape
 from finetune.model.sample_head import SampleShape
 from finetune.model.strategies import TransferModel
 from finetune.settings import ALL, FeatureSettings, TrialSettings, WeightsSettings
@@ -62,6 +63,7 @@ def model(
         seed=settings.seed,
         exact=shape or exact.probe(settings.weights),
         sample=sample,
+        seen=seen_shape(settings.backbone, settings.data.image_size, settings.data.frames),
     )
     built.head.to(device)  # its blocks are there already
     return built
@@ -79,7 +81,7 @@ def sample_shape(settings: TrialSettings, features: int, texts: Texts | None) ->
     return SampleShape(
         fusion=fusion,
         pooling=settings.pooling,
-        frames=settings.frames_used or settings.data.frames,
+        frames=1 if reads_clips(settings.backbone) else settings.frames_used or settings.data.frames,
         features=features,
         text=0 if texts is None or fusion == "image" else texts.size,
         image_scale=settings.image_scale,

@@ -18,6 +18,7 @@ from finetune.exact import solve as solving
 from finetune.exact.rows import Rows
 from finetune.exact.solve import Choice, Loaded
 from finetune.frozen.features import Feed, Inputs
+from finetune.frozen.samples import rows_of
 from finetune.messages import Effective, Epoch, Keep, Note, Report
 from finetune.metrics import check as check_metric
 from finetune.model import strategies
@@ -126,7 +127,7 @@ def _shares(run: "Run", by_class: bool) -> Tensor:
 def read(run: "Run") -> Rows:
     """Return this worker's share of the training images' features, in memory, on the CPU."""
     data, head, world = run.data, run.model.head, run.world
-    images, frames = data.size("train"), run.settings.data.frames
+    images, frames = data.size("train"), rows_of(run.settings)
     views = run.inputs.data.sheet("train", 0).rows // (images * frames)
     taken, views = _taken(head, images, views, world.size)
     own = torch.arange(world.rank, len(taken), world.size)
@@ -166,7 +167,7 @@ def _images(run: "Run", places: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _samples(run: "Run", head: SampleHead, places: Tensor) -> Tensor:
     """Return rows (R, F) of samples, as a head that reads all their parts takes them."""
-    frames = run.settings.data.frames
+    frames = rows_of(run.settings)
     every = (places[:, None] * frames + torch.arange(frames)).flatten()
     feed = run.inputs.feed("train", view=0)
     found = [part.float().cpu() for part in reduced(run.inputs, feed, every)]

@@ -70,12 +70,12 @@ class Run:
     ) -> None:
         self.settings, self.world, self.limit, self.features = settings, world, limit, features
         # First of all, so that an impossible size fails before images and weights are read.
-        backbones.check_image_size(settings.backbone, settings.data.image_size)
+        backbones.check_input(settings.backbone, settings.data.image_size, settings.data.frames)
         images_of = shared.together if together else shared.images
         self.data = images_of(settings.data, features)
         source = shared.pretrained(settings.backbone, settings.weights, settings.cache_dir, world.device.type)
         parts = settings.data.has_parts
-        images = shared.frames(settings.data, features) if parts else self.data
+        images = shared.read(settings, features) if parts else self.data
         self.texts = shared.texts(settings.data, settings.text_encoder, features)
         self.model = building.model(
             settings, self.data, world.device, shape, sample=sample, texts=self.texts, stored=features
@@ -93,8 +93,7 @@ class Run:
         """Source of the trained part's input: `inputs`, or where samples have several parts rows of these."""
         if isinstance(self.model.head, SampleHead):
             self.rows = SampleInputs(self.inputs, self.model.head.shape, self.texts, settings)
-            feed = self.rows.feed("train", view=0)
-            self.model.head.fit(feed.batches(torch.arange(self.data.size("train")).split(BATCH)))
+            self._fit(self.rows, self.model.head)
         self.head_init = "random"
         if settings.head_init == "exact" and exact.begins(self.model):
             exact.begin(self)
@@ -120,6 +119,19 @@ class Run:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.replays = graphs.Replays(trained, on=replays and settings.precision != "exact")
         self.weights_sha256 = source.sha256
+
+    @torch.no_grad()
+    def _fit(self, rows: SampleInputs, head: SampleHead) -> None:
+        """Scale the parts of samples, as the trained blocks show them when training begins."""
+        samples = torch.arange(self.data.size("train"))
+        # Shares of nearly one size: batch norms of trained blocks cannot read a single image.
+        batches = rows.feed("train", view=0).batches(samples.tensor_split(-(-len(samples) // BATCH)))
+        before = [(buffer, buffer.clone()) for buffer in self.model.trunk.buffers()]
+        self.model.train()
+        head.eval()
+        head.fit(map(self.model.complete, batches))
+        for buffer, value in before:
+            buffer.copy_(value)
 
     def effective(self) -> dict[str, Any]:
         """Return the settings actually in use, read back from the model, the optimiser and the data."""

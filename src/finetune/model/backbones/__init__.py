@@ -1,6 +1,6 @@
 """Cut a torchvision classifier into ordered blocks, pooling and its source FC.
 
-All models of `torchvision.models.list_models(module=torchvision.models)` are supported under their names;
+All classifiers of `torchvision.models` and `torchvision.models.video` are supported under their names;
 `docs/models.md` lists them, and `python -m search blocks NAME` lists the blocks of one.
 
     parts.py         types that all families use, and the rules for cutting a model
@@ -9,12 +9,13 @@ All models of `torchvision.models.list_models(module=torchvision.models)` are su
     mobile.py        MobileNet v2 and v3, MNASNet, ShuffleNet v2, EfficientNet v1 and v2
     inception.py     GoogLeNet, Inception v3: auxiliary classifiers, input transform
     transformers.py  ViT, Swin v1 and v2, MaxViT
+    video.py         clips: video ResNets, S3D, Video Swin, MViT
 
-Shapes: B images, (3, S, S) pixels, D features, K source classes.
+Shapes: B images, (3, S, S) pixels, or of clips (3, T, S, S), D features, K source classes.
 """
 
 import copy
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ import torchvision
 from torch import Tensor, nn
 
 from finetune.errors import BackboneError, did_you_mean
-from finetune.model.backbones import inception, mobile, residual, sequential, transformers
+from finetune.model.backbones import inception, mobile, residual, sequential, transformers, video
 from finetune.model.backbones.parts import Family, Split
-from finetune.model.known_backbones import Sides
+from finetune.model.known_backbones import OUTLINES, Sides, reads_clips
 
 __all__ = [
     "Backbone",
@@ -35,6 +36,7 @@ __all__ = [
     "current_keys",
     "image_size",
     "last_layer",
+    "layout",
     "names",
     "set_rows",
     "split",
@@ -46,6 +48,7 @@ _FAMILIES: dict[str, Family] = {
     **mobile.FAMILIES,
     **inception.FAMILIES,
     **transformers.FAMILIES,
+    **video.FAMILIES,
 }
 """Prefix of model names -> the family of these models."""
 
@@ -61,9 +64,9 @@ class Backbone(nn.Module):
         self.pool = parts.pool
         self.source_fc = parts.source_fc
         self.features = parts.features
-        self.sides = parts.sides
+        self.sides, self.frames = parts.sides, parts.frames
         # A hook on the first block also works where the blocks run without this module (TransferModel).
-        self.blocks[0].register_forward_pre_hook(partial(_check_images, name, parts.sides))
+        self.blocks[0].register_forward_pre_hook(partial(_check_images, name, parts))
 
     @property
     def source_classes(self) -> int:
@@ -88,7 +91,7 @@ class Backbone(nn.Module):
         return twin
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the source's logits (B, K) for images `x` (B, 3, S, S).
+        """Return the source's logits (B, K) for images `x` (B, 3, S, S), or clips (B, 3, T, S, S).
 
         Raises:
             BackboneError: the model does not accept images of this size.
@@ -99,8 +102,10 @@ class Backbone(nn.Module):
 
 def names() -> list[str]:
     """Return the names of all torchvision classifiers that can be cut."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    return [name for name in known if _prefixes(name)]
+    known = [
+        torchvision.models.list_models(module=one) for one in (torchvision.models, torchvision.models.video)
+    ]
+    return [name for some in known for name in some if _prefixes(name)]
 
 
 def check(name: str) -> None:
@@ -189,18 +194,32 @@ def check_image_size(name: str, image_size: int) -> None:
     _sides(name).check(name, image_size)
 
 
-@cache
+def check_input(name: str, image_size: int, frames: int) -> None:
+    """Check, without creating weights, that backbone `name` accepts samples of so many frames of this size.
+
+    Raises:
+        BackboneError: it does not.
+    """
+    check_image_size(name, image_size)
+    if (accepted := OUTLINES[name].frames) is not None:
+        accepted.check(name, frames)
+
+
 def _sides(name: str) -> Sides:
-    with torch.device("meta"):
-        return build(name).sides
+    check(name)
+    return OUTLINES[name].sides
 
 
-def last_layer(source_fc: nn.Module) -> nn.Linear | nn.Conv2d:
-    """Return the last layer of a source FC, with one row per source class: a Linear or a 1x1 convolution."""
-    return [m for m in source_fc.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+Layer = nn.Linear | nn.Conv2d | nn.Conv3d
+"""A last layer with one row per source class: a Linear, or a convolution of one position."""
 
 
-def set_rows(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+def last_layer(source_fc: nn.Module) -> Layer:
+    """Return the last layer of a source FC, with one row per source class."""
+    return [m for m in source_fc.modules() if isinstance(m, Layer)][-1]
+
+
+def set_rows(layer: Layer, weight: Tensor, bias: Tensor) -> None:
     """Replace the rows of a source FC's last layer, in place, by `weight` (C, ...) and `bias` (C,)."""
     layer.weight = nn.Parameter(weight)
     layer.bias = nn.Parameter(bias)
@@ -220,8 +239,20 @@ def _prefixes(name: str) -> list[str]:
     return sorted((prefix for prefix in _FAMILIES if name.startswith(prefix)), key=len)
 
 
-def _check_images(name: str, sides: Sides, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Forward pre-hook of the first block: check the size of images (B, 3, H, W)."""
-    if isinstance(inputs[0], Tensor):  # torch.fx passes a proxy when it traces the block
-        for side in inputs[0].shape[2:]:
-            sides.check(name, side)
+def layout(name: str) -> torch.memory_format:
+    """Return the order in memory in which a backbone's weights and images compute fastest."""
+    return torch.contiguous_format if reads_clips(name) else torch.channels_last
+
+
+def _check_images(name: str, parts: Split, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Forward pre-hook of the first block: check the size of images (B, 3, H, W) or clips (B, 3, T, H, W)."""
+    x = inputs[0]
+    if not isinstance(x, Tensor):  # torch.fx passes a proxy when it traces the block
+        return
+    if x.dim() != (4 if parts.frames is None else 5):
+        what = "images (B, 3, S, S)" if parts.frames is None else "clips (B, 3, T, S, S)"
+        raise BackboneError(f"{name}: must be given {what}, got {tuple(x.shape)}. Choose another backbone.")
+    if parts.frames is not None:
+        parts.frames.check(name, x.shape[2])
+    for side in x.shape[-2:]:
+        parts.sides.check(name, side)

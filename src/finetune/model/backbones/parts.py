@@ -21,7 +21,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from finetune.model.known_backbones import Sides
+from finetune.model.known_backbones import Frames, Sides
 
 Blocks = list[tuple[str, nn.Module]]
 """Name and module of each block, in the order of the forward pass."""
@@ -47,6 +47,8 @@ class Split:
     pool: nn.Module = field(default_factory=GlobalAveragePool)
     """Module from the last activations to (B, D)."""
     sides: Sides = field(default_factory=Sides)
+    frames: Frames | None = None
+    """Frames of the clips (B, 3, T, S, S) that the model reads; None: it reads images (B, 3, S, S)."""
 
 
 def torchvision_model(name: str, source_classes: int, **options: Any) -> nn.Module:
