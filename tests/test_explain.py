@@ -216,6 +216,33 @@ def test_explain_shows_the_training_images_that_are_most_alike(
         assert picture.width >= 6 * overlay.LEAST_SIDE
 
 
+def test_explain_says_how_well_classes_can_be_told_apart_behind_each_block_of_the_model(
+    written: Path,  # noqa: F811
+    here: Here,
+    tmp_path: Path,
+) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for name in ("6", "7"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i, pixels in enumerate(digits.images[digits.target == int(name)][:20]):
+            Image.fromarray((pixels * 15).astype("uint8")).resize((32, 32)).save(
+                tmp_path / f"train/{name}/{i}.png"
+            )
+    words = ("explain", written, tmp_path / "train/6/0.png", "--to", tmp_path / "out", "--probe", "--train")
+    told = here(*words, tmp_path / "train")
+    assert told.returncode == 0, told.stderr
+    assert "classes are as separable as they get from block" in told.stderr
+    found = json.loads((tmp_path / "out/blocks.json").read_text())
+    assert found["separable"] in found["blocks"]
+    assert found["separable"]["accuracy"] > 0.8
+    assert 0 <= found["frozen_layers"] <= len(found["blocks"]) > 5
+    told = here(*words, tmp_path / "train/6")
+    assert told.returncode == 2
+    assert "--train must have folders of two classes of the model or more, got 1" in told.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [

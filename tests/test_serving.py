@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import io
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,22 @@ def test_serve_alone_answers_on_loopback_until_it_is_interrupted(model: Path, tm
     with served(model, "--alone") as url:
         assert url.startswith("http://127.0.0.1:")
         _answers_over_http(model, tmp_path, url)
+
+
+@pytest.mark.thorough
+def test_a_connection_outlives_the_pause_after_which_clients_drop_it(model: Path) -> None:
+    """httpx drops an idle connection after 5 seconds; a server that does so, too, cuts one that is used."""
+    with served(model, "--alone") as url:
+        host, port = url.removeprefix("http://").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        ports = []
+        for pause in (0.0, 5.5):
+            time.sleep(pause)
+            connection.request("POST", "/predict", body=coded())
+            assert connection.getresponse().read().startswith(b"{")
+            ports.append(connection.sock.getsockname()[1])
+        connection.close()
+    assert ports[0] == ports[1]
 
 
 @pytest.mark.thorough

@@ -83,9 +83,8 @@ def inspect(catalog: Catalog, vectors: Vectors = NONE) -> dict[str, Any]:
     found = [
         *_unreadable(seen, catalog),
         *_copies(seen, catalog),
-        *(
-            [] if catalog.moving else _near_copies(seen, catalog, vectors)
-        ),  # one frame does not tell clips apart
+        # One frame does not tell clips apart.
+        *([] if catalog.moving else _near_copies(seen, catalog, vectors)),
         *_shortcuts(seen, catalog),
         *_class_findings(counts),
         *_sizes(seen),
