@@ -25,7 +25,7 @@ class Mark:
 
     place: str
     value: str | None
-    """The exact value; None for a quotation."""
+    """The exact value; None for a quotation, and for a number that is shown exactly."""
     shown: str = ""
 
 
@@ -140,12 +140,12 @@ def fault_of(mark: Mark, told: Any) -> str | None:
         found = at(told, mark.place)
     except (KeyError, IndexError, ValueError, TypeError):
         return f"{mark.place}: not in the JSON"
+    found = len(found) if isinstance(found, list) else found
     if mark.value is None:
         name = mark.place.split("/")[-1].replace("~1", "/").replace("~0", "~")
         right = mark.shown in (str(found), name)
         cut = mark.shown.endswith("…") and str(found).startswith(mark.shown[:-1])
         return None if right or cut else f"{mark.place}: {found!r} is shown as {mark.shown!r}"
-    found = len(found) if isinstance(found, list) else found
     if repr(found) != mark.value:
         return f"{mark.place}: {found!r} is given as {mark.value}"
     return None if rounds_to(found, mark.shown) else f"{mark.place}: {found!r} is shown as {mark.shown!r}"

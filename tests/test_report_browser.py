@@ -110,7 +110,10 @@ def test_the_best_trial_and_its_score_are_what_the_table_shows_and_columns_sort(
       const heads = [...table.tHead.rows[0].cells];
       const column = heads.findIndex((head) => head.innerText.startsWith("learning rate"));
       heads[column].click();
-      return [...table.tBodies[0].rows].map((row) => Number(row.cells[column].querySelector("data").value));
+      return [...table.tBodies[0].rows].map((row) => {
+        const cell = row.cells[column].querySelector("data");
+        return Number(cell.value || cell.textContent);
+      });
     })()"""
     shown.evaluate("document.querySelector('#trials details').open = true")
     rates = shown.evaluate(seconds)

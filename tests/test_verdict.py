@@ -3,12 +3,14 @@
 import dataclasses
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
 from finetune.metrics import Objective
+from search.record.records import StudyRecord, TrialRecord
 from search.verdict import answers, contest, paired, words
 from search.verdict.answers import Answers
 from search.verdict.paired import Runs
@@ -141,6 +143,38 @@ def test_seeds_that_failed_are_told_and_the_others_count() -> None:
     assert found.note == "Seeds that failed or did not fit into the budget: trial-0000 (1)."
     lost = told(WINNER, setting("trial-0000", "replace", 0.7, [], baseline="recipe", failed=3))
     assert lost.comparisons[0].outcome == "not measured"
+
+
+def test_trials_that_failed_or_were_stopped_are_compared_with_nobody() -> None:
+    """However good they were at their best epoch; a baseline that failed is none."""
+
+    def trial(number: int, state: str, score: float, **more: Any) -> TrialRecord:
+        metrics = {"best": {"val/accuracy": score}, "last": {"val/accuracy": score}}
+        params = {"strategy": ("replace", "load", "fuse")[number % 3], "learning_rate": score}
+        name = f"trial-{number:04}"
+        return TrialRecord(number=number, id=name, state=state, params=params, metrics=metrics, **more)
+
+    trials = (
+        trial(0, "FAIL", 0.5, baseline="recipe", error="nan"),
+        trial(1, "COMPLETE", 0.8),
+        trial(2, "FAIL", 0.99, error="nan"),
+        trial(3, "PRUNED", 0.95),
+        trial(4, "FAIL", 0.97, interrupted=True),
+        trial(5, "COMPLETE", 0.7),
+    )
+    facts: dict[str, Any] = {
+        "name": "s",
+        "metric": "val/accuracy",
+        "planned": 6,
+        "epochs": 2,
+        "state": "finished",
+    }
+    record = StudyRecord(**facts, seconds=1.0, provenance={}, trials=trials, folder="nowhere")
+    assert [one.number for one in contest.contestants(record, top=3)] == [1, 5]
+    found = contest.of(record)
+    assert (found.winner, [one.trial for one in found.comparisons]) == ("trial-0001", ["trial-0005"])
+    nobody = dataclasses.replace(record, trials=(trials[0], *trials[2:5]))
+    assert contest.of(nobody).sentence == "No verdict: no trial completed with val/accuracy."
 
 
 def test_without_test_images_the_verdict_says_that_nothing_independent_was_measured() -> None:

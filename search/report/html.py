@@ -67,8 +67,13 @@ def number(value: float | None, shown: str, *source: object) -> Markup:
 
 
 def told(words: str, value: float, *source: object) -> Markup:
-    """Return a number in its own words, such as `2 min 05 s`, with value and place as `number` does."""
-    return tag("data", words, value=repr(value), data_json=pointer(*source) if source else None)
+    """Return a number in its own words, such as `2 min 05 s`, with value and place as `number` does.
+
+    The exact value is left out where the words are the same: a large study has tens of thousands.
+    """
+    exact = repr(value)
+    place = pointer(*source) if source else None
+    return tag("data", words, value=None if exact == words else exact, data_json=place)
 
 
 def quoted(words: object, *source: object) -> Markup:

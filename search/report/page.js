@@ -62,7 +62,7 @@
       const key = (row) => {
         const cell = row.cells[column];
         const data = cell.querySelector("data");
-        const text = data ? data.value : cell.textContent.trim();
+        const text = (data && data.value) || cell.textContent.trim();
         return text !== "" && isFinite(text) ? Number(text) : text;
       };
       const side = down ? -1 : 1;

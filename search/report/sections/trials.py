@@ -1,9 +1,10 @@
 """The ranked table."""
 
+import re
 from typing import Any
 
 from search.record.records import TrialRecord
-from search.report.html import Markup, details, join, table, tag
+from search.report.html import Markup, details, join, table, tag, text
 from search.report.material import Material
 from search.report.section import Section
 from search.views.ranking import state_of
@@ -98,5 +99,5 @@ def setting(material: Material, where: str, name: str, trial: TrialRecord) -> Ma
     at = (*material.place(trial), where, name)
     value = material.value(*at)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return material.quote(*at)
+        return material.quote(*at) if re.search(r"\d", str(value)) else text(value)
     return material.number(".3g" if isinstance(value, float) else "d", *at)
