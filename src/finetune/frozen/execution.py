@@ -156,10 +156,8 @@ def usual(precision: str, device: torch.device) -> Pass:
     return Pass("bfloat16" if half else "float32")
 
 
-def batch_of(precision: str, device: torch.device, *, clips: bool = False) -> int:
-    """Return the number of images, or clips, per pass of frozen blocks whose result is stored."""
-    if clips:
-        return CLIP_BATCH
+def batch_of(precision: str, device: torch.device) -> int:
+    """Return the number of images per pass of frozen blocks whose result is stored."""
     return GPU_BATCH if device.type == "cuda" and precision != "exact" else BATCH
 
 

@@ -89,7 +89,8 @@ class Inputs:
         self._source = source
         self._mean = torch.tensor(source.mean, device=device)
         self._std = torch.tensor(source.std, device=device)
-        self._batch = execution.batch_of(settings.precision, device, clips=model.reads_clips)
+        usual_batch = execution.batch_of(settings.precision, device)
+        self._batch = execution.CLIP_BATCH if model.reads_clips else usual_batch
         self._least = min(execution.BATCH, self._batch)
         usual = execution.usual(settings.precision, device)
         self._passes = {True: usual, False: usual}
