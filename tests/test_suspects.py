@@ -72,6 +72,16 @@ def test_features_find_a_crop_that_the_hash_does_not(mirrored: bool) -> None:
     assert found[0].correlation > duplicates.CROPPED
 
 
+@pytest.mark.parametrize("apart", [0.2, 0.6])
+def test_features_much_nearer_than_is_usual_make_a_pair_of_images_that_differ(apart: float) -> None:
+    """Two photographs of one thing have other outlines, and features that stand out by how near they are."""
+    chance = np.random.default_rng(0)
+    features = chance.normal(1, 0.5, (30, 256)).astype(np.float32)
+    features[1] = features[0] + apart * (features[1] - features[0])
+    found = duplicates.near([described(scene(seed)) for seed in range(30)], features)
+    assert [(pair.first, pair.second) for pair in found] == ([(0, 1)] if apart < 0.5 else [])
+
+
 def test_features_alone_make_no_copy_and_an_image_without_features_is_compared_by_its_hash() -> None:
     looks = [described(image) for image in (scene(0), scene(1), scene(0))]
     alike = np.ones((3, 8), dtype=np.float32)

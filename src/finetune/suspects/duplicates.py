@@ -2,7 +2,8 @@
 
 Two signs make a pair: hashes that are near each other, which no network is needed for, or features that are
 near each other, which a crop leaves so where it changes the hash. Either is only a suspicion, which the small
-grey images have to confirm.
+grey images have to confirm; features that are much nearer than is usual among these images need no more, as
+of two photographs of one flower.
 
 Shapes: N images, D features, W windows.
 """
@@ -32,6 +33,11 @@ CROPPED = 0.976
 """Smallest correlation of a grey image with a window of another one: higher than CORRELATION, as the best of
 many windows is taken. Crops of flowers5's photographs have .978 to .998; the most alike other ones, two round
 seed heads on green, have .973."""
+SAME = 0.35
+"""Largest distance of features (1 less their cosine) that needs no window to be a pair, as a share of the
+median distance of an image to its nearest one. On flowers5 the pairs below it are, with mobilenet_v2, the
+retouched daisy and three photographs of one sunflower (.28 to .35, the next pair has .45), and with
+squeezenet1_0 only photographs of one scene, too (.14 to .33, the next has .36)."""
 LENGTHS = (24, 26, 28, 30, 32)
 """Sides of the windows that may have been cropped, of SIDE."""
 STEP = 2
@@ -67,7 +73,8 @@ def near(looks: Sequence[Look], features: Features | None = None) -> list[Pair]:
     Two images are near-duplicates if their hashes differ in at most BITS bits and their small grey images
     correlate by CORRELATION or more, one of them mirrored or not. With features they are also if one of them
     is among the NEAREST ones of the other, with a cosine above COSINE, and its small grey image correlates by
-    CROPPED or more with a window of the other one. Images without contrast are left out.
+    CROPPED or more with a window of the other one, or their features are as near as SAME says. Images without
+    contrast are left out.
 
     Args:
         looks: N descriptions.
@@ -98,30 +105,38 @@ def _by_hash(looks: Sequence[Look], features: Features | None) -> Iterator[Pair]
 
 
 def _by_features(looks: Sequence[Look], features: Features, known: set[tuple[int, int]]) -> Iterator[Pair]:
-    """Yield the pairs, other than `known`, of which one image is a crop of the other."""
+    """Yield the pairs, other than `known`, of a crop and its original, or of the same thing taken twice."""
     plain, mirrored, flat = _hashes(looks)
-    for (first, second), cosine in sorted(_candidates(features).items()):
+    candidates, usual = _candidates(features)
+    for (first, second), cosine in sorted(candidates.items()):
         if (first, second) in known or flat[first] or flat[second]:
             continue
         correlation = max(_window(looks[first], looks[second]), _window(looks[second], looks[first]))
-        if correlation >= CROPPED:
+        if correlation >= CROPPED or max(0.0, 1 - cosine) < SAME * usual:
             bits = min(int(np.bitwise_count(plain[first] ^ hashes[second])) for hashes in (plain, mirrored))
             yield Pair(first, second, bits, cosine, correlation)
 
 
-def _candidates(features: Features) -> dict[tuple[int, int], float]:
-    """Return the cosines of pairs of which one image is among the nearest ones of the other."""
+def _candidates(features: Features) -> tuple[dict[tuple[int, int], float], float]:
+    """Return the cosines of pairs of which one image is among the nearest ones of the other.
+
+    Returns:
+        The cosines, and the median distance of an image to its nearest one.
+    """
     unit, found = _unit(features), {}
     count = min(NEAREST, len(unit) - 1)
+    nearest = np.ones(len(unit))
     for begin in range(0, len(unit) if count > 0 else 0, BLOCK):
         cosines = unit[begin : begin + BLOCK] @ unit.T
         own = np.arange(len(cosines))
         cosines[own, begin + own] = -1.0
+        nearest[begin + own] = cosines.max(axis=1)
         for row, columns in enumerate(np.argpartition(-cosines, count - 1, axis=1)[:, :count]):
             for column in columns[cosines[row, columns] > COSINE]:
                 one, other = sorted((begin + row, int(column)))
                 found[one, other] = float(cosines[row, column])
-    return found
+    given = features.any(axis=1)
+    return found, float(np.median(1 - nearest[given])) if given.any() else 0.0
 
 
 def _hashes(
