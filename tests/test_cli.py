@@ -201,7 +201,7 @@ class TestStudy:
         done = here("results", study[0], "--json")
         assert done.returncode == 0
         record = json.loads(done.stdout)
-        assert record.keys() == {"study", "best", "trials", "model", "verdict", "repeats"}
+        assert record.keys() == {"study", "best", "trials", "model", "verdict", "repeats", "analysis"}
         assert record["study"]["state"] == "finished"
         keys = {
             "number",

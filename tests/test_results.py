@@ -278,6 +278,25 @@ def test_json_is_valid_and_complete_even_with_nan() -> None:
     assert "history" not in to_json(study)["trials"][2]
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("provenance: {trial: TRIAL}\nclasses: [cat, dog]\nmetrics: {test: {accuracy: 0.5}}", True),
+        ("provenance: {trial: TRIAL}\nclasses: [cat, dog]", False),
+        ("provenance: {trial: TRIAL}\nmetrics: {}", False),
+        ("provenance: {trial: TRIAL}\nclasses: 2\nmetrics: 7", False),
+        ("provenance: {trial: another}\nclasses: [cat, dog]\nmetrics: {}", False),
+    ],
+)
+def test_a_damaged_model_folder_is_none_in_the_json(tmp_path: Path, text: str, read: bool) -> None:
+    study = record(folder=str(tmp_path))
+    assert study.best is not None
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.yaml").write_text(text.replace("TRIAL", study.best.id))
+    told = to_json(study)
+    assert (told["model"] is not None) == (told["analysis"]["model"] is not None) == read
+
+
 def test_csv_has_a_row_per_trial_and_a_column_per_parameter_and_metric(tmp_path: Path) -> None:
     path = tmp_path / "trials.csv"
     path.write_text("old")

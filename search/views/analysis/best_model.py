@@ -13,13 +13,18 @@ _KEPT = ("format", "backbone", "strategy", "classes", "metrics", "calibration", 
 
 
 def model_facts(record: StudyRecord) -> dict[str, Any] | None:
-    """Return what `best/model.yaml` says of the best trial's model; None if it is not there, or another's."""
+    """Return what `best/model.yaml` says of the best trial's model.
+
+    None if it is not there, is damaged, or is that of another trial.
+    """
     if record.best is None:
         return None
     path = StudyFolder(Path(record.folder)).best / "model.yaml"
     try:
         facts = yaml.load(text_of(path), Loader=SafeLoader)
         if facts["provenance"]["trial"] != record.best.id:
+            return None
+        if not (isinstance(facts["classes"], list) and isinstance(facts["metrics"], dict)):
             return None
         return {name: facts[name] for name in _KEPT if name in facts}
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
