@@ -15,7 +15,7 @@ Shapes: B images, (3, S, S) pixels, or of clips (3, T, S, S), D features, K sour
 """
 
 import copy
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -201,13 +201,17 @@ def check_input(name: str, image_size: int, frames: int) -> None:
         BackboneError: it does not.
     """
     check_image_size(name, image_size)
-    if (accepted := OUTLINES[name].frames) is not None:
+    if reads_clips(name) and (accepted := OUTLINES[name].frames) is not None:
         accepted.check(name, frames)
 
 
+@cache
 def _sides(name: str) -> Sides:
     check(name)
-    return OUTLINES[name].sides
+    if name in OUTLINES:
+        return OUTLINES[name].sides
+    with torch.device("meta"):  # a model that a newer torchvision has, of a family that is known
+        return build(name).sides
 
 
 Layer = nn.Linear | nn.Conv2d | nn.Conv3d
