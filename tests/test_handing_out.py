@@ -8,6 +8,7 @@ import pytest
 from ray.tune.experiment import Experiment
 from ray.tune.search import SearchGenerator
 
+from search.driver import tuner
 from search.driver.trial import SlotTrial
 from search.driver.tuner import Room
 from search.record import reader
@@ -88,3 +89,18 @@ def test_a_study_that_was_cut_off_comes_to_the_same_number_of_trials(
     assert sum(trial.counted for trial in done) == 12
     tried = [tuple(sorted(trial.params.items())) for trial in done]
     assert len(set(tried)) == len(tried), "starts and interrupted trials ran once"
+
+
+def test_a_node_that_is_short_of_memory_is_one_line_and_other_errors_stay(tmp_path: Path) -> None:
+    """The words are those of Ray's memory monitor, which ended a process of Tune's when it was tried."""
+    said = "2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2)"
+    error = RuntimeError(
+        f"Caught unexpected exception: {said} was 4.17GB used / 23.54GB limit (0.17)\n\nMuch"
+    )
+    told = str(tuner.short_of_memory(error, tmp_path))
+    assert told.startswith(
+        f"{tmp_path}: the node must have memory for the study, got 4.17GB used / 23.54GB limit"
+    )
+    assert f"`python -m search resume {tmp_path}` goes on" in told
+    assert "\n" not in told
+    assert tuner.short_of_memory(RuntimeError("Caught unexpected exception: another"), tmp_path) is None

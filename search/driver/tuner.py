@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,16 @@ from ray.tune.search import ConcurrencyLimiter
 from search.driver import process
 from search.driver.callback import StudyCallback
 from search.driver.trial import SlotTrial
-from search.errors import SearchError
+from search.errors import SearchError, SlotsLost
 from search.slots.nodes import HEAD
 from search.suggest.sampler import StudySearcher
 
 TRIAL_RESOURCES = {"cpu": 0, HEAD: 0.001}
 """Resources of a trial's process (SlotTrial): it only waits, so it takes no CPU. The share of HEAD keeps it
 on the head node, beside the exchange."""
+
+LOW_ON_MEMORY = "running low on memory"
+"""Words of Ray's memory monitor."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -98,7 +102,7 @@ def tune(
 
     Raises:
         SettingsIgnored: a worker trained with other settings than were suggested.
-        SlotsLost: the exchange or the supervisor died.
+        SlotsLost: the exchange or the supervisor died, or the node is short of memory.
     """
 
     # Tune creates the trial objects, so they get the exchange as an attribute of a class made for this study.
@@ -132,3 +136,23 @@ def tune(
         if watch.fatal:
             raise watch.fatal from None
         raise
+    except RuntimeError as error:
+        if (short := short_of_memory(error, watch.folder.root)) is not None:
+            raise short from None
+        raise
+
+
+def short_of_memory(error: RuntimeError, root: Path) -> SlotsLost | None:
+    """Return the error for the user if Ray has ended processes of a study for lack of memory, else None.
+
+    Ray's memory monitor may choose the process of a trial in Tune, which Tune does not take for a failed one.
+    """
+    if LOW_ON_MEMORY not in str(error):
+        return None
+    used = re.search(r"[\d.]+GB used / [\d.]+GB limit", str(error))
+    got = used[0] if used else "too little"
+    return SlotsLost(
+        f"{root}: the node must have memory for the study, got {got}, and Ray has ended processes of it. "
+        "The record is whole: lower resources.slots or data.batch_size, and "
+        f"`python -m search resume {root}` goes on."
+    )
