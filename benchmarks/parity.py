@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from finetune.handing_on import onnx_file, parity
 from finetune.handing_on.deployed import Deployed
 from finetune.images.pixels import normalise
-from finetune.model import strategies, weights
+from finetune.model import source_rows, strategies, weights
 from finetune.model.strategies import TransferModel
 from finetune.model_folder import Model
 from finetune.settings import DataSettings, WeightsSettings
@@ -154,7 +154,7 @@ def built(case: Case, pixels: Tensor, classes: int, folder: Path, images: Path) 
                 (backbone(normalise(x, source.mean, source.std)).softmax(dim=1), y)
                 for x, y in data.batches("train", some)
             ]
-        relation = strategies.category_relationship(answers, classes)
+        relation = source_rows.category_relationship(answers, classes)
     net = strategies.build(
         case.strategy,
         backbone,

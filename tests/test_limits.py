@@ -11,7 +11,7 @@ import torch
 from finetune import model_folder
 from finetune.errors import NonFiniteLoss
 from finetune.messages import Effective, Epoch, Keep, Message, Note
-from finetune.model import backbones, strategies
+from finetune.model import backbones, source_rows, strategies
 from finetune.model.known_backbones import OUTLINES
 from finetune.settings import DataSettings, TrialSettings, WeightsSettings
 from finetune.strategy import FUSE
@@ -207,7 +207,7 @@ def test_load_drops_the_relu_behind_mixed_rows_and_keeps_it_behind_the_sources_o
             seed=0,
             **options,
         )
-        return strategies.relus_behind(model.head.new)
+        return source_rows.relus_behind(model.head.new)
 
     assert loaded(tuple("xyz")) == []
     assert len(loaded(tuple("dcba"))) == 1
@@ -223,7 +223,7 @@ def test_a_model_folder_says_whether_the_relu_is_gone_and_older_ones_keep_it(tmp
     settings = settings_of("squeezenet1_1", 33, tmp_path, strategy="load", weights=given, epochs=1)
     train(settings, tmp_path / "trial")
     model_folder.write(tmp_path / "trial" / "b.safetensors", tmp_path / "model", {}, world=World())
-    assert strategies.relus_behind(model_folder.load(tmp_path / "model").net.head.new) == []
+    assert source_rows.relus_behind(model_folder.load(tmp_path / "model").net.head.new) == []
     card = tmp_path / "model" / "model.yaml"
     card.write_text(card.read_text().replace("keeps_relu: false", "other: 1"))
-    assert len(strategies.relus_behind(model_folder.load(tmp_path / "model").net.head.new)) == 1
+    assert len(source_rows.relus_behind(model_folder.load(tmp_path / "model").net.head.new)) == 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from finetune.errors import BackboneError, CheckpointError
-from finetune.model import backbones, strategies, weights
+from finetune.model import backbones, source_rows, strategies, weights
 from finetune.model.backbones import Backbone
 from finetune.model.strategies import TransferModel
 from finetune.settings import ALL, WeightsSettings
@@ -318,14 +318,14 @@ def test_a_trained_state_of_another_model_is_refused_with_the_keys(
 def test_category_relationship_is_the_mean_softmax_of_each_class() -> None:
     _, labels = batch(12)
     answers = torch.randn(12, 7).softmax(dim=1)
-    found = strategies.category_relationship(
+    found = source_rows.category_relationship(
         zip(answers.split(5), labels.split(5), strict=True), len(CLASSES)
     )
     expected = torch.stack([answers[labels == c].double().mean(dim=0) for c in range(len(CLASSES))])
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     with pytest.raises(BackboneError, match=r"got none for labels \[4\]"):
-        strategies.category_relationship([(answers, labels)], len(CLASSES) + 1)
+        source_rows.category_relationship([(answers, labels)], len(CLASSES) + 1)
 
 
 def flowers(folder: Path, per_class: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -347,7 +347,7 @@ def test_load_starts_above_chance_on_real_flowers(name: str, least: float, mater
     data = material / "data" / "flowers5"
     with torch.no_grad():
         answers = [(source.eval()(x).softmax(dim=1), y) for x, y in flowers(data / "train", 30)]
-    mixed = strategies.category_relationship(answers, 5)
+    mixed = source_rows.category_relationship(answers, 5)
     model = build(
         "load", source, classes=tuple("abcde"), relation=mixed, source_names=pretrained.classes
     ).eval()

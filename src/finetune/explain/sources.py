@@ -19,7 +19,7 @@ from torch import Tensor
 from finetune.explain import features
 from finetune.model.backbones import last_layer
 from finetune.model.head import FuseHead, LoadHead, answers_behind_pool, begins_with_pool
-from finetune.model.strategies import mixed_rows
+from finetune.model.source_rows import mixed_rows
 from finetune.settings import WeightsSettings
 from finetune.training import building, shared
 from finetune.training.run import Run

@@ -5,15 +5,15 @@ The frozen blocks come first and stay the same to the bit; the trained blocks an
 Shapes: B images, D pooled features, K source classes, C classes of the new task.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from finetune.errors import BackboneError, CheckpointError, did_you_mean
+from finetune.model import source_rows
 from finetune.model.backbones import Backbone, Layer, last_layer, set_rows
 from finetune.model.dropout import swap_dropout
 from finetune.model.ensemble import EnsembleHead
@@ -224,12 +224,12 @@ def build(
         head_size: hidden units of the new head; 0 makes it one Linear. `load` ignores it.
         dropout: dropout before the last Linear of the new head; under `load` the source FC keeps its own.
         frozen_layers: number of leading blocks to freeze; ALL (-1) freezes every block.
-        relation: for `load`, (C, K) from `category_relationship`; not needed if the class names equal
-            the source's.
+        relation: for `load`, (C, K) from `source_rows.category_relationship`; not needed if the class names
+            equal the source's.
         source_names: names of the source classes in the order of the source FC's outputs, if known.
         seed: seed for the new head's weights; the state of the global generator is left unchanged.
         keeps_relu: for `load`, whether a ReLU behind the source FC's last layer stays (SqueezeNet has one);
-            None: only if the class names equal the source's. See `_without_relu`.
+            None: only if the class names equal the source's. See `source_rows.without_relu`.
         exact: for `exact`, what the head is made of; its weights begin at zero. None: a linear head.
         sample: what the head is made of where samples have text or several frames; None: they are images.
         seen: shape of what the backbone reads of such a sample, (3, S, S) or (3, T, S, S).
@@ -268,7 +268,7 @@ def build(
         elif strategy == LOAD.name:
             by_name = _load_rows(backbone, classes, relation, source_names)
             if not (by_name if keeps_relu is None else keeps_relu):
-                _without_relu(backbone.source_fc)
+                source_rows.without_relu(backbone.source_fc)
             head = LoadHead(backbone.pool, backbone.source_fc)
         elif strategy == ExactHead.strategy:
             head = ExactHead(
@@ -289,41 +289,6 @@ def build(
     if isinstance(head, SampleHead):
         head.cut = (pooled,) if built.pools else _cut_shape(built.prefix, seen)
     return built
-
-
-def relus_behind(source_fc: nn.Module) -> list[str]:
-    """Return the names of the ReLUs behind the last layer of a source FC."""
-    layers = list(source_fc.named_children())
-    last = max(place for place, (_, module) in enumerate(layers) if isinstance(module, Layer))
-    return [name for name, module in layers[last:] if isinstance(module, nn.ReLU)]
-
-
-def category_relationship(answers: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tensor:
-    """Return the mean source softmax over the images of each class, (C, K), float64, on the CPU.
-
-    This is the category relationship p(y_s | y_t) of Co-Tuning (You et al., NeurIPS 2020), learned
-    by its direct approach.
-
-    Args:
-        answers: batches of the source's softmax (B, K), and labels (B,) in 0..C-1; every class must occur.
-        classes: C.
-
-    Raises:
-        BackboneError: a class has no image.
-    """
-    sums = torch.zeros(classes, 1, dtype=torch.float64)  # grows to (C, K) with the first batch
-    counts = torch.zeros(classes, dtype=torch.float64)
-    for softmax, labels in answers:
-        members = F.one_hot(labels.cpu(), classes).double()  # (B, C)
-        sums = sums + members.T @ softmax.cpu().double()
-        counts += members.sum(dim=0)
-    empty = (counts == 0).nonzero().flatten().tolist()
-    if empty:
-        raise BackboneError(
-            f"category relationship: every class must have a training image, got none for labels {empty}. "
-            "Add images of these classes or leave the classes out."
-        )
-    return sums / counts[:, None]
 
 
 @torch.no_grad()
@@ -365,19 +330,14 @@ def _load_rows(
 ) -> bool:
     """Replace the output rows of the source FC by one row per class; return True if they are the source's.
 
-    If the class names equal the source's, rows are copied by name. Otherwise each row is a mixture of the
-    source's rows: W_new = relation @ W, b_new = relation @ b + H(relation), with the entropy H of the class's
-    row. It makes the logit equal to -KL(relation of the class || source softmax of the image), up to a term
-    that all classes share. Without it the classes with the sharpest rows win almost everywhere.
-
-    Accuracy before training, measured at 128 px, without and with the entropy: on flowers5 0.42 and 0.56 for
-    mobilenet_v2, 0.26 and 0.35 for squeezenet1_0; on trashnet_lt 0.45 and 0.49, 0.47 and 0.49.
+    If the class names equal the source's, rows are copied by name. Otherwise they are mixtures of the
+    source's rows, see `source_rows.mixed_rows`.
     """
     layer = last_layer(backbone.source_fc)
     weight = layer.weight
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
     if source_names is not None and sorted(classes) == sorted(source_names):
-        rows = _positions(classes, source_names)
+        rows = source_rows.positions(classes, source_names)
         set_rows(layer, weight[rows], bias[rows])
         return True
     if relation is None or relation.shape != (len(classes), len(weight)):
@@ -387,36 +347,5 @@ def _load_rows(
             f"of shape ({len(classes)}, {len(weight)}), got {got}. "
             f"Give pretrained weights and pass category_relationship(...), or use {REPLACE.name!r}."
         )
-    set_rows(layer, *mixed_rows(layer, relation))
+    set_rows(layer, *source_rows.mixed_rows(layer, relation))
     return False
-
-
-@torch.no_grad()
-def mixed_rows(layer: Layer, relation: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows (C, ...) and biases (C,) of `load` for a category relationship (C, K); see `_load_rows`."""
-    weight = layer.weight
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
-    mixture = relation.to(weight)
-    mixed = (mixture @ weight.flatten(1)).view(-1, *weight.shape[1:])
-    entropy = torch.special.entr(mixture).sum(dim=1)  # (C,), nats
-    return mixed, mixture @ bias + entropy
-
-
-def _without_relu(source_fc: nn.Module) -> None:
-    """Put an identity in the place of a ReLU behind the last layer of a source FC.
-
-    Such a ReLU gives no gradient where a class's output is negative, so that a few steps silence classes for
-    ever. Measured on flowers5 with squeezenet1_0, 64 px, 5 epochs, accuracy with and without it: .22 and .74
-    at a rate of .003, .21 and .74 at .03; before training .50 and .49.
-    """
-    for name in relus_behind(source_fc):
-        setattr(source_fc, name, nn.Identity())
-
-
-def _positions(names: Sequence[str], among: Sequence[str]) -> list[int]:
-    """Return the index of each of `names` in `among`; equal names (ImageNet's `crane`) keep their order."""
-    ordered = sorted(range(len(among)), key=lambda i: among[i])
-    positions = [0] * len(names)
-    for target, source in zip(sorted(range(len(names)), key=lambda i: names[i]), ordered, strict=True):
-        positions[target] = source
-    return positions

@@ -20,7 +20,7 @@ from finetune.evaluation.calibration import Calibration
 from finetune.evaluation.outputs import Outputs
 from finetune.explain import kept, sources
 from finetune.messages import Refit
-from finetune.model import strategies
+from finetune.model import source_rows
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.sample_head import SampleHead, SampleShape
 from finetune.model.strategies import TransferModel
@@ -264,7 +264,7 @@ def head_of(run: Run) -> dict[str, Any]:
     return {
         "size": settings.head_size,
         "dropout": settings.dropout,
-        "keeps_relu": not sample and bool(strategies.relus_behind(head.new)),
+        "keeps_relu": not sample and bool(source_rows.relus_behind(head.new)),
         **_exact(run),
         **sample,
     }

@@ -13,7 +13,7 @@ from finetune.disk import checkpoint
 from finetune.errors import CheckpointError
 from finetune.frozen.features import Inputs
 from finetune.images.batches import ImageData
-from finetune.model import strategies
+from finetune.model import source_rows, strategies
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.known_backbones import reads_clips, seen_shape
 from finetune.model.sample_head import SampleShape
@@ -128,7 +128,7 @@ def _relationship(
         try:
             return checkpoint.read(path)[0]["relation"]
         except CheckpointError:
-            relation = strategies.category_relationship(_answers(inputs), len(data.classes))
+            relation = source_rows.category_relationship(_answers(inputs), len(data.classes))
             checkpoint.write(path, {"relation": relation}, {"backbone": frozen.backbone})
     return relation
 

@@ -21,7 +21,7 @@ from finetune.frozen.features import Feed, Inputs
 from finetune.frozen.samples import rows_of
 from finetune.messages import Effective, Epoch, Keep, Note, Report
 from finetune.metrics import check as check_metric
-from finetune.model import strategies
+from finetune.model import source_rows, strategies
 from finetune.model.backbones import last_layer
 from finetune.model.exact_head import ExactHead, ExactShape
 from finetune.model.head import FuseHead
@@ -235,7 +235,7 @@ def loaded(run: "Run", rows: Rows) -> Loaded | None:
         members = torch.nn.functional.one_hot(rows.labels, rows.classes).double() * used[:, None]
         # A class without an image among those used gets the mean of all.
         relation = (members.T @ answers + answers.mean(0) * 1e-6) / (members.sum(0)[:, None] + 1e-6)
-        weight, bias = strategies.mixed_rows(layer, relation.to(layer.weight))
+        weight, bias = source_rows.mixed_rows(layer, relation.to(layer.weight))
         return weight.flatten(1).T.cpu().float(), bias.cpu().float()
 
     return made
